@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine with Python >= 3.10 and make:  make demo,  make test.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+THREADS ?= 2
+export OMP_NUM_THREADS ?= $(THREADS)
+
+.PHONY: help demo test test-slow lint bench checkpoint clean
+
+help:
+	@echo "make demo       set up .venv, then train, sample, evaluate and report on the 8x8 digits (runs/demo)"
+	@echo "make test       set up .venv, then the test-suite (under 10 minutes)"
+	@echo "make test-slow  the long statistical, training and fault runs"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the benchmark programs; results in benchmarks/results/"
+	@echo "make checkpoint train the digits checkpoint that ships inside the package"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sde-toolkit needs Python >= 3.10, got %d.%d; try: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/sde-toolkit demo --workdir=runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+checkpoint: $(STAMP)
+	$(BIN)/sde-toolkit train --config=digits --workdir=runs/digits-checkpoint
+	$(BIN)/sde-toolkit export --workdir=runs/digits-checkpoint --output=sde_toolkit/checkpoints/digits.safetensors
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

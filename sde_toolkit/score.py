@@ -1,0 +1,172 @@
+"""Score models, and the one place where predictions are converted into each other.
+
+At x_t = alpha x0 + sigma z a model estimates posterior means given x_t: x0_hat = E[x0 | x_t] and z_hat = E[z | x_t],
+with alpha x0_hat + sigma z_hat = x_t and score = -z_hat / sigma (Tweedie).  Every prediction in use is a linear
+combination  raw = a x0_hat + b z_hat  with coefficients that depend on (alpha, sigma) only:
+
+    noise      z_hat                              a = 0         b = 1
+    data       x0_hat                             a = 1         b = 0
+    score      -z_hat / sigma                     a = 0         b = -1 / sigma
+    velocity   alpha z_hat - sigma x0_hat         a = -sigma    b = alpha
+    edm        (x0_hat - c_skip x_t/alpha) / c_out,  nsr = sigma / alpha, d = data_std,
+               c_skip = d^2 / (nsr^2 + d^2), c_out = d nsr / sqrt(nsr^2 + d^2)
+                                                  a = (1 - c_skip) / c_out     b = -c_skip nsr / c_out
+
+so one formula inverts them all: with D = a sigma - alpha b,
+
+    x0_hat = (sigma raw - b x_t) / D,             z_hat = (a x_t - alpha raw) / D
+
+A network sees the state scaled to unit variance, c_in x_t with c_in = 1 / sqrt(alpha^2 d^2 + sigma^2), and the time
+feature 1000 t / T.
+
+References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the velocity; Karras et al., "Elucidating the
+Design Space of Diffusion-Based Generative Models" (2206.00364) for the preconditioning.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.sde import ForwardSDE
+from solvers.terms import expand_like
+
+Prediction = Literal["noise", "data", "velocity", "score", "edm"]
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+
+TIME_SCALE = 1000.0
+
+
+def prediction_coefficients(
+    predicts: str, alpha_t: Tensor, sigma_t: Tensor, data_std: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return (a, b) such that the prediction is a x0_hat + b z_hat; alpha_t and sigma_t with shape () or (B,)."""
+    zero, one = torch.zeros_like(sigma_t), torch.ones_like(sigma_t)
+    if predicts == "noise":
+        return zero, one
+    if predicts == "data":
+        return one, zero
+    if predicts == "score":
+        return zero, -1 / sigma_t
+    if predicts == "velocity":
+        return -sigma_t, alpha_t
+    if predicts == "edm":
+        nsr = sigma_t / alpha_t
+        norm = (nsr.square() + data_std**2).sqrt()
+        return nsr / (data_std * norm), -data_std / norm
+    raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
+
+
+class ScoreModel(ABC):
+    """Anything that estimates the score under a forward process: a network, or data known in closed form.
+
+    Attributes:
+        sde: the forward process.
+        predicts: what ``raw`` returns, one of ``PREDICTIONS``.
+        event_shape: the shape D of one sample, so that states have shape (B, *D).
+        data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input scale.
+        dtype, device: of the states that the model takes.
+    """
+
+    sde: ForwardSDE
+    predicts: str
+    event_shape: tuple[int, ...]
+    data_std: float
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction named by ``predicts`` at x_t with shape (B, *) and t with shape () or (B,)."""
+
+    def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
+        return alpha_t, sigma_t, *prediction_coefficients(self.predicts, alpha_t, sigma_t, self.data_std)
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x0_hat = E[x0 | x_t] with shape (B, *)."""
+        raw = self.raw(x_t, t)
+        if self.predicts == "data":
+            return raw
+        alpha_t, sigma_t, a, b = self._coefficients(t)
+        d = a * sigma_t - alpha_t * b
+        return expand_like(sigma_t / d, raw) * raw - expand_like(b / d, x_t) * x_t
+
+    def noise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """z_hat = E[z | x_t] with shape (B, *)."""
+        raw = self.raw(x_t, t)
+        if self.predicts == "noise":
+            return raw
+        alpha_t, sigma_t, a, b = self._coefficients(t)
+        if self.predicts == "score":
+            return expand_like(-sigma_t, raw) * raw
+        d = a * sigma_t - alpha_t * b
+        return expand_like(a / d, x_t) * x_t - expand_like(alpha_t / d, raw) * raw
+
+    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x_t) = -z_hat / sigma_t with shape (B, *)."""
+        if self.predicts == "score":
+            return self.raw(x_t, t)
+        z_hat = self.noise(x_t, t)
+        return expand_like(-1 / self.sde.sigma(t), z_hat) * z_hat
+
+    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """v_hat = alpha_t z_hat - sigma_t x0_hat with shape (B, *)."""
+        raw = self.raw(x_t, t)
+        if self.predicts == "velocity":
+            return raw
+        alpha_t, sigma_t, a, b = self._coefficients(t)
+        d = a * sigma_t - alpha_t * b
+        keep, mix = (alpha_t * a + sigma_t * b) / d, -(alpha_t.square() + sigma_t.square()) / d
+        return expand_like(keep, x_t) * x_t + expand_like(mix, raw) * raw
+
+
+class NetworkModel(ScoreModel):
+    """A score model whose prediction comes from a network.
+
+    Args:
+        network: called as ``network(x, c)`` with x of shape (B, *) and the time feature c of shape (B,), 0 to 1000;
+            returns the shape of x.
+        sde: the forward process that the network was (or will be) trained under.
+        predicts: what the network puts out.
+        event_shape: the shape D of one sample.
+        data_std: root-mean-square standard deviation of the data.
+
+    Raises:
+        ValueError: an unknown prediction, or ``data_std`` not positive.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: ForwardSDE,
+        predicts: Prediction,
+        event_shape: tuple[int, ...],
+        data_std: float = 1.0,
+    ) -> None:
+        if predicts not in PREDICTIONS:
+            raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
+        if not 0 < data_std < float("inf"):
+            raise ValueError(f"data_std must be a finite positive number, got {data_std}")
+        self.network, self.sde, self.predicts = network, sde, predicts
+        self.event_shape, self.data_std = tuple(event_shape), float(data_std)
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Type of the network's parameters, and so of the states."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Device of the network's parameters."""
+        return next(self.network.parameters()).device
+
+    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's output at x_t with shape (B, *) and t with shape () or (B,)."""
+        alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
+        c_in = (alpha_t.square() * self.data_std**2 + sigma_t.square()).rsqrt()
+        c_noise = (TIME_SCALE / self.sde.T * t).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
+        return self.network(expand_like(c_in, x_t) * x_t, c_noise)

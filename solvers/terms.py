@@ -1,0 +1,87 @@
+"""What is solved: a term states an equation for a batch of independent samples.
+
+    ODE        dy = f(t, y) dt
+    SDE        dy = f(t, y) dt + g(t) dW                  additive noise (g a number or a broadcastable tensor)
+               dy = f(t, y) dt + g(t, y) * dW             diagonal noise (g with the shape of y)
+    Recursion  y_s = a(t, s) y_t + b(t, s) N(t, y_t) + c(t, s) z,      z ~ N(0, I)
+
+The state ``y`` has shape (B, *): dimension 0 counts samples, which never influence each other.  Time ``t`` is a
+tensor of shape () (float64, on the host) on a fixed grid and of shape (B,) (float64, on the state's device) when every
+sample keeps its own time.  Time may run up or down; ``W`` is a Brownian motion in the direction of the run, so that
+``dW`` over a step from t to s has variance |s - t|.
+
+``args`` are tensors with shape (B, *) that belong to the samples (labels, probes); a solver that works on a part of
+the batch hands the matching rows to the functions: ``f(t, y, *args)``.
+
+A recursion is a one-step method written down whole: its coefficients depend on the two times alone, so they are
+computed once per grid in float64 and reach the step as Python floats.  DDPM's ancestral step, DDIM and the
+reverse-diffusion step are recursions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Field = Callable[..., Tensor]
+Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def expand_like(c: Tensor, x: Tensor) -> Tensor:
+    """Return ``c`` with shape () or (B,) so that it broadcasts against ``x`` with shape (B, *), in the dtype of ``x``.
+
+    A scalar is returned as it is: a tensor of shape () never promotes a state of the same kind, and a host scalar
+    combines with a state on any device.
+    """
+    if c.ndim == 0:
+        return c
+    return c.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+@dataclass(frozen=True)
+class ODE:
+    """dy = f(t, y) dt with ``f(t, y, *args) -> (B, *)``."""
+
+    drift: Field
+    args: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class SDE:
+    """dy = f(t, y) dt + g dW, where ``noise`` says what g depends on.
+
+    With ``noise="additive"`` the diffusion is ``g(t) -> () or (B,)``; with ``noise="diagonal"`` it is
+    ``g(t, y, *args) -> (B, *)``, multiplied elementwise, in the sense of Ito.
+    """
+
+    drift: Field
+    diffusion: Callable[..., Tensor]
+    noise: Literal["additive", "diagonal"] = "additive"
+    args: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.noise not in ("additive", "diagonal"):
+            raise ValueError(f"noise must be 'additive' or 'diagonal', got {self.noise!r}")
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """y_s = a y_t + b N(t, y_t) + c z with ``coefficients(ts, ss) -> (a, b, c)`` for whole grids at once.
+
+    Args:
+        drift: N(t, y, *args) with shape (B, *), one evaluation per step.
+        coefficients: maps the start times and end times of all steps (float64, shape (N,)) to three tensors with
+            shape (N,).
+        noisy: whether c differs from zero, that is, whether a noise source is needed.
+    """
+
+    drift: Field
+    coefficients: Coefficients
+    noisy: bool = True
+    args: tuple[Tensor, ...] = field(default=())
+
+
+Term = ODE | SDE | Recursion
