@@ -1,12 +1,172 @@
-"""The discrete chain (stub, being written)."""
+"""The discrete chain: a forward process seen at N + 1 indices.
+
+A forward process x_t = alpha_t x0 + sigma_t z is looked at where t takes N + 1 values; index 0 is the data
+end, index N the prior end.  Between two indices (s = i - 1, t = i) it is the Markov step
+
+    q(x_t | x_s) = N(alpha_{t|s} x_s, sigma_{t|s}^2 I),
+    alpha_{t|s} = alpha_t / alpha_s,             sigma_{t|s}^2 = sigma_t^2 - alpha_{t|s}^2 sigma_s^2
+
+and, given the clean sample, the step back is Gaussian too.  With the noise-to-signal ratio n = sigma / alpha
+and the share of its square that the step removes, gain = 1 - n_s^2 / n_t^2 = (n_t - n_s)(n_t + n_s) / n_t^2,
+
+    q(x_s | x_t, x0) = N(alpha_s [gain x0 + (1 - gain) x_t / alpha_t], sigma_s^2 gain I)
+    sigma_{t|s}^2 = sigma_t^2 gain
+
+where only positive terms are added: nothing cancels, however short the step.  Ancestral sampling draws from
+this law with x0_hat = E[x0 | x_t] in place of x0.  The chain of a variance-preserving process is DDPM, with
+beta_i = 1 - (alpha_i / alpha_{i-1})^2 = sigma_{i|i-1}^2; the chain of a variance-exploding one is SMLD, with
+sigma_0 = sigma_min and not 0.  As N grows the ancestral sampler tends to the reverse SDE, at order 1.
+
+Indices are ints or integer tensors with shape () or (B,).  Tables are float64; a state keeps its own type.
+
+References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239), eq. 4 to 7; Song et
+al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2011.13456), appendices B
+and F; Kingma et al., "Variational Diffusion Models" (2107.00630), appendix A, for general alpha and sigma.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
 from torch import Tensor
 
+from solvers.terms import expand_like
 
+Variance = Literal["small", "large"]
+VARIANCES: tuple[str, ...] = get_args(Variance)
+
+
+def ancestral_coefficients(
+    alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor, variance: Variance = "small"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients (a, b, c) of the ancestral step x_s = a x_t + b x0_hat + c z from t to s < t, any shape.
+
+    Args:
+        alpha_t, sigma_t: signal scale and noise level where the step starts.
+        alpha_s, sigma_s: where it ends.
+        variance: c^2 is sigma_s^2 gain with "small", the law of x_s when x0 is known (right for a point
+            mass), and sigma_t^2 gain = sigma_{t|s}^2 with "large" (right for N(0, I) data under VP).  A step
+            to sigma_s = 0 draws nothing with either: it returns its mean.
+
+    Raises:
+        ValueError: an unknown ``variance``.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+    n_t, n_s = sigma_t / alpha_t, sigma_s / alpha_s
+    gain = (n_t - n_s) * (n_t + n_s) / n_t.square()
+    a, b = alpha_s / alpha_t * (n_s / n_t).square(), alpha_s * gain
+    std = sigma_s if variance == "small" else torch.where(sigma_s > 0, sigma_t, torch.zeros_like(sigma_t))
+    return a, b, std * gain.sqrt()
+
+
+@dataclass(frozen=True, eq=False)
 class Chain:
-    """A forward process seen at N + 1 times."""
+    """A forward process at N + 1 indices: DDPM when it preserves the variance, SMLD when it explodes.
 
-    def __init__(self, alphas: Tensor, sigmas: Tensor, times: Tensor) -> None:
-        self.alphas, self.sigmas, self.times = alphas, sigmas, times
+    Args:
+        alphas: signal scales with shape (N + 1,), float64, positive; index 0 is the data end.
+        sigmas: noise levels with shape (N + 1,), float64; sigmas / alphas increases strictly from 0 or more.
+        times: the times at which a model is asked, with shape (N + 1,), float64.
+
+    Raises:
+        ValueError: shapes that differ, fewer than two indices, or ratios that do not increase.
+    """
+
+    alphas: Tensor
+    sigmas: Tensor
+    times: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(table.shape) for table in (self.alphas, self.sigmas, self.times)]
+        if len(set(shapes)) != 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
+            raise ValueError(
+                f"alphas, sigmas and times must have one shape (N + 1,) with N >= 1, got {shapes}"
+            )
+        for name in ("alphas", "sigmas", "times"):
+            if getattr(self, name).dtype != torch.float64:
+                raise ValueError(f"{name} must be float64, got {getattr(self, name).dtype}; call .double()")
+        positive = bool((self.alphas > 0).all() and self.sigmas[0] >= 0)
+        if not (positive and bool(((self.sigmas / self.alphas).diff() > 0).all())):
+            raise ValueError(
+                "sigmas / alphas must increase strictly from index 0, with alphas > 0 and sigmas[0] >= 0; "
+                "index 0 is the data end, so flip tables that start at the noise"
+            )
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> Chain:
+        """The variance-preserving chain with the given betas, shape (N,), each in (0, 1); times are i / N.
+
+        Raises:
+            ValueError: betas not one-dimensional, or outside (0, 1).
+        """
+        betas = betas.double()
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(f"betas must have shape (N,) with values in (0, 1), got {betas}")
+        log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
+        times = torch.linspace(0, 1, len(betas) + 1, dtype=torch.float64)
+        return cls((0.5 * log_alpha_bar).exp(), (-torch.expm1(log_alpha_bar)).sqrt(), times)
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of steps between the N + 1 indices."""
+        return len(self.alphas) - 1
+
+    @property
+    def betas(self) -> Tensor:
+        """beta_i = 1 - (alpha_i / alpha_{i-1})^2 for i = 1 .. N, with shape (N,)."""
+        ratio = self.alphas[1:] / self.alphas[:-1]
+        return (1 - ratio) * (1 + ratio)
+
+    def q_marginal(self, x0: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean with shape (B, *) and standard deviation, broadcastable to it, of q(x_i | x0)."""
+        index = self._index(i, first=0)
+        return _spread(self.alphas[index], x0) * x0, _spread(self.sigmas[index], x0)
+
+    def q_sample(self, x0: Tensor, i: int | Tensor, z: Tensor) -> Tensor:
+        """Draw x_i = alpha_i x0 + sigma_i z with shape (B, *), for standard normals z with shape (B, *)."""
+        mean, std = self.q_marginal(x0, i)
+        return mean + std * z
+
+    def q_posterior(self, x0: Tensor, x_i: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean with shape (B, *) and variance, broadcastable to it, of q(x_{i-1} | x_i, x0); i = 1 .. N."""
+        a, b, c = (_spread(k, x_i) for k in self._coefficients(i, "small"))
+        return a * x_i + b * x0, c**2
+
+    def ancestral_step(
+        self, x0_hat: Tensor, x_i: Tensor, i: int | Tensor, z: Tensor, variance: Variance = "small"
+    ) -> Tensor:
+        """One step of ancestral sampling, from x_i to x_{i-1}, with shape (B, *).
+
+        Args:
+            x0_hat: estimate of E[x0 | x_i] with shape (B, *), as ``ScoreModel.denoise`` returns it.
+            x_i: the state at index i with shape (B, *).
+            i: from 1 to N.
+            z: standard normals with shape (B, *).
+            variance: "small" or "large", see ``ancestral_coefficients``.
+
+        Raises:
+            ValueError: i outside 1 .. N, or an unknown ``variance``.
+        """
+        a, b, c = (_spread(k, x_i) for k in self._coefficients(i, variance))
+        return a * x_i + b * x0_hat + c * z
+
+    def _coefficients(self, i: int | Tensor, variance: Variance) -> tuple[Tensor, Tensor, Tensor]:
+        t = self._index(i, first=1)
+        s = t - 1
+        return ancestral_coefficients(
+            self.alphas[t], self.sigmas[t], self.alphas[s], self.sigmas[s], variance=variance
+        )
+
+    def _index(self, i: int | Tensor, first: int) -> Tensor:
+        index = torch.as_tensor(i, device=self.alphas.device)
+        if index.is_floating_point() or not bool(((index >= first) & (index <= self.num_steps)).all()):
+            raise ValueError(f"i must hold integers from {first} to num_steps = {self.num_steps}, got {i}")
+        return index
+
+
+def _spread(c: Tensor, x: Tensor) -> Tensor:
+    """Coefficients () or (B,) from the tables, on the device of x and broadcastable against it."""
+    return expand_like(c if c.ndim == 0 else c.to(x.device), x)

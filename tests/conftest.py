@@ -1,0 +1,5 @@
+"""One thread for every test: small tensors gain nothing from more, and results must not depend on it."""
+
+import torch
+
+torch.set_num_threads(1)
