@@ -1,8 +1,8 @@
 """Score models, and the one place where predictions are converted into each other.
 
-At x_t = alpha x0 + sigma z a model estimates posterior means given x_t: x0_hat = E[x0 | x_t] and z_hat = E[z | x_t],
-with alpha x0_hat + sigma z_hat = x_t and score = -z_hat / sigma (Tweedie).  Every prediction in use is a linear
-combination  raw = a x0_hat + b z_hat  with coefficients that depend on (alpha, sigma) only:
+At x_t = alpha x0 + sigma z a model estimates posterior means given x_t: x0_hat = E[x0 | x_t] and z_hat = E[z
+| x_t], with alpha x0_hat + sigma z_hat = x_t and score = -z_hat / sigma (Tweedie).  Every prediction in use
+is a linear combination  raw = a x0_hat + b z_hat  with coefficients that depend on (alpha, sigma) only:
 
     noise      z_hat                              a = 0         b = 1
     data       x0_hat                             a = 1         b = 0
@@ -16,11 +16,11 @@ so one formula inverts them all: with D = a sigma - alpha b,
 
     x0_hat = (sigma raw - b x_t) / D,             z_hat = (a x_t - alpha raw) / D
 
-A network sees the state scaled to unit variance, c_in x_t with c_in = 1 / sqrt(alpha^2 d^2 + sigma^2), and the time
-feature 1000 t / T.
+A network sees the state scaled to unit variance, c_in x_t with c_in = 1 / sqrt(alpha^2 d^2 + sigma^2), and
+the time feature 1000 t / T.
 
-References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the velocity; Karras et al., "Elucidating the
-Design Space of Diffusion-Based Generative Models" (2206.00364) for the preconditioning.
+References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the velocity; Karras et al.,
+"Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364) for the preconditioning.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ TIME_SCALE = 1000.0
 def prediction_coefficients(
     predicts: str, alpha_t: Tensor, sigma_t: Tensor, data_std: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return (a, b) such that the prediction is a x0_hat + b z_hat; alpha_t and sigma_t with shape () or (B,)."""
+    """Return (a, b) such that the prediction is a x0_hat + b z_hat; alpha_t and sigma_t with shape () or
+    (B,)."""
     zero, one = torch.zeros_like(sigma_t), torch.ones_like(sigma_t)
     if predicts == "noise":
         return zero, one
@@ -67,7 +68,8 @@ class ScoreModel(ABC):
         sde: the forward process.
         predicts: what ``raw`` returns, one of ``PREDICTIONS``.
         event_shape: the shape D of one sample, so that states have shape (B, *D).
-        data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input scale.
+        data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input
+            scale.
         dtype, device: of the states that the model takes.
     """
 
@@ -128,8 +130,8 @@ class NetworkModel(ScoreModel):
     """A score model whose prediction comes from a network.
 
     Args:
-        network: called as ``network(x, c)`` with x of shape (B, *) and the time feature c of shape (B,), 0 to 1000;
-            returns the shape of x.
+        network: called as ``network(x, c)`` with x of shape (B, *) and the time feature c of shape (B,), 0 to
+            1000; returns the shape of x.
         sde: the forward process that the network was (or will be) trained under.
         predicts: what the network puts out.
         event_shape: the shape D of one sample.

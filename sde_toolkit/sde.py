@@ -5,12 +5,13 @@ A forward process is given by a signal scale alpha and a noise level sigma, func
     x_t = alpha_t x0 + sigma_t z,          z ~ N(0, I)
     dx  = f(t) x dt + g(t) dW,             f = alpha'/alpha,   g^2 = (sigma^2)' - 2 f sigma^2
 
-and the reverse family, eta >= 0 (0 the probability-flow ODE, 1 Anderson's reverse SDE), run from T down to t_min:
+and the reverse family, eta >= 0 (0 the probability-flow ODE, 1 Anderson's reverse SDE), run from T down to
+t_min:
 
     dx = [ f x - (1 + eta^2)/2 g^2 score(x, t) ] dt + eta g dW
 
-Two ratios appear everywhere: nsr = sigma / alpha (EDM's sigma) and lam = log(alpha / sigma) (DPM-Solver's lambda).
-The variance-preserving processes are written with B(t), the integral of their rate beta from 0 to t:
+Two ratios appear everywhere: nsr = sigma / alpha (EDM's sigma) and lam = log(alpha / sigma) (DPM-Solver's
+lambda). The variance-preserving processes are written with B(t), the integral of their rate beta from 0 to t:
 
     VP       alpha = exp(-B/2),  sigma^2 = 1 - exp(-B),    nsr = sqrt(exp(B) - 1)
     sub-VP   alpha = exp(-B/2),  sigma   = 1 - exp(-B),    nsr = 2 sinh(B/2)
@@ -19,12 +20,13 @@ The variance-preserving processes are written with B(t), the integral of their r
 VE keeps sigma(0) = sigma_min, not 0: at t = 0 its state is data plus noise of that level, and samplers and
 likelihoods treat it so.
 
-Times are tensors of shape () or (B,); every function of t returns the shape and the dtype of t.  Nothing here knows
+Times are tensors of shape () or (B,); every function of t returns the shape and the dtype of t.  Nothing here
+knows
 of networks: a model is any object with the methods of ``sde_toolkit.score.ScoreModel``.
 
-References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2011.13456);
-Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672) for the cosine rate;
-Kingma et al., "Variational Diffusion Models" (2107.00630) for the ratio as the clock.
+References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+(2011.13456); Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672) for the
+cosine rate; Kingma et al., "Variational Diffusion Models" (2107.00630) for the ratio as the clock.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers.terms import expand_like
 from sde_toolkit.ddpm import Chain
+from solvers.terms import expand_like
 
 if TYPE_CHECKING:
     from sde_toolkit.score import ScoreModel
@@ -51,8 +53,8 @@ Function = Callable[[Tensor], Tensor]
 class ForwardSDE(ABC):
     """A linear forward process dx = f(t) x dt + g(t) dW with marginals x_t = alpha_t x0 + sigma_t z.
 
-    A subclass gives closed forms: ``log_alpha``, ``sigma``, ``f``, ``g_squared``, ``nsr`` and ``inverse_nsr``, and the
-    attributes ``T`` and ``prior_std``.
+    A subclass gives closed forms: ``log_alpha``, ``sigma``, ``f``, ``g_squared``, ``nsr`` and
+    ``inverse_nsr``, and the attributes ``T`` and ``prior_std``.
     """
 
     T: float
@@ -103,7 +105,8 @@ class ForwardSDE(ABC):
         return self.prior_std * z
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
-        """Log-density, in nats, of the prior N(0, prior_std^2 I) at x with shape (B, *); returns shape (B,)."""
+        """Log-density, in nats, of the prior N(0, prior_std^2 I) at x with shape (B, *); returns shape
+        (B,)."""
         flat = x.flatten(1)
         constant = flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
         return -0.5 * (flat / self.prior_std).square().sum(1) - constant
@@ -123,7 +126,9 @@ class ForwardSDE(ABC):
             ValueError: ``eta`` is negative or not finite.
         """
         if not (math.isfinite(eta) and eta >= 0):
-            raise ValueError(f"eta must be a finite number >= 0, got {eta}; 1 is the reverse SDE, 0 the probability flow")
+            raise ValueError(
+                f"eta must be a finite number >= 0, got {eta}; 1 is the reverse SDE, 0 the probability flow"
+            )
         weight = 0.5 * (1 + eta**2)
 
         def drift(t: Tensor, x: Tensor) -> Tensor:
@@ -141,7 +146,8 @@ class ForwardSDE(ABC):
 
 
 class Beta(ABC):
-    """The rate of a variance-preserving process: beta(t), its integral B(t), and the inverse of B, on [0, T]."""
+    """The rate of a variance-preserving process: beta(t), its integral B(t), and the inverse of B, on [0,
+    T]."""
 
     T: float
 
@@ -191,7 +197,8 @@ class LinearBeta(Beta):
 class CosineBeta(Beta):
     """alpha(t) = cos(w (t + s)) / cos(w s), w = pi / (2 (1 + s)) (2102.09672, eq. 17).
 
-    The rate diverges at t = 1, so the process stops at T = 0.9946, the end that DPM-Solver (2206.00927) uses for it.
+    The rate diverges at t = 1, so the process stops at T = 0.9946, the end that DPM-Solver (2206.00927) uses
+    for it.
     """
 
     s: float = 0.008
@@ -213,7 +220,9 @@ class CosineBeta(Beta):
         """-2 log alpha(t), with the shape of t, written so that it is exact near t = 0."""
         # cos(w(t+s)) / cos(ws) = cos(wt) - tan(ws) sin(wt) = 1 - [2 sin^2(wt/2) + tan(ws) sin(wt)]
         wt = self._w * t
-        return -2 * torch.log1p(-(2 * torch.sin(0.5 * wt).square() + math.tan(self._w * self.s) * torch.sin(wt)))
+        return -2 * torch.log1p(
+            -(2 * torch.sin(0.5 * wt).square() + math.tan(self._w * self.s) * torch.sin(wt))
+        )
 
     def inverse_integral(self, b: Tensor) -> Tensor:
         """The time at which alpha = exp(-b/2)."""
@@ -236,7 +245,9 @@ class _VariancePreserving(ForwardSDE):
     def __init__(self, beta: Beta | None = None) -> None:
         self.beta = LinearBeta() if beta is None else beta
         if not isinstance(self.beta, Beta):
-            raise TypeError(f"beta must be a Beta such as LinearBeta(0.1, 20.0) or CosineBeta(), got {beta!r}")
+            raise TypeError(
+                f"beta must be a Beta such as LinearBeta(0.1, 20.0) or CosineBeta(), got {beta!r}"
+            )
         self.T = self.beta.T
 
     def __repr__(self) -> str:
@@ -252,7 +263,8 @@ class _VariancePreserving(ForwardSDE):
 
 
 class VPSDE(_VariancePreserving):
-    """The variance-preserving process dx = -beta x dt / 2 + sqrt(beta) dW (2011.13456, eq. 11); DDPM's limit."""
+    """The variance-preserving process dx = -beta x dt / 2 + sqrt(beta) dW (2011.13456, eq. 11); DDPM's
+    limit."""
 
     def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - exp(-B)), with the shape of t."""
@@ -292,9 +304,11 @@ class SubVPSDE(_VariancePreserving):
 
 
 class VESDE(ForwardSDE):
-    """The variance-exploding process (2011.13456, eq. 9): alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t.
+    """The variance-exploding process (2011.13456, eq. 9): alpha = 1, sigma = sigma_min (sigma_max /
+    sigma_min)^t.
 
-    sigma(0) = sigma_min, not 0: time 0 is the data blurred by noise of that level.  The prior is N(0, sigma_max^2 I).
+    sigma(0) = sigma_min, not 0: time 0 is the data blurred by noise of that level.  The prior is N(0,
+    sigma_max^2 I).
     """
 
     T = 1.0
@@ -337,7 +351,8 @@ class VESDE(ForwardSDE):
 
 
 class CustomSDE(ForwardSDE):
-    """A forward process from alpha and sigma alone; f and g come by differentiation, the inverse of nsr by bisection.
+    """A forward process from alpha and sigma alone; f and g come by differentiation, the inverse of nsr by
+    bisection.
 
     Args:
         alpha: t -> alpha_t, positive, elementwise and differentiable by autograd.
@@ -346,24 +361,31 @@ class CustomSDE(ForwardSDE):
         prior_std: standard deviation of the prior; sigma(T) when not given.
 
     Raises:
-        ValueError: alpha or sigma is not positive and finite on (0, T], or sigma / alpha does not increase there.
+        ValueError: alpha or sigma is not positive and finite on (0, T], or sigma / alpha does not increase
+            there.
     """
 
     _CHECKED_TIMES = 129
     _BISECTIONS = 70
 
-    def __init__(self, alpha: Function, sigma: Function, T: float = 1.0, prior_std: float | None = None) -> None:
+    def __init__(
+        self, alpha: Function, sigma: Function, T: float = 1.0, prior_std: float | None = None
+    ) -> None:
         _require_positive("T", T)
         self._alpha, self._sigma, self.T = alpha, sigma, float(T)
         t = torch.linspace(0, T, self._CHECKED_TIMES, dtype=torch.float64)[1:]
         a, s = alpha(t), sigma(t)
         for name, value in (("alpha", a), ("sigma", s)):
             if value.shape != t.shape:
-                raise ValueError(f"{name}(t) must have the shape of t, got {tuple(value.shape)} for {tuple(t.shape)}")
+                raise ValueError(
+                    f"{name}(t) must have the shape of t, got {tuple(value.shape)} for {tuple(t.shape)}"
+                )
             if not bool((value.isfinite() & (value > 0)).all()):
                 raise ValueError(f"{name}(t) must be finite and positive for 0 < t <= T = {T}")
         if not bool(((s / a).diff() > 0).all()):
-            raise ValueError(f"sigma(t) / alpha(t) must increase strictly on (0, {T}]; swap or correct the functions")
+            raise ValueError(
+                f"sigma(t) / alpha(t) must increase strictly on (0, {T}]; swap or correct the functions"
+            )
         self.prior_std = float(s[-1]) if prior_std is None else float(prior_std)
         _require_positive("prior_std", self.prior_std)
 

@@ -1,21 +1,23 @@
 """What is solved: a term states an equation for a batch of independent samples.
 
     ODE        dy = f(t, y) dt
-    SDE        dy = f(t, y) dt + g(t) dW                  additive noise (g a number or a broadcastable tensor)
+    SDE        dy = f(t, y) dt + g(t) dW                  additive noise (g a number or a broadcastable
+    tensor)
                dy = f(t, y) dt + g(t, y) * dW             diagonal noise (g with the shape of y)
     Recursion  y_s = a(t, s) y_t + b(t, s) N(t, y_t) + c(t, s) z,      z ~ N(0, I)
 
-The state ``y`` has shape (B, *): dimension 0 counts samples, which never influence each other.  Time ``t`` is a
-tensor of shape () (float64, on the host) on a fixed grid and of shape (B,) (float64, on the state's device) when every
-sample keeps its own time.  Time may run up or down; ``W`` is a Brownian motion in the direction of the run, so that
-``dW`` over a step from t to s has variance |s - t|.
+The state ``y`` has shape (B, *): dimension 0 counts samples, which never influence each other.  Time ``t`` is
+a tensor of shape () (float64, on the host) on a fixed grid and of shape (B,) (float64, on the state's device)
+when every sample keeps its own time.  Time may run up or down; ``W`` is a Brownian motion in the direction of
+the run, so that ``dW`` over a step from t to s has variance |s - t|.
 
-``args`` are tensors with shape (B, *) that belong to the samples (labels, probes); a solver that works on a part of
+``args`` are tensors with shape (B, *) that belong to the samples (labels, probes); a solver that works on a
+part of
 the batch hands the matching rows to the functions: ``f(t, y, *args)``.
 
-A recursion is a one-step method written down whole: its coefficients depend on the two times alone, so they are
-computed once per grid in float64 and reach the step as Python floats.  DDPM's ancestral step, DDIM and the
-reverse-diffusion step are recursions.
+A recursion is a one-step method written down whole: its coefficients depend on the two times alone, so they
+are computed once per grid in float64 and reach the step as Python floats.  DDPM's ancestral step, DDIM and
+the reverse-diffusion step are recursions.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:
-    """Return ``c`` with shape () or (B,) so that it broadcasts against ``x`` with shape (B, *), in the dtype of ``x``.
+    """Return ``c`` with shape () or (B,) so that it broadcasts against ``x`` with shape (B, *), in the dtype
+    of ``x``.
 
-    A scalar is returned as it is: a tensor of shape () never promotes a state of the same kind, and a host scalar
-    combines with a state on any device.
+    A scalar is returned as it is: a tensor of shape () never promotes a state of the same kind, and a host
+    scalar combines with a state on any device.
     """
     if c.ndim == 0:
         return c
@@ -73,8 +76,8 @@ class Recursion:
 
     Args:
         drift: N(t, y, *args) with shape (B, *), one evaluation per step.
-        coefficients: maps the start times and end times of all steps (float64, shape (N,)) to three tensors with
-            shape (N,).
+        coefficients: maps the start times and end times of all steps (float64, shape (N,)) to three tensors
+            with shape (N,).
         noisy: whether c differs from zero, that is, whether a noise source is needed.
     """
 

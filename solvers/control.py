@@ -1,0 +1,141 @@
+"""Where steps end: a fixed grid, or a step size controlled per sample.
+
+Fixed grid.  Points t_0, ..., t_N in float64 on the host, strictly monotone, up or down; the run lands on each
+of them exactly.
+
+Adaptive.  For a method with an embedded error estimate e of order p - 1 each sample measures
+
+    E = rms( e / (atol + rtol max(|y_t|, |y_s|)) )        over its own elements,
+
+accepts the step if E <= 1, and multiplies its step size by
+
+    clip( safety E^(-k_I / p) E_previous^(k_P / p), min_factor, max_factor )        (a PI controller),
+
+never growing right after a rejection.  Powers are taken as products of repeated square roots, which every
+device rounds alike, so that a sample's steps do not depend on its neighbours in the batch.
+
+Reference: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", sections II.4 and IV.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_POWER_BITS = 8
+
+
+def _increasing_or_decreasing(ts: Tensor) -> bool:
+    steps = ts.diff()
+    return bool((steps > 0).all() or (steps < 0).all())
+
+
+class FixedGrid:
+    """The times at which the steps of a run begin and end.
+
+    Args:
+        ts: at least two times, strictly increasing or strictly decreasing; kept in float64 on the host.
+
+    Raises:
+        ValueError: the times are too few, not finite or not monotone.
+    """
+
+    def __init__(self, ts: Tensor | Sequence[float]) -> None:
+        grid = torch.as_tensor(ts).detach().to("cpu", torch.float64).clone()
+        if grid.ndim != 1 or grid.numel() < 2:
+            raise ValueError(
+                f"a grid needs at least two times in one dimension, got shape {tuple(grid.shape)}"
+            )
+        if not bool(grid.isfinite().all()):
+            raise ValueError("a grid needs finite times, got nan or inf")
+        if not _increasing_or_decreasing(grid):
+            raise ValueError(
+                "the times of a grid must strictly increase or strictly decrease; sort them, drop duplicates"
+            )
+        self.ts = grid
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, one less than the number of times."""
+        return self.ts.numel() - 1
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Per-sample step-size control from t0 to t1.
+
+    Args:
+        t0, t1: ends of the interval; time runs down when t1 < t0.
+        rtol, atol: tolerances per element; rtol is raised to 10 machine epsilons of the state's type.
+        first_step: size of the first step, found from the field when None.
+        max_steps: attempted steps per sample before it stops with the status MAX_STEPS.
+        safety, min_factor, max_factor, k_i, k_p: the controller's constants (see the module's text).
+
+    Raises:
+        ValueError: an empty or infinite interval, a tolerance or a limit out of range.
+    """
+
+    t0: float
+    t1: float
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    first_step: float | None = None
+    max_steps: int = 10_000
+    safety: float = 0.9
+    min_factor: float = 0.2
+    max_factor: float = 5.0
+    k_i: float = 0.7
+    k_p: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.t0) and math.isfinite(self.t1)) or self.t0 == self.t1:
+            raise ValueError(f"t0 and t1 must be finite and differ, got {self.t0} and {self.t1}")
+        if not (0 <= self.rtol < math.inf and 0 <= self.atol < math.inf and self.rtol + self.atol > 0):
+            raise ValueError(
+                f"rtol and atol must be >= 0 and not both 0, got rtol = {self.rtol}, atol = {self.atol}"
+            )
+        if self.first_step is not None and not 0 < self.first_step < math.inf:
+            raise ValueError(f"first_step must be a positive length or None, got {self.first_step}")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+
+    @property
+    def direction(self) -> float:
+        """+1 when time runs up, -1 when it runs down."""
+        return math.copysign(1.0, self.t1 - self.t0)
+
+    def tolerance(self, y: Tensor, y_next: Tensor) -> Tensor:
+        """atol + rtol max(|y|, |y_next|), elementwise, with the shape of y."""
+        rtol = max(self.rtol, 10 * torch.finfo(y.dtype).eps)
+        return self.atol + rtol * torch.maximum(y.abs(), y_next.abs())
+
+    def factor(self, error: Tensor, previous: Tensor, accepted: Tensor, order: int) -> Tensor:
+        """What to multiply the step size by; errors E with shape (B,) in float64."""
+        floor = torch.finfo(torch.float64).tiny
+        grow = power(previous.clamp(min=floor), self.k_p / order) / power(
+            error.clamp(min=floor), self.k_i / order
+        )
+        most = torch.where(accepted, self.max_factor, 1.0)
+        return (self.safety * grow).clamp(min=self.min_factor).minimum(most)
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x ** exponent for x > 0 and 0 <= exponent < 1, the exponent rounded to 8 binary digits, by square
+    roots."""
+    result, root = torch.ones_like(x), x
+    digits = round(exponent * 2**_POWER_BITS)
+    for bit in reversed(range(_POWER_BITS)):
+        root = root.sqrt()
+        if digits >> bit & 1:
+            result = result * root
+    return result
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over each sample's elements, in float64; x with shape (B, *), the result with shape
+    (B,)."""
+    return x.flatten(1).to(torch.float64).square().mean(1).sqrt()

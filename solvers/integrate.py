@@ -1,0 +1,372 @@
+"""The loop: a term, a method and a rule for the steps make a solution.
+
+Every sample of the batch is a problem of its own.  On a fixed grid all take the same steps, and nothing on
+the way waits for the device; only at the end is the result looked at, and a run that ended badly is repeated
+with a look at every step, to say where it broke.  Under adaptive control each sample has its own time, step
+size, error and status; samples that have finished or failed leave the batch and cost nothing.
+
+Status of a sample: SUCCESS; NONFINITE, the state or its error estimate became nan or inf (for adaptive
+control: and stayed so after the step was cut several times); STEP_UNDERFLOW, the step fell below the spacing
+of floating-point times; MAX_STEPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.brownian import NoiseSource
+from solvers.control import Adaptive, FixedGrid, power, rms
+from solvers.methods import Integrator, Interval, Method
+from solvers.terms import SDE, Recursion, Term, expand_like
+
+AfterStep = Callable[[Interval, Tensor], Tensor]
+
+_NONFINITE_TRIALS = 8
+
+
+class Status(IntEnum):
+    """How the run of one sample ended."""
+
+    SUCCESS = 0
+    NONFINITE = 1
+    STEP_UNDERFLOW = 2
+    MAX_STEPS = 3
+
+
+class SolverError(RuntimeError):
+    """A run that did not reach its end.
+
+    Attributes:
+        status: the ``Status`` of the first failing sample.
+        samples: the failing samples' indices in the batch.
+        t, h: time and signed step size at which the first of them failed.
+    """
+
+    def __init__(self, message: str, status: Status, samples: tuple[int, ...], t: float, h: float) -> None:
+        super().__init__(message)
+        self.status, self.samples, self.t, self.h = status, samples, t, h
+
+
+@dataclass(frozen=True)
+class SaveAt:
+    """What a solution keeps: the end, or the state after every step of a fixed grid, or a function of those.
+
+    Args:
+        steps: keep the start and the state after every step instead of the end alone.
+        function: applied to (t, y) before keeping; y with shape (B, *).
+    """
+
+    steps: bool = False
+    function: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def of(self, t: Tensor, y: Tensor) -> Tensor:
+        """What is kept of the state y at time t."""
+        return y if self.function is None else self.function(t, y)
+
+
+END = SaveAt()
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts with shape (B,): evaluations of the drift, steps taken, steps rejected."""
+
+    nfe: Tensor
+    num_steps: Tensor
+    num_rejected: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Saved times (S,), what was saved there (S, B, *), counts and ``Status`` per sample (B,)."""
+
+    ts: Tensor
+    ys: Tensor
+    stats: Stats
+    status: Tensor
+
+    @property
+    def y(self) -> Tensor:
+        """What was saved last, with shape (B, *)."""
+        return self.ys[-1]
+
+
+def solve(
+    term: Term,
+    y0: Tensor,
+    method: Method | Integrator,
+    control: FixedGrid | Adaptive,
+    *,
+    noise: NoiseSource | None = None,
+    save: SaveAt = END,
+    after_step: AfterStep | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Integrate a term for a batch of samples.
+
+    Args:
+        term: the equation, ``ODE``, ``SDE`` or ``Recursion``.
+        y0: start with shape (B, *), floating point.
+        method: a ``Method``, or an ``Integrator`` such as those of ``solvers.reference``.
+        control: ``FixedGrid(ts)`` or ``Adaptive(t0, t1, ...)``.
+        noise: source of normals with shape (B, *), wanted by terms with noise.
+        save: what to keep.
+        after_step: called as ``after_step(interval, y) -> y`` after every step of a fixed grid (correctors,
+            thresholding, progress).
+        throw: raise ``SolverError`` if a sample fails; otherwise its status tells.
+
+    Raises:
+        TypeError, ValueError: the parts do not fit together; raised before the first evaluation.
+        SolverError: a sample failed and ``throw`` is true; names status, samples, t and h.
+    """
+    _check(term, y0, method, control, noise, save, after_step)
+    if isinstance(method, Integrator):
+        solution = method.integrate(term, y0, control, noise, save)
+        return _finish(solution, None, None, throw)
+    if isinstance(control, Adaptive):
+        solution, where = _run_adaptive(term, y0, method, control, save)
+        return _finish(solution, where[0], where[1], throw)
+    solution = _run_fixed(term, y0, method, control, noise, save, after_step)
+    if not throw or not bool(solution.status.any()):
+        return solution
+    index = _first_break(term, y0, method, control, noise, after_step)
+    h = control.ts.diff()[index]
+    return _finish(solution, control.ts[index].expand(len(y0)), h.expand(len(y0)), throw)
+
+
+def _check(
+    term: Term,
+    y0: Tensor,
+    method: Method | Integrator,
+    control: FixedGrid | Adaptive,
+    noise: NoiseSource | None,
+    save: SaveAt,
+    after_step: AfterStep | None,
+) -> None:
+    if y0.ndim < 1 or not y0.is_floating_point():
+        raise ValueError(f"y0 must be floating point with shape (B, *), got {y0.dtype} {tuple(y0.shape)}")
+    if isinstance(method, Integrator):
+        return
+    if not isinstance(term, method.terms):
+        wanted = " or ".join(kind.__name__ for kind in method.terms)
+        raise TypeError(
+            f"method {method.name} integrates {wanted}, got {type(term).__name__}; choose another method"
+        )
+    if isinstance(control, Adaptive):
+        if not method.has_error:
+            raise ValueError(
+                f"method {method.name} has no error estimate for adaptive control; give it a FixedGrid"
+            )
+        if save.steps or after_step is not None:
+            raise ValueError("saving every step and after_step need a FixedGrid, got Adaptive control")
+    noisy = isinstance(term, SDE) or (isinstance(term, Recursion) and term.noisy)
+    if noisy and noise is None:
+        raise ValueError(
+            f"a {type(term).__name__} with noise needs noise=, for instance Normals(seed, B, event_shape)"
+        )
+
+
+class _Counter:
+    """A drift that counts its evaluations and passes the samples' own arguments on."""
+
+    def __init__(self, term: Term) -> None:
+        self._drift, self.args, self.calls = term.drift, term.args, 0
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return self._drift(t, y, *self.args)
+
+
+def _bind(term: Term, counter: _Counter) -> Any:
+    """The term with a counted drift and a diffusion that need no further arguments."""
+    if isinstance(term, SDE) and term.noise == "diagonal":
+        g = term.diffusion
+        return replace(term, drift=counter, diffusion=lambda t, y: g(t, y, *counter.args))
+    return replace(term, drift=counter)
+
+
+def _run_fixed(
+    term: Term,
+    y: Tensor,
+    method: Method,
+    grid: FixedGrid,
+    noise: NoiseSource | None,
+    save: SaveAt,
+    after_step: AfterStep | None,
+) -> Solution:
+    counter = _Counter(term)
+    bound = _bind(term, counter)
+    times, lengths = grid.ts.unbind(), grid.ts.diff().tolist()
+    kept = [save.of(times[0], y)] if save.steps else []
+    carry = method.start(bound, times[0], y, grid)
+    for index, h in enumerate(lengths):
+        interval = Interval(index, times[index], times[index + 1], h)
+        y, _, carry = method.step(bound, interval, y, carry, noise)
+        if after_step is not None:
+            y = after_step(interval, y)
+            carry = None if method.first_same_as_last else carry
+        if save.steps:
+            kept.append(save.of(interval.s, y))
+    finite = y.detach().flatten(1).isfinite().all(1)
+    ys = torch.stack(kept) if save.steps else save.of(times[-1], y)[None]
+    count = torch.ones(len(y), dtype=torch.int64, device=y.device)
+    stats = Stats(counter.calls * count, grid.num_steps * count, 0 * count)
+    status = torch.where(finite, int(Status.SUCCESS), int(Status.NONFINITE))
+    return Solution(grid.ts if save.steps else grid.ts[-1:], ys, stats, status)
+
+
+@torch.no_grad()
+def _first_break(
+    term: Term,
+    y: Tensor,
+    method: Method,
+    grid: FixedGrid,
+    noise: NoiseSource | None,
+    after_step: AfterStep | None,
+) -> int:
+    """Repeat a run that ended badly and return the number of its first step with a non-finite result."""
+    bound = _bind(term, _Counter(term))
+    times, lengths = grid.ts.unbind(), grid.ts.diff().tolist()
+    carry = method.start(bound, times[0], y, grid)
+    for index, h in enumerate(lengths):
+        interval = Interval(index, times[index], times[index + 1], h)
+        y, _, carry = method.step(bound, interval, y, carry, noise)
+        if after_step is not None:
+            y = after_step(interval, y)
+            carry = None if method.first_same_as_last else carry
+        if not bool(y.isfinite().all()):
+            return index
+    return grid.num_steps - 1
+
+
+def _finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool) -> Solution:
+    """Raise the error of the first failing sample, or hand the solution back."""
+    failed = solution.status.nonzero().flatten().tolist()
+    if not failed or not throw:
+        return solution
+    first = failed[0]
+    status = Status(int(solution.status[first]))
+    where, length = (float(v[first]) if v is not None else float("nan") for v in (t, h))
+    cause = {
+        Status.NONFINITE: "the state or its derivative became nan or inf",
+        Status.STEP_UNDERFLOW: "the step size fell below the spacing of floating-point times; loosen rtol and atol",
+        Status.MAX_STEPS: "max_steps was reached; loosen rtol and atol or raise max_steps",
+    }[status]
+    shown = ("sample " if len(failed) == 1 else "samples ") + ", ".join(map(str, failed[:8]))
+    shown += (", ..." if len(failed) > 8 else "") + f" of {len(solution.status)} failed"
+    message = f"{status.name}: {shown} at t = {where:.9g}, h = {length:.3g}: {cause}"
+    raise SolverError(message, status, tuple(failed), where, length)
+
+
+def _first_size(term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Adaptive, order: int) -> Tensor:
+    """Hairer's starting step size, per sample, with shape (B,) in float64, unsigned; one evaluation."""
+    span = abs(control.t1 - control.t0)
+    if control.first_step is not None:
+        return torch.full((len(y),), min(control.first_step, span), dtype=torch.float64, device=y.device)
+    scale = control.tolerance(y, y)
+    d0, d1 = rms(y / scale), rms(k / scale)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6 * span, 0.01 * d0 / d1).clamp(max=span)
+    signed = control.direction * h0
+    k1 = term.drift(control.t0 + signed, y + expand_like(signed, y) * k)
+    d2 = rms((k1 - k) / scale) / h0
+    largest = torch.maximum(d1, d2)
+    h1 = power((0.01 / largest).clamp(max=1.0), 1 / (order + 1)) * torch.where(largest > 0.01, 1.0, span)
+    guess = torch.where(largest <= 1e-15, torch.clamp(1e-3 * h0, min=1e-6 * span), h1)
+    return torch.minimum(100 * h0, guess).nan_to_num(1e-6 * span, 1e-6 * span).clamp(max=span)
+
+
+def _run_adaptive(
+    term: Term, y0: Tensor, method: Method, control: Adaptive, save: SaveAt
+) -> tuple[Solution, tuple[Tensor, Tensor]]:
+    """Each sample at its own pace; returns the solution and, per sample, the last time and step tried."""
+    counter = _Counter(term)
+    run = _Paces(y0, control)
+    bound = _bind(term, counter)
+    start = torch.full((len(y0),), control.t0, dtype=torch.float64, device=y0.device)
+    carry = method.start(bound, start, y0, None)
+    k = carry if carry is not None else bound.drift(start, y0)
+    run.h = control.direction * _first_size(bound, counter, y0, k, control, method.order)
+    run.nfe += counter.calls
+    y, all_args = y0, counter.args
+    while run.active.numel():
+        rows, calls = run.active, counter.calls
+        t, h, s = run.propose()
+        counter.args = tuple(arg[rows] for arg in all_args)
+        step = method.step(bound, Interval(0, t, s, expand_like(h, y)), y, carry, None)
+        assert step.error is not None
+        run.nfe[rows] += counter.calls - calls
+        error = rms(step.error / control.tolerance(y, step.y))
+        accepted = run.judge(t, h, s, error, step.y, method.order)
+        mask = expand_like(accepted, y).bool()
+        y = torch.where(mask, step.y, y)
+        carry = None if carry is None else torch.where(mask, step.carry, carry)
+        y, carry = run.retire(y, carry)
+    ys = save.of(torch.tensor(control.t1, dtype=torch.float64), run.end)[None]
+    stats = Stats(run.nfe, run.taken, run.rejected)
+    ts = torch.tensor([control.t1], dtype=torch.float64)
+    return Solution(ts, ys, stats, run.status), (run.t, run.h)
+
+
+class _Paces:
+    """Time, step size, last error, counts and status of every sample under adaptive control, each with shape
+    (B,)."""
+
+    def __init__(self, y0: Tensor, control: Adaptive) -> None:
+        count, device = len(y0), y0.device
+        self.control = control
+        self.t = torch.full((count,), control.t0, dtype=torch.float64, device=device)
+        self.h = torch.zeros_like(self.t)
+        self.previous = torch.ones_like(self.t)
+        self.nfe, self.taken, self.rejected, self.trials = torch.zeros(
+            (4, count), dtype=torch.int64, device=device
+        )
+        self.status = torch.zeros(count, dtype=torch.int64, device=device)
+        self.active = torch.arange(count, device=device)
+        self.end = y0.clone()
+
+    def propose(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(t, h, s) of the active samples; the last step ends exactly at t1."""
+        t, h = self.t[self.active], self.h[self.active]
+        left = self.control.t1 - t
+        last = h.abs() >= left.abs() * (1 - 1e-9)
+        return t, torch.where(last, left, h), torch.where(last, self.control.t1, t + h)
+
+    def judge(self, t: Tensor, h: Tensor, s: Tensor, error: Tensor, y_next: Tensor, order: int) -> Tensor:
+        """Accept or reject the step of every active sample, and set its next size and status."""
+        rows, control = self.active, self.control
+        finite = error.isfinite() & y_next.detach().flatten(1).isfinite().all(1)
+        accepted = finite & (error <= 1)
+        factor = control.factor(error, self.previous[rows], accepted, order)
+        factor = torch.where(finite, factor, control.min_factor)
+        self.t[rows] = torch.where(accepted, s, t)
+        self.h[rows] = h * factor
+        self.previous[rows] = torch.where(accepted, error.clamp(min=1e-4), self.previous[rows])
+        self.taken[rows] += accepted
+        self.rejected[rows] += ~accepted
+        self.trials[rows] = torch.where(finite, 0, self.trials[rows] + 1)
+        spacing = 16 * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), s.abs())
+        status = torch.zeros_like(rows)
+        status[self.taken[rows] + self.rejected[rows] >= control.max_steps] = int(Status.MAX_STEPS)
+        underflow = ~accepted & ((h * factor).abs() <= spacing)
+        status[underflow] = int(Status.STEP_UNDERFLOW)
+        status[(underflow & ~finite) | (self.trials[rows] > _NONFINITE_TRIALS)] = int(Status.NONFINITE)
+        status[self.t[rows] == control.t1] = int(Status.SUCCESS)
+        self.status[rows] = status
+        return accepted
+
+    def retire(self, y: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Take finished and failed samples out of the batch."""
+        rows = self.active
+        running = (self.status[rows] == 0) & (self.t[rows] != self.control.t1)
+        if bool(running.all()):
+            return y, carry
+        done = ~running
+        self.end[rows[done]] = y[done]
+        self.active = rows[running]
+        return y[running], None if carry is None else carry[running]

@@ -1,0 +1,265 @@
+"""One-step methods: declared facts and a tableau.
+
+A Runge-Kutta method with coefficients (a, b, c) takes the step from t to s = t + h by
+
+    k_i = f(t + c_i h,  y + h sum_{j<i} a_ij k_j),       y_s = y + h sum_i b_i k_i,
+
+and estimates its error by h sum_i (b_i - b^_i) k_i where a second set of weights b^ is given.  When the last
+stage is the field at (s, y_s) ("first same as last") it serves as the first stage of the next step.
+
+Every method states its facts as attributes: ``order`` (for ODEs), ``strong_order`` and ``weak_order`` (for
+SDEs), ``nfe_per_step``, the terms it accepts.  Constructors refuse by them and tests measure them.
+
+References: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I" (2nd ed.), table II.1.2
+and II.5.2 (Dormand-Prince); Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations",
+section 10.2.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from solvers.brownian import NoiseSource
+from solvers.control import Adaptive, FixedGrid
+from solvers.terms import ODE, SDE, Recursion, Term, expand_like
+
+if TYPE_CHECKING:
+    from solvers.integrate import SaveAt, Solution
+
+
+class Interval(NamedTuple):
+    """One step: its number, its ends, and its signed length h = s - t.
+
+    On a fixed grid t and s have shape () and h is a number; otherwise t and s have shape (B,) and h
+    broadcasts against the state.
+    """
+
+    number: int
+    t: Tensor
+    s: Tensor
+    h: float | Tensor
+
+
+class Step(NamedTuple):
+    """The state at s with shape (B, *), the embedded error or None, and what the method carries to the next
+    step."""
+
+    y: Tensor
+    error: Tensor | None
+    carry: Any
+
+
+class Method(ABC):
+    """A rule for one step, driven by the loop of ``solvers.solve``.
+
+    Attributes:
+        name: for messages and records.
+        terms: the kinds of term that it can integrate.
+        order: global order of the deterministic error.
+        strong_order, weak_order: the same for SDEs with additive noise; None where the method takes no noise.
+        nfe_per_step: evaluations of the drift per step (after the first step, where the first stage is
+            carried over).
+        has_error: whether steps come with an error estimate, which adaptive control needs.
+        first_same_as_last: whether a step hands its last stage to the next one, as ``carry``; with ``carry``
+            None the step evaluates its first stage itself.
+    """
+
+    name: str
+    terms: tuple[type, ...]
+    order: int
+    strong_order: float | None = None
+    weak_order: float | None = None
+    nfe_per_step: int
+    has_error: bool = False
+    first_same_as_last: bool = False
+
+    @abstractmethod
+    def start(self, term: Any, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Any:
+        """What the first step needs: coefficients computed once per grid, a first stage, or None."""
+
+    @abstractmethod
+    def step(self, term: Any, interval: Interval, y: Tensor, carry: Any, noise: NoiseSource | None) -> Step:
+        """Advance y with shape (B, *) over the interval."""
+
+
+class Integrator(ABC):
+    """A foreign solver that does the whole run itself; ``solvers.solve`` hands the problem over."""
+
+    name: str
+
+    @abstractmethod
+    def integrate(
+        self, term: Term, y0: Tensor, control: FixedGrid | Adaptive, noise: NoiseSource | None, save: SaveAt
+    ) -> Solution:
+        """Solve the term from y0 with shape (B, *)."""
+
+
+@dataclass(frozen=True)
+class RungeKutta(Method):
+    """An explicit Runge-Kutta method given by its tableau.
+
+    Args:
+        name: for messages and records.
+        order: of the propagated solution.
+        a: rows of the lower triangle, without the empty first row.
+        b: weights of the solution.
+        c: nodes of the stages after the first.
+        b_error: b minus the embedded weights, or None.
+
+    Whether the last stage can be carried over follows from the tableau: its row of ``a`` equals ``b``.
+    """
+
+    name: str
+    order: int
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    b_error: tuple[float, ...] | None = None
+    terms = (ODE,)
+
+    def __post_init__(self) -> None:
+        if len(self.b) != len(self.a) + 1 or len(self.c) != len(self.a):
+            raise ValueError(
+                f"{self.name}: {len(self.b)} weights need {len(self.b) - 1} rows in a and as many nodes c"
+            )
+
+    @property
+    def first_same_as_last(self) -> bool:  # type: ignore[override]
+        """Whether the last stage is evaluated at the step's own result."""
+        return bool(self.a) and self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
+
+    @property
+    def nfe_per_step(self) -> int:  # type: ignore[override]
+        """Number of stages, less one where the first is carried over."""
+        return len(self.b) - self.first_same_as_last
+
+    @property
+    def has_error(self) -> bool:  # type: ignore[override]
+        """Whether the tableau has an embedded pair."""
+        return self.b_error is not None
+
+    def start(self, term: ODE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Tensor | None:
+        """The first stage, where it is carried from step to step."""
+        return term.drift(t, y) if self.first_same_as_last else None
+
+    def step(
+        self, term: ODE, interval: Interval, y: Tensor, carry: Tensor | None, noise: NoiseSource | None
+    ) -> Step:
+        """Stages, solution and embedded error."""
+        _, t, s, h = interval
+        k = [term.drift(t, y) if carry is None else carry]
+        y_next = None
+        for row, c in zip(self.a, self.c, strict=True):
+            y_stage = y + h * _combine(row, k)
+            at_end = c == 1
+            k.append(term.drift(s if at_end else t + c * (s - t), y_stage))
+            y_next = y_stage
+        if y_next is None or not self.first_same_as_last:
+            y_next = y + h * _combine(self.b, k)
+        error = None if self.b_error is None else h * _combine(self.b_error, k)
+        return Step(y_next, error, k[-1] if self.first_same_as_last else None)
+
+
+def _combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
+    """Sum of the stages with non-zero weights."""
+    total = None
+    for w, stage in zip(weights, k, strict=True):
+        if w:
+            part = stage if w == 1 else w * stage
+            total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+EULER = RungeKutta("euler", 1, a=(), b=(1.0,), c=())
+HEUN = RungeKutta("heun", 2, a=((1.0,),), b=(1 / 2, 1 / 2), c=(1.0,))
+RK4 = RungeKutta(
+    "rk4",
+    4,
+    a=((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    c=(1 / 2, 1 / 2, 1.0),
+)
+DOPRI5 = RungeKutta(
+    "dopri5",
+    5,
+    a=(
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    c=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    b_error=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Method):
+    """y_s = y + h f(t, y) + g(t) sqrt|h| z: strong and weak order 1 for additive noise, strong 1/2 for
+    diagonal."""
+
+    name: str = "euler_maruyama"
+    terms = (SDE,)
+    order: int = 1
+    strong_order: float = 1.0
+    weak_order: float = 1.0
+    nfe_per_step: int = 1
+
+    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:
+        """Nothing to prepare."""
+
+    def step(self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: NoiseSource | None) -> Step:
+        """One drift, one diffusion, one draw."""
+        number, t, _, h = interval
+        assert noise is not None
+        root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
+        g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
+        return Step(y + h * term.drift(t, y) + (g * root) * noise.draw(number), None, None)
+
+
+@dataclass(frozen=True)
+class RecursionStep(Method):
+    """y_s = a y + b N(t, y) + c z with the coefficients that the term states; its orders are those of the
+    term."""
+
+    name: str = "recursion"
+    terms = (Recursion,)
+    order: int = 1
+    strong_order: float = 1.0
+    weak_order: float = 1.0
+    nfe_per_step: int = 1
+
+    def start(self, term: Recursion, t: Tensor, y: Tensor, grid: FixedGrid | None) -> list[tuple[float, ...]]:
+        """The coefficients of every step as Python floats."""
+        assert grid is not None
+        columns = term.coefficients(grid.ts[:-1], grid.ts[1:])
+        return list(zip(*(column.expand(grid.num_steps).tolist() for column in columns), strict=True))
+
+    def step(
+        self,
+        term: Recursion,
+        interval: Interval,
+        y: Tensor,
+        carry: list[tuple[float, ...]],
+        noise: NoiseSource | None,
+    ) -> Step:
+        """One evaluation, at most one draw."""
+        a, b, c = carry[interval.number]
+        y_next = a * y + b * term.drift(interval.t, y)
+        if c:
+            assert noise is not None
+            y_next = y_next + c * noise.draw(interval.number)
+        return Step(y_next, None, carry)
+
+
+EULER_MARUYAMA = EulerMaruyama()
+RECURSION = RecursionStep()
