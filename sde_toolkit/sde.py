@@ -175,7 +175,7 @@ class LinearBeta(Beta):
     def __post_init__(self) -> None:
         if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
-                f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}"
+                f"the linear rate needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}"
             )
         _require_positive("T", self.T)
 
@@ -316,7 +316,7 @@ class VESDE(ForwardSDE):
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(
-                f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}"
+                f"VE needs 0 < sigma_min < sigma_max, got sigma_min = {sigma_min}, sigma_max = {sigma_max}"
             )
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.prior_std = self.sigma_max

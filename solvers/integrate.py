@@ -255,7 +255,7 @@ def _finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool)
     where, length = (float(v[first]) if v is not None else float("nan") for v in (t, h))
     cause = {
         Status.NONFINITE: "the state or its derivative became nan or inf",
-        Status.STEP_UNDERFLOW: "the step size fell below the spacing of floating-point times; loosen rtol and atol",
+        Status.STEP_UNDERFLOW: "the step size fell below the spacing of times; loosen rtol and atol",
         Status.MAX_STEPS: "max_steps was reached; loosen rtol and atol or raise max_steps",
     }[status]
     shown = ("sample " if len(failed) == 1 else "samples ") + ", ".join(map(str, failed[:8]))
