@@ -84,27 +84,33 @@ class ScoreModel(ABC):
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The prediction named by ``predicts`` at x_t with shape (B, *) and t with shape () or (B,)."""
 
-    def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
-        return alpha_t, sigma_t, *prediction_coefficients(self.predicts, alpha_t, sigma_t, self.data_std)
+    def _linear(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """(raw, alpha, sigma, a, b) with raw = a x0_hat + b z_hat.
+
+        A score is handed on as the noise -sigma score, so that nothing is divided by sigma, which may be 0.
+        """
+        raw, alpha_t, sigma_t = self.raw(x_t, t), self.sde.alpha(t), self.sde.sigma(t)
+        predicts = self.predicts
+        if predicts == "score":
+            raw, predicts = expand_like(-sigma_t, raw) * raw, "noise"
+        return raw, alpha_t, sigma_t, *prediction_coefficients(predicts, alpha_t, sigma_t, self.data_std)
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x0_hat = E[x0 | x_t] with shape (B, *)."""
-        raw = self.raw(x_t, t)
         if self.predicts == "data":
-            return raw
-        alpha_t, sigma_t, a, b = self._coefficients(t)
+            return self.raw(x_t, t)
+        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t)
         d = a * sigma_t - alpha_t * b
         return expand_like(sigma_t / d, raw) * raw - expand_like(b / d, x_t) * x_t
 
     def noise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """z_hat = E[z | x_t] with shape (B, *)."""
-        raw = self.raw(x_t, t)
         if self.predicts == "noise":
-            return raw
-        alpha_t, sigma_t, a, b = self._coefficients(t)
+            return self.raw(x_t, t)
         if self.predicts == "score":
-            return expand_like(-sigma_t, raw) * raw
+            raw = self.raw(x_t, t)
+            return expand_like(-self.sde.sigma(t), raw) * raw
+        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t)
         d = a * sigma_t - alpha_t * b
         return expand_like(a / d, x_t) * x_t - expand_like(alpha_t / d, raw) * raw
 
@@ -117,10 +123,9 @@ class ScoreModel(ABC):
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
         """v_hat = alpha_t z_hat - sigma_t x0_hat with shape (B, *)."""
-        raw = self.raw(x_t, t)
         if self.predicts == "velocity":
-            return raw
-        alpha_t, sigma_t, a, b = self._coefficients(t)
+            return self.raw(x_t, t)
+        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t)
         d = a * sigma_t - alpha_t * b
         keep, mix = (alpha_t * a + sigma_t * b) / d, -(alpha_t.square() + sigma_t.square()) / d
         return expand_like(keep, x_t) * x_t + expand_like(mix, raw) * raw
