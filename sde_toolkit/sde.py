@@ -420,5 +420,6 @@ class CustomSDE(ForwardSDE):
 
 
 def _derivative(function: Function, t: Tensor) -> Tensor:
-    """Derivative of an elementwise function of t by forward-mode differentiation, with the shape of t."""
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+    """Derivative of an elementwise function of t, with the shape of t; nests in any transform."""
+    value, pull_back = torch.func.vjp(function, t)
+    return pull_back(torch.ones_like(value))[0]
