@@ -64,7 +64,7 @@ def distance_to_diffusers(schedule: str, betas: Tensor, variance: str, timesteps
 def test_ancestral_step_equals_diffusers(schedule: str, betas: Tensor, variance: str):
     """Their formulas on a float64 table agree to rounding; their float32 table limits the early steps."""
     everywhere, later = (0, 1, 2, 10, 100, 250, 500, 900, 990, 998, 999), (0, 50, 100, 250, 500, 700, 990)
-    assert distance_to_diffusers(schedule, betas, variance, everywhere, double=True) < 1e-12
+    assert distance_to_diffusers(schedule, betas, variance, everywhere, double=True) < 1e-11
     assert distance_to_diffusers(schedule, betas, variance, later, double=False) < 1e-5
 
 
