@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from solvers.terms import flatten
+
 _POWER_BITS = 8
 
 
@@ -45,7 +47,7 @@ class FixedGrid:
     """
 
     def __init__(self, ts: Tensor | Sequence[float]) -> None:
-        grid = torch.as_tensor(ts).detach().to("cpu", torch.float64).clone()
+        grid = torch.as_tensor(ts, dtype=torch.float64).detach().to("cpu").clone()
         if grid.ndim != 1 or grid.numel() < 2:
             raise ValueError(
                 f"a grid needs at least two times in one dimension, got shape {tuple(grid.shape)}"
@@ -102,6 +104,13 @@ class Adaptive:
             raise ValueError(f"first_step must be a positive length or None, got {self.first_step}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not (0 < self.safety <= 1 and 0 < self.min_factor < 1 < self.max_factor < math.inf):
+            raise ValueError(
+                "safety must lie in (0, 1] and min_factor < 1 < max_factor, both positive and finite, got "
+                f"{self.safety}, {self.min_factor} and {self.max_factor}"
+            )
+        if not (0 < self.k_i < 1 and 0 <= self.k_p < 1):
+            raise ValueError(f"k_i must lie in (0, 1) and k_p in [0, 1), got {self.k_i} and {self.k_p}")
 
     @property
     def direction(self) -> float:
@@ -109,17 +118,18 @@ class Adaptive:
         return math.copysign(1.0, self.t1 - self.t0)
 
     def tolerance(self, y: Tensor, y_next: Tensor) -> Tensor:
-        """atol + rtol max(|y|, |y_next|), elementwise, with the shape of y."""
-        rtol = max(self.rtol, 10 * torch.finfo(y.dtype).eps)
-        return self.atol + rtol * torch.maximum(y.abs(), y_next.abs())
+        """atol + rtol max(|y|, |y_next|), elementwise, with the shape of y; never 0."""
+        limits = torch.finfo(y.dtype)
+        scale = self.atol + max(self.rtol, 10 * limits.eps) * torch.maximum(y.abs(), y_next.abs())
+        return scale.clamp(min=limits.tiny)
 
-    def factor(self, error: Tensor, previous: Tensor, accepted: Tensor, order: int) -> Tensor:
+    def factor(self, error: Tensor, previous: Tensor, may_grow: Tensor, order: int) -> Tensor:
         """What to multiply the step size by; errors E with shape (B,) in float64."""
         floor = torch.finfo(torch.float64).tiny
         grow = power(previous.clamp(min=floor), self.k_p / order) / power(
             error.clamp(min=floor), self.k_i / order
         )
-        most = torch.where(accepted, self.max_factor, 1.0)
+        most = torch.where(may_grow, self.max_factor, 1.0)
         return (self.safety * grow).clamp(min=self.min_factor).minimum(most)
 
 
@@ -138,4 +148,4 @@ def power(x: Tensor, exponent: float) -> Tensor:
 def rms(x: Tensor) -> Tensor:
     """Root mean square over each sample's elements, in float64; x with shape (B, *), the result with shape
     (B,)."""
-    return x.flatten(1).to(torch.float64).square().mean(1).sqrt()
+    return flatten(x).to(torch.float64).square().mean(1).sqrt()

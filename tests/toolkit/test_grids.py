@@ -1,0 +1,70 @@
+"""Time grids: exact ends, the promised spacing, and sentences for what cannot be."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import SDES
+
+from sde_toolkit import grids
+from sde_toolkit.sde import VESDE, VPSDE
+
+GRIDS = {
+    "uniform": grids.uniform,
+    "quadratic": grids.quadratic,
+    "log_snr": grids.log_snr,
+    "karras": grids.karras,
+}
+CLOCKS = {
+    "uniform": lambda sde, t: t,
+    "quadratic": lambda sde, t: t.sqrt(),
+    "log_snr": lambda sde, t: sde.lam(t),
+    "karras": lambda sde, t: sde.nsr(t) ** (1 / 7),
+}
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_are_evenly_spaced_in_their_clock_and_end_exactly(name, sde):
+    ts = GRIDS[name](sde, 20, 1e-3)
+    assert ts.dtype == torch.float64
+    assert len(ts) == 21
+    assert float(ts[0]) == sde.T
+    assert float(ts[-1]) == 1e-3
+    assert bool((ts.diff() < 0).all())
+    steps = CLOCKS[name](sde, ts).diff()
+    assert torch.allclose(steps, steps.mean().expand_as(steps), rtol=1e-6)
+
+
+def test_grids_may_end_at_zero_unless_their_clock_is_infinite_there():
+    assert float(grids.quadratic(VPSDE(), 5, 0.0)[-1]) == 0
+    assert float(grids.karras(VPSDE(), 5, 0.0)[-1]) == 0
+    assert float(grids.log_snr(VESDE(), 5, 0.0)[-1]) == 0
+    with pytest.raises(ValueError, match="raise t_min"):
+        grids.log_snr(VPSDE(), 5, 0.0)
+
+
+def test_explicit_times_are_kept_and_checked():
+    grid = grids.Explicit([1.0, 0.3, 0.1])
+    assert grid(VPSDE(), 2, 1e-3).tolist() == [1.0, 0.3, 0.1]
+    with pytest.raises(ValueError, match="num_steps"):
+        grid(VPSDE(), 3, 1e-3)
+    with pytest.raises(ValueError, match="must decrease"):
+        grids.Explicit([0.1, 0.3])
+    with pytest.raises(ValueError, match=r"\[0, 1.0\]"):
+        grids.Explicit([2.0, 0.3])(VPSDE(), 1, 1e-3)
+    with pytest.raises(ValueError, match="rho"):
+        grids.Karras(0.0)
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=6))
+def test_any_list_of_times_is_a_decreasing_grid_or_a_sentence(times):
+    falling = len(times) >= 2 and all(abs(t) < float("inf") for t in times)
+    falling = falling and all(a > b for a, b in itertools.pairwise(times))
+    if falling:
+        assert grids.Explicit(times).ts.tolist() == times
+    else:
+        with pytest.raises(ValueError, match="times"):
+            grids.Explicit(times)
