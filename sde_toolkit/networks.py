@@ -1,0 +1,201 @@
+"""Networks: a residual MLP for vectors and a U-Net for images.
+
+A network maps the scaled state x with shape (B, *) and a time feature c with shape (B,), 0 at the data
+end and 1000 at the prior end, to the shape of x.  What its output means (noise, clean data, ...) is not
+its business: that is said by ``sde_toolkit.score.NetworkModel``, which also scales the input.  The time
+enters through
+
+    [cos(c w_k), sin(c w_k)],    w_k = 10000^(-k / K),    k = 0 .. K - 1                          (2006.11239)
+
+Weights are drawn from ``seed`` alone; the global generator is left as it was.  The last layer starts at
+zero, so that an untrained network puts out 0: the posterior mean of the noise at t = 0 and of centred
+data at t = T.
+
+References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); He et al.,
+"Identity Mappings in Deep Residual Networks" (1603.05027); Ronneberger, Fischer and Brox, "U-Net"
+(1505.04597).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.batches import Stream, integer, step_generator
+
+MAX_PERIOD = 10000.0
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from ``seed``, and put the global generator back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(step_generator(seed, 0, Stream.WEIGHTS).initial_seed())
+        yield
+
+
+def time_features(c: Tensor, num_frequencies: int) -> Tensor:
+    """Return cos(c w_k) and sin(c w_k) with shape (B, 2 num_frequencies), for c with shape (B,)."""
+    k = torch.arange(num_frequencies, dtype=c.dtype, device=c.device)
+    angles = c[:, None] * torch.exp(-math.log(MAX_PERIOD) / num_frequencies * k)
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+class _ResidualBlock(nn.Module):
+    """h + W2 silu(W1 norm(h) + V e), with the time embedding e."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first, self.time, self.second = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        """Return the next h with shape (B, width), for the time embedding e with shape (B, width)."""
+        return h + self.second(nn.functional.silu(self.first(self.norm(h)) + self.time(e)))
+
+
+class MLP(nn.Module):
+    """A residual multi-layer perceptron for vectors, and for any event shape taken as a flat vector.
+
+    Args:
+        event_shape: the shape D of one sample.
+        width: number of hidden units.
+        depth: number of residual blocks, each of two layers.
+        num_frequencies: K, of the time features.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        width: int = 128,
+        depth: int = 3,
+        num_frequencies: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        width, depth = integer("width", width, 1), integer("depth", depth, 1)
+        self.event_shape = tuple(integer("event_shape", size, 1) for size in event_shape)
+        self.num_frequencies = integer("num_frequencies", num_frequencies, 1)
+        dim = math.prod(self.event_shape)
+        with _seeded(seed):
+            self.embed = nn.Sequential(
+                nn.Linear(2 * self.num_frequencies, width), nn.SiLU(), nn.Linear(width, width)
+            )
+            self.first = nn.Linear(dim, width)
+            self.blocks = nn.ModuleList(_ResidualBlock(width) for _ in range(depth))
+            self.norm = nn.LayerNorm(width)
+            self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return the prediction with shape (B, *), for x with shape (B, *) and c with shape (B,)."""
+        _check_state(x, self.event_shape)
+        e = nn.functional.silu(self.embed(time_features(c, self.num_frequencies)))
+        h = self.first(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, e)
+        return self.last(nn.functional.silu(self.norm(h))).reshape(x.shape)
+
+
+class UNet(nn.Module):
+    """diffusers' ``UNet2DModel`` for images, called ``network(x, c)``; diffusers is imported here only.
+
+    Level k works on images of H / 2^k x W / 2^k pixels with ``channels[k]`` channels, kept in memory with
+    the channels last, which is faster on a CPU.  The defaults are for the 8 x 8 digits.
+
+    Args:
+        event_shape: (C, H, W); H and W divisible by 2^(number of levels - 1).
+        channels: number of channels of each level, each divisible by ``num_groups``.
+        layers_per_block: residual layers per level on the way down (one more on the way up).
+        attention_levels: the levels with self-attention; the lowest also gets it in the middle.
+        num_groups: of the group normalisation.
+        dropout: probability.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: an event shape that is not (C, H, W) or not divisible, channels that num_groups does
+            not divide, or a level that does not exist.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        channels: tuple[int, ...] = (32, 64),
+        layers_per_block: int = 1,
+        attention_levels: tuple[int, ...] = (),
+        num_groups: int = 8,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        _check_unet(self.event_shape, channels, attention_levels, num_groups, dropout)
+        from diffusers import UNet2DModel
+
+        levels = range(len(channels))
+        down = tuple("AttnDownBlock2D" if k in attention_levels else "DownBlock2D" for k in levels)
+        up = tuple("AttnUpBlock2D" if k in attention_levels else "UpBlock2D" for k in reversed(levels))
+        with _seeded(seed):
+            self.unet = UNet2DModel(
+                sample_size=self.event_shape[1:],
+                in_channels=self.event_shape[0],
+                out_channels=self.event_shape[0],
+                block_out_channels=tuple(channels),
+                layers_per_block=integer("layers_per_block", layers_per_block, 1),
+                down_block_types=down,
+                up_block_types=up,
+                add_attention=levels[-1] in attention_levels,
+                norm_num_groups=num_groups,
+                dropout=dropout,
+            )
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+        self.unet.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return the prediction with shape (B, C, H, W), for x with that shape and c with shape (B,)."""
+        _check_state(x, self.event_shape)
+        return self.unet(x.contiguous(memory_format=torch.channels_last), c, return_dict=False)[0]
+
+
+def _check_state(x: Tensor, event_shape: tuple[int, ...]) -> None:
+    if tuple(x.shape[1:]) != event_shape:
+        raise ValueError(f"x must have shape (B, {', '.join(map(str, event_shape))}), got {tuple(x.shape)}")
+
+
+def _check_unet(
+    event_shape: tuple[int, ...],
+    channels: tuple[int, ...],
+    attention_levels: tuple[int, ...],
+    num_groups: int,
+    dropout: float,
+) -> None:
+    if len(event_shape) != 3 or min(event_shape) < 1:
+        raise ValueError(
+            f"event_shape must be (C, H, W) for a U-Net, got {event_shape}; use an MLP for vectors"
+        )
+    if not channels or any(count < 1 or count % num_groups for count in channels):
+        raise ValueError(
+            f"channels must be positive multiples of num_groups = {num_groups}, got {tuple(channels)}"
+        )
+    divisor = 2 ** (len(channels) - 1)
+    if any(size % divisor for size in event_shape[1:]):
+        raise ValueError(
+            f"height and width must be divisible by {divisor} for {len(channels)} levels, got "
+            f"{event_shape[1:]}; use fewer levels or pad the images"
+        )
+    if any(level not in range(len(channels)) for level in attention_levels):
+        raise ValueError(
+            f"attention_levels must be among 0 .. {len(channels) - 1}, got {tuple(attention_levels)}"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")

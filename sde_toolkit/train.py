@@ -1,0 +1,156 @@
+"""Training: one step, and the loop around it.
+
+Update n draws its batch, its times and noises, and its dropout masks as functions of (seed, n):
+
+    x0 = dataset.batch(n, batch_size, seed),      loss(model, x0, generator(seed, n)).mean()
+    gradient, scaled down to max_grad_norm  ->  AdamW with warm-up  ->  moving average
+
+so a run that was interrupted and restored goes on as if nothing had happened, bit for bit, on the same
+machine with the same number of threads.  A loss or gradient that is not finite stops the run before the
+update.
+
+Not promised: equal bits on another machine, another number of threads or another version of torch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.batches import Stream, integer, step_generator
+from sde_toolkit.data import Dataset
+from sde_toolkit.files import WorkdirLock
+from sde_toolkit.loss import Loss
+from sde_toolkit.state import TrainState, save_checkpoint
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or its gradient is not finite; the state is the one before the step, whole."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What one update was.
+
+    Attributes:
+        step: number of updates made, this one included.
+        loss: mean of the batch.
+        grad_norm: Euclidean norm of the gradient, before clipping.
+        learning_rate: of this update.
+        batch_size: number of examples.
+        seconds: wall time of the update.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    batch_size: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Examples per second of wall time in this update."""
+        return self.batch_size / self.seconds
+
+
+def train_step(state: TrainState, x0: Tensor, loss: Loss) -> StepInfo:
+    """Make one update of ``state`` from the examples x0 with shape (B, *) and return what it was.
+
+    Raises:
+        NonFiniteError: the loss or the norm of its gradient is not finite; nothing has been updated.
+    """
+    start = time.perf_counter()
+    x0 = x0.to(device=state.model.device, dtype=state.model.dtype)
+    generator = step_generator(state.seed, state.step, Stream.NOISE)
+    state.optimizer.zero_grad(set_to_none=True)
+    with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only
+        torch.default_generator.set_state(step_generator(state.seed, state.step, Stream.DROPOUT).get_state())
+        mean = loss(state.model, x0, generator).mean()
+    value = mean.item()
+    _require_finite(state, "loss", value)
+    mean.backward()
+    rule = state.optimization
+    norm = nn.utils.clip_grad_norm_(state.model.network.parameters(), rule.max_grad_norm).item()
+    _require_finite(state, "norm of the gradient", norm)
+    learning_rate = rule.learning_rate_at(state.step)
+    state.update()
+    return StepInfo(state.step, value, norm, learning_rate, len(x0), time.perf_counter() - start)
+
+
+def fit(
+    state: TrainState,
+    dataset: Dataset,
+    loss: Loss,
+    num_steps: int,
+    batch_size: int = 128,
+    workdir: WorkdirLock | None = None,
+    checkpoint_every: int = 500,
+    keep: int = 2,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> None:
+    """Train until ``num_steps`` updates have been made since the beginning of the run; at once if they have.
+
+    Args:
+        state: the run, trained in place; restore the latest checkpoint into it to go on with an
+            interrupted one.
+        dataset: where the batches come from; its moments are stored in ``state.data``.
+        loss: such as ``DenoisingLoss()``.
+        num_steps: total number of updates, those made before included.
+        batch_size: examples per update.
+        workdir: where checkpoints go, with its lock held; None for no checkpoints.
+        checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
+            KeyboardInterrupt.
+        keep: number of checkpoints to keep.
+        on_step: called after every update.
+
+    Raises:
+        NonFiniteError: see ``train_step``; the checkpoints are those of before.
+        OSError: a checkpoint could not be written (a full disk); earlier ones are untouched.
+        ValueError: a count out of range, a data set of another event shape, or a lock that is not held.
+    """
+    integer("num_steps", num_steps, 1)
+    integer("batch_size", batch_size, 1)
+    integer("checkpoint_every", checkpoint_every, 1)
+    integer("keep", keep, 1)
+    if dataset.event_shape != state.model.event_shape:
+        raise ValueError(
+            f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"
+        )
+    if workdir is not None and not workdir.held:
+        raise ValueError(
+            f"workdir must be locked by this run, got {workdir.path}; use `with WorkdirLock(...) as workdir:`"
+        )
+    state.data = {"mean": dataset.mean, "std": dataset.variance.sqrt()}
+    losses: list[float] = []
+
+    def save() -> None:
+        if workdir is not None:
+            save_checkpoint(state, workdir.path, keep, {"loss": sum(losses) / len(losses)} if losses else {})
+            losses.clear()
+
+    try:
+        while state.step < num_steps:
+            info = train_step(state, dataset.batch(state.step, batch_size, state.seed), loss)
+            losses.append(info.loss)
+            if state.step % checkpoint_every == 0 or state.step == num_steps:
+                save()
+            if on_step is not None:
+                on_step(info)
+    except KeyboardInterrupt:
+        if not state.updating:
+            save()
+        raise
+
+
+def _require_finite(state: TrainState, name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"the {name} must be finite, got {value} at step {state.step + 1}; nothing was updated in this "
+            "step: lower the learning rate, lengthen the warm-up, or look for extreme values in the data"
+        )

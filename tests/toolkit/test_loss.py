@@ -1,0 +1,211 @@
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from sde_toolkit.exact import ExactModel
+from sde_toolkit.loss import TIME_SAMPLINGS, WEIGHTINGS, ChainLoss, DenoisingLoss
+from sde_toolkit.networks import MLP
+from sde_toolkit.score import NetworkModel, ScoreModel
+from sde_toolkit.sde import VESDE, VPSDE
+from tests.problems import ALPHA, DIAGONAL, GAUSSIAN, SDES
+from torch import nn
+
+
+class Recorder(ScoreModel):
+    """The score of N(0, I) data times 1 + h, which remembers the states and times that it was asked at."""
+
+    predicts = "score"
+    event_shape, data_std, dtype, device = (3,), 1.0, torch.float64, torch.device("cpu")
+
+    def __init__(self, sde, h=0.0):
+        self.sde, self.h = sde, h
+
+    def raw(self, x_t, t):
+        self.x_t, self.t = x_t, t
+        variance = self.sde.alpha(t).square() + self.sde.sigma(t).square()
+        return -(1 + self.h) * x_t / variance.reshape(-1, *[1] * (x_t.ndim - 1))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normals(*shape, seed=5):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def accept(values, expected):
+    """Two-sided z-test of a mean, at the false-alarm rate ALPHA."""
+    error = float(values.mean() - expected) / (float(values.std()) / math.sqrt(len(values)))
+    assert abs(error) < stats.norm.isf(ALPHA / 2), (float(values.mean()), expected, error)
+
+
+def conditional_variance(data, sde, t):
+    """Var[z | x_t] / D of Gaussian data, with the shape of t."""
+    eigenvalues = torch.linalg.eigvalsh(data.covariance)
+    signal = sde.alpha(t).square()[:, None] * eigenvalues
+    return (signal / (signal + sde.sigma(t).square()[:, None])).mean(1)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize(
+    ("weighting", "time_sampling", "t_min"),
+    [("noise", "uniform", 1e-3), ("noise", "stratified", 1e-3), ("noise", "log_snr", 0.1),
+     ("sigma^2", "stratified", 1e-2), ("likelihood", "uniform", 0.1), ("likelihood", "log_snr", 1e-3)],
+)  # fmt: skip
+def test_the_loss_of_the_exact_score_is_the_conditional_variance(sde, weighting, time_sampling, t_min):
+    data = DIAGONAL if time_sampling == "uniform" else GAUSSIAN
+    t = torch.linspace(t_min, sde.T, 20001, dtype=torch.float64)
+    weight = sde.g_squared(t) / sde.sigma(t).square() if weighting == "likelihood" else torch.ones_like(t)
+    integrand = weight * conditional_variance(data, sde, t)
+    expected = float(torch.trapezoid(integrand, t)) / (sde.T - t_min)
+    loss = DenoisingLoss(weighting, t_min, time_sampling)
+    values = loss(ExactModel(data, sde), data.sample(10_000, seed=1), generator())
+    assert values.shape == (10_000,)
+    accept(values, expected)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("time_sampling", TIME_SAMPLINGS)
+def test_it_is_the_weighted_error_of_the_score(sde, weighting, time_sampling):
+    x0, t_min = normals(64, 3), 0.02
+    model = Recorder(sde)
+    values = DenoisingLoss(weighting, t_min, time_sampling)(model, x0, generator())
+    x_t, t = model.x_t, model.t
+    assert bool(((t >= t_min) & (t <= sde.T)).all())
+    target = -(x_t - sde.alpha(t)[:, None] * x0) / sde.sigma(t).square()[:, None]
+    weight = sde.g_squared(t) if weighting == "likelihood" else sde.sigma(t).square()
+    if time_sampling == "log_snr":  # times are uniform in lam: divide by their density over the uniform one
+        lam_rate = sde.g_squared(t) / (2 * sde.sigma(t).square())
+        ends = sde.lam(torch.tensor([t_min, sde.T], dtype=torch.float64))
+        weight = weight * (ends[0] - ends[1]) / (sde.T - t_min) / lam_rate
+    expected = weight * (model.score(x_t, t) - target).square().mean(1)
+    torch.testing.assert_close(values, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_sigma_squared_is_the_noise_weighting():
+    x0, model = normals(50, 3), Recorder(VPSDE())
+    noise, sigma = (DenoisingLoss(name)(model, x0, generator()) for name in ("noise", "sigma^2"))
+    assert torch.equal(noise, sigma)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_exact_score_is_the_minimum(weighting):
+    sde, x0 = VPSDE(), normals(10_000, 3)
+    loss = DenoisingLoss(weighting, 1e-2, "log_snr")
+    more, exact, less = (loss(Recorder(sde, h), x0, generator()) for h in (0.1, 0.0, -0.1))
+    assert bool((more + less > 2 * exact).all())
+    accept(more - less, 0.0)
+
+
+def test_all_likelihood_weights_are_equal_when_log_snr_is_drawn_evenly():
+    sde, t_min = VPSDE(), 1e-4
+    model = Recorder(sde, h=-1.0)  # puts out zero, so that the loss is the weight times |z|^2 / D
+    x0 = normals(32, 3)
+    values = DenoisingLoss("likelihood", t_min, "log_snr")(model, x0, generator())
+    alpha, sigma = sde.alpha(model.t)[:, None], sde.sigma(model.t)[:, None]
+    weights = values / ((model.x_t - alpha * x0) / sigma).square().mean(1)
+    ends = sde.lam(torch.tensor([t_min, sde.T], dtype=torch.float64))
+    expected = 2 * (ends[0] - ends[1]) / (sde.T - t_min)
+    torch.testing.assert_close(weights, expected.expand(32), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("time_sampling", TIME_SAMPLINGS)
+def test_the_time_of_a_given_sample_has_the_declared_law(time_sampling):
+    sde, model, t_min = VPSDE(), Recorder(VPSDE()), 1e-3
+    loss, times = DenoisingLoss("noise", t_min, time_sampling), []
+    g = generator(3)
+    for _ in range(600):
+        loss(model, torch.zeros(4, 3, dtype=torch.float64), g)
+        times.append(model.t[2])
+    position, ends = torch.stack(times), torch.tensor([t_min, sde.T], dtype=torch.float64)
+    if time_sampling == "log_snr":
+        position, ends = sde.lam(position), sde.lam(ends)
+    u = (position - ends[0]) / (ends[1] - ends[0])
+    assert stats.kstest(u.numpy(), "uniform").pvalue > ALPHA
+
+
+def test_stratified_times_spread_evenly_over_the_batch():
+    model = Recorder(VPSDE())
+    DenoisingLoss("noise", t_min=0.5)(model, normals(16, 3), generator())
+    gaps = model.t.sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 0.5 / 16), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_the_chain_loss_of_the_exact_score_is_the_conditional_variance(sde):
+    chain = sde.discretize(20)
+    expected = float(conditional_variance(GAUSSIAN, sde, chain.times[1:]).mean())
+    for stratified in (True, False):
+        loss = ChainLoss(chain, stratified)
+        accept(loss(ExactModel(GAUSSIAN, sde), GAUSSIAN.sample(10_000, seed=2), generator()), expected)
+
+
+def test_the_chain_loss_visits_every_index_but_the_data_end():
+    model = Recorder(VPSDE())
+    chain = model.sde.discretize(10)
+    ChainLoss(chain)(model, normals(10, 3), generator())
+    assert torch.equal(model.t.sort().values, chain.times[1:])
+    ChainLoss(chain, stratified=False)(model, normals(4000, 3), generator())
+    assert torch.equal(model.t.unique(), chain.times[1:])
+
+
+class Linear(nn.Module):
+    """A network with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, c):
+        return self.weight * x
+
+
+@pytest.mark.parametrize("predicts", ["noise", "data", "velocity", "score", "edm"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
+def test_float32_images_get_finite_losses_and_gradients(predicts, weighting, sde):
+    model = NetworkModel(Linear(), sde, predicts, (1, 4, 4), data_std=0.7)
+    x0 = 0.7 * torch.randn(32, 1, 4, 4, generator=generator())
+    values = DenoisingLoss(weighting)(model, x0, generator())
+    values.mean().backward()
+    assert values.shape == (32,)
+    assert values.dtype == torch.float32
+    assert bool(values.isfinite().all() & model.network.weight.grad.isfinite())
+
+
+def test_a_draw_depends_on_the_generator_alone():
+    model = NetworkModel(MLP((2,), width=4, depth=1), VPSDE(), "noise", (2,))
+    x0 = torch.randn(6, 2, generator=generator())
+    torch.manual_seed(0)
+    first = DenoisingLoss()(model, x0, generator(7))
+    torch.manual_seed(1)
+    assert torch.equal(first, DenoisingLoss()(model, x0, generator(7)))
+    assert not torch.equal(first, DenoisingLoss()(model, x0, generator(8)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"weighting": "simple"}, "weighting must be one of noise, sigma\\^2, likelihood, got 'simple'"),
+        (
+            {"time_sampling": "random"},
+            "time_sampling must be one of stratified, uniform, log_snr, got 'random'",
+        ),
+        ({"t_min": -0.1}, "t_min must be a finite time >= 0, got -0.1"),
+        ({"t_min": math.nan}, "t_min must be"),
+        ({"t_min": 1.0}, "t_min must be below the end of the process, T = 1.0, got 1.0"),
+        ({"t_min": 0.0}, "t_min must be a time with noise, got 0.0"),
+    ],
+)
+def test_bad_input_gets_a_sentence(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        DenoisingLoss(**arguments)(Recorder(VPSDE()), normals(4, 3), generator())
+
+
+def test_the_exploding_process_may_start_at_zero():
+    values = DenoisingLoss(t_min=0.0)(Recorder(VESDE()), normals(4, 3), generator())
+    assert bool(values.isfinite().all())

@@ -1,0 +1,138 @@
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sde_toolkit.networks import MLP, UNet, time_features
+
+IMAGE = (1, 8, 8)
+
+
+def build(kind, seed=0):
+    return (
+        MLP((3,), width=16, depth=2, seed=seed) if kind == "mlp" else UNet(IMAGE, channels=(8, 16), seed=seed)
+    )
+
+
+def awake(network, seed=1):
+    """The network with a last layer that is not zero, so that its output depends on everything."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return network
+
+
+@pytest.fixture(params=["mlp", "unet"])
+def kind(request):
+    return request.param
+
+
+def batch(kind, size=5, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(2)
+    event_shape = (3,) if kind == "mlp" else IMAGE
+    return (
+        torch.randn(size, *event_shape, generator=generator, dtype=dtype),
+        1000 * torch.rand(size, generator=generator, dtype=dtype),
+    )
+
+
+def test_an_untrained_network_returns_zeros_with_the_shape_of_the_state(kind):
+    x, c = batch(kind)
+    out = build(kind)(x, c)
+    assert out.shape == x.shape
+    assert torch.equal(out, torch.zeros_like(x))
+
+
+def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_untouched(kind):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first, again, other = (build(kind, seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_do_not_influence_each_other(kind, dtype):
+    network = awake(build(kind).to(dtype)).eval()
+    x, c = batch(kind, dtype=dtype)
+    rows = torch.cat([network(x[i : i + 1], c[i : i + 1]) for i in range(len(x))])
+    out = network(x, c)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, rows, rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_the_output_depends_on_the_time(kind):
+    network = awake(build(kind)).eval()
+    x, c = batch(kind)
+    moved = (network(x, c) - network(x, c + 1)).flatten(1).abs().amax(1)
+    assert bool((moved > 1e-4).all())
+
+
+def test_every_parameter_gets_a_gradient(kind):
+    network = awake(build(kind))
+    network(*batch(kind)).square().sum().backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert silent == []
+
+
+def test_a_copy_computes_the_same_bits(kind):
+    network = awake(build(kind)).eval()
+    x, c = batch(kind)
+    assert torch.equal(copy.deepcopy(network)(x, c), network(x, c))
+
+
+def test_the_default_unet_fits_the_shipped_checkpoint():
+    assert sum(p.numel() for p in UNet(IMAGE).parameters()) <= 700_000
+
+
+def test_a_unet_takes_other_images_attention_and_dropout():
+    network = awake(UNet((3, 16, 8), channels=(8, 16, 16), attention_levels=(1, 2), dropout=0.5))
+    x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    c = torch.tensor([0.0, 1000.0])
+    assert network(x, c).shape == x.shape
+    assert not torch.equal(network(x, c), network(x, c))
+    network.eval()
+    assert torch.equal(network(x, c), network(x, c))
+
+
+def test_an_mlp_takes_any_event_shape():
+    x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    assert awake(MLP((2, 3), width=8, depth=1))(x, torch.zeros(4)).shape == (4, 2, 3)
+
+
+def test_time_features_are_the_published_ones():
+    features = time_features(torch.tensor([3.0], dtype=torch.float64), 2)
+    angles = torch.tensor([3.0, 0.03], dtype=torch.float64)
+    torch.testing.assert_close(features[0], torch.cat([angles.cos(), angles.sin()]))
+
+
+@pytest.mark.parametrize(
+    ("build_it", "words"),
+    [
+        (lambda: MLP((2,), width=0), "width must be an integer >= 1, got 0"),
+        (lambda: MLP((2,), depth=0), "depth must be"),
+        (lambda: MLP((0,)), "event_shape must be"),
+        (lambda: UNet((2,)), r"event_shape must be \(C, H, W\)"),
+        (lambda: UNet((1, 9, 8)), "divisible by 2"),
+        (lambda: UNet(IMAGE, channels=(12, 16)), "multiples of num_groups = 8"),
+        (lambda: UNet(IMAGE, channels=()), "channels must be"),
+        (lambda: UNet(IMAGE, attention_levels=(2,)), "attention_levels must be among 0 .. 1"),
+        (lambda: UNet(IMAGE, dropout=1.0), "dropout must be in"),
+        (lambda: UNet(IMAGE, layers_per_block=0), "layers_per_block must be"),
+        (lambda: MLP((2,))(torch.zeros(4, 3), torch.zeros(4)), r"x must have shape \(B, 2\), got \(4, 3\)"),
+        (lambda: UNet(IMAGE)(torch.zeros(4, 8, 8), torch.zeros(4)), r"x must have shape \(B, 1, 8, 8\)"),
+    ],
+)
+def test_bad_input_gets_a_sentence(build_it, words):
+    with pytest.raises(ValueError, match=words):
+        build_it()
+
+
+def test_diffusers_is_imported_only_when_an_image_network_is_built():
+    program = "import sys, sde_toolkit.networks as n; n.MLP((2,)); sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
