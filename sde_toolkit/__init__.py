@@ -1,0 +1,61 @@
+"""A laboratory for score-based generative models in PyTorch.
+
+    data -> forward process -> network -> denoising score matching -> samplers, likelihoods -> comparison, report
+
+The names below are the ones most programs need; they, and every module, load on first use.
+
+    from sde_toolkit import VPSDE, ExactModel, GaussianMixture, ddim, log_likelihood
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "sde": ("ForwardSDE", "VPSDE", "SubVPSDE", "VESDE", "CustomSDE", "LinearBeta", "CosineBeta"),
+    "ddpm": ("Chain",),
+    "exact": ("Gaussian", "GaussianMixture", "ExactModel"),
+    "score": ("ScoreModel", "NetworkModel"),
+    "networks": ("MLP", "UNet"),
+    "data": ("Dataset", "Scaling", "digits", "from_array"),
+    "loss": ("DenoisingLoss", "ChainLoss"),
+    "state": ("TrainState", "Optimization"),
+    "train": ("fit",),
+    "runs": ("Run", "open_run", "open_shipped"),
+    "samplers": (
+        "Sampler",
+        "Samples",
+        "adaptive",
+        "ancestral",
+        "ddim",
+        "dopri5",
+        "euler",
+        "euler_maruyama",
+        "heun",
+        "predictor_corrector",
+        "reverse_diffusion",
+    ),
+    "correctors": ("Langevin", "AnnealedLangevin"),
+    "likelihood": ("LogLikelihood", "log_likelihood", "moment_matched_prior"),
+    "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = (*_HOME, "batches", "compare", "config", "features", "grids", "report")
+
+__all__ = sorted(_MODULE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name or module when it is first used."""
+    if name in _MODULE:
+        return getattr(importlib.import_module(f"sde_toolkit.{_MODULE[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"sde_toolkit.{name}")
+    raise AttributeError(f"module 'sde_toolkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE, *_MODULES})
