@@ -1,6 +1,6 @@
 """A laboratory for score-based generative models in PyTorch.
 
-    data -> forward process -> network -> denoising score matching -> samplers, likelihoods -> comparison, report
+    data -> forward process -> network -> score matching -> samplers, likelihoods -> comparison, report
 
 The names below are the ones most programs need; they, and every module, load on first use.
 
@@ -45,7 +45,7 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = (*_HOME, "batches", "compare", "config", "features", "grids", "report")
 
-__all__ = sorted(_MODULE)  # noqa: PLE0605
+__all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
