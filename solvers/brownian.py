@@ -106,7 +106,7 @@ class Normals:
         dtype, device: of the draws.
 
     Raises:
-        ValueError: a seed out of range, a negative sample index.
+        ValueError: a seed out of range, a negative count or sample index.
     """
 
     def __init__(
@@ -120,6 +120,8 @@ class Normals:
         self.seed = operator.index(seed)
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed must be an integer from 0 to 2^64 - 1, got {seed}")
+        if isinstance(samples, int) and samples < 0:
+            raise ValueError(f"samples must be a count of at least 0 or indices, got {samples}")
         indices = range(samples) if isinstance(samples, int) else samples
         self._samples = torch.as_tensor(list(indices), dtype=torch.int64, device=device)
         if self._samples.numel() and int(self._samples.min()) < 0:

@@ -23,11 +23,12 @@ from torch import Tensor
 from solvers.brownian import NoiseSource
 from solvers.control import Adaptive, FixedGrid, power, rms
 from solvers.methods import Integrator, Interval, Method
-from solvers.terms import SDE, Recursion, Term, expand_like
+from solvers.terms import SDE, Recursion, Term, expand_like, flatten
 
 AfterStep = Callable[[Interval, Tensor], Tensor]
 
 _NONFINITE_TRIALS = 8
+_SMALLEST_START = 1e-9  # of the interval: a first step never vanishes
 
 
 class Status(IntEnum):
@@ -135,7 +136,8 @@ def solve(
     solution = _run_fixed(term, y0, method, control, noise, save, after_step)
     if not throw or not bool(solution.status.any()):
         return solution
-    index = _first_break(term, y0, method, control, noise, after_step)
+    sample = int(solution.status.nonzero()[0])
+    index = _first_break(term, y0, method, control, noise, after_step, sample)
     h = control.ts.diff()[index]
     return _finish(solution, control.ts[index].expand(len(y0)), h.expand(len(y0)), throw)
 
@@ -152,6 +154,10 @@ def _check(
     if y0.ndim < 1 or not y0.is_floating_point():
         raise ValueError(f"y0 must be floating point with shape (B, *), got {y0.dtype} {tuple(y0.shape)}")
     if isinstance(method, Integrator):
+        if after_step is not None:
+            raise ValueError(
+                f"after_step needs one of our own methods, got {method.name}, which runs by itself"
+            )
         return
     if not isinstance(term, method.terms):
         wanted = " or ".join(kind.__name__ for kind in method.terms)
@@ -213,7 +219,7 @@ def _run_fixed(
             carry = None if method.first_same_as_last else carry
         if save.steps:
             kept.append(save.of(interval.s, y))
-    finite = y.detach().flatten(1).isfinite().all(1)
+    finite = flatten(y.detach()).isfinite().all(1)
     ys = torch.stack(kept) if save.steps else save.of(times[-1], y)[None]
     count = torch.ones(len(y), dtype=torch.int64, device=y.device)
     stats = Stats(counter.calls * count, grid.num_steps * count, 0 * count)
@@ -229,8 +235,9 @@ def _first_break(
     grid: FixedGrid,
     noise: NoiseSource | None,
     after_step: AfterStep | None,
+    sample: int,
 ) -> int:
-    """Repeat a run that ended badly and return the number of its first step with a non-finite result."""
+    """Repeat a run that ended badly and return the first step after which ``sample`` is not finite."""
     bound = _bind(term, _Counter(term))
     times, lengths = grid.ts.unbind(), grid.ts.diff().tolist()
     carry = method.start(bound, times[0], y, grid)
@@ -240,7 +247,7 @@ def _first_break(
         if after_step is not None:
             y = after_step(interval, y)
             carry = None if method.first_same_as_last else carry
-        if not bool(y.isfinite().all()):
+        if not bool(y[sample].isfinite().all()):
             return index
     return grid.num_steps - 1
 
@@ -271,14 +278,16 @@ def _first_size(term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Ada
         return torch.full((len(y),), min(control.first_step, span), dtype=torch.float64, device=y.device)
     scale = control.tolerance(y, y)
     d0, d1 = rms(y / scale), rms(k / scale)
-    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6 * span, 0.01 * d0 / d1).clamp(max=span)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6 * span, 0.01 * d0 / d1)
+    h0 = h0.nan_to_num(1e-6 * span).clamp(_SMALLEST_START * span, span)
     signed = control.direction * h0
-    k1 = term.drift(control.t0 + signed, y + expand_like(signed, y) * k)
+    inside = (control.t0 + signed).clamp(min(control.t0, control.t1), max(control.t0, control.t1))
+    k1 = term.drift(inside, y + expand_like(signed, y) * k)
     d2 = rms((k1 - k) / scale) / h0
     largest = torch.maximum(d1, d2)
     h1 = power((0.01 / largest).clamp(max=1.0), 1 / (order + 1)) * torch.where(largest > 0.01, 1.0, span)
     guess = torch.where(largest <= 1e-15, torch.clamp(1e-3 * h0, min=1e-6 * span), h1)
-    return torch.minimum(100 * h0, guess).nan_to_num(1e-6 * span, 1e-6 * span).clamp(max=span)
+    return torch.minimum(100 * h0, guess).nan_to_num(1e-6 * span).clamp(_SMALLEST_START * span, span)
 
 
 def _run_adaptive(
@@ -327,6 +336,7 @@ class _Paces:
             (4, count), dtype=torch.int64, device=device
         )
         self.status = torch.zeros(count, dtype=torch.int64, device=device)
+        self.may_grow = torch.ones(count, dtype=torch.bool, device=device)
         self.active = torch.arange(count, device=device)
         self.end = y0.clone()
 
@@ -340,12 +350,12 @@ class _Paces:
     def judge(self, t: Tensor, h: Tensor, s: Tensor, error: Tensor, y_next: Tensor, order: int) -> Tensor:
         """Accept or reject the step of every active sample, and set its next size and status."""
         rows, control = self.active, self.control
-        finite = error.isfinite() & y_next.detach().flatten(1).isfinite().all(1)
+        finite = error.isfinite() & flatten(y_next.detach()).isfinite().all(1)
         accepted = finite & (error <= 1)
-        factor = control.factor(error, self.previous[rows], accepted, order)
+        factor = control.factor(error, self.previous[rows], accepted & self.may_grow[rows], order)
         factor = torch.where(finite, factor, control.min_factor)
         self.t[rows] = torch.where(accepted, s, t)
-        self.h[rows] = h * factor
+        self.may_grow[rows] = accepted
         self.previous[rows] = torch.where(accepted, error.clamp(min=1e-4), self.previous[rows])
         self.taken[rows] += accepted
         self.rejected[rows] += ~accepted
@@ -358,6 +368,7 @@ class _Paces:
         status[(underflow & ~finite) | (self.trials[rows] > _NONFINITE_TRIALS)] = int(Status.NONFINITE)
         status[self.t[rows] == control.t1] = int(Status.SUCCESS)
         self.status[rows] = status
+        self.h[rows] = torch.where(status == 0, h * factor, h)
         return accepted
 
     def retire(self, y: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -25,7 +25,7 @@ from solvers.brownian import NoiseSource
 from solvers.control import Adaptive, FixedGrid
 from solvers.integrate import SaveAt, Solution, SolverError, Stats, Status
 from solvers.methods import Integrator
-from solvers.terms import ODE, SDE, Term, expand_like
+from solvers.terms import ODE, SDE, Term, expand_like, flatten
 
 SCIPY_METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
@@ -34,7 +34,7 @@ def _solution(t1: float, y: Tensor, nfe: int, num_steps: int, save: SaveAt) -> S
     """The end of a run in which all samples took the same steps."""
     count = torch.ones(len(y), dtype=torch.int64, device=y.device)
     t = torch.tensor(t1, dtype=torch.float64)
-    finite = y.flatten(1).isfinite().all(1)
+    finite = flatten(y.detach()).isfinite().all(1)
     status = torch.where(finite, int(Status.SUCCESS), int(Status.NONFINITE))
     return Solution(t[None], save.of(t, y)[None], Stats(nfe * count, num_steps * count, 0 * count), status)
 
@@ -69,25 +69,28 @@ class SciPy(Integrator):
         if not isinstance(control, Adaptive) or save.steps:
             raise ValueError("scipy chooses its own steps: give it Adaptive control and save the end alone")
         everyone = tuple(range(len(y0)))
+        calls = 0
 
         def field(t: float, flat: np.ndarray) -> np.ndarray:
+            nonlocal calls
+            calls += 1
             y = torch.from_numpy(flat).reshape(y0.shape).to(y0)
             dy = term.drift(torch.tensor(t, dtype=torch.float64), y, *term.args)
-            bad = ~dy.flatten(1).isfinite().all(1)
+            bad = ~flatten(dy).isfinite().all(1)
             if bool(bad.any()):
                 samples = tuple(bad.nonzero().flatten().tolist())
                 message = f"NONFINITE: the field became nan or inf at t = {t:.9g} in samples {samples[:8]}"
                 raise SolverError(message, Status.NONFINITE, samples, t, float("nan"))
-            return dy.to("cpu", torch.float64).flatten().numpy()
+            return dy.detach().to("cpu", torch.float64).flatten().numpy()
 
         stepper = getattr(scipy.integrate, self.name)(
             field,
             control.t0,
-            y0.to("cpu", torch.float64).flatten().numpy(),
+            y0.detach().to("cpu", torch.float64).flatten().numpy(),
             control.t1,
-            rtol=max(control.rtol, 10 * torch.finfo(torch.float64).eps),
+            rtol=max(control.rtol, 100 * torch.finfo(torch.float64).eps),
             atol=control.atol,
-            first_step=control.first_step,
+            first_step=control.first_step and min(control.first_step, abs(control.t1 - control.t0)),
         )
         taken = 0
         while stepper.status == "running":
@@ -100,7 +103,7 @@ class SciPy(Integrator):
                 )
             taken += 1
         y = torch.from_numpy(stepper.y.copy()).reshape(y0.shape).to(y0)
-        return _solution(control.t1, y, int(stepper.nfev), taken, save)
+        return _solution(control.t1, y, calls, taken, save)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class TorchSDE(Integrator):
         problem = _Flattened(term, y0.shape, control)
         span = abs(float(control.ts[-1] - control.ts[0]))
         count = control.num_steps
-        flat = y0.flatten(1)
+        flat = flatten(y0)
         levy = "space-time" if self.name == "srk" else "none"
         motion = torchsde.BrownianInterval(
             0.0,
@@ -147,7 +150,7 @@ class TorchSDE(Integrator):
             entropy=self.seed,
             levy_area_approximation=levy,
         )
-        dt = span / count
+        dt = span / count * (1 + 1e-9)  # a hair more, or the sum of the steps falls short and one is added
         ts = torch.linspace(0, span, count + 1 if save.steps else 2, dtype=torch.float64)
         ys = torchsde.sdeint(problem, flat, ts, bm=motion, method=self.name, dt=dt).reshape(-1, *y0.shape)
         solution = _solution(float(control.ts[-1]), ys[-1], problem.calls, count, save)
@@ -184,11 +187,11 @@ class _Flattened(torch.nn.Module):
         """Drift in the clock u, with shape (B, D)."""
         self.calls += 1
         drift = self._term.drift(self._time(u), flat.reshape(self._shape), *self._term.args)
-        return self._direction * drift.flatten(1)
+        return self._direction * flatten(drift)
 
     def g(self, u: Tensor, flat: Tensor) -> Tensor:
         """Diffusion with shape (B, D)."""
         t, y = self._time(u), flat.reshape(self._shape)
         if self._term.noise == "additive":
-            return expand_like(self._term.diffusion(t), y).expand(self._shape).flatten(1).to(y.dtype)
-        return self._term.diffusion(t, y, *self._term.args).flatten(1)
+            return flatten(expand_like(self._term.diffusion(t), y).expand(self._shape)).to(y.dtype)
+        return flatten(self._term.diffusion(t, y, *self._term.args))

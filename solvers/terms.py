@@ -44,6 +44,11 @@ def expand_like(c: Tensor, x: Tensor) -> Tensor:
     return c.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def flatten(x: Tensor) -> Tensor:
+    """``x`` with shape (B, *) as a matrix with shape (B, D); a state of shape (B,) has D = 1."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
 @dataclass(frozen=True)
 class ODE:
     """dy = f(t, y) dt with ``f(t, y, *args) -> (B, *)``."""
