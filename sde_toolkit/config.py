@@ -1,0 +1,378 @@
+"""Configurations: the one place where names become objects.
+
+A configuration is a tree of sections, a frozen ``ml_collections`` ConfigDict once it is used:
+
+    seed          of the training run and of the initial weights
+    data          name of the data set and its options
+    sde           name of the forward process and its parameters
+    model         name of the network, its sizes, and what it predicts
+    loss          weighting and times of denoising score matching
+    optimization  learning rate, clipping, moving average
+    training      numbers of steps, batch size, checkpoints
+    sampling      the sampler and its options
+    likelihood    held-out log-likelihoods
+    comparison    samplers x step counts x seeds, and the distances that judge them
+
+``load_config("digits", {"training.batch_size": "64"})`` reads ``sde_toolkit/configs/digits.py``, or a file
+of yours (.py with a function ``get_config()``, or .json), checks every name and type, and freezes the
+result.  ``build_*`` turn its parts into objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import runpy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from ml_collections import FrozenConfigDict as Config
+from torch import Tensor, nn
+
+from sde_toolkit import configs, data, features, grids, metrics, networks, samplers
+from sde_toolkit.compare import Candidate, Metric
+from sde_toolkit.correctors import AnnealedLangevin, Corrector, Langevin
+from sde_toolkit.loss import DenoisingLoss
+from sde_toolkit.overrides import Schema, Variants, complete, defaults, nearest, override, read_json, to_json
+from sde_toolkit.score import PREDICTIONS, NetworkModel
+from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
+from sde_toolkit.state import Optimization
+from solvers.reference import SciPy
+
+_TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
+_NETWORK = {"predicts": "noise"}
+_BETA = {"beta_min": 0.1, "beta_max": 20.0}
+
+SCHEMA: Schema = {
+    "seed": 0,
+    "data": Variants(
+        {"digits": {}, "ring": _TOY, "checkerboard": _TOY, "moons": _TOY | {"noise": 0.05},
+         "swissroll": _TOY | {"noise": 0.5}}
+    ),
+    "sde": Variants(
+        {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0}}
+    ),
+    "model": Variants(
+        {"unet": _NETWORK | {"channels": (32, 64), "layers_per_block": 1, "attention_levels": (),
+                             "num_groups": 8, "dropout": 0.0},
+         "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
+    ),
+    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5},
+    "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "betas": (0.9, 0.99), "weight_decay": 0.0,
+                     "max_grad_norm": 1.0, "ema_decay": 0.9995},
+    "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2},
+    "sampling": {"sampler": "ddim", "num_steps": 50, "num_samples": 64, "seed": 0, "batch_size": 256,
+                 "t_min": 1e-3, "grid": "uniform", "denoise": True, "eta": 0.0,
+                 "predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16, "corrector_steps": 1,
+                 "rtol": 1e-3, "atol": 1e-3},
+    "likelihood": {"split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "rtol": 1e-4,
+                   "atol": 1e-4, "t_min": 1e-5, "batch_size": 256, "seed": 0},
+    "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
+                   "metrics": ("energy",), "real": "all"},
+}  # fmt: skip
+
+Build = Callable[[int | None, Mapping[str, Any]], samplers.Sampler]
+
+
+def base_config(data: str = "digits", sde: str = "vp", model: str = "unet") -> ConfigDict:
+    """A configuration with every default, for a ``get_config()`` to start from and change.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return defaults(SCHEMA, {"data": data, "sde": sde, "model": model})
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    return sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
+
+
+def load_config(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read, override, check and freeze a configuration.
+
+    Args:
+        source: a name among ``config_names()``, or the path of a .py file with ``get_config()`` (which is
+        run), or of
+            a .json file.
+        overrides: field -> value, as in ``{"sde.name": "ve", "training.batch_size": 64}``; strings are
+        parsed.
+
+    Raises:
+        ValueError: an unknown configuration, section, field or name (the nearest valid one is named), a
+        value of the
+            wrong type, or a broken file.
+    """
+    if source in config_names():
+        values = importlib.import_module(f"{configs.__name__}.{source}").get_config().to_dict()
+    else:
+        values = _read_file(source)
+    return override_config(parse_config(values), overrides or {})
+
+
+def _read_file(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in (".py", ".json"):
+        raise ValueError(
+            f"config {source!r} is unknown; {nearest(source, config_names())}; "
+            "or give the path of a .py or .json file"
+        )
+    if not path.is_file():
+        raise ValueError(f"config file {source} does not exist; valid names: {', '.join(config_names())}")
+    if path.suffix == ".json":
+        return read_json(path.read_text(), source)
+    made = runpy.run_path(source).get("get_config")
+    if made is None:
+        raise ValueError(f"config file {source} must define get_config(), which returns a ConfigDict")
+    values = made()
+    return values.to_dict() if isinstance(values, (ConfigDict, Config)) else dict(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """The frozen configuration for a (partial) tree of values, as a file or a checkpoint holds it.
+
+    Raises:
+        ValueError: an unknown section, field or name, or a value of the wrong type.
+    """
+    names = {"data": "digits", "sde": "vp", "model": "unet"}
+    return _checked(complete(values, SCHEMA, names))
+
+
+def override_config(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy with fields replaced, as in ``{"sampling.t_min": 1e-4}``; raises like ``load_config``."""
+    return _checked(override(ConfigDict(config.to_dict()), overrides.items(), SCHEMA))
+
+
+def config_json(config: Config) -> str:
+    """The configuration as JSON; ``parse_config(json.loads(...))`` gives it back."""
+    return to_json(config)
+
+
+def config_from_json(text: str) -> Config:
+    """The configuration written by ``config_json``; raises ValueError for anything else."""
+    return parse_config(read_json(text, "config"))
+
+
+def _checked(config: ConfigDict) -> Config:
+    """Refuse unknown names inside the sections, which else would surface only when their object is built."""
+    _need("config.model.predicts", config.model.predicts, PREDICTIONS)
+    _need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
+    _need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
+    _need("config.sampling.corrector", config.sampling.corrector, CORRECTORS)
+    _need("config.sampling.grid", config.sampling.grid, GRIDS)
+    for name in config.comparison.samplers:
+        _need("config.comparison.samplers", name, SAMPLERS)
+    for name in config.comparison.metrics:
+        _need("config.comparison.metrics", name, DISTANCES)
+    _need("config.comparison.real", config.comparison.real, REAL)
+    _need("config.likelihood.split", config.likelihood.split, REAL)
+    _need("config.likelihood.divergence", config.likelihood.divergence, DIVERGENCES)
+    return Config(config)
+
+
+def _need(what: str, name: str, valid: Iterable[str]) -> None:
+    if name not in valid:
+        raise ValueError(f"{what} {name!r} is unknown; {nearest(name, valid)}")
+
+
+def build_dataset(config: Config) -> data.Dataset:
+    """The data set of ``config.data``."""
+    makers: dict[str, Callable[..., data.Dataset]] = {
+        "digits": data.digits, "ring": data.ring, "moons": data.moons, "checkerboard": data.checkerboard,
+        "swissroll": data.swissroll,
+    }  # fmt: skip
+    return makers[config.data.name](**_options(config.data))
+
+
+def build_sde(config: Config) -> ForwardSDE:
+    """The forward process of ``config.sde``."""
+    options = _options(config.sde)
+    makers: dict[str, Callable[[], ForwardSDE]] = {
+        "vp": lambda: VPSDE(LinearBeta(**options)),
+        "vp_cosine": lambda: VPSDE(CosineBeta(**options)),
+        "subvp": lambda: SubVPSDE(LinearBeta(**options)),
+        "ve": lambda: VESDE(**options),
+    }
+    return makers[config.sde.name]()
+
+
+def build_network(config: Config, event_shape: tuple[int, ...]) -> nn.Module:
+    """The network of ``config.model`` for this event shape; ``config.seed`` draws its initial weights."""
+    makers: dict[str, Callable[..., nn.Module]] = {"unet": networks.UNet, "mlp": networks.MLP}
+    options = _options(config.model)
+    del options["predicts"]
+    return makers[config.model.name](event_shape, seed=config.seed, **options)
+
+
+def build_model(config: Config, event_shape: tuple[int, ...], data_std: float) -> NetworkModel:
+    """The untrained score model: the network of ``config.model`` under the process of ``config.sde``."""
+    network = build_network(config, event_shape)
+    return NetworkModel(network, build_sde(config), config.model.predicts, event_shape, data_std)
+
+
+def build_loss(config: Config) -> DenoisingLoss:
+    """Denoising score matching as ``config.loss`` says."""
+    return DenoisingLoss(**config.loss.to_dict())
+
+
+def build_optimization(config: Config) -> Optimization:
+    """The rule of the updates in ``config.optimization``."""
+    return Optimization(**config.optimization.to_dict())
+
+
+def build_grid(name: str) -> grids.Grid:
+    """The time grid of this name.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    _need("grid", name, GRIDS)
+    return GRIDS[name]
+
+
+def build_sampler(config: Config, name: str | None = None, num_steps: int | None = None) -> samplers.Sampler:
+    """A sampler with the options of ``config.sampling`` that it takes.
+
+    Args:
+        config: its section ``sampling`` is used.
+        name: ``config.sampling.sampler`` if not given.
+        num_steps: ``config.sampling.num_steps`` if not given; without effect on the adaptive samplers.
+
+    Raises:
+        ValueError: the name is unknown, or an option is out of range.
+    """
+    name = config.sampling.sampler if name is None else name
+    _need("sampler", name, SAMPLERS)
+    _, build = SAMPLERS[name]
+    return build(config.sampling.num_steps if num_steps is None else num_steps, config.sampling)
+
+
+def is_adaptive(name: str) -> bool:
+    """Whether this sampler chooses its own steps by tolerances."""
+    return "num_steps" not in sampler_options(name)
+
+
+def sampler_options(name: str) -> tuple[str, ...]:
+    """Fields of ``config.sampling`` that have an effect on the sampler of this name.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    _need("sampler", name, SAMPLERS)
+    return SAMPLERS[name][0]
+
+
+def build_candidates(config: Config) -> list[Candidate]:
+    """Every sampler of ``config.comparison`` at every step count; the adaptive ones once."""
+    candidates = []
+    for name in config.comparison.samplers:
+        for num_steps in (None,) if is_adaptive(name) else config.comparison.num_steps:
+            sampler = build_sampler(config, name, num_steps)
+            candidates.append(Candidate(name, num_steps, sampler, sampler.settings))
+    return candidates
+
+
+def build_metrics(config: Config, dataset: data.Dataset) -> list[Metric]:
+    """The distances of ``config.comparison`` to the real data that it names; the first one is the headline.
+
+    Raises:
+        ValueError: the Frechet distance on data other than the digits, which have the only features.
+    """
+    real = REAL[config.comparison.real](dataset)
+    made = []
+    for key in config.comparison.metrics:
+        if key == "frechet" and dataset.name != "digits":
+            raise ValueError(
+                f"metric 'frechet' needs features, which only the digits have, got data {dataset.name!r}; "
+                "use --config.comparison.metrics=energy,sliced_wasserstein"
+            )
+        name, build = DISTANCES[key]
+        made.append(Metric(name, build(), real, {"real": config.comparison.real, "num_real": len(real)}))
+    return made
+
+
+def held_out(config: Config, dataset: data.Dataset) -> Tensor:
+    """The examples of ``config.likelihood``, with shape (M, *) in model scale."""
+    x = REAL[config.likelihood.split](dataset)
+    return x[: config.likelihood.num_examples] if config.likelihood.num_examples else x
+
+
+def likelihood_options(config: Config, dataset: data.Dataset) -> dict[str, Any]:
+    """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as ``config.likelihood`` says."""
+    options = {name: config.likelihood[name] for name in ("rtol", "atol", "t_min", "seed", "batch_size")}
+    options["num_probes"] = DIVERGENCES[config.likelihood.divergence](config.likelihood.num_probes)
+    return options | {"log_det_per_dim": dataset.scaling.log_det_per_dim}
+
+
+def _options(section: Config) -> dict[str, Any]:
+    return {name: value for name, value in section.to_dict().items() if name != "name"}
+
+
+def _on_grid(make: Callable[..., samplers.Sampler], *more: str) -> tuple[tuple[str, ...], Build]:
+    def build(num_steps: int | None, s: Mapping[str, Any]) -> samplers.Sampler:
+        options = {name: s[name] for name in more}
+        return make(num_steps, t_min=s["t_min"], grid=build_grid(s["grid"]), denoise=s["denoise"], **options)
+
+    return ("num_steps", "t_min", "grid", "denoise", *more), build
+
+
+def _adaptive(make: Callable[..., samplers.Sampler]) -> tuple[tuple[str, ...], Build]:
+    names = ("rtol", "atol", "t_min", "denoise")
+    return names, lambda num_steps, s: make(**{name: s[name] for name in names})
+
+
+def _predictor_corrector(num_steps: int | None, s: Mapping[str, Any]) -> samplers.Sampler:
+    predictor = PREDICTORS[s["predictor"]][1](num_steps, s)
+    corrector = CORRECTORS[s["corrector"]](s["snr"], s["corrector_steps"])
+    return samplers.predictor_corrector(predictor, corrector)
+
+
+REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
+    "train": lambda dataset: dataset.scaled_train(),
+    "test": lambda dataset: dataset.scaled_test(),
+    "all": lambda dataset: torch.cat([dataset.scaled_train(), dataset.scaled_test()]),
+}
+
+DIVERGENCES: dict[str, Callable[[int], int | None]] = {"exact": lambda k: None, "probes": lambda k: k}
+
+DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
+    "frechet": (
+        "Frechet distance",
+        lambda: metrics.OnFeatures(features.digit_features(), metrics.FrechetDistance()),
+    ),
+    "sliced_wasserstein": ("sliced Wasserstein", metrics.SlicedWasserstein),
+    "energy": ("energy distance", metrics.EnergyDistance),
+    "mmd": ("squared MMD", metrics.MMD),
+}
+"""Name -> the heading of its column, and how it is built."""
+
+GRIDS: dict[str, grids.Grid] = {
+    "uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "karras": grids.karras,
+}  # fmt: skip
+
+CORRECTORS: dict[str, Callable[[float, int], Corrector]] = {
+    "langevin": Langevin, "annealed": AnnealedLangevin,
+}  # fmt: skip
+
+PREDICTORS: dict[str, tuple[tuple[str, ...], Build]] = {
+    "euler_maruyama": _on_grid(samplers.euler_maruyama),
+    "reverse_diffusion": _on_grid(samplers.reverse_diffusion),
+    "ancestral": _on_grid(samplers.ancestral),
+    "euler": _on_grid(samplers.euler),
+    "heun": _on_grid(samplers.heun),
+    "ddim": _on_grid(samplers.ddim, "eta"),
+}
+
+SAMPLERS: dict[str, tuple[tuple[str, ...], Build]] = {
+    **PREDICTORS,
+    "predictor_corrector": (
+        (*PREDICTORS["reverse_diffusion"][0], "predictor", "corrector", "snr", "corrector_steps"),
+        _predictor_corrector,
+    ),
+    "dopri5": _adaptive(samplers.dopri5),
+    "scipy_rk45": _adaptive(lambda **options: samplers.adaptive(SciPy("RK45"), **options)),
+}
+"""Name -> the fields of ``config.sampling`` that it takes, and how it is built from them."""

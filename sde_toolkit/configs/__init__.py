@@ -1,0 +1,1 @@
+"""Configurations by name: each module has a function ``get_config()``."""

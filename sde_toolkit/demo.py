@@ -1,0 +1,73 @@
+"""The main job from end to end: train, sample with every sampler, compute likelihoods, compare, report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from sde_toolkit import commands, results
+from sde_toolkit.config import is_adaptive
+from sde_toolkit.report import format_table, plus_minus
+from sde_toolkit.runs import Run
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Run every stage in ``--workdir``; what is there already is reused."""
+    begin = time.perf_counter()
+    workdir = options.workdir
+    run = commands.train_with_bar(workdir, options.config, options.overrides)
+    commands.note("likelihood of held-out data ...")
+    held, reused = results.likelihood(run, workdir)
+    commands.note(("reused: " if reused else "") + held.sentence)
+    entries = len(results.candidates(run))
+    commands.note(f"comparison: {entries} samplers and step counts, {_draws(run)}")
+    found = commands.compare_with_bar(run, workdir)
+    again = f"sde-toolkit demo --workdir={workdir} --config={options.config}"
+    changes = [f"--config.{name}={value}" for name, value in options.overrides.items()]
+    paths = results.write_report(
+        run, workdir, found, held, [" ".join([again, *changes]), *_single_steps(run)]
+    )
+    print(format_table(found.records, found.references))
+    print()
+    for line in headlines(run, found, held):
+        print(line)
+    print()
+    print(f"report       {paths[-1]}")
+    print(f"figures      {workdir / 'figures'}")
+    print(f"samples      {workdir / 'samples'}")
+    print(f"records      {results.records_path(workdir)}")
+    print(f"checkpoint   {run.checkpoint.path}")
+    print(f"total time   {time.perf_counter() - begin:.0f} s")
+
+
+def _draws(run: Run) -> str:
+    seeds = run.config.comparison.seeds
+    return f"{run.config.comparison.num_samples} samples each" + (
+        f", seeds {seeds}" if len(seeds) > 1 else ""
+    )
+
+
+def _single_steps(run: Run) -> list[str]:
+    """The same, verb by verb."""
+    workdir, name = run.workdir, run.config.sampling.sampler
+    steps = "" if is_adaptive(name) else f" --num_steps={run.config.sampling.num_steps}"
+    return [
+        f"sde-toolkit likelihood --workdir={workdir}",
+        f"sde-toolkit compare --workdir={workdir}",
+        f"sde-toolkit sample --workdir={workdir} --sampler={name}{steps}",
+    ]
+
+
+def headlines(run: Run, found: results.Comparison, held: results.HeldOut) -> list[str]:
+    """What the demo shows, in a few lines: quality against real data, few steps, likelihood."""
+    reference = found.references[0]
+    rows = [record for record in found.records if record.metric == reference.metric]
+    real = plus_minus(reference.value, reference.standard_error)
+    lines = [f"{reference.metric} of two halves of the real data: {real}; lower is better"]
+    chosen = max((r for r in rows if r.sampler == "ddim"), key=lambda r: r.nfe, default=None)
+    if chosen is not None:
+        share = f", {chosen.value / reference.value:.2f} of that" if reference.value > 0 else ""
+        value = plus_minus(chosen.value, chosen.standard_error)
+        lines.append(f"ddim with {chosen.num_steps} steps: {value}{share}")
+    lines.append(held.sentence)
+    return lines

@@ -1,0 +1,313 @@
+"""Runs: a directory with a training run and what was made from it, or a checkpoint of the package.
+
+    <workdir>/config.json                      what was trained, for reading
+    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.state``
+    <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
+    <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
+    <workdir>/records.json                     the comparison, see ``sde_toolkit.compare``
+    <workdir>/likelihood-<split>.json          held-out log-likelihoods
+    <workdir>/figures/*.png, report.html       see ``sde_toolkit.figures`` and ``sde_toolkit.report``
+
+Opening a run builds the averaged model from the configuration inside the checkpoint; sections that do not
+bear on the weights (sampling, likelihood, comparison) may be overridden, the others may not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sde_toolkit.config import (
+    Config,
+    build_dataset,
+    build_loss,
+    build_model,
+    build_optimization,
+    config_json,
+    config_names,
+    load_config,
+    override_config,
+    parse_config,
+)
+from sde_toolkit.data import Dataset
+from sde_toolkit.files import WorkdirLock, atomic_write
+from sde_toolkit.samplers import Samples
+from sde_toolkit.score import NetworkModel
+from sde_toolkit.state import (
+    Checkpoint,
+    TrainState,
+    config_differences,
+    export_checkpoint,
+    latest_checkpoint,
+    load_ema,
+    read_checkpoint,
+    restore,
+)
+from sde_toolkit.train import StepInfo, fit
+
+HISTORY = ("step", "loss", "grad_norm", "learning_rate", "seconds")
+MIN_FREE_BYTES = 64 * 2**20
+"""Free space that a training run asks for before it starts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model, ready for use.
+
+    Attributes:
+        config: of the training, with the overrides of its use.
+        model: with the averaged weights.
+        checkpoint: where the weights came from.
+        workdir: of the run; None for a checkpoint of the package.
+        fingerprint: identifies the weights.
+    """
+
+    config: Config
+    model: NetworkModel
+    checkpoint: Checkpoint
+    workdir: Path | None
+    fingerprint: str
+
+    @property
+    def step(self) -> int:
+        """Number of updates that the weights have seen."""
+        return self.checkpoint.step
+
+
+def shipped_path(name: str) -> Path:
+    """Path of the package's own checkpoint for the configuration of this name; it may not exist."""
+    return Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
+
+
+def open_run(workdir: Path, overrides: Mapping[str, Any]) -> Run:
+    """The newest checkpoint of a training run.
+
+    Raises:
+        ValueError: there is none (the sentence says how to make one), or an override bears on the weights.
+    """
+    if not workdir.is_dir():
+        raise ValueError(f"workdir {workdir} does not exist; {_how_to_train(workdir)}")
+    checkpoint = latest_checkpoint(workdir)
+    if checkpoint is None:
+        raise ValueError(f"workdir {workdir} holds no checkpoint; {_how_to_train(workdir)}")
+    return _opened(checkpoint, override_config(parse_config(checkpoint.config), overrides), workdir)
+
+
+def open_shipped(source: str, overrides: Mapping[str, Any]) -> Run:
+    """The checkpoint of the package for a configuration.
+
+    Raises:
+        ValueError: there is none for this name, or an override bears on the weights.
+    """
+    config = load_config(source, overrides)
+    path = shipped_path(source)
+    if source not in config_names() or not path.is_file():
+        shipped = [name for name in config_names() if shipped_path(name).is_file()]
+        known = f"there is one for {', '.join(shipped)}" if shipped else "there is none at all"
+        raise ValueError(
+            f"no trained checkpoint ships for config {source!r} ({known}); "
+            f"run `sde-toolkit train --config={source} --workdir=DIR` and give --workdir=DIR"
+        )
+    return _opened(read_checkpoint(path), config, None)
+
+
+def saved_step(workdir: Path) -> int:
+    """Step of the newest checkpoint of a run; 0 if there is none."""
+    checkpoint = latest_checkpoint(workdir)
+    return 0 if checkpoint is None else checkpoint.step
+
+
+def _how_to_train(workdir: Path) -> str:
+    return f"run `sde-toolkit train --config=digits --workdir={workdir}` first"
+
+
+def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run:
+    differences = config_differences(checkpoint.config, config.to_dict())
+    if differences:
+        raise ValueError(
+            f"{checkpoint.path} was trained with another config ({'; '.join(differences)}); "
+            "drop these overrides, or train again in another workdir"
+        )
+    std = checkpoint.part("data")["std"]
+    model = build_model(config, tuple(std.shape), float(std.double().square().mean().sqrt()))
+    load_ema(model.network, checkpoint)
+    model.network.requires_grad_(False).eval()
+    return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.part("ema").items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training run begins: at step 0, or where an earlier part of it was saved."""
+
+    step: int
+    num_steps: int
+    num_parameters: int
+
+
+def train_run(
+    workdir: Path,
+    source: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    on_start: Callable[[Start], None] | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> Run:
+    """Train in ``workdir``, from the newest checkpoint there or from the beginning, and open the result.
+
+    Args:
+        workdir: made if it does not exist.
+        source: name or path of a configuration; None takes that of the run in ``workdir``.
+        overrides: of the configuration.
+        on_start: called once before the first update.
+        on_step: called after every update.
+
+    Raises:
+        ValueError: no configuration, one that differs from that of the checkpoint, a workdir in use, a bad
+        value. OSError: the disk has no room for checkpoints. sde_toolkit.train.NonFiniteError: the loss
+        became nan or inf.
+    """
+    checkpoint = latest_checkpoint(workdir)
+    config = _training_config(workdir, source, overrides, checkpoint)
+    dataset = build_dataset(config)
+    model = build_model(config, dataset.event_shape, dataset.data_std)
+    state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
+    settings, loss = config.training, build_loss(config)
+    with WorkdirLock(workdir) as lock:
+        _require_room(workdir)
+        checkpoint = latest_checkpoint(workdir)
+        if checkpoint is not None:
+            restore(state, checkpoint)
+        atomic_write(workdir / "config.json", config_json(config).encode())
+        if on_start is not None:
+            size = sum(parameter.numel() for parameter in model.network.parameters())
+            on_start(Start(state.step, settings.num_steps, size))
+        with _history(workdir, state.step, settings.log_every) as log:
+
+            def step(info: StepInfo) -> None:
+                log(info)
+                if on_step is not None:
+                    on_step(info)
+
+            fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
+                settings.checkpoint_every, settings.keep, step)  # fmt: skip
+    return open_run(workdir, overrides)
+
+
+def _training_config(
+    workdir: Path, source: str | None, overrides: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> Config:
+    if source is not None:
+        return load_config(source, overrides)
+    if checkpoint is None:
+        raise ValueError(f"config must be given to start a run in {workdir}; add --config=digits")
+    return override_config(parse_config(checkpoint.config), overrides)
+
+
+def _require_room(workdir: Path) -> None:
+    free = shutil.disk_usage(workdir).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(
+            f"{workdir} is on a disk with {free / 2**20:.0f} MiB free, and training asks for "
+            f"{MIN_FREE_BYTES / 2**20:.0f} MiB; make room or choose another workdir"
+        )
+
+
+@contextlib.contextmanager
+def _history(workdir: Path, step: int, every: int) -> Iterator[Callable[[StepInfo], None]]:
+    """A log of the steps after ``step``: the mean loss of every ``every`` of them, appended as they come."""
+    path = workdir / "history.csv"
+    kept = [row for row in read_history(workdir) if row["step"] <= step]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "step": int(row["step"])} for row in kept)
+    atomic_write(path, text.getvalue().encode())
+    pending: list[StepInfo] = []
+    with open(path, "a", newline="") as file:
+        rows = csv.DictWriter(file, HISTORY, lineterminator="\n")
+
+        def log(info: StepInfo) -> None:
+            pending.append(info)
+            if info.step % every == 0:
+                means = {name: float(np.mean([getattr(i, name) for i in pending])) for name in HISTORY[1:]}
+                rows.writerow({"step": info.step, **{name: f"{value:.6g}" for name, value in means.items()}})
+                file.flush()
+                pending.clear()
+
+        yield log
+
+
+def read_history(workdir: Path) -> list[dict[str, float]]:
+    """The training log of a run, by step; lines that a kill cut short are left out."""
+    path = workdir / "history.csv"
+    rows: dict[float, dict[str, float]] = {}
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            with contextlib.suppress(TypeError, ValueError):
+                row = {name: float(line[name]) for name in HISTORY}
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def export_run(run: Run, output: Path) -> int:
+    """Write the averaged weights and the configuration of a run to one file; return its size in bytes."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    export_checkpoint(run.checkpoint, output)
+    return output.stat().st_size
+
+
+def save_samples(path: Path, samples: Samples, config: Config, fingerprint: str) -> None:
+    """Write samples with their seed, cost and settings as npz, atomically; nothing in it is pickled."""
+    note = {
+        "nfe": samples.nfe,
+        "seconds": samples.seconds,
+        "seed": samples.seed,
+        "first_sample": samples.first_sample,
+        "settings": dict(samples.settings),
+        "config": config.to_dict(),
+        "model": fingerprint,
+    }
+    stream = io.BytesIO()
+    np.savez_compressed(stream, x=samples.x.cpu().numpy(), note=np.array(json.dumps(note)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, stream.getvalue())
+
+
+def load_samples(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Samples with shape (N, *) and the note that ``save_samples`` wrote next to them.
+
+    Raises:
+        ValueError: the file is damaged or of another kind.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return torch.from_numpy(file["x"]), json.loads(str(file["note"]))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{path} is not a file of samples ({error}); remove it and sample again") from None
+
+
+def displayable(x: torch.Tensor, dataset: Dataset) -> np.ndarray:
+    """Samples as something to draw: images in [0, 1] with shape (N, C, H, W), vectors as they are."""
+    if x.ndim == 4 and dataset.levels is not None:
+        return (dataset.scaling.to_levels(x).float() / (dataset.levels - 1)).numpy()
+    return x.numpy()
