@@ -1,0 +1,282 @@
+"""Measured orders: exact problems on which every method of ``solvers`` is run with N, 2N, 4N, ... steps.
+
+A method of order p has error e(N) = C N^-p (1 + O(1/N)).  The slope is that of the least-squares line through
+(log2 N, -log2 e).  No error here is sampled, so a slope that differs from the declared order by more than
+``TOLERANCE`` is a wrong method or a wrong declaration, never bad luck.
+
+Deterministic orders.  The replicator equation with rates that oscillate, and its scalar case of two species,
+
+    y_i' = y_i (c_i - sum_j c_j y_j),   c_i = r cos(w_i t):     y = softmax(log y_0 + r sin(w t) / w)
+    y'   = r cos(t) y (1 - y):                                  y = logistic(logit y_0 + r sin t)
+
+are nonlinear, non-autonomous and (the first) coupled, so that all order conditions count.  The error is
+the root mean square over a batch of starts at the end time.
+
+Strong and weak orders for additive noise.  Anderson's reverse SDE for Gaussian data of variance c^2, in the
+clock n (noise-to-signal ratio, running down):
+
+    dy = 2 n / (c^2 + n^2) y dn + sqrt(2 n) dW,       Phi(s, t) = (c^2 + s^2) / (c^2 + t^2).
+
+A method is linear here in its start and in its draws z_j.  Run on a batch of unit impulses (sample j has
+z_j = 1 and nothing else) it puts out its own coefficients k_j, so that without sampling
+
+    weak error    | k_0^2 Var(y_0) + sum_j k_j^2  -  (c^2 + n_end^2) |
+    strong error  ( (k_0 - Phi)^2 Var(y_0) + sum_j int_j (k_j / sqrt(h_j) - Phi(end, u) sqrt(2u))^2 du )^(1/2)
+
+where z_j = (W_{j+1} - W_j) / sqrt(h_j) and the integrals run over the steps (Ito's isometry).
+
+Strong and weak orders for diagonal noise.  One step on dy = m y dt + q y dW multiplies y by R(z); fed with
+the nodes of Gauss-Hermite quadrature as a batch it gives E[R], E[R^2] and E[R E] with the exact factor
+E(z) = exp((m - q^2/2) h + q sqrt(h) z), and N independent steps give the powers:
+
+    weak error    | E[R]^N - exp(m T) |
+    strong error  ( E[R^2]^N - 2 E[R E]^N + E[E^2]^N )^(1/2)
+
+Recursions.  DDIM is exponential Euler in n: y_s = y_t + (s - t) z_hat with z_hat = n y / (c^2 + n^2) on the
+same data; the exact flow is y_s = y_t sqrt((c^2 + s^2) / (c^2 + t^2)).
+
+Reference: Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations", chapters 9 and 10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import solvers
+from solvers import ODE, SDE, FixedGrid, Method, Recursion, solve
+
+TOLERANCE = 0.15
+HALVINGS = 5
+
+DATA_STD = 0.5
+START, END = 2.0, 0.2
+_FIRST = {1: 128, 2: 64, 3: 32, 4: 32, 5: 24}
+"""Smallest step count of a deterministic order: coarser grids are not yet in the asymptotic regime."""
+
+Problem = Callable[[Method, int], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on a problem: ``run(method, N)`` returns its error with N steps and its drift evaluations.
+
+    Args:
+        method: what is measured.
+        kind: "deterministic", "strong" or "weak".
+        problem: short name of the problem, for tables.
+        declared: the order that the method claims for this kind.
+        first: the smallest N.
+        run: the problem.
+    """
+
+    method: Method
+    kind: str
+    problem: str
+    declared: float
+    first: int
+    run: Problem
+
+    @property
+    def label(self) -> str:
+        """Name of the method and the problem, as in "heun, replicator"."""
+        return f"{self.method.name}, {self.problem}"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One case at several step counts: N, drift evaluations and errors; the fitted ``slope``."""
+
+    case: Case
+    num_steps: tuple[int, ...]
+    nfe: tuple[float, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def slope(self) -> float:
+        """Observed order: minus the slope of log2(error) against log2(N), by least squares."""
+        return -float(np.polyfit(np.log2(self.num_steps), np.log2(self.errors), 1)[0])
+
+    def complaints(self) -> list[str]:
+        """What contradicts the declaration: the order, or the number of evaluations."""
+        method, found = self.case.method, []
+        if not abs(self.slope - self.case.declared) <= TOLERANCE:
+            kind, declared = self.case.kind, self.case.declared
+            found.append(f"{self.case.label}: {kind} order {declared} declared, {self.slope:.3f} measured")
+        extra = 1 if method.first_same_as_last else 0
+        for steps, nfe in zip(self.num_steps, self.nfe, strict=True):
+            if nfe != method.nfe_per_step * steps + extra:
+                declared = f"{method.nfe_per_step} evaluations per step declared"
+                found.append(f"{self.case.label}: {declared}, {nfe:g} in {steps} steps")
+        return found
+
+
+def measure(case: Case, halvings: int = HALVINGS) -> Measurement:
+    """Run a case with N, 2N, ..., 2^halvings N steps."""
+    num_steps = tuple(case.first * 2**k for k in range(halvings + 1))
+    errors, nfe = zip(*(case.run(case.method, steps) for steps in num_steps), strict=True)
+    return Measurement(case, num_steps, nfe, errors)
+
+
+def registered() -> list[Method]:
+    """Every method that the package ``solvers`` exports."""
+    return [value for value in vars(solvers).values() if isinstance(value, Method)]
+
+
+def cases(methods: Sequence[Method] | None = None) -> list[Case]:
+    """The cases of every registered method, or of those given.
+
+    Raises:
+        LookupError: a method integrates none of the terms that have an exact problem.
+    """
+    found: list[Case] = []
+    for method in registered() if methods is None else methods:
+        here: list[Case] = []
+        if ODE in method.terms:
+            first = _FIRST.get(method.order, 16)
+            here += [
+                Case(method, "deterministic", "logistic", method.order, first, logistic),
+                Case(method, "deterministic", "replicator", method.order, first, replicator),
+            ]
+        if SDE in method.terms:
+            assert method.strong_order is not None
+            assert method.weak_order is not None
+            here += [
+                Case(method, "strong", "additive noise", method.strong_order, 16, additive_strong),
+                Case(method, "weak", "additive noise", method.weak_order, 16, additive_weak),
+            ]
+        if Recursion in method.terms:
+            here.append(Case(method, "deterministic", "DDIM", method.order, 16, ddim))
+        if not here:
+            raise LookupError(
+                f"no exact problem for the terms of {method.name}: add one to benchmarks/orders.py"
+            )
+        found += here
+    return found
+
+
+def _uniform(t0: float, t1: float, num_steps: int) -> FixedGrid:
+    return FixedGrid(torch.linspace(t0, t1, num_steps + 1, dtype=torch.float64))
+
+
+def logistic(method: Method, num_steps: int) -> tuple[float, float]:
+    """y' = 5 cos(t) y (1 - y) from 0 to 4, states of shape (B,)."""
+    rate, end = 5.0, 4.0
+    y0 = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
+    solution = solve(
+        ODE(lambda t, y: rate * t.cos() * y * (1 - y)), y0, method, _uniform(0.0, end, num_steps)
+    )
+    return _rms(solution.y - (y0.logit() + rate * math.sin(end)).sigmoid()), float(solution.stats.nfe[0])
+
+
+def replicator(method: Method, num_steps: int) -> tuple[float, float]:
+    """The replicator equation of three species from 0 to 3, states of shape (B, 3)."""
+    rate, end, w = 3.0, 3.0, torch.tensor([1.0, 1.5, 2.5], dtype=torch.float64)
+    y0 = torch.tensor([[0.0, 0.5, -0.3], [1.0, -1.0, 0.2], [-0.5, 0.1, 0.9]], dtype=torch.float64).softmax(1)
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        c = rate * (w * t).cos()
+        return y * (c - (c * y).sum(1, keepdim=True))
+
+    solution = solve(ODE(drift), y0, method, _uniform(0.0, end, num_steps))
+    exact = (y0.log() + rate * (w * end).sin() / w).softmax(1)
+    return _rms(solution.y - exact), float(solution.stats.nfe[0])
+
+
+def _rms(error: Tensor) -> float:
+    return float(error.square().mean().sqrt())
+
+
+class Impulses:
+    """Draws that are unit impulses: sample j >= 1 has 1 in draw j - 1 and 0 elsewhere; sample 0 has none."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def draw(self, index: int, stream: int = 0) -> Tensor:
+        """One column of the identity, with shape (B, 1)."""
+        z = torch.zeros(self._count + 1, 1, dtype=torch.float64)
+        z[index + 1] = 1.0
+        return z
+
+
+def _coefficients(method: Method, grid: FixedGrid) -> tuple[float, Tensor, float]:
+    """Coefficients of the start and of every draw in the method's result, and its evaluations."""
+    term = SDE(lambda n, y: 2 * n / (DATA_STD**2 + n**2) * y, lambda n: (2 * n).sqrt())
+    y0 = torch.zeros(grid.num_steps + 1, 1, dtype=torch.float64)
+    y0[0] = 1.0
+    solution = solve(term, y0, method, grid, noise=Impulses(grid.num_steps))
+    k = solution.y[:, 0]
+    return float(k[0]), k[1:], float(solution.stats.nfe[0])
+
+
+def additive_weak(method: Method, num_steps: int) -> tuple[float, float]:
+    """Error of the variance at the end, from the exact variance at the start."""
+    start, draws, nfe = _coefficients(method, _uniform(START, END, num_steps))
+    variance = start**2 * (DATA_STD**2 + START**2) + float(draws.square().sum())
+    return abs(variance - (DATA_STD**2 + END**2)), nfe
+
+
+def additive_strong(method: Method, num_steps: int) -> tuple[float, float]:
+    """Root mean square distance to the exact solution driven by the same Brownian motion."""
+    grid = _uniform(START, END, num_steps)
+    start, draws, nfe = _coefficients(method, grid)
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
+    h = grid.ts.diff().abs()[:, None]
+    u = grid.ts[:-1, None] - h * (nodes + 1) / 2
+    kernel = _transition(u) * (2 * u).sqrt()
+    noise = (weights / 2 * (draws[:, None] - h.sqrt() * kernel).square()).sum()
+    exact = float(_transition(grid.ts[0]))
+    return math.sqrt((start - exact) ** 2 * (DATA_STD**2 + START**2) + float(noise)), nfe
+
+
+def _transition(u: Tensor) -> Tensor:
+    """Phi(END, u) of the reverse SDE."""
+    return (DATA_STD**2 + END**2) / (DATA_STD**2 + u.square())
+
+
+class Fixed:
+    """The same draw at every step."""
+
+    def __init__(self, z: Tensor) -> None:
+        self._z = z
+
+    def draw(self, index: int, stream: int = 0) -> Tensor:
+        """The nodes, with shape (B,)."""
+        return self._z
+
+
+def diagonal_moments(method: Method, num_steps: int, rate: float, noise: float) -> tuple[float, float]:
+    """(weak, strong) error on dy = rate y dt + noise y dW from y = 1 over one unit of time."""
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(40))
+    weights = weights / weights.sum()
+    h = 1.0 / num_steps
+    term = SDE(lambda t, y: rate * y, lambda t, y: noise * y, noise="diagonal")
+    ones = torch.ones_like(nodes)
+    factor = solve(term, ones, method, _uniform(0.0, h, 1), noise=Fixed(nodes)).y
+    exact = ((rate - noise**2 / 2) * h + noise * math.sqrt(h) * nodes).exp()
+
+    def after_all_steps(x: Tensor) -> float:
+        return float((weights * x).sum()) ** num_steps
+
+    weak = abs(after_all_steps(factor) - math.exp(rate))
+    square = after_all_steps(factor**2) - 2 * after_all_steps(factor * exact) + after_all_steps(exact**2)
+    return weak, math.sqrt(square)
+
+
+def ddim(method: Method, num_steps: int) -> tuple[float, float]:
+    """DDIM on Gaussian data against the probability flow."""
+
+    def coefficients(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ones_like(t), s - t, torch.zeros_like(t)
+
+    term = Recursion(lambda n, y: n / (DATA_STD**2 + n**2) * y, coefficients, noisy=False)
+    y0 = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    solution = solve(term, y0, method, _uniform(START, END, num_steps))
+    exact = y0 * math.sqrt((DATA_STD**2 + END**2) / (DATA_STD**2 + START**2))
+    return float((solution.y - exact).abs().max()), float(solution.stats.nfe[0])
