@@ -114,7 +114,7 @@ def test_digits_against_exact_arithmetic(t: float):
             noise.append(float(sigma * pull / total))
             clean.append(float((x - sigma**2 * pull / total) / alpha))
     model = ExactModel(LINE, sde)
-    assert model.noise(x_t, time(t)).flatten().tolist() == pytest.approx(noise, rel=2e-13)
+    assert model.noise(x_t, time(t)).flatten().tolist() == pytest.approx(noise, rel=2e-13, abs=0)
     assert model.denoise(x_t, time(t)).flatten().tolist() == pytest.approx(clean, rel=2e-13, abs=2e-13)
 
 
@@ -296,7 +296,7 @@ def test_flow_on_the_line_keeps_the_distribution_function(sde: ForwardSDE):
     spread = (sde.alpha(t) ** 2 * LINE.std**2 + sde.sigma(t) ** 2).sqrt()
     x_t = spread * torch.linspace(-9, 9, 37, dtype=torch.float64)[:, None]
     for before, after in zip(tails(x_t, t), tails(model.flow(x_t, t, s), s), strict=True):
-        assert after == pytest.approx(before, rel=1e-11)
+        assert after == pytest.approx(before, rel=1e-11, abs=0)
 
 
 @ALL
