@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Fields of the configuration are set by --config.SECTION.FIELD=VALUE, for instance "
         "--config.training.batch_size=64;\n`sde-toolkit configs digits` lists them.",
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
 
     train = _verb(verbs, "train", commands.train, "train a score network; resumes by itself", _TRAIN)
     names = ", ".join(config_names())
@@ -183,7 +183,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(rest)
     if unknown:
         word = unknown[0].partition("=")[0]
-        known = [f"--{name}" for name in vars(options) if name != "run"]
+        known = [f"--{name}" for name in vars(options) if name not in ("run", "verb")]
         close = difflib.get_close_matches(word, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(sorted(known))}"
         parser.error(f"unknown argument {word}; {hint}")
