@@ -259,7 +259,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is pickled, truncated, or not a checkpoint of a format that this version reads.
+        ValueError: the file is pickled, truncated, or no checkpoint of a format that this version reads.
     """
     path = Path(path)
     with open(path, "rb") as binary:
@@ -289,7 +289,7 @@ def checkpoint_paths(workdir: Path | str) -> list[Path]:
 
 
 def latest_checkpoint(workdir: Path | str) -> Checkpoint | None:
-    """Return the newest training checkpoint below ``workdir`` that can be read, None if there is none at all.
+    """Return the newest training checkpoint below ``workdir`` that can be read, None if there is none.
 
     Kills leave no broken file, so one that cannot be read was damaged from outside: it is left in place,
     a RuntimeWarning names it, and the one before it is taken.
@@ -301,6 +301,8 @@ def latest_checkpoint(workdir: Path | str) -> Checkpoint | None:
     for path in reversed(checkpoint_paths(workdir)):
         try:
             return read_checkpoint(path)
+        except FileNotFoundError:  # a live run has replaced it by a newer one since we looked
+            return latest_checkpoint(workdir)
         except ValueError as error:
             problem = error
             warnings.warn(
