@@ -272,8 +272,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         # torch.save's archive, or a bare pickle; a safetensors file has a brace at byte 8
         if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{"):
             raise ValueError(
-                f"checkpoint must be a safetensors file, got a pickled one, {path}; it was not loaded, because "
-                "unpickling runs code: save a checkpoint with this library instead"
+                f"checkpoint must be a safetensors file, got a pickled one, {path}; it was not loaded, "
+                "because unpickling runs code: save a checkpoint with this library instead"
             ) from error
         raise ValueError(
             f"checkpoint must be a whole safetensors file, got a truncated or foreign one, {path} ({error}); "

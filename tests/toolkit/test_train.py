@@ -273,7 +273,7 @@ def test_a_foreign_data_set_or_an_open_lock_gets_a_sentence(tmp_path, dataset):
 
 
 def run_script(workdir, num_steps, checkpoint_every, kill=None):
-    """Run the script to its end (None), or kill it: ``kill`` = (step, seconds after it). Returns where it began."""
+    """Run the script to its end, or kill it (``kill`` = updates, seconds); return where it began."""
     command = [*SCRIPT, str(workdir), str(num_steps), str(checkpoint_every)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         begin = int(process.stdout.readline().split()[1])
