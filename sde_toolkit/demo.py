@@ -26,12 +26,12 @@ def demo(options: argparse.Namespace) -> None:
     again = f"sde-toolkit demo --workdir={workdir} --config={options.config}"
     changes = [f"--config.{name}={value}" for name, value in options.overrides.items()]
     commands.note("as many samples as there are real examples ...")
-    main = results.headline(run, workdir)
+    main, halves = results.headline(run, workdir)
     lines = [" ".join([again, *changes]), *_single_steps(run)]
-    paths = results.write_report(run, workdir, found, held, lines, main)
+    paths = results.write_report(run, workdir, found, held, lines, (main, halves))
     print(format_table(found.records, found.references))
     print()
-    for line in headlines(main, found.references[0], held):
+    for line in headlines(main, halves, held):
         print(line)
     print()
     print(f"report       {paths[-1]}")

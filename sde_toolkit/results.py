@@ -130,7 +130,7 @@ def run_comparison(
     path = records_path(directory)
     old, old_references = load_records(path)
     old = [record for record in old if record.settings.get("model") == run.fingerprint]
-    references = [_reference(metric, old_references) for metric in metrics]
+    references = [_reference(metric, settings.num_samples, old_references) for metric in metrics]
     new: list[Record] = []
 
     def keep(candidate: Candidate, rows: list[Record], reused: bool) -> None:
@@ -153,10 +153,10 @@ def run_comparison(
     return Comparison(records, references)
 
 
-def headline(run: Run, directory: Path) -> Record:
-    """The run's own sampler by its first metric, with as many samples as there are real examples.
+def headline(run: Run, directory: Path) -> tuple[Record, Reference]:
+    """The run's own sampler by its first metric, as many samples as real examples; and two real halves.
 
-    Kept with the other records, and reused from there.
+    The record is kept with the others, and reused from there.
     """
     metric = build_metrics(run.config, build_dataset(run.config))[0]
     sampler = build_sampler(run.config)
@@ -169,13 +169,14 @@ def headline(run: Run, directory: Path) -> Record:
     )  # fmt: skip
     if record not in old:
         save_records(path, [*old, record], references)
-    return record
+    return record, metric.halves()
 
 
-def _reference(metric: Metric, known: Sequence[Reference]) -> Reference:
-    """What two halves of the real data score; from the file if it is there."""
-    same = [r for r in known if r.metric == metric.name and r.settings == metric.settings]
-    return same[0] if same else metric.halves()
+def _reference(metric: Metric, num_samples: int, known: Sequence[Reference]) -> Reference:
+    """What as many real examples score against the others; from the file if it is there."""
+    settings = {**metric.settings, "num_examples": min(num_samples, len(metric.real) // 2)}
+    same = [r for r in known if r.metric == metric.name and r.settings == settings]
+    return same[0] if same else metric.real_examples(num_samples)
 
 
 def likelihood(run: Run, directory: Path) -> tuple[HeldOut, bool]:
@@ -224,7 +225,7 @@ def write_report(
     found: Comparison,
     held: HeldOut | None,
     commands: Sequence[str],
-    main: Record | None = None,
+    main: tuple[Record, Reference] | None = None,
 ) -> list[Path]:
     """Write the figures and the page, with ``main`` as its first number; return the paths, the page last."""
     dataset = build_dataset(run.config)
@@ -264,7 +265,8 @@ def _figures(
         )
         caption = (
             f"{reference.metric} against network evaluations per sample, counted; bars are one standard "
-            "error, the line and band what two halves of the real data score, with the spread over splits."
+            f"error, the line and band what {reference.label} score against the others, with the spread over "
+            "random choices."
         )
         drawn[name] = figure, caption
     cells = _cells(run, directory, dataset)
@@ -332,15 +334,18 @@ def _lead(run: Run, dataset: Dataset) -> str:
     )
 
 
-def _cards(run: Run, found: Comparison, held: HeldOut | None, main: Record | None) -> list[Card]:
-    headline = found.references[0]
-    rows = [record for record in found.records if record.metric == headline.metric]
-    against = f"halves of the real data: {plus_minus(headline.value, headline.standard_error)}"
+def _cards(
+    run: Run, found: Comparison, held: HeldOut | None, main: tuple[Record, Reference] | None
+) -> list[Card]:
+    reference = found.references[0]
+    rows = [record for record in found.records if record.metric == reference.metric]
+    against = _against(reference)
     if main is None:
-        cards = [_best(f"best {headline.metric}", rows, against)]
+        cards = [_best(f"best {reference.metric}", rows, against)]
     else:
-        what = f"{main.num_samples:,} samples, {_what(main)}"
-        cards = [Card(main.metric, plus_minus(main.value, main.standard_error), f"{what}; {against}")]
+        record, halves = main
+        note = f"{record.num_samples:,} samples, {_what(record)}; {_against(halves)}"
+        cards = [Card(record.metric, plus_minus(record.value, record.standard_error), note)]
     few = [record for record in rows if record.nfe <= FEW_EVALUATIONS]
     if few:
         cards.append(_best(f"best within {FEW_EVALUATIONS} evaluations", few, against))
@@ -356,6 +361,10 @@ def _cards(run: Run, found: Comparison, held: HeldOut | None, main: Record | Non
 def _best(label: str, rows: Sequence[Record], against: str) -> Card:
     best = min(rows, key=lambda record: record.value)
     return Card(label, plus_minus(best.value, best.standard_error), f"{_what(best)}; {against}")
+
+
+def _against(reference: Reference) -> str:
+    return f"{reference.label}: {plus_minus(reference.value, reference.standard_error)}"
 
 
 def _what(record: Record) -> str:

@@ -116,7 +116,14 @@ def test_demo_does_everything_and_then_reuses_it(tmp_path, capsys):
         "figures/samples.png",
     ):
         assert (tmp_path / "demo" / name).stat().st_size > 100
-    for part in ("energy distance", "bits/dim", "two halves of real data", "report.html", "total time"):
+    for part in (
+        "energy distance",
+        "bits/dim",
+        "20 real examples",
+        "two halves of the real data",
+        "report.html",
+        "total time",
+    ):
         assert part in first
     assert cli.main(words) == 0
     shown = capsys.readouterr()

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from sde_toolkit.batches import Stream, permutation
 from sde_toolkit.compare import Candidate, Metric, Record, Reference, compare, load_records, save_records
 from sde_toolkit.data import ring, ring_components
 from sde_toolkit.exact import ExactModel, GaussianMixture
@@ -112,7 +113,18 @@ def test_halves_of_real_data_are_near_zero(metric):
     assert reference == metric.halves(num_splits=20)
     assert isinstance(reference, Reference)
     assert abs(reference.value) < 5 * reference.standard_error  # unbiased, over 20 splits
-    assert reference.settings == metric.settings
+    assert reference.settings == {"real": "test", "num_examples": 100}
+    assert reference.label == "two halves of real data"
+
+
+def test_real_examples_are_compared_with_the_others(metric):
+    two, three = (metric.real_examples(30, num_splits=k) for k in (2, 3))
+    order = permutation(200, 0, 2, Stream.SPLIT)
+    third = metric.distance(metric.real[order[:30]], metric.real[order[30:]])
+    assert three.label == "30 real examples"
+    assert 3 * three.value - 2 * two.value == pytest.approx(third)
+    with pytest.raises(ValueError, match="num_splits must be an integer >= 2"):
+        metric.real_examples(30, num_splits=1)
 
 
 @pytest.mark.parametrize(
