@@ -58,6 +58,8 @@ DATA_STD = 0.5
 START, END = 2.0, 0.2
 _FIRST = {1: 128, 2: 64, 3: 32, 4: 48, 5: 24, 8: 32}
 """Smallest step count of a deterministic order: coarser grids are not yet in the asymptotic regime."""
+_DIAGONAL = {"euler_maruyama": (0.5, 1.0)}
+"""Strong and weak order with diagonal noise, of the methods that take it."""
 
 _GROWTH = {8: 1.15}
 """Ratio of successive step counts where it is not 2: float64 has no room for five halvings at order 8."""
@@ -153,8 +155,14 @@ def cases(methods: Sequence[Method] | None = None) -> list[Case]:
                 Case(method, "strong", "additive noise", method.strong_order, 16, additive_strong),
                 Case(method, "weak", "additive noise", method.weak_order, 16, additive_weak),
             ]
+            if method.name in _DIAGONAL:
+                strong, weak = _DIAGONAL[method.name]
+                here += [
+                    Case(method, "strong", "diagonal noise", strong, 16, diagonal_strong),
+                    Case(method, "weak", "diagonal noise", weak, 16, diagonal_weak),
+                ]
         if Recursion in method.terms:
-            here.append(Case(method, "deterministic", "DDIM", method.order, 16, ddim))
+            here.append(Case(method, "deterministic", "DDIM", method.order, _FIRST[1], ddim))
         if not here:
             raise LookupError(
                 f"no exact problem for the terms of {method.name}: add one to benchmarks/orders.py"
@@ -270,6 +278,16 @@ def diagonal_moments(method: Method, num_steps: int, rate: float, noise: float) 
     weak = abs(after_all_steps(factor) - math.exp(rate))
     square = after_all_steps(factor**2) - 2 * after_all_steps(factor * exact) + after_all_steps(exact**2)
     return weak, math.sqrt(square)
+
+
+def diagonal_weak(method: Method, num_steps: int) -> tuple[float, float]:
+    """Error of the mean of geometric Brownian motion, dy = 0.7 y dt + 0.8 y dW."""
+    return diagonal_moments(method, num_steps, 0.7, 0.8)[0], method.nfe_per_step * num_steps
+
+
+def diagonal_strong(method: Method, num_steps: int) -> tuple[float, float]:
+    """Root mean square error of the same."""
+    return diagonal_moments(method, num_steps, 0.7, 0.8)[1], method.nfe_per_step * num_steps
 
 
 def ddim(method: Method, num_steps: int) -> tuple[float, float]:

@@ -215,8 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MISTAKES as error:
             if debug:
                 raise
-            print(f"sde-toolkit: error: {str(error) or type(error).__name__}", file=sys.stderr)
+            print(f"sde-toolkit: error: {_sentence(error)}", file=sys.stderr)
             return 2
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -204,7 +204,12 @@ def compare_with_bar(run: Run, directory: Path) -> results.Comparison:
             bar.set_postfix_str(f"{candidate.label}: {headline}", refresh=False)
             bar.update()
 
-        found = results.run_comparison(run, directory, candidates, on_records)
+        try:
+            found = results.run_comparison(run, directory, candidates, on_records)
+        except KeyboardInterrupt:
+            bar.close()
+            note(f"measured so far: {results.records_path(directory)}; the same command goes on from there")
+            raise
     if reused:
         note(f"comparison: reused {reused} of {len(candidates)} entries of {results.records_path(directory)}")
     return found

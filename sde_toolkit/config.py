@@ -57,7 +57,7 @@ SCHEMA: Schema = {
     ),
     "model": Variants(
         {"unet": _NETWORK | {"channels": (32, 64), "layers_per_block": 1, "attention_levels": (),
-                             "num_groups": 8, "dropout": 0.0},
+                             "num_groups": 8, "patch_size": 1, "dropout": 0.0},
          "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
     ),
     "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5},

@@ -1,5 +1,6 @@
 """Configurations: names become objects, values keep their types, mistakes are refused with a hint."""
 
+import inspect
 import json
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from sde_toolkit import config as c
+from sde_toolkit import networks
 from sde_toolkit.correctors import AnnealedLangevin, Langevin
+from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
+from sde_toolkit.state import Optimization
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,23 @@ def test_every_shipped_config_builds_its_objects(name):
     assert c.build_optimization(config).learning_rate == config.optimization.learning_rate
     assert [candidate.name for candidate in c.build_candidates(config)]
     assert c.config_from_json(c.config_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "made"),
+    [
+        (c.SCHEMA["model"].fields["unet"], networks.UNet),
+        (c.SCHEMA["model"].fields["mlp"], networks.MLP),
+        (c.SCHEMA["loss"], DenoisingLoss),
+        (c.SCHEMA["optimization"], Optimization),
+    ],
+)
+def test_fields_and_defaults_are_those_of_the_object(fields, made):
+    options = {
+        p.name: p.default for p in inspect.signature(made).parameters.values() if p.name != "event_shape"
+    }
+    options.pop("seed", None)
+    assert {name: value for name, value in fields.items() if name != "predicts"} == options
 
 
 @pytest.mark.parametrize(
@@ -215,14 +236,14 @@ def test_metrics_by_name(tiny):
         c.build_metrics(c.override_config(tiny, {"comparison.metrics": "frechet"}), dataset)
 
 
-FIELDS = [
+FIELDS = (
     "training.batch_size",
     "sampling.rtol",
     "sampling.denoise",
     "comparison.num_steps",
     "sde.name",
     "x.y",
-]
+)
 VALUES = (st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers()))
 
 
