@@ -49,7 +49,8 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers import ODE, SDE, FixedGrid, Method, Recursion, solve
+from benchmarks.semilinear import split_logistic, split_strong, split_weak
+from solvers import ODE, SDE, Adams, ExponentialRungeKutta, FixedGrid, Method, Recursion, Semilinear, solve
 
 TOLERANCE = 0.15
 HALVINGS = 5
@@ -63,6 +64,19 @@ _DIAGONAL = {"euler_maruyama": (0.5, 1.0)}
 
 _GROWTH = {8: 1.15}
 """Ratio of successive step counts where it is not 2: float64 has no room for five halvings at order 8."""
+
+VARIANTS: list[Method] = [
+    Adams(1),
+    Adams(2, "PECE"),
+    Adams(3, "PECE"),
+    Adams(2, "PEC"),
+    Adams(3, "PEC"),
+    Adams(4, "PEC"),
+    Adams(4, variable=torch.arctan),
+    Adams(4, "PEC", variable=torch.arcsinh),
+    ExponentialRungeKutta(3, torch.arcsinh),
+]
+"""Methods with options that no exported one has."""
 
 Problem = Callable[[Method, int], tuple[float, float]]
 
@@ -129,8 +143,8 @@ def measure(case: Case, halvings: int = HALVINGS) -> Measurement:
 
 
 def registered() -> list[Method]:
-    """Every method that the package ``solvers`` exports."""
-    return [value for value in vars(solvers).values() if isinstance(value, Method)]
+    """Every method that the package ``solvers`` exports, and variants of those that take options."""
+    return [value for value in vars(solvers).values() if isinstance(value, Method)] + VARIANTS
 
 
 def cases(methods: Sequence[Method] | None = None) -> list[Case]:
@@ -143,10 +157,18 @@ def cases(methods: Sequence[Method] | None = None) -> list[Case]:
     for method in registered() if methods is None else methods:
         here: list[Case] = []
         if ODE in method.terms:
-            first = _FIRST.get(method.order, 16)
+            first = _FIRST.get(method.order, 16) * (2 if isinstance(method, Adams) else 1)
             here += [
                 Case(method, "deterministic", "logistic", method.order, first, logistic),
                 Case(method, "deterministic", "replicator", method.order, first, replicator),
+            ]
+        if Semilinear in method.terms:
+            assert method.strong_order is not None
+            assert method.weak_order is not None
+            here += [
+                Case(method, "deterministic", "split logistic", method.order, 64, split_logistic),
+                Case(method, "strong", "split additive noise", method.strong_order, 64, split_strong),
+                Case(method, "weak", "split additive noise", method.weak_order, 64, split_weak),
             ]
         if SDE in method.terms:
             assert method.strong_order is not None

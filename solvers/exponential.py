@@ -30,7 +30,17 @@ from solvers.brownian import NoiseSource
 from solvers.control import FixedGrid
 from solvers.methods import Interval, Method, Step
 from solvers.terms import Semilinear
-from solvers.weights import Variable, Weight, Weights, columns, identity, middle, per_step, update
+from solvers.weights import (
+    Variable,
+    Weight,
+    Weights,
+    columns,
+    identity,
+    middle,
+    per_step,
+    update,
+    variable_name,
+)
 
 SECOND_HALF = 0x68616C66
 """Stream of the normals that drive the second halves of steps with three stages; stream 0 drives the
@@ -134,7 +144,7 @@ class ExponentialRungeKutta(Method):
     @property
     def name(self) -> str:  # type: ignore[override]
         """For messages and records."""
-        return f"etd_rk{self.num_stages}"
+        return "_".join(filter(None, (f"etd_rk{self.num_stages}", variable_name(self.variable))))
 
     @property
     def order(self) -> int:  # type: ignore[override]

@@ -40,7 +40,7 @@ from solvers.control import FixedGrid
 from solvers.exponential import Stages, runge_kutta, stages
 from solvers.methods import Interval, Method, Step
 from solvers.terms import ODE, Semilinear
-from solvers.weights import Variable, Weight, Weights, columns, identity, per_step, update
+from solvers.weights import Variable, Weight, Weights, columns, identity, per_step, update, variable_name
 
 MOST_NODES = 4
 
@@ -106,7 +106,9 @@ class Adams(Method):
     @property
     def name(self) -> str:  # type: ignore[override]
         """For messages and records."""
-        return f"adams{self.nodes}" + (f"_{self.corrector.lower()}" if self.corrector else "")
+        parts = [f"adams{self.nodes}", self.corrector or "", variable_name(self.variable)]
+        parts.append("euler" if self.start_with == "euler" else "")
+        return "_".join(part.lower() for part in parts if part)
 
     @property
     def order(self) -> int:  # type: ignore[override]
