@@ -22,7 +22,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def _how_to_train(workdir: Path) -> str:
 
 
 def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run:
-    differences = config_differences(checkpoint.config, config.to_dict())
+    differences = config_differences(parse_config(checkpoint.config).to_dict(), config.to_dict())
     if differences:
         raise ValueError(
             f"{checkpoint.path} was trained with another config ({'; '.join(differences)}); "
@@ -191,15 +191,15 @@ def train_run(
     config = _training_config(workdir, source, overrides, checkpoint)
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
         integer(f"config.training.{name}", config.training[name], 1)
-    dataset = build_dataset(config)
-    model = build_model(config, dataset.event_shape, dataset.data_std)
-    state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
-    settings, loss = config.training, build_loss(config)
     with WorkdirLock(workdir) as lock:
         _require_room(workdir)
+        dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
+        model = build_model(config, dataset.event_shape, dataset.data_std)
+        state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:
-            restore(state, checkpoint)
+            # a field that came after the checkpoint has its default, which is how the run was trained
+            restore(state, replace(checkpoint, config=parse_config(checkpoint.config).to_dict()))
         atomic_write(workdir / "config.json", config_json(config).encode())
         if on_start is not None:
             size = sum(parameter.numel() for parameter in model.network.parameters())

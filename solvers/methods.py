@@ -195,6 +195,19 @@ class RungeKutta(Method):
         return error * (error.abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny))
 
 
+def _draw(noise: NoiseSource | None, number: int, y: Tensor) -> Tensor:
+    """Normals for one step, with the shape and the type of the state; others would broadcast or promote."""
+    if noise is None:
+        raise ValueError("a step with noise needs a noise source; state the term as noisy and give noise=")
+    z = noise.draw(number)
+    if z.shape != y.shape or z.dtype != y.dtype:
+        raise ValueError(
+            f"noise must draw the shape and type of the state, {tuple(y.shape)} and {y.dtype}, got "
+            f"{tuple(z.shape)} and {z.dtype}"
+        )
+    return z
+
+
 @dataclass(frozen=True)
 class EulerMaruyama(Method):
     """y_s = y + h f(t, y) + g(t) sqrt|h| z: strong and weak order 1 for additive noise, strong 1/2 for
@@ -213,10 +226,10 @@ class EulerMaruyama(Method):
     def step(self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: NoiseSource | None) -> Step:
         """One drift, one diffusion, one draw."""
         number, t, _, h = interval
-        assert noise is not None
+        z = _draw(noise, number, y)
         root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
         g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
-        return Step(y + h * term.drift(t, y) + (g * root) * noise.draw(number), None, None)
+        return Step(y + h * term.drift(t, y) + (g * root) * z, None, None)
 
 
 @dataclass(frozen=True)
@@ -247,11 +260,9 @@ class RecursionStep(Method):
     ) -> Step:
         """One evaluation, at most one draw."""
         a, b, c = carry[interval.number]
+        z = _draw(noise, interval.number, y) if c else None
         y_next = a * y + b * term.drift(interval.t, y)
-        if c:
-            assert noise is not None
-            y_next = y_next + c * noise.draw(interval.number)
-        return Step(y_next, None, carry)
+        return Step(y_next if z is None else y_next + c * z, None, carry)
 
 
 EULER_MARUYAMA = EulerMaruyama()

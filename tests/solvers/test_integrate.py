@@ -461,6 +461,28 @@ def test_parts_that_do_not_fit_are_refused_before_the_first_evaluation(
         solve(term, STATE, method, control, **options)
 
 
+@pytest.mark.parametrize(
+    "noise", [Normals(0, 2, (3,)), Normals(0, 2, (1,), torch.float32), Normals(0, 1, (3,), torch.float32)]
+)
+@pytest.mark.parametrize(
+    ("term", "method"), [(NOISY, EULER_MARUYAMA), (Recursion(never, lambda t, s: (t, t, s)), RECURSION)]
+)
+def test_noise_of_another_shape_or_type_is_refused_before_the_first_evaluation(
+    term: Any, method: Any, noise: Normals
+) -> None:
+    """It would broadcast one draw over many elements, or turn a float32 state into a float64 one."""
+    with pytest.raises(
+        ValueError, match=r"noise must draw the shape and type of the state, \(2, 3\) and torch.float32"
+    ):
+        solve(term, torch.ones(2, 3), method, GRID, noise=noise)
+
+
+def test_a_recursion_that_hides_its_noise_is_refused() -> None:
+    term = Recursion(never, lambda t, s: (t, t, s), noisy=False)
+    with pytest.raises(ValueError, match="a step with noise needs a noise source; state the term as noisy"):
+        solve(term, STATE, RECURSION, GRID)
+
+
 @pytest.mark.parametrize("control", [GRID, ADAPTIVE])
 def test_a_drift_of_another_shape_or_a_wider_type_is_refused(control: Any) -> None:
     wanted = r"the drift must return the shape and type of the state, \(4, 3\) and torch.float32, got "

@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from sde_toolkit import runs
 from sde_toolkit.config import build_dataset, build_sampler, load_config
@@ -167,3 +169,13 @@ def test_displayable_images_lie_in_the_unit_interval():
     assert shown.max() == 1
     vectors = torch.randn(4, 2)
     assert np.array_equal(runs.displayable(vectors, dataset), vectors.numpy())
+
+
+def test_checkpoint_older_than_a_field_is_opened_and_resumed(workdir, trained):
+    path = workdir / "checkpoints" / trained.checkpoint.path.name
+    with safe_open(path, "pt") as file:
+        document = json.loads(file.metadata()["sde_toolkit"])
+    del document["config"]["optimization"]["weight_decay"]
+    save_file(load_file(path), path, {"sde_toolkit": json.dumps(document)})
+    assert runs.open_run(workdir).fingerprint == trained.fingerprint
+    assert runs.train_run(workdir, None, {"training.num_steps": 13}).step == 13
