@@ -8,7 +8,7 @@ A problem is a term (``solvers.terms``), a method (``solvers.methods``), and a r
 scipy.integrate.solve_ivp and torchsde.sdeint to the same call.
 """
 
-from solvers.brownian import NoiseSource, Normals
+from solvers.brownian import BrownianMotion, NoiseSource, Normals, StepNormals
 from solvers.control import Adaptive, FixedGrid
 from solvers.integrate import END, SaveAt, Solution, SolverError, Stats, Status, solve
 from solvers.methods import (
@@ -27,6 +27,7 @@ from solvers.methods import (
     Step,
 )
 from solvers.terms import ODE, SDE, Recursion, Term, expand_like
+from solvers.tree import BrownianTree
 
 __all__ = [
     "DOPRI5",
@@ -39,6 +40,8 @@ __all__ = [
     "RK4",
     "SDE",
     "Adaptive",
+    "BrownianMotion",
+    "BrownianTree",
     "EulerMaruyama",
     "FixedGrid",
     "Integrator",
@@ -55,6 +58,7 @@ __all__ = [
     "Stats",
     "Status",
     "Step",
+    "StepNormals",
     "Term",
     "expand_like",
     "solve",
