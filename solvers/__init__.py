@@ -26,6 +26,15 @@ from solvers.methods import (
     RungeKutta,
     Step,
 )
+from solvers.stochastic import (
+    MILSTEIN,
+    SHARK,
+    SOSRA,
+    SRA1,
+    STOCHASTIC_HEUN,
+    AdditiveRungeKutta,
+    Milstein,
+)
 from solvers.terms import ODE, SDE, Recursion, Term, expand_like
 from solvers.tree import BrownianTree
 
@@ -35,11 +44,17 @@ __all__ = [
     "EULER",
     "EULER_MARUYAMA",
     "HEUN",
+    "MILSTEIN",
     "ODE",
     "RECURSION",
     "RK4",
     "SDE",
+    "SHARK",
+    "SOSRA",
+    "SRA1",
+    "STOCHASTIC_HEUN",
     "Adaptive",
+    "AdditiveRungeKutta",
     "BrownianMotion",
     "BrownianTree",
     "EulerMaruyama",
@@ -47,6 +62,7 @@ __all__ = [
     "Integrator",
     "Interval",
     "Method",
+    "Milstein",
     "NoiseSource",
     "Normals",
     "Recursion",

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.brownian import NoiseSource
+from solvers.brownian import BrownianMotion, NoiseSource, Normals, StepNormals
 from solvers.control import Adaptive, FixedGrid, power, rms
 from solvers.methods import Integrator, Interval, Method
 from solvers.terms import SDE, Recursion, Term, expand_like, flatten
+from solvers.tree import BrownianTree
 
 AfterStep = Callable[[Interval, Tensor], Tensor]
 
@@ -116,7 +117,8 @@ def solve(
         y0: start with shape (B, *), floating point.
         method: a ``Method``, or an ``Integrator`` such as those of ``solvers.reference``.
         control: ``FixedGrid(ts)`` or ``Adaptive(t0, t1, ...)``.
-        noise: source of normals with shape (B, *), wanted by terms with noise.
+        noise: source of normals with shape (B, *), wanted by terms with noise.  Under adaptive control it is
+            a ``BrownianTree`` over the interval, or ``Normals``, of which one is made.
         save: what to keep.
         after_step: called as ``after_step(interval, y) -> y`` after every step of a fixed grid (correctors,
             thresholding, progress).
@@ -131,13 +133,14 @@ def solve(
         solution = method.integrate(term, y0, control, noise, save)
         return _finish(solution, None, None, throw)
     if isinstance(control, Adaptive):
-        solution, where = _run_adaptive(term, y0, method, control, save)
+        solution, where = _run_adaptive(term, y0, method, control, _tree(term, control, noise), save)
         return _finish(solution, where[0], where[1], throw)
-    solution = _run_fixed(term, y0, method, control, noise, save, after_step)
+    motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
+    solution = _run_fixed(term, y0, method, control, motion, save, after_step)
     if not throw or not bool(solution.status.any()):
         return solution
     sample = int(solution.status.nonzero()[0])
-    index = _first_break(term, y0, method, control, noise, after_step, sample)
+    index = _first_break(term, y0, method, control, motion, after_step, sample)
     h = control.ts.diff()[index]
     return _finish(solution, control.ts[index].expand(len(y0)), h.expand(len(y0)), throw)
 
@@ -164,6 +167,11 @@ def _check(
         raise TypeError(
             f"method {method.name} integrates {wanted}, got {type(term).__name__}; choose another method"
         )
+    if isinstance(term, SDE) and term.noise not in method.noise_kinds:
+        wanted = " or ".join(method.noise_kinds)
+        raise ValueError(
+            f"method {method.name} takes {wanted} noise, got {term.noise}; EulerMaruyama and Milstein take both"
+        )
     if isinstance(control, Adaptive):
         if not method.has_error:
             raise ValueError(
@@ -176,6 +184,25 @@ def _check(
         raise ValueError(
             f"a {type(term).__name__} with noise needs noise=, for instance Normals(seed, B, event_shape)"
         )
+
+
+def _tree(term: Term, control: Adaptive, noise: NoiseSource | None) -> BrownianTree | None:
+    """The path that an adaptive run is driven by: a rejected step must see the same one again."""
+    if not isinstance(term, SDE):
+        return None
+    if isinstance(noise, Normals):
+        return BrownianTree(control.t0, control.t1, noise)
+    if not isinstance(noise, BrownianTree):
+        raise TypeError(
+            "adaptive control of an SDE needs a path that can be asked again, a BrownianTree or Normals, got "
+            f"{type(noise).__name__}"
+        )
+    if (noise.t0, noise.t1) != (control.t0, control.t1):
+        raise ValueError(
+            f"the path must span the run from {control.t0} to {control.t1}, got one from {noise.t0} to "
+            f"{noise.t1}"
+        )
+    return noise
 
 
 class _Counter:
@@ -191,10 +218,15 @@ class _Counter:
 
 def _bind(term: Term, counter: _Counter) -> Any:
     """The term with a counted drift and a diffusion that need no further arguments."""
-    if isinstance(term, SDE) and term.noise == "diagonal":
-        g = term.diffusion
-        return replace(term, drift=counter, diffusion=lambda t, y: g(t, y, *counter.args))
-    return replace(term, drift=counter)
+    if not isinstance(term, SDE) or term.noise == "additive":
+        return replace(term, drift=counter)
+    g, slope = term.diffusion, term.diffusion_derivative
+    return replace(
+        term,
+        drift=counter,
+        diffusion=lambda t, y: g(t, y, *counter.args),
+        diffusion_derivative=None if slope is None else lambda t, y: slope(t, y, *counter.args),
+    )
 
 
 def _run_fixed(
@@ -202,7 +234,7 @@ def _run_fixed(
     y: Tensor,
     method: Method,
     grid: FixedGrid,
-    noise: NoiseSource | None,
+    noise: BrownianMotion | None,
     save: SaveAt,
     after_step: AfterStep | None,
 ) -> Solution:
@@ -233,7 +265,7 @@ def _first_break(
     y: Tensor,
     method: Method,
     grid: FixedGrid,
-    noise: NoiseSource | None,
+    noise: BrownianMotion | None,
     after_step: AfterStep | None,
     sample: int,
 ) -> int:
@@ -271,7 +303,9 @@ def _finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool)
     raise SolverError(message, status, tuple(failed), where, length)
 
 
-def _first_size(term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Adaptive, order: int) -> Tensor:
+def _first_size(
+    term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Adaptive, order: float
+) -> Tensor:
     """Hairer's starting step size, per sample, with shape (B,) in float64, unsigned; one evaluation."""
     span = abs(control.t1 - control.t0)
     if control.first_step is not None:
@@ -291,27 +325,27 @@ def _first_size(term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Ada
 
 
 def _run_adaptive(
-    term: Term, y0: Tensor, method: Method, control: Adaptive, save: SaveAt
+    term: Term, y0: Tensor, method: Method, control: Adaptive, path: BrownianTree | None, save: SaveAt
 ) -> tuple[Solution, tuple[Tensor, Tensor]]:
     """Each sample at its own pace; returns the solution and, per sample, the last time and step tried."""
-    counter = _Counter(term)
-    run = _Paces(y0, control)
+    counter, order = _Counter(term), method.error_order or method.order
+    run = _Paces(y0, control, path)
     bound = _bind(term, counter)
     start = torch.full((len(y0),), control.t0, dtype=torch.float64, device=y0.device)
     carry = method.start(bound, start, y0, None)
     k = carry if carry is not None else bound.drift(start, y0)
-    run.h = control.direction * _first_size(bound, counter, y0, k, control, method.order)
+    run.h = control.direction * _first_size(bound, counter, y0, k, control, order)
     run.nfe += counter.calls
     y, all_args = y0, counter.args
     while run.active.numel():
         rows, calls = run.active, counter.calls
         t, h, s = run.propose()
         counter.args = tuple(arg[rows] for arg in all_args)
-        step = method.step(bound, Interval(0, t, s, expand_like(h, y)), y, carry, None)
+        step = method.step(bound, Interval(0, t, s, expand_like(h, y)), y, carry, run.path)
         assert step.error is not None
         run.nfe[rows] += counter.calls - calls
         error = rms(step.error / control.tolerance(y, step.y))
-        accepted = run.judge(t, h, s, error, step.y, method.order)
+        accepted = run.judge(t, h, s, error, step.y, order)
         mask = expand_like(accepted, y).bool()
         y = torch.where(mask, step.y, y)
         carry = None if carry is None else torch.where(mask, step.carry, carry)
@@ -324,11 +358,12 @@ def _run_adaptive(
 
 class _Paces:
     """Time, step size, last error, counts and status of every sample under adaptive control, each with shape
-    (B,)."""
+    (B,); ``path`` is the noise of the active samples."""
 
-    def __init__(self, y0: Tensor, control: Adaptive) -> None:
+    def __init__(self, y0: Tensor, control: Adaptive, path: BrownianTree | None) -> None:
         count, device = len(y0), y0.device
-        self.control = control
+        self.control, self.path = control, path
+        self.smallest = 0.0 if path is None else path.tick
         self.t = torch.full((count,), control.t0, dtype=torch.float64, device=device)
         self.h = torch.zeros_like(self.t)
         self.previous = torch.ones_like(self.t)
@@ -345,9 +380,13 @@ class _Paces:
         t, h = self.t[self.active], self.h[self.active]
         left = self.control.t1 - t
         last = h.abs() >= left.abs() * (1 - 1e-9)
-        return t, torch.where(last, left, h), torch.where(last, self.control.t1, t + h)
+        h, s = torch.where(last, left, h), torch.where(last, self.control.t1, t + h)
+        if self.path is None:
+            return t, h, s
+        s = self.path.snap(t, s)
+        return t, s - t, s
 
-    def judge(self, t: Tensor, h: Tensor, s: Tensor, error: Tensor, y_next: Tensor, order: int) -> Tensor:
+    def judge(self, t: Tensor, h: Tensor, s: Tensor, error: Tensor, y_next: Tensor, order: float) -> Tensor:
         """Accept or reject the step of every active sample, and set its next size and status."""
         rows, control = self.active, self.control
         finite = error.isfinite() & flatten(y_next.detach()).isfinite().all(1)
@@ -360,7 +399,9 @@ class _Paces:
         self.taken[rows] += accepted
         self.rejected[rows] += ~accepted
         self.trials[rows] = torch.where(finite, 0, self.trials[rows] + 1)
-        spacing = 16 * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), s.abs())
+        spacing = (
+            16 * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), s.abs()).clamp(min=self.smallest)
+        )
         status = torch.zeros_like(rows)
         status[self.taken[rows] + self.rejected[rows] >= control.max_steps] = int(Status.MAX_STEPS)
         underflow = ~accepted & ((h * factor).abs() <= spacing)
@@ -380,4 +421,6 @@ class _Paces:
         done = ~running
         self.end[rows[done]] = y[done]
         self.active = rows[running]
+        if self.path is not None:
+            self.path = self.path.take(running.nonzero().flatten())
         return y[running], None if carry is None else carry[running]

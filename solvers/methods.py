@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from solvers.brownian import NoiseSource
+from solvers.brownian import BrownianMotion, NoiseSource
 from solvers.control import Adaptive, FixedGrid
 from solvers.terms import ODE, SDE, Recursion, Term, expand_like
 
@@ -67,6 +67,8 @@ class Method(ABC):
         has_error: whether steps come with an error estimate, which adaptive control needs.
         first_same_as_last: whether a step hands its last stage to the next one, as ``carry``; with ``carry``
             None the step evaluates its first stage itself.
+        error_order: power of the step size with which the error estimate falls; ``order`` when None.
+        noise_kinds: the kinds of noise of an SDE that it can integrate.
     """
 
     name: str
@@ -77,14 +79,18 @@ class Method(ABC):
     nfe_per_step: int
     has_error: bool = False
     first_same_as_last: bool = False
+    error_order: float | None = None
+    noise_kinds: tuple[str, ...] = ("additive", "diagonal")
 
     @abstractmethod
     def start(self, term: Any, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Any:
         """What the first step needs: coefficients computed once per grid, a first stage, or None."""
 
     @abstractmethod
-    def step(self, term: Any, interval: Interval, y: Tensor, carry: Any, noise: NoiseSource | None) -> Step:
-        """Advance y with shape (B, *) over the interval."""
+    def step(
+        self, term: Any, interval: Interval, y: Tensor, carry: Any, noise: BrownianMotion | None
+    ) -> Step:
+        """Advance y with shape (B, *) over the interval, driven by ``noise`` over that interval."""
 
 
 class Integrator(ABC):
@@ -148,24 +154,24 @@ class RungeKutta(Method):
         return term.drift(t, y) if self.first_same_as_last else None
 
     def step(
-        self, term: ODE, interval: Interval, y: Tensor, carry: Tensor | None, noise: NoiseSource | None
+        self, term: ODE, interval: Interval, y: Tensor, carry: Tensor | None, noise: BrownianMotion | None
     ) -> Step:
         """Stages, solution and embedded error."""
         _, t, s, h = interval
         k = [term.drift(t, y) if carry is None else carry]
         y_next = None
         for row, c in zip(self.a, self.c, strict=True):
-            y_stage = y + h * _combine(row, k)
+            y_stage = y + h * combine(row, k)
             at_end = c == 1
             k.append(term.drift(s if at_end else t + c * (s - t), y_stage))
             y_next = y_stage
         if y_next is None or not self.first_same_as_last:
-            y_next = y + h * _combine(self.b, k)
-        error = None if self.b_error is None else h * _combine(self.b_error, k)
+            y_next = y + h * combine(self.b, k)
+        error = None if self.b_error is None else h * combine(self.b_error, k)
         return Step(y_next, error, k[-1] if self.first_same_as_last else None)
 
 
-def _combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
+def combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
     """Sum of the stages with non-zero weights."""
     total = None
     for w, stage in zip(weights, k, strict=True):
@@ -217,13 +223,15 @@ class EulerMaruyama(Method):
     def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:
         """Nothing to prepare."""
 
-    def step(self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: NoiseSource | None) -> Step:
+    def step(
+        self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: BrownianMotion | None
+    ) -> Step:
         """One drift, one diffusion, one draw."""
-        number, t, _, h = interval
+        _, t, _, h = interval
         assert noise is not None
         root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
         g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
-        return Step(y + h * term.drift(t, y) + (g * root) * noise.draw(number), None, None)
+        return Step(y + h * term.drift(t, y) + (g * root) * noise.increment(interval), None, None)
 
 
 @dataclass(frozen=True)
@@ -250,14 +258,14 @@ class RecursionStep(Method):
         interval: Interval,
         y: Tensor,
         carry: list[tuple[float, ...]],
-        noise: NoiseSource | None,
+        noise: BrownianMotion | None,
     ) -> Step:
         """One evaluation, at most one draw."""
         a, b, c = carry[interval.number]
         y_next = a * y + b * term.drift(interval.t, y)
         if c:
             assert noise is not None
-            y_next = y_next + c * noise.draw(interval.number)
+            y_next = y_next + c * noise.increment(interval)
         return Step(y_next, None, carry)
 
 
