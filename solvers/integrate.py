@@ -167,10 +167,9 @@ def _check(
         raise TypeError(
             f"method {method.name} integrates {wanted}, got {type(term).__name__}; choose another method"
         )
-    if isinstance(term, SDE) and term.noise not in method.noise_kinds:
-        wanted = " or ".join(method.noise_kinds)
+    if isinstance(term, SDE) and term.noise == "diagonal" and method.diagonal_strong_order is None:
         raise ValueError(
-            f"method {method.name} takes {wanted} noise, got {term.noise}; EulerMaruyama and Milstein take both"
+            f"method {method.name} takes additive noise, got diagonal; choose MILSTEIN or EULER_MARUYAMA"
         )
     if isinstance(control, Adaptive):
         if not method.has_error:
@@ -399,9 +398,8 @@ class _Paces:
         self.taken[rows] += accepted
         self.rejected[rows] += ~accepted
         self.trials[rows] = torch.where(finite, 0, self.trials[rows] + 1)
-        spacing = (
-            16 * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), s.abs()).clamp(min=self.smallest)
-        )
+        spacing = 16 * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), s.abs())
+        spacing = spacing.clamp(min=self.smallest)
         status = torch.zeros_like(rows)
         status[self.taken[rows] + self.rejected[rows] >= control.max_steps] = int(Status.MAX_STEPS)
         underflow = ~accepted & ((h * factor).abs() <= spacing)

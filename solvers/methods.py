@@ -62,13 +62,14 @@ class Method(ABC):
         terms: the kinds of term that it can integrate.
         order: global order of the deterministic error.
         strong_order, weak_order: the same for SDEs with additive noise; None where the method takes no noise.
+        diagonal_strong_order: strong order for SDEs with diagonal noise; None where the method takes additive
+            noise alone.
         nfe_per_step: evaluations of the drift per step (after the first step, where the first stage is
             carried over).
         has_error: whether steps come with an error estimate, which adaptive control needs.
         first_same_as_last: whether a step hands its last stage to the next one, as ``carry``; with ``carry``
             None the step evaluates its first stage itself.
         error_order: power of the step size with which the error estimate falls; ``order`` when None.
-        noise_kinds: the kinds of noise of an SDE that it can integrate.
     """
 
     name: str
@@ -76,11 +77,11 @@ class Method(ABC):
     order: int
     strong_order: float | None = None
     weak_order: float | None = None
+    diagonal_strong_order: float | None = None
     nfe_per_step: int
     has_error: bool = False
     first_same_as_last: bool = False
     error_order: float | None = None
-    noise_kinds: tuple[str, ...] = ("additive", "diagonal")
 
     @abstractmethod
     def start(self, term: Any, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Any:
@@ -218,6 +219,7 @@ class EulerMaruyama(Method):
     order: int = 1
     strong_order: float = 1.0
     weak_order: float = 1.0
+    diagonal_strong_order: float = 0.5
     nfe_per_step: int = 1
 
     def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:

@@ -13,8 +13,8 @@ I = int_t^s (W_r - W_t) dr / h = W / 2 + H, the conditions for strong order 3/2 
 
 n_i = w_i W + a_i H being the noise in stage i and E[n_i^2] = |h| (w_i^2 + a_i^2 / 12).  Methods that use W
 alone have strong order 1, and weak order 2 if they meet the conditions with W / 2 in place of I (Heun).  The
-error estimate is h sum_i (b_i - b^_i) k_i, the difference to the solution with the weights b^ and the same
-noise; it behaves like |h|^error_order.
+error estimate is the difference to y + h sum_i b^_i k_i + g(t) W, the step of Euler-Maruyama where b^ takes
+the first stage alone; it sees changes of the drift and of the diffusion and behaves like |h|^error_order.
 
 Diagonal noise, dy_i = f_i dt + g_i(t, y_i) dW_i in the sense of Ito (Milstein):
 
@@ -75,7 +75,6 @@ class AdditiveRungeKutta(Method):
     b_error: tuple[float, ...] | None = None
     error_order: float | None = None
     terms = (SDE,)
-    noise_kinds = ("additive",)
 
     def __post_init__(self) -> None:
         stages = len(self.b)
@@ -121,7 +120,9 @@ class AdditiveRungeKutta(Method):
             if self.area is not None and z_h is not None and self.area[i]:
                 stage = stage + (self.area[i] / _SQRT_12 * mean * root) * z_h
             k.append(term.drift(t if c == 0 else s if c == 1 else t + c * (s - t), stage))
-        error = None if self.b_error is None else h * combine(self.b_error, k)
+        error = None
+        if self.b_error is not None:
+            error = h * combine(self.b_error, k) + (total - (g_t * root) * z_w)
         return Step(y + h * combine(self.b, k) + total, error, None)
 
 
@@ -208,6 +209,7 @@ class Milstein(Method):
     order: int = 1
     strong_order: float = 1.0
     weak_order: float = 1.0
+    diagonal_strong_order: float = 1.0
     nfe_per_step: int = 1
 
     def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:
@@ -219,16 +221,17 @@ class Milstein(Method):
         """One drift, one diffusion with its derivative, one draw."""
         assert noise is not None
         _, t, _, h = interval
-        z, root = noise.increment(interval), _root(h)
+        root = _root(h)
+        w, variance = root * noise.increment(interval), root * root
         moved = y + h * term.drift(t, y)
         if term.noise == "additive":
-            return Step(moved + (expand_like(term.diffusion(t), y) * root) * z, None, None)
+            return Step(moved + expand_like(term.diffusion(t), y) * w, None, None)
         if term.diffusion_derivative is not None:
             g = term.diffusion(t, y)
             product = g * term.diffusion_derivative(t, y)
         else:
             g, product = _vjp(lambda x: term.diffusion(t, x), y)
-        return Step(moved + g * (root * z) + (0.5 * abs(h) * product) * (z.square() - 1), None, None)
+        return Step(moved + g * w + product * ((w.square() - variance) / 2), None, None)
 
 
 def _vjp(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
