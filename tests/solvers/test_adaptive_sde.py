@@ -147,16 +147,16 @@ def test_redrawing_after_a_rejection_is_noticed(method: AdditiveRungeKutta) -> N
 
 
 def stiff(count: int, event_shape: tuple[int, ...] = (2,)) -> tuple[SDE, Tensor]:
-    """Relaxation at rates from 1 to 100 towards a moving point, with noise; row by row."""
-    rates = torch.logspace(0, 2, count, dtype=FLOAT64)[
+    """Relaxation at rates from 1 to 40 towards a moving point, with noise; row by row."""
+    rates = torch.logspace(0, 1.6, count, dtype=FLOAT64)[
         torch.randperm(count, generator=torch.Generator().manual_seed(0))
     ]
 
     def drift(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
-        return -k * (y - across((3 * t).sin(), y)) + (2 * y).sin()
+        return -k * (y - across((3 * t).sin(), y)) + 5 * (3 * y).sin()
 
     k = rates.reshape(-1, *[1] * len(event_shape))
-    return SDE(drift, lambda t: 0.3 * (2 - t), args=(k,)), torch.ones(count, *event_shape, dtype=FLOAT64)
+    return SDE(drift, lambda t: 2 - t, args=(k,)), torch.ones(count, *event_shape, dtype=FLOAT64)
 
 
 @pytest.mark.parametrize("event_shape", [(), (2,), (1, 2, 2)])
@@ -169,8 +169,9 @@ def test_a_sample_alone_equals_the_same_in_a_batch_of_mixed_difficulty(
     control = Adaptive(1.0, 0.0, rtol=0.1, atol=0.1)
     whole = solve(term, y0, method, control, noise=Normals(3, count, event_shape))
     assert int(whole.stats.num_steps.max()) > 3 * int(whole.stats.num_steps.min())
-    assert int(whole.stats.num_steps.max()) < 300
-    for i in range(count) if event_shape == (2,) and method is SHARK else (0, 31, 63):
+    assert int((whole.stats.num_rejected > 0).sum()) > count // 5
+    some = (0, int(whole.stats.num_steps.argmax()), int(whole.stats.num_rejected.argmax()))
+    for i in range(count) if event_shape == (2,) and method is SHARK else some:
         alone_term = SDE(term.drift, term.diffusion, args=(term.args[0][i : i + 1],))
         alone = solve(alone_term, y0[i : i + 1], method, control, noise=Normals(3, [i], event_shape))
         assert torch.equal(alone.y[0], whole.y[i])
