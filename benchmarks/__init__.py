@@ -1,1 +1,1 @@
-"""Programs that measure the library; run one with ``python -m benchmarks NAME``, all with ``python -m benchmarks``."""
+"""Programs that measure the library: ``python -m benchmarks`` runs all, ``python -m benchmarks NAME`` one."""

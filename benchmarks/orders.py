@@ -162,7 +162,7 @@ def cases(methods: Sequence[Method] | None = None) -> list[Case]:
         if SDE in method.terms:
             here += _stochastic(method)
         if Recursion in method.terms:
-            here.append(Case(method, "deterministic", "DDIM", method.order, 16, ddim))
+            here.append(Case(method, "deterministic", "DDIM", method.order, _FIRST[1], ddim))
         if not here:
             raise LookupError(
                 f"no exact problem for the terms of {method.name}: add one to benchmarks/orders.py"
@@ -187,8 +187,8 @@ def _stochastic(method: Method) -> list[Case]:
     if method.diagonal_strong_order is not None:
         order = method.diagonal_strong_order
         found += [
-            Case(method, "strong", "geometric Brownian motion", order, 16, geometric_strong),
-            Case(method, "weak", "geometric Brownian motion", weak, 16, geometric_weak),
+            Case(method, "strong", "diagonal noise", order, 16, diagonal_strong),
+            Case(method, "weak", "diagonal noise", weak, 16, diagonal_weak),
         ]
     return found
 
@@ -355,17 +355,14 @@ def diagonal_moments(method: Method, num_steps: int, rate: float, noise: float) 
     return weak, math.sqrt(square)
 
 
-RATE, NOISE = 0.7, 0.8
+def diagonal_weak(method: Method, num_steps: int) -> tuple[float, float]:
+    """Error of the mean of geometric Brownian motion, dy = 0.7 y dt + 0.8 y dW."""
+    return diagonal_moments(method, num_steps, 0.7, 0.8)[0], method.nfe_per_step * num_steps
 
 
-def geometric_weak(method: Method, num_steps: int) -> tuple[float, float]:
-    """Error of the mean of geometric Brownian motion at time 1."""
-    return diagonal_moments(method, num_steps, RATE, NOISE)[0], method.nfe_per_step * num_steps
-
-
-def geometric_strong(method: Method, num_steps: int) -> tuple[float, float]:
-    """Root mean square distance to geometric Brownian motion on the same path at time 1."""
-    return diagonal_moments(method, num_steps, RATE, NOISE)[1], method.nfe_per_step * num_steps
+def diagonal_strong(method: Method, num_steps: int) -> tuple[float, float]:
+    """Root mean square error of the same."""
+    return diagonal_moments(method, num_steps, 0.7, 0.8)[1], method.nfe_per_step * num_steps
 
 
 def ddim(method: Method, num_steps: int) -> tuple[float, float]:

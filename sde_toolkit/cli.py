@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Fields of the configuration are set by --config.SECTION.FIELD=VALUE, for instance "
         "--config.training.batch_size=64;\n`sde-toolkit configs digits` lists them.",
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
 
     train = _verb(verbs, "train", commands.train, "train a score network; resumes by itself", _TRAIN)
     names = ", ".join(config_names())
@@ -183,7 +183,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(rest)
     if unknown:
         word = unknown[0].partition("=")[0]
-        known = [f"--{name}" for name in vars(options) if name != "run"]
+        known = [f"--{name}" for name in vars(options) if name not in ("run", "verb")]
         close = difflib.get_close_matches(word, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(sorted(known))}"
         parser.error(f"unknown argument {word}; {hint}")
@@ -215,8 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MISTAKES as error:
             if debug:
                 raise
-            print(f"sde-toolkit: error: {str(error) or type(error).__name__}", file=sys.stderr)
+            print(f"sde-toolkit: error: {_sentence(error)}", file=sys.stderr)
             return 2
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -24,7 +24,6 @@ from sde_toolkit.config import (
     build_sampler,
     config_json,
     config_names,
-    is_adaptive,
     load_config,
     sampler_options,
 )
@@ -146,7 +145,7 @@ def sample(options: argparse.Namespace) -> None:
     samples = sampler.sample(
         run.model, settings.num_samples, seed=settings.seed, batch_size=settings.batch_size
     )
-    label = settings.sampler if is_adaptive(settings.sampler) else f"{settings.sampler}-{settings.num_steps}"
+    label = experiment.Candidate(settings.sampler, sampler.num_steps, sampler, sampler.settings).label
     stem = _output(options) / "samples" / f"{label}-seed{settings.seed}"
     runs.save_samples(stem.with_name(stem.name + ".npz"), samples, run.config, run.fingerprint)
     picture = results.picture_of_samples(samples, build_dataset(run.config), label)
@@ -205,7 +204,12 @@ def compare_with_bar(run: Run, directory: Path) -> results.Comparison:
             bar.set_postfix_str(f"{candidate.label}: {headline}", refresh=False)
             bar.update()
 
-        found = results.run_comparison(run, directory, candidates, on_records)
+        try:
+            found = results.run_comparison(run, directory, candidates, on_records)
+        except KeyboardInterrupt:
+            bar.close()
+            note(f"measured so far: {results.records_path(directory)}; the same command goes on from there")
+            raise
     if reused:
         note(f"comparison: reused {reused} of {len(candidates)} entries of {results.records_path(directory)}")
     return found

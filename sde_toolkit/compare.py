@@ -8,7 +8,7 @@ their standard errors s_k by resampling, a record says
 
 Not promised: the real data are the same for all seeds, so their share of the error does not shrink with K.
 Distances of finite sets may be biased upwards (the Frechet distance is, by about 1/n + 1/m times a constant):
-compare records of equal ``num_samples`` only, and see ``Metric.halves`` for what real data score.
+compare records of equal ``num_samples`` only, and with ``Metric.real_examples`` of that number.
 
 A record is reused, not recomputed, if candidate, metric, seeds, number of samples and settings are the same;
 the settings name the model by a fingerprint of its weights, so training on makes the records stale.
@@ -19,14 +19,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from sde_toolkit.batches import Stream, permutation
+from sde_toolkit.batches import Stream, integer, permutation
 from sde_toolkit.files import atomic_write
 from sde_toolkit.metrics import Estimate, bootstrap, over_seeds
 from sde_toolkit.samplers import Sampler, Samples
@@ -80,14 +80,23 @@ class Metric:
         """The distance of the samples x with shape (n, *), with its standard error by resampling."""
         return bootstrap(self.distance, x, self.real)
 
-    def halves(self, num_splits: int = 10, seed: int = 0) -> Reference:
-        """The mean distance of two random halves of the real data, over some splits, and its spread."""
-        half, values = len(self.real) // 2, []
-        for split in range(num_splits):
+    def real_examples(self, num_samples: int, num_splits: int = 10, seed: int = 0) -> Reference:
+        """The distance of ``num_samples`` random real examples (at most half) to the others: mean and spread.
+
+        It has about the bias of that many perfect samples, and is what samplers are to be held against.
+        """
+        size, values = min(num_samples, len(self.real) // 2), []
+        for split in range(integer("num_splits", num_splits, 2)):
             order = permutation(len(self.real), seed, split, Stream.SPLIT)
-            values.append(self.distance(self.real[order[:half]], self.real[order[half:]]))
+            values.append(self.distance(self.real[order[:size]], self.real[order[size:]]))
         value, spread = float(np.mean(values)), float(np.std(values, ddof=1))
-        return Reference(self.name, "two halves of real data", value, spread, self.settings)
+        settings = {**self.settings, "num_examples": size}
+        return Reference(self.name, f"{size} real examples", value, spread, settings)
+
+    def halves(self, num_splits: int = 10, seed: int = 0) -> Reference:
+        """The same for two random halves of the real data."""
+        half = self.real_examples(len(self.real), num_splits, seed)
+        return replace(half, label="two halves of real data")
 
 
 @dataclass(frozen=True)

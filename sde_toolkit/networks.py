@@ -109,15 +109,17 @@ class MLP(nn.Module):
 class UNet(nn.Module):
     """diffusers' ``UNet2DModel`` for images, called ``network(x, c)``; diffusers is imported here only.
 
-    Level k works on images of H / 2^k x W / 2^k pixels with ``channels[k]`` channels, kept in memory with
-    the channels last, which is faster on a CPU.  The defaults are for the 8 x 8 digits.
+    Patches of P x P pixels are first folded into channels (P = ``patch_size``), so level k works on images of
+    H / (2^k P) x W / (2^k P) positions, with ``channels[k]`` channels, kept in memory with the channels last,
+    which is faster on a CPU.  The defaults are for the 8 x 8 digits.
 
     Args:
-        event_shape: (C, H, W); H and W divisible by 2^(number of levels - 1).
+        event_shape: (C, H, W); H and W divisible by P 2^(number of levels - 1).
         channels: number of channels of each level, each divisible by ``num_groups``.
         layers_per_block: residual layers per level on the way down (one more on the way up).
         attention_levels: the levels with self-attention; the lowest also gets it in the middle.
         num_groups: of the group normalisation.
+        patch_size: P.
         dropout: probability.
         seed: of the initial weights.
 
@@ -133,22 +135,26 @@ class UNet(nn.Module):
         layers_per_block: int = 1,
         attention_levels: tuple[int, ...] = (),
         num_groups: int = 8,
+        patch_size: int = 1,
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
-        _check_unet(self.event_shape, channels, attention_levels, num_groups, dropout)
+        self.patch_size = integer("patch_size", patch_size, 1)
+        _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
         from diffusers import UNet2DModel
 
+        size, height, width = self.event_shape
+        size *= patch_size**2
         levels = range(len(channels))
         down = tuple("AttnDownBlock2D" if k in attention_levels else "DownBlock2D" for k in levels)
         up = tuple("AttnUpBlock2D" if k in attention_levels else "UpBlock2D" for k in reversed(levels))
         with _seeded(seed):
             self.unet = UNet2DModel(
-                sample_size=self.event_shape[1:],
-                in_channels=self.event_shape[0],
-                out_channels=self.event_shape[0],
+                sample_size=(height // patch_size, width // patch_size),
+                in_channels=size,
+                out_channels=size,
                 block_out_channels=tuple(channels),
                 layers_per_block=integer("layers_per_block", layers_per_block, 1),
                 down_block_types=down,
@@ -164,7 +170,10 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return the prediction with shape (B, C, H, W), for x with that shape and c with shape (B,)."""
         _check_state(x, self.event_shape)
-        return self.unet(x.contiguous(memory_format=torch.channels_last), c, return_dict=False)[0]
+        folded = nn.functional.pixel_unshuffle(x, self.patch_size).contiguous(
+            memory_format=torch.channels_last
+        )
+        return nn.functional.pixel_shuffle(self.unet(folded, c, return_dict=False)[0], self.patch_size)
 
 
 def _check_state(x: Tensor, event_shape: tuple[int, ...]) -> None:
@@ -177,6 +186,7 @@ def _check_unet(
     channels: tuple[int, ...],
     attention_levels: tuple[int, ...],
     num_groups: int,
+    patch_size: int,
     dropout: float,
 ) -> None:
     if len(event_shape) != 3 or min(event_shape) < 1:
@@ -187,11 +197,11 @@ def _check_unet(
         raise ValueError(
             f"channels must be positive multiples of num_groups = {num_groups}, got {tuple(channels)}"
         )
-    divisor = 2 ** (len(channels) - 1)
+    divisor = patch_size * 2 ** (len(channels) - 1)
     if any(size % divisor for size in event_shape[1:]):
         raise ValueError(
-            f"height and width must be divisible by {divisor} for {len(channels)} levels, got "
-            f"{event_shape[1:]}; use fewer levels or pad the images"
+            f"height and width must be divisible by {divisor} for {len(channels)} levels and patch_size "
+            f"{patch_size}, got {event_shape[1:]}; use fewer levels or pad the images"
         )
     if any(level not in range(len(channels)) for level in attention_levels):
         raise ValueError(

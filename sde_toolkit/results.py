@@ -23,6 +23,7 @@ from sde_toolkit.config import (
     build_candidates,
     build_dataset,
     build_metrics,
+    build_sampler,
     config_json,
     held_out,
     likelihood_options,
@@ -33,6 +34,9 @@ from sde_toolkit.likelihood import log_likelihood
 from sde_toolkit.report import Card, Page, Picture, plus_minus, setting_of, write_page
 from sde_toolkit.runs import Run, read_history
 from sde_toolkit.samplers import Samples
+
+MOST_SAMPLES = 2000
+"""Limit of the samples drawn for the headline."""
 
 CELL_SAMPLES = figures.CELL_SIDE**2
 SCATTER_SAMPLES = 1000
@@ -126,7 +130,7 @@ def run_comparison(
     path = records_path(directory)
     old, old_references = load_records(path)
     old = [record for record in old if record.settings.get("model") == run.fingerprint]
-    references = [_reference(metric, old_references) for metric in metrics]
+    references = [_reference(metric, settings.num_samples, old_references) for metric in metrics]
     new: list[Record] = []
 
     def keep(candidate: Candidate, rows: list[Record], reused: bool) -> None:
@@ -149,10 +153,30 @@ def run_comparison(
     return Comparison(records, references)
 
 
-def _reference(metric: Metric, known: Sequence[Reference]) -> Reference:
-    """What two halves of the real data score; from the file if it is there."""
-    same = [r for r in known if r.metric == metric.name and r.settings == metric.settings]
-    return same[0] if same else metric.halves()
+def headline(run: Run, directory: Path) -> tuple[Record, Reference]:
+    """The run's own sampler by its first metric, as many samples as real examples; and two real halves.
+
+    The record is kept with the others, and reused from there.
+    """
+    metric = build_metrics(run.config, build_dataset(run.config))[0]
+    sampler = build_sampler(run.config)
+    candidate = Candidate(run.config.sampling.sampler, sampler.num_steps, sampler, sampler.settings)
+    path, count = records_path(directory), min(len(metric.real), MOST_SAMPLES)
+    old, references = load_records(path)
+    (record,) = compare(
+        run.model, [candidate], [metric], num_samples=count, seeds=[run.config.sampling.seed],
+        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, previous=old,
+    )  # fmt: skip
+    if record not in old:
+        save_records(path, [*old, record], references)
+    return record, metric.halves()
+
+
+def _reference(metric: Metric, num_samples: int, known: Sequence[Reference]) -> Reference:
+    """What as many real examples score against the others; from the file if it is there."""
+    settings = {**metric.settings, "num_examples": min(num_samples, len(metric.real) // 2)}
+    same = [r for r in known if r.metric == metric.name and r.settings == settings]
+    return same[0] if same else metric.real_examples(num_samples)
 
 
 def likelihood(run: Run, directory: Path) -> tuple[HeldOut, bool]:
@@ -196,9 +220,14 @@ def picture_of_samples(samples: Samples, dataset: Dataset, label: str) -> bytes:
 
 
 def write_report(
-    run: Run, directory: Path, found: Comparison, held: HeldOut | None, commands: Sequence[str]
+    run: Run,
+    directory: Path,
+    found: Comparison,
+    held: HeldOut | None,
+    commands: Sequence[str],
+    main: tuple[Record, Reference] | None = None,
 ) -> list[Path]:
-    """Write the figures and the page; return the paths, the page last."""
+    """Write the figures and the page, with ``main`` as its first number; return the paths, the page last."""
     dataset = build_dataset(run.config)
     drawn = _figures(run, directory, dataset, found, held)
     folder = directory / "figures"
@@ -212,7 +241,7 @@ def write_report(
     page = Page(
         title=f"Samplers on {run.config.data.name} under {run.config.sde.name}",
         lead=_lead(run, dataset),
-        cards=_cards(run, found, held),
+        cards=_cards(run, found, held, main),
         pictures=pictures,
         records=found.records,
         references=found.references,
@@ -236,7 +265,8 @@ def _figures(
         )
         caption = (
             f"{reference.metric} against network evaluations per sample, counted; bars are one standard "
-            "error, the line and band what two halves of the real data score, with the spread over splits."
+            f"error, the line and band what {reference.label} score against the others, with the spread over "
+            "random choices."
         )
         drawn[name] = figure, caption
     cells = _cells(run, directory, dataset)
@@ -304,11 +334,18 @@ def _lead(run: Run, dataset: Dataset) -> str:
     )
 
 
-def _cards(run: Run, found: Comparison, held: HeldOut | None) -> list[Card]:
-    headline = found.references[0]
-    rows = [record for record in found.records if record.metric == headline.metric]
-    against = f"halves of the real data: {plus_minus(headline.value, headline.standard_error)}"
-    cards = [_best(f"best {headline.metric}", rows, against)]
+def _cards(
+    run: Run, found: Comparison, held: HeldOut | None, main: tuple[Record, Reference] | None
+) -> list[Card]:
+    reference = found.references[0]
+    rows = [record for record in found.records if record.metric == reference.metric]
+    against = _against(reference)
+    if main is None:
+        cards = [_best(f"best {reference.metric}", rows, against)]
+    else:
+        record, halves = main
+        note = f"{record.num_samples:,} samples, {_what(record)}; {_against(halves)}"
+        cards = [Card(record.metric, plus_minus(record.value, record.standard_error), note)]
     few = [record for record in rows if record.nfe <= FEW_EVALUATIONS]
     if few:
         cards.append(_best(f"best within {FEW_EVALUATIONS} evaluations", few, against))
@@ -323,8 +360,16 @@ def _cards(run: Run, found: Comparison, held: HeldOut | None) -> list[Card]:
 
 def _best(label: str, rows: Sequence[Record], against: str) -> Card:
     best = min(rows, key=lambda record: record.value)
-    what = f"{best.sampler.replace('_', ' ')}, {setting_of(best)}{' steps' if best.num_steps else ''}"
-    return Card(label, plus_minus(best.value, best.standard_error), f"{what}, NFE {best.nfe:.4g}; {against}")
+    return Card(label, plus_minus(best.value, best.standard_error), f"{_what(best)}; {against}")
+
+
+def _against(reference: Reference) -> str:
+    return f"{reference.label}: {plus_minus(reference.value, reference.standard_error)}"
+
+
+def _what(record: Record) -> str:
+    steps = f"{setting_of(record)}{' steps' if record.num_steps else ''}"
+    return f"{record.sampler.replace('_', ' ')}, {steps}, NFE {record.nfe:.4g}"
 
 
 def training_seconds(run: Run) -> float:

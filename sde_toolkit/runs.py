@@ -20,14 +20,16 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sde_toolkit.batches import integer
 from sde_toolkit.config import (
     Config,
     build_dataset,
@@ -90,22 +92,23 @@ def shipped_path(name: str) -> Path:
     return Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
 
 
-def open_run(workdir: Path, overrides: Mapping[str, Any]) -> Run:
+def open_run(workdir: Path | str, overrides: Mapping[str, Any] | None = None) -> Run:
     """The newest checkpoint of a training run.
 
     Raises:
         ValueError: there is none (the sentence says how to make one), or an override bears on the weights.
     """
+    workdir = Path(workdir)
     if not workdir.is_dir():
         raise ValueError(f"workdir {workdir} does not exist; {_how_to_train(workdir)}")
     checkpoint = latest_checkpoint(workdir)
     if checkpoint is None:
         raise ValueError(f"workdir {workdir} holds no checkpoint; {_how_to_train(workdir)}")
-    return _opened(checkpoint, override_config(parse_config(checkpoint.config), overrides), workdir)
+    return _opened(checkpoint, override_config(parse_config(checkpoint.config), overrides or {}), workdir)
 
 
-def open_shipped(source: str, overrides: Mapping[str, Any]) -> Run:
-    """The checkpoint of the package for a configuration.
+def open_shipped(source: str, overrides: Mapping[str, Any] | None = None) -> Run:
+    """The checkpoint of the package for the configuration of this name.
 
     Raises:
         ValueError: there is none for this name, or an override bears on the weights.
@@ -133,7 +136,7 @@ def _how_to_train(workdir: Path) -> str:
 
 
 def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run:
-    differences = config_differences(checkpoint.config, config.to_dict())
+    differences = config_differences(parse_config(checkpoint.config).to_dict(), config.to_dict())
     if differences:
         raise ValueError(
             f"{checkpoint.path} was trained with another config ({'; '.join(differences)}); "
@@ -186,15 +189,17 @@ def train_run(
     """
     checkpoint = latest_checkpoint(workdir)
     config = _training_config(workdir, source, overrides, checkpoint)
-    dataset = build_dataset(config)
-    model = build_model(config, dataset.event_shape, dataset.data_std)
-    state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
-    settings, loss = config.training, build_loss(config)
+    for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
+        integer(f"config.training.{name}", config.training[name], 1)
     with WorkdirLock(workdir) as lock:
         _require_room(workdir)
+        dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
+        model = build_model(config, dataset.event_shape, dataset.data_std)
+        state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:
-            restore(state, checkpoint)
+            # a field that came after the checkpoint has its default, which is how the run was trained
+            restore(state, replace(checkpoint, config=parse_config(checkpoint.config).to_dict()))
         atomic_write(workdir / "config.json", config_json(config).encode())
         if on_start is not None:
             size = sum(parameter.numel() for parameter in model.network.parameters())
@@ -300,9 +305,9 @@ def load_samples(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
         ValueError: the file is damaged or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return torch.from_numpy(file["x"]), json.loads(str(file["note"]))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return torch.from_numpy(arrays["x"]), json.loads(str(arrays["note"]))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a file of samples ({error}); remove it and sample again") from None
 
 

@@ -62,11 +62,13 @@ _LIBRARIES = ("sde-toolkit", "torch", "numpy", "safetensors", "diffusers")
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with a linear warm-up, gradient clipping and a moving average of the weights.
+    """AdamW with a linear warm-up and decay, gradient clipping and a moving average of the weights.
 
     Args:
         learning_rate: after the warm-up.
         warmup_steps: updates over which the learning rate rises linearly; 0 for none.
+        decay_steps: updates over which it falls linearly to a hundredth, where it stays; 0 for a rate that
+            does not fall.
         betas: decay of the first and second moment.
         weight_decay: decoupled, per unit of learning rate.
         max_grad_norm: the gradient is scaled down to this Euclidean norm; infinity for no clipping.
@@ -78,6 +80,7 @@ class Optimization:
 
     learning_rate: float = 1e-3
     warmup_steps: int = 100
+    decay_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -85,6 +88,7 @@ class Optimization:
 
     def __post_init__(self) -> None:
         integer("warmup_steps", self.warmup_steps, 0)
+        integer("decay_steps", self.decay_steps, 0)
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -97,7 +101,9 @@ class Optimization:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of update ``step``, counted from 0."""
-        return self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        fall = max(0.01, 1 - step / self.decay_steps) if self.decay_steps else 1.0
+        return self.learning_rate * rise * fall
 
     def ema_decay_at(self, step: int) -> float:
         """The decay of the moving average at update ``step``, counted from 0."""
@@ -259,7 +265,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is pickled, truncated, or not a checkpoint of a format that this version reads.
+        ValueError: the file is pickled, truncated, or no checkpoint of a format that this version reads.
     """
     path = Path(path)
     with open(path, "rb") as binary:
@@ -272,8 +278,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         # torch.save's archive, or a bare pickle; a safetensors file has a brace at byte 8
         if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{"):
             raise ValueError(
-                f"checkpoint must be a safetensors file, got a pickled one, {path}; it was not loaded, because "
-                "unpickling runs code: save a checkpoint with this library instead"
+                f"checkpoint must be a safetensors file, got a pickled one, {path}; it was not loaded, "
+                "because unpickling runs code: save a checkpoint with this library instead"
             ) from error
         raise ValueError(
             f"checkpoint must be a whole safetensors file, got a truncated or foreign one, {path} ({error}); "
@@ -289,7 +295,7 @@ def checkpoint_paths(workdir: Path | str) -> list[Path]:
 
 
 def latest_checkpoint(workdir: Path | str) -> Checkpoint | None:
-    """Return the newest training checkpoint below ``workdir`` that can be read, None if there is none at all.
+    """Return the newest training checkpoint below ``workdir`` that can be read, None if there is none.
 
     Kills leave no broken file, so one that cannot be read was damaged from outside: it is left in place,
     a RuntimeWarning names it, and the one before it is taken.
@@ -301,6 +307,8 @@ def latest_checkpoint(workdir: Path | str) -> Checkpoint | None:
     for path in reversed(checkpoint_paths(workdir)):
         try:
             return read_checkpoint(path)
+        except FileNotFoundError:  # a live run has replaced it by a newer one since we looked
+            return latest_checkpoint(workdir)
         except ValueError as error:
             problem = error
             warnings.warn(

@@ -125,7 +125,8 @@ def solve(
         throw: raise ``SolverError`` if a sample fails; otherwise its status tells.
 
     Raises:
-        TypeError, ValueError: the parts do not fit together; raised before the first evaluation.
+        TypeError, ValueError: the parts do not fit together; raised before the first evaluation (or right
+            after it, when the drift does not return the shape and type of the state).
         SolverError: a sample failed and ``throw`` is true; names status, samples, t and h.
     """
     _check(term, y0, method, control, noise, save, after_step)
@@ -211,8 +212,19 @@ class _Counter:
         self._drift, self.args, self.calls = term.drift, term.args, 0
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        dy = self._drift(t, y, *self.args)
+        if not self.calls:
+            _check_field(dy, y)
         self.calls += 1
-        return self._drift(t, y, *self.args)
+        return dy
+
+
+def _check_field(dy: Tensor, y: Tensor) -> None:
+    if dy.shape != y.shape or torch.promote_types(dy.dtype, y.dtype) != y.dtype:
+        raise TypeError(
+            f"the drift must return the shape and type of the state, {tuple(y.shape)} and {y.dtype}, got "
+            f"{tuple(dy.shape)} and {dy.dtype}; expand_like(t, y) fits times and coefficients to a state"
+        )
 
 
 def _bind(term: Term, counter: _Counter) -> Any:
@@ -402,7 +414,7 @@ class _Paces:
         spacing = spacing.clamp(min=self.smallest)
         status = torch.zeros_like(rows)
         status[self.taken[rows] + self.rejected[rows] >= control.max_steps] = int(Status.MAX_STEPS)
-        underflow = ~accepted & ((h * factor).abs() <= spacing)
+        underflow = (factor < 1) & ((h * factor).abs() <= spacing)
         status[underflow] = int(Status.STEP_UNDERFLOW)
         status[(underflow & ~finite) | (self.trials[rows] > _NONFINITE_TRIALS)] = int(Status.NONFINITE)
         status[self.t[rows] == control.t1] = int(Status.SUCCESS)

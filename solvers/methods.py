@@ -209,6 +209,23 @@ DOPRI5 = RungeKutta(
 )
 
 
+def matching(z: Tensor, y: Tensor) -> Tensor:
+    """Return noise with the shape and the type of the state; any other would broadcast or promote."""
+    if z.shape != y.shape or z.dtype != y.dtype:
+        raise ValueError(
+            f"noise must draw the shape and type of the state, {tuple(y.shape)} and {y.dtype}, got "
+            f"{tuple(z.shape)} and {z.dtype}"
+        )
+    return z
+
+
+def increment(noise: BrownianMotion | None, interval: Interval, y: Tensor) -> Tensor:
+    """W / sqrt|h| over one step, with the shape and the type of the state."""
+    if noise is None:
+        raise ValueError("a step with noise needs a noise source; state the term as noisy and give noise=")
+    return matching(noise.increment(interval), y)
+
+
 @dataclass(frozen=True)
 class EulerMaruyama(Method):
     """y_s = y + h f(t, y) + g(t) sqrt|h| z: strong and weak order 1 for additive noise, strong 1/2 for
@@ -230,10 +247,10 @@ class EulerMaruyama(Method):
     ) -> Step:
         """One drift, one diffusion, one draw."""
         _, t, _, h = interval
-        assert noise is not None
+        z = increment(noise, interval, y)
         root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
         g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
-        return Step(y + h * term.drift(t, y) + (g * root) * noise.increment(interval), None, None)
+        return Step(y + h * term.drift(t, y) + (g * root) * z, None, None)
 
 
 @dataclass(frozen=True)
@@ -264,11 +281,9 @@ class RecursionStep(Method):
     ) -> Step:
         """One evaluation, at most one draw."""
         a, b, c = carry[interval.number]
+        z = increment(noise, interval, y) if c else None
         y_next = a * y + b * term.drift(interval.t, y)
-        if c:
-            assert noise is not None
-            y_next = y_next + c * noise.increment(interval)
-        return Step(y_next, None, carry)
+        return Step(y_next if z is None else y_next + c * z, None, carry)
 
 
 EULER_MARUYAMA = EulerMaruyama()

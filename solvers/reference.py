@@ -3,7 +3,7 @@
 SciPy integrates the whole batch as one system of equations, as score_sde does: all samples share their steps,
 so a sample's result depends, within the tolerance, on its neighbours.  torchsde draws its own Brownian motion
 from a seed and works forwards in time on states of shape (B, D); here a run from t0 down to t1 is handed over
-in the clock u = |t - t0|, and any state shape is flattened and restored.
+in the clock u = |t - t0|, and any state shape is flattened and restored.  Neither carries gradients.
 
 References: Virtanen et al., "SciPy 1.0" (1907.10121); Li et al., "Scalable Gradients for Stochastic
 Differential Equations" (2001.01328).
@@ -124,6 +124,7 @@ class TorchSDE(Integrator):
             raise ValueError(f"name must be one of euler, milstein, srk, got {self.name!r}")
         object.__setattr__(self, "seed", operator.index(self.seed))
 
+    @torch.no_grad()
     def integrate(
         self, term: Term, y0: Tensor, control: FixedGrid | Adaptive, noise: NoiseSource | None, save: SaveAt
     ) -> Solution:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
-from solvers.methods import Interval, Method, Step, combine
+from solvers.methods import Interval, Method, Step, combine, increment, matching
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)
@@ -107,10 +107,10 @@ class AdditiveRungeKutta(Method):
         g_t, g_s = expand_like(term.diffusion(t), y), expand_like(term.diffusion(s), y)
         root, mean = _root(h), (g_t + g_s) / 2
         if self.area is None:
-            z_w, z_h = noise.increment(interval), None
+            z_w, z_h = increment(noise, interval, y), None
             total = (mean * root) * z_w
         else:
-            z_w, z_h = noise.increment_and_area(interval)
+            z_w, z_h = (matching(z, y) for z in noise.increment_and_area(interval))
             total = (mean * root) * z_w - ((g_s - g_t) * (root / _SQRT_12)) * z_h
         k: list[Tensor] = []
         for i, (row, c) in enumerate(zip(((), *self.a), (0.0, *self.c), strict=True)):
@@ -219,10 +219,9 @@ class Milstein(Method):
         self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: BrownianMotion | None
     ) -> Step:
         """One drift, one diffusion with its derivative, one draw."""
-        assert noise is not None
         _, t, _, h = interval
         root = _root(h)
-        w, variance = root * noise.increment(interval), root * root
+        w, variance = root * increment(noise, interval, y), root * root
         moved = y + h * term.drift(t, y)
         if term.noise == "additive":
             return Step(moved + expand_like(term.diffusion(t), y) * w, None, None)

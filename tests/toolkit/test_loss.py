@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from sde_toolkit.exact import ExactModel
 from sde_toolkit.loss import TIME_SAMPLINGS, WEIGHTINGS, ChainLoss, DenoisingLoss
@@ -10,7 +11,6 @@ from sde_toolkit.networks import MLP
 from sde_toolkit.score import NetworkModel, ScoreModel
 from sde_toolkit.sde import VESDE, VPSDE
 from tests.problems import ALPHA, DIAGONAL, GAUSSIAN, SDES
-from torch import nn
 
 
 class Recorder(ScoreModel):

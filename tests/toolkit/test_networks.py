@@ -100,6 +100,14 @@ def test_a_unet_takes_other_images_attention_and_dropout():
     assert torch.equal(network(x, c), network(x, c))
 
 
+def test_patches_are_folded_into_channels_and_back():
+    network = awake(UNet((2, 8, 12), channels=(16,), patch_size=2))
+    assert network.unet.config.in_channels == 8
+    assert network.unet.config.sample_size == (4, 6)
+    x = torch.randn(3, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert network(x, torch.zeros(3)).shape == x.shape
+
+
 def test_an_mlp_takes_any_event_shape():
     x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
     assert awake(MLP((2, 3), width=8, depth=1))(x, torch.zeros(4)).shape == (4, 2, 3)
@@ -122,6 +130,8 @@ def test_time_features_are_the_published_ones():
         (lambda: UNet(IMAGE, channels=(12, 16)), "multiples of num_groups = 8"),
         (lambda: UNet(IMAGE, channels=()), "channels must be"),
         (lambda: UNet(IMAGE, attention_levels=(2,)), "attention_levels must be among 0 .. 1"),
+        (lambda: UNet(IMAGE, channels=(16,), patch_size=3), "divisible by 3"),
+        (lambda: UNet(IMAGE, patch_size=0), "patch_size must be"),
         (lambda: UNet(IMAGE, dropout=1.0), "dropout must be in"),
         (lambda: UNet(IMAGE, layers_per_block=0), "layers_per_block must be"),
         (lambda: MLP((2,))(torch.zeros(4, 3), torch.zeros(4)), r"x must have shape \(B, 2\), got \(4, 3\)"),

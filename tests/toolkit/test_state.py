@@ -77,6 +77,8 @@ def test_schedules():
     assert [rule.learning_rate_at(n) for n in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert [rule.ema_decay_at(n) for n in (0, 1, 1000)] == [0.1, 2 / 11, 0.9]
     assert Optimization(learning_rate=2.0, warmup_steps=0).learning_rate_at(0) == 2.0
+    falling = Optimization(learning_rate=1.0, warmup_steps=0, decay_steps=4)
+    assert [falling.learning_rate_at(n) for n in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.01, 0.01]
     state = advance(make_state(), 1)
     assert state.optimizer.param_groups[0]["lr"] == 0.05
 

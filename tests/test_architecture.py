@@ -1,0 +1,391 @@
+"""What may import what, and other rules about the source, checked on the parsed files of both packages.
+
+Every rule is a function from sources (module name -> text) to complaints; it must find none in the packages,
+and one in a source that breaks it.
+"""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import sde_toolkit
+import solvers
+
+ROOT = Path(__file__).parent.parent
+Sources = dict[str, str]
+
+HEAVY = {"diffusers", "matplotlib", "sklearn"}
+OUTER = {"__main__", "cli", "commands", "configs", "demo", "results", "runs"}
+"""Modules of sde_toolkit that may build objects from names, that is, import ``config``."""
+TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli", "sde_toolkit.commands", "sde_toolkit.demo"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
+class Import(NamedTuple):
+    """An imported module; whether it is imported with its importer, and whether for type checkers alone."""
+
+    name: str
+    at_top: bool
+    for_typing: bool
+
+    @property
+    def root(self) -> str:
+        return self.name.partition(".")[0]
+
+
+@functools.cache
+def parse(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@functools.cache
+def read_packages() -> Sources:
+    found = {}
+    for package in ("solvers", "sde_toolkit"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path.read_text(encoding="utf-8")
+    return found
+
+
+def imports_of(name: str, sources: Sources) -> list[Import]:
+    """All imports of a module, each resolved to the deepest module that it names."""
+    return list(_imports(parse(sources[name]).body, name, sources, True, False))
+
+
+def _imports(
+    body: list[ast.stmt], name: str, sources: Sources, at_top: bool, for_typing: bool
+) -> Iterator[Import]:
+    for statement in body:
+        if isinstance(statement, ast.Import):
+            for alias in statement.names:
+                yield Import(alias.name, at_top, for_typing)
+        elif isinstance(statement, ast.ImportFrom):
+            base = statement.module or ""
+            if statement.level:
+                parent = name.split(".")[: -statement.level]
+                base = ".".join([*parent, *filter(None, [base])])
+            for alias in statement.names:
+                deeper = f"{base}.{alias.name}"
+                yield Import(deeper if deeper in sources else base, at_top, for_typing)
+        else:
+            inner = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
+            typing = isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test)
+            for block in ("body", "orelse", "finalbody"):
+                nested = getattr(statement, block, [])
+                yield from _imports(nested, name, sources, at_top and not inner, for_typing or typing)
+            for handler in getattr(statement, "handlers", []):
+                yield from _imports(handler.body, name, sources, at_top, for_typing)
+
+
+def graph(sources: Sources) -> dict[str, set[str]]:
+    """Imports between our own modules that happen when the program runs, in functions too."""
+    return {
+        name: {i.name for i in imports_of(name, sources) if not i.for_typing and i.name in sources} - {name}
+        for name in sources
+    }
+
+
+def reached_from(name: str, edges: dict[str, set[str]]) -> set[str]:
+    reached, waiting = set(), [name]
+    while waiting:
+        for target in edges[waiting.pop()] - reached:
+            reached.add(target)
+            waiting.append(target)
+    return reached
+
+
+def solvers_stand_alone(sources: Sources) -> list[str]:
+    complaints = []
+    for name in (n for n in sources if n.partition(".")[0] == "solvers"):
+        allowed = {"solvers", "torch", "numpy", *sys.stdlib_module_names}
+        if name == "solvers.reference":
+            allowed |= {"scipy", "torchsde"}
+        for found in imports_of(name, sources):
+            if found.root not in allowed or found.name == "solvers.reference":
+                complaints.append(f"{name} imports {found.name}")
+    return complaints
+
+
+def arrows_go_one_way(sources: Sources) -> list[str]:
+    edges, complaints = graph(sources), []
+    reached = {name: reached_from(name, edges) for name in sources}
+    forbidden = {
+        "sde": {"score", "exact", "networks", "samplers", "data"},
+        "score": {"exact", "networks", "samplers", "data"},
+        "exact": {"networks", "samplers", "data", "train"},
+        "samplers": {"networks", "train", "state", "loss"},
+        "likelihood": {"networks", "train", "state", "loss"},
+    }
+    for name, others in forbidden.items():
+        broken = reached.get(f"sde_toolkit.{name}", set()) & {f"sde_toolkit.{other}" for other in others}
+        complaints += [f"sde_toolkit.{name} reaches {other}" for other in sorted(broken)]
+    for name in sources:
+        if name in reached[name]:
+            complaints.append(f"{name} imports itself through others")
+        inner = name.removeprefix("sde_toolkit.").partition(".")[0]
+        if "sde_toolkit.config" in reached[name] and inner not in OUTER:
+            complaints.append(f"{name} reaches sde_toolkit.config")
+        if "sde_toolkit.cli" in edges[name] and name != "sde_toolkit.__main__":
+            complaints.append(f"{name} imports sde_toolkit.cli")
+    return complaints
+
+
+def heavy_packages_load_late(sources: Sources) -> list[str]:
+    return [
+        f"{name} imports {found.name} at its top"
+        for name in sources
+        for found in imports_of(name, sources)
+        if found.root in HEAVY and found.at_top and not found.for_typing
+    ]
+
+
+def torchsde_has_one_importer(sources: Sources) -> list[str]:
+    return [
+        f"{name} imports torchsde"
+        for name in sources
+        if name != "solvers.reference" and any(i.root == "torchsde" for i in imports_of(name, sources))
+    ]
+
+
+def dependencies_are_declared(sources: Sources) -> list[str]:
+    block = re.search(
+        r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert block is not None
+    declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', block[1])}
+    known = declared | {"solvers", "sde_toolkit", *sys.stdlib_module_names}
+    return [
+        f"{name} imports {found.name}"
+        for name in sources
+        for found in imports_of(name, sources)
+        if DISTRIBUTIONS.get(found.root, found.root).replace("-", "_") not in known
+    ]
+
+
+@functools.cache
+def calls(source: str) -> set[str]:
+    """Dotted names of all calls, and of their keywords as ``name(keyword=value``."""
+    found = set()
+    for node in ast.walk(parse(source)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            found.add(called)
+            found |= {f"{called}({keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords}
+    return found
+
+
+def nothing_unpickles(sources: Sources) -> list[str]:
+    loaders = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    complaints = []
+    for name, source in sources.items():
+        complaints += [f"{name} imports {i.name}" for i in imports_of(name, sources) if i.root in loaders]
+        unsafe = {"torch.load", "np.load(allow_pickle=True"} & calls(source)
+        complaints += [f"{name} calls {called}" for called in sorted(unsafe)]
+    return complaints
+
+
+def library_code_is_silent_and_leaves_the_global_generators_alone(sources: Sources) -> list[str]:
+    loud = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
+    return [
+        f"{name} calls {called}"
+        for name, source in sources.items()
+        for called in sorted(calls(source) & (loud | (set() if name in TALKATIVE else {"print"})))
+    ]
+
+
+def lines_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    assert function.end_lineno is not None
+    text = function.body[0] if ast.get_docstring(function) else None
+    described = 0 if text is None or text.end_lineno is None else text.end_lineno - text.lineno + 1
+    return function.end_lineno - function.lineno + 1 - described
+
+
+def files_and_functions_are_short(sources: Sources) -> list[str]:
+    complaints = []
+    for name, source in sources.items():
+        if source.count("\n") > 450:
+            complaints.append(f"{name} is longer than 450 lines")
+        for node in ast.walk(parse(source)):
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and lines_without_docstring(node) > 60
+            ):
+                complaints.append(f"{name}.{node.name} is longer than 60 lines")
+    return complaints
+
+
+def modules_open_with_a_docstring(sources: Sources) -> list[str]:
+    return [
+        f"{name} has no docstring" for name, text in sources.items() if not ast.get_docstring(parse(text))
+    ]
+
+
+Rule = Callable[[Sources], list[str]]
+RULES: list[Rule] = [
+    solvers_stand_alone,
+    arrows_go_one_way,
+    heavy_packages_load_late,
+    torchsde_has_one_importer,
+    dependencies_are_declared,
+    nothing_unpickles,
+    library_code_is_silent_and_leaves_the_global_generators_alone,
+    files_and_functions_are_short,
+    modules_open_with_a_docstring,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_packages_keep_the_rule(rule: Rule) -> None:
+    sources = read_packages()
+    assert len(sources) > 20
+    assert rule(sources) == []
+
+
+WRONG: list[tuple[Rule, str, str, str]] = [
+    (solvers_stand_alone, "solvers.new", "import sde_toolkit.sde", "solvers.new imports sde_toolkit.sde"),
+    (
+        solvers_stand_alone,
+        "solvers.new",
+        "from sde_toolkit import sde",
+        "solvers.new imports sde_toolkit.sde",
+    ),
+    (
+        solvers_stand_alone,
+        "solvers.new",
+        "def f():\n    import scipy.linalg",
+        "solvers.new imports scipy.linalg",
+    ),
+    (solvers_stand_alone, "solvers.new", "from . import reference", "solvers.new imports solvers.reference"),
+    (
+        arrows_go_one_way,
+        "sde_toolkit.samplers",
+        "from sde_toolkit import networks",
+        "sde_toolkit.samplers reaches sde_toolkit.networks",
+    ),
+    (
+        arrows_go_one_way,
+        "sde_toolkit.likelihood",
+        "def f():\n    from .train import fit",
+        "sde_toolkit.likelihood reaches sde_toolkit.train",
+    ),
+    (
+        arrows_go_one_way,
+        "sde_toolkit.ddpm",
+        "try:\n    import sde_toolkit.sde\nexcept ImportError:\n    pass",
+        "sde_toolkit.ddpm imports itself through others",
+    ),
+    (
+        arrows_go_one_way,
+        "sde_toolkit.new",
+        "import sde_toolkit.runs",
+        "sde_toolkit.new reaches sde_toolkit.config",
+    ),
+    (arrows_go_one_way, "sde_toolkit.runs", "from . import cli", "sde_toolkit.runs imports sde_toolkit.cli"),
+    (
+        heavy_packages_load_late,
+        "sde_toolkit.new",
+        "import diffusers",
+        "sde_toolkit.new imports diffusers at its top",
+    ),
+    (
+        heavy_packages_load_late,
+        "sde_toolkit.new",
+        "if True:\n    from matplotlib import pyplot",
+        "sde_toolkit.new imports matplotlib at its top",
+    ),
+    (torchsde_has_one_importer, "sde_toolkit.new", "import torchsde", "sde_toolkit.new imports torchsde"),
+    (dependencies_are_declared, "sde_toolkit.new", "import pandas", "sde_toolkit.new imports pandas"),
+    (nothing_unpickles, "sde_toolkit.new", "import pickle", "sde_toolkit.new imports pickle"),
+    (
+        nothing_unpickles,
+        "sde_toolkit.new",
+        "with np.load('f', allow_pickle=True) as x:\n    pass",
+        "sde_toolkit.new calls np.load(allow_pickle=True",
+    ),
+    (nothing_unpickles, "sde_toolkit.new", "x = torch.load('f')", "sde_toolkit.new calls torch.load"),
+    (
+        library_code_is_silent_and_leaves_the_global_generators_alone,
+        "solvers.new",
+        "print(1)",
+        "solvers.new calls print",
+    ),
+    (
+        library_code_is_silent_and_leaves_the_global_generators_alone,
+        "sde_toolkit.new",
+        "torch.manual_seed(0)",
+        "sde_toolkit.new calls torch.manual_seed",
+    ),
+    (files_and_functions_are_short, "solvers.new", "\n" * 451, "solvers.new is longer than 450 lines"),
+    (
+        files_and_functions_are_short,
+        "solvers.new",
+        "def f():\n" + "    x = 1\n" * 60,
+        "solvers.new.f is longer than 60 lines",
+    ),
+    (modules_open_with_a_docstring, "solvers.new", "x = 1", "solvers.new has no docstring"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "text", "complaint"), WRONG, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_the_rule_notices_a_source_that_breaks_it(rule: Rule, name: str, text: str, complaint: str) -> None:
+    sources = read_packages()
+    assert complaint not in rule(sources)
+    assert complaint in rule({**sources, name: text})
+
+
+def test_imports_for_type_checkers_and_in_functions_are_told_apart() -> None:
+    text = (
+        "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    import c\nclass D:\n    import d"
+    )
+    found = {i.name: (i.at_top, i.for_typing) for i in imports_of("m", {"m": text})}
+    assert found["a"] == (True, True)
+    assert found["c"] == (False, False)
+    assert found["d"] == (True, False)
+
+
+def test_the_imported_solvers_are_ours() -> None:
+    """Another distribution on the index holds a package of the same name."""
+    ours = Path(sde_toolkit.__file__).parent.parent
+    assert Path(solvers.__file__).parent == ours / "solvers"
+    assert {"solve", "DOPRI5", "Normals"} <= set(solvers.__all__)
+
+
+@pytest.mark.parametrize("package", [solvers, sde_toolkit], ids=lambda package: package.__name__)
+def test_packages_export_what_they_promise_and_are_typed(package: object) -> None:
+    assert (Path(package.__file__).parent / "py.typed").is_file()  # type: ignore[attr-defined]
+    for name in package.__all__:  # type: ignore[attr-defined]
+        assert getattr(package, name, None) is not None, name
+
+
+TIMED_IMPORT = """
+import time
+import torch
+start = time.perf_counter()
+import sde_toolkit
+print(time.perf_counter() - start)
+import sys
+print(",".join(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def test_importing_the_toolkit_is_cheap() -> None:
+    """At most half a second more than importing torch, the best of up to three runs on a busy machine."""
+    seconds = []
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", TIMED_IMPORT], capture_output=True, text=True, check=True)
+        elapsed, loaded = run.stdout.splitlines()
+        seconds.append(float(elapsed))
+        assert not HEAVY & set(loaded.split(","))
+        if seconds[-1] <= 0.5:
+            break
+    assert min(seconds) <= 0.5

@@ -1,0 +1,62 @@
+"""The README is true: its Python blocks run, its commands parse, its public names exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import sde_toolkit
+from sde_toolkit import cli
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolkit .*)$", README, flags=re.M)]
+
+
+def test_there_is_something_to_check():
+    assert len(BLOCKS) == 3
+    assert len(COMMANDS) == 5
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["vectors", "digits", "exact"])
+def test_block_runs_in_under_fifteen_lines(block, capsys):
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert len(lines) < 15
+    before = torch.random.get_rng_state()
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+    assert torch.equal(torch.random.get_rng_state(), before), "the global random state was used"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_parses(command):
+    arguments = shlex.split(command)[1:]
+    if arguments == ["--help"]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 0
+    else:
+        plain, overrides = cli.split_overrides(arguments)
+        assert cli.build_parser().parse_args(plain).run is not None
+        assert all(value for value in overrides.values())
+
+
+def test_images_and_links_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (Path(__file__).parent.parent / target).is_file(), target
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in sde_toolkit.__all__:
+        assert getattr(sde_toolkit, name).__doc__, name
+        assert name in dir(sde_toolkit)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = sde_toolkit.no_such_name
+
+
+def test_block_on_exact_models_is_as_accurate_as_it_says():
+    scope: dict = {}
+    exec(BLOCKS[2], scope)
+    assert float((scope["result"].nats - scope["mixture"].log_prob(scope["x"])).abs().max()) < 1e-3
