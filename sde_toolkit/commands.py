@@ -7,10 +7,13 @@ told.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +111,48 @@ class TrainingBar:
             self._bar.close()
 
 
+@contextlib.contextmanager
+def _stops_between_steps() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C (and the system's request to end) wait for the end of a step, where the run can be saved.
+
+    Yields a check that raises KeyboardInterrupt if a stop was asked for; a second request stops at once.
+    """
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    main = threading.current_thread() is threading.main_thread()
+    mine = [number for number, handler in usual.items() if main and signal.getsignal(number) == handler]
+    for number in mine:
+        signal.signal(number, ask)
+    try:
+        yield check
+        check()
+    finally:
+        for number in mine:
+            signal.signal(number, usual[number])
+
+
 def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, Any]) -> Run:
     """Train, or resume, or reuse, with a progress bar; an interruption says what was saved."""
     bar = TrainingBar()
     try:
-        return runs.train_run(workdir, source, overrides, on_start=bar.start, on_step=bar.step)
+        with _stops_between_steps() as check:
+
+            def on_step(info: StepInfo) -> None:
+                bar.step(info)
+                check()
+
+            return runs.train_run(workdir, source, overrides, on_start=bar.start, on_step=on_step)
     except KeyboardInterrupt:
         bar.close()
         saved = runs.saved_step(workdir)

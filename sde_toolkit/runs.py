@@ -107,7 +107,7 @@ def open_run(workdir: Path | str, overrides: Mapping[str, Any] | None = None) ->
     return _opened(checkpoint, override_config(parse_config(checkpoint.config), overrides or {}), workdir)
 
 
-def open_shipped(source: str, overrides: Mapping[str, Any] | None = None) -> Run:
+def open_shipped(source: str = "digits", overrides: Mapping[str, Any] | None = None) -> Run:
     """The checkpoint of the package for the configuration of this name.
 
     Raises:

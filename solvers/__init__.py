@@ -10,14 +10,12 @@ scipy.integrate.solve_ivp and torchsde.sdeint to the same call.
 
 from solvers.brownian import BrownianMotion, NoiseSource, Normals, StepNormals
 from solvers.control import Adaptive, FixedGrid
-from solvers.integrate import END, SaveAt, Solution, SolverError, Stats, Status, solve
+from solvers.dense import DenseOutput
+from solvers.exponential import ETD_RK2, ETD_RK3, ExponentialRungeKutta
+from solvers.integrate import solve
 from solvers.methods import (
-    DOPRI5,
-    EULER,
     EULER_MARUYAMA,
-    HEUN,
     RECURSION,
-    RK4,
     EulerMaruyama,
     Integrator,
     Interval,
@@ -26,6 +24,9 @@ from solvers.methods import (
     RungeKutta,
     Step,
 )
+from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
+from solvers.saving import END, SaveAt
+from solvers.solution import Solution, SolverError, Stats, Status
 from solvers.stochastic import (
     MILSTEIN,
     SHARK,
@@ -35,17 +36,28 @@ from solvers.stochastic import (
     AdditiveRungeKutta,
     Milstein,
 )
-from solvers.terms import ODE, SDE, Recursion, Term, expand_like
+from solvers.tableaux import BOSH3, DOP853, DOPRI5, EULER, HEUN, MIDPOINT, RALSTON, RK4, TSIT5
+from solvers.terms import ODE, SDE, Recursion, Semilinear, Term, expand_like
 from solvers.tree import BrownianTree
 
 __all__ = [
+    "AB2",
+    "AB3",
+    "AB4",
+    "ABM4",
+    "BOSH3",
+    "DOP853",
     "DOPRI5",
     "END",
+    "ETD_RK2",
+    "ETD_RK3",
     "EULER",
     "EULER_MARUYAMA",
     "HEUN",
+    "MIDPOINT",
     "MILSTEIN",
     "ODE",
+    "RALSTON",
     "RECURSION",
     "RK4",
     "SDE",
@@ -53,11 +65,15 @@ __all__ = [
     "SOSRA",
     "SRA1",
     "STOCHASTIC_HEUN",
+    "TSIT5",
+    "Adams",
     "Adaptive",
     "AdditiveRungeKutta",
     "BrownianMotion",
     "BrownianTree",
+    "DenseOutput",
     "EulerMaruyama",
+    "ExponentialRungeKutta",
     "FixedGrid",
     "Integrator",
     "Interval",
@@ -69,6 +85,7 @@ __all__ = [
     "RecursionStep",
     "RungeKutta",
     "SaveAt",
+    "Semilinear",
     "Solution",
     "SolverError",
     "Stats",

@@ -109,6 +109,25 @@ class StepNormals(BrownianMotion):
         return self._source.draw(interval.number, STEPS), self._source.draw(interval.number, AREA)
 
 
+class HeldInterval(BrownianMotion):
+    """A path that gives the same answers whatever the interval: those for ``interval``."""
+
+    def __init__(self, path: BrownianMotion, interval: Interval) -> None:
+        self._path, self._interval = path, interval
+
+    def draw(self, index: int, stream: int = STEPS) -> Tensor:
+        """The path's own draw, with shape (B, *)."""
+        return self._path.draw(index, stream)
+
+    def increment(self, interval: Interval) -> Tensor:
+        """W over the held interval, with shape (B, *)."""
+        return self._path.increment(self._interval)
+
+    def increment_and_area(self, interval: Interval) -> tuple[Tensor, Tensor]:
+        """W and H over the held interval, each with shape (B, *)."""
+        return self._path.increment_and_area(self._interval)
+
+
 def _rounds(even: Any, odd: Any, constants: Any, swap: Any) -> tuple[Any, Any]:
     """Ten rounds on the words 0 and 2 (even) and 1 and 3 (odd), each with shape (2, *).
 

@@ -12,91 +12,27 @@ of floating-point times; MAX_STEPS.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as _checkpoint
 
-from solvers.brownian import BrownianMotion, NoiseSource, Normals, StepNormals
+from solvers.brownian import BrownianMotion, HeldInterval, NoiseSource, StepNormals
 from solvers.control import Adaptive, FixedGrid, power, rms
-from solvers.methods import Integrator, Interval, Method
-from solvers.terms import SDE, Recursion, Term, expand_like, flatten
-from solvers.tree import BrownianTree
+from solvers.methods import Integrator, Interval, Method, Step
+from solvers.saving import END, GridRecord, PacedRecord, SaveAt
+from solvers.solution import Solution, Stats, Status, finish
+from solvers.terms import SDE, Recursion, Semilinear, Term, expand_like, flatten
+from solvers.tree import BrownianTree, path_between
 
 AfterStep = Callable[[Interval, Tensor], Tensor]
 
 _NONFINITE_TRIALS = 8
 _SMALLEST_START = 1e-9  # of the interval: a first step never vanishes
-
-
-class Status(IntEnum):
-    """How the run of one sample ended."""
-
-    SUCCESS = 0
-    NONFINITE = 1
-    STEP_UNDERFLOW = 2
-    MAX_STEPS = 3
-
-
-class SolverError(RuntimeError):
-    """A run that did not reach its end.
-
-    Attributes:
-        status: the ``Status`` of the first failing sample.
-        samples: the failing samples' indices in the batch.
-        t, h: time and signed step size at which the first of them failed.
-    """
-
-    def __init__(self, message: str, status: Status, samples: tuple[int, ...], t: float, h: float) -> None:
-        super().__init__(message)
-        self.status, self.samples, self.t, self.h = status, samples, t, h
-
-
-@dataclass(frozen=True)
-class SaveAt:
-    """What a solution keeps: the end, or the state after every step of a fixed grid, or a function of those.
-
-    Args:
-        steps: keep the start and the state after every step instead of the end alone.
-        function: applied to (t, y) before keeping; y with shape (B, *).
-    """
-
-    steps: bool = False
-    function: Callable[[Tensor, Tensor], Tensor] | None = None
-
-    def of(self, t: Tensor, y: Tensor) -> Tensor:
-        """What is kept of the state y at time t."""
-        return y if self.function is None else self.function(t, y)
-
-
-END = SaveAt()
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counts with shape (B,): evaluations of the drift, steps taken, steps rejected."""
-
-    nfe: Tensor
-    num_steps: Tensor
-    num_rejected: Tensor
-
-
-@dataclass(frozen=True)
-class Solution:
-    """Saved times (S,), what was saved there (S, B, *), counts and ``Status`` per sample (B,)."""
-
-    ts: Tensor
-    ys: Tensor
-    stats: Stats
-    status: Tensor
-
-    @property
-    def y(self) -> Tensor:
-        """What was saved last, with shape (B, *)."""
-        return self.ys[-1]
 
 
 def solve(
@@ -109,11 +45,12 @@ def solve(
     save: SaveAt = END,
     after_step: AfterStep | None = None,
     throw: bool = True,
+    checkpoint: bool = False,
 ) -> Solution:
     """Integrate a term for a batch of samples.
 
     Args:
-        term: the equation, ``ODE``, ``SDE`` or ``Recursion``.
+        term: the equation, ``ODE``, ``SDE``, ``Semilinear`` or ``Recursion``.
         y0: start with shape (B, *), floating point.
         method: a ``Method``, or an ``Integrator`` such as those of ``solvers.reference``.
         control: ``FixedGrid(ts)`` or ``Adaptive(t0, t1, ...)``.
@@ -123,6 +60,11 @@ def solve(
         after_step: called as ``after_step(interval, y) -> y`` after every step of a fixed grid (correctors,
             thresholding, progress).
         throw: raise ``SolverError`` if a sample fails; otherwise its status tells.
+        checkpoint: on a fixed grid, keep for autograd only the states between the steps and repeat each step
+            in the backward pass: memory for time, the same gradients.
+
+    Gradients flow through fixed grids as through any code.  Through an adaptive run they flow with the sizes
+    of the accepted steps held constant: they are the gradients of the same steps on a fixed grid.
 
     Raises:
         TypeError, ValueError: the parts do not fit together; raised before the first evaluation (or right
@@ -130,20 +72,23 @@ def solve(
         SolverError: a sample failed and ``throw`` is true; names status, samples, t and h.
     """
     _check(term, y0, method, control, noise, save, after_step)
+    if checkpoint and not (isinstance(method, Method) and isinstance(control, FixedGrid)):
+        raise ValueError("checkpoint repeats the steps of a FixedGrid; leave it out for other runs")
     if isinstance(method, Integrator):
         solution = method.integrate(term, y0, control, noise, save)
-        return _finish(solution, None, None, throw)
+        return finish(solution, None, None, throw)
     if isinstance(control, Adaptive):
-        solution, where = _run_adaptive(term, y0, method, control, _tree(term, control, noise), save)
-        return _finish(solution, where[0], where[1], throw)
+        path = path_between(control.t0, control.t1, noise) if isinstance(term, SDE) else None
+        solution, where = _run_adaptive(term, y0, method, control, path, save)
+        return finish(solution, where[0], where[1], throw)
     motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
-    solution = _run_fixed(term, y0, method, control, motion, save, after_step)
+    solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint)
     if not throw or not bool(solution.status.any()):
         return solution
     sample = int(solution.status.nonzero()[0])
     index = _first_break(term, y0, method, control, motion, after_step, sample)
     h = control.ts.diff()[index]
-    return _finish(solution, control.ts[index].expand(len(y0)), h.expand(len(y0)), throw)
+    return finish(solution, control.ts[index].expand(len(y0)), h.expand(len(y0)), throw)
 
 
 def _check(
@@ -178,31 +123,17 @@ def _check(
                 f"method {method.name} has no error estimate for adaptive control; give it a FixedGrid"
             )
         if save.steps or after_step is not None:
-            raise ValueError("saving every step and after_step need a FixedGrid, got Adaptive control")
+            raise ValueError(
+                "saving every step and after_step need a FixedGrid, got Adaptive control; SaveAt(times=...) "
+                "keeps the states of all samples at the same times"
+            )
+    save.check(method, control, after_step is not None)
     noisy = isinstance(term, SDE) or (isinstance(term, Recursion) and term.noisy)
+    noisy = noisy or (isinstance(term, Semilinear) and term.diffusion is not None)
     if noisy and noise is None:
         raise ValueError(
             f"a {type(term).__name__} with noise needs noise=, for instance Normals(seed, B, event_shape)"
         )
-
-
-def _tree(term: Term, control: Adaptive, noise: NoiseSource | None) -> BrownianTree | None:
-    """The path that an adaptive run is driven by: a rejected step must see the same one again."""
-    if not isinstance(term, SDE):
-        return None
-    if isinstance(noise, Normals):
-        return BrownianTree(control.t0, control.t1, noise)
-    if not isinstance(noise, BrownianTree):
-        raise TypeError(
-            "adaptive control of an SDE needs a path that can be asked again, a BrownianTree or Normals, got "
-            f"{type(noise).__name__}"
-        )
-    if (noise.t0, noise.t1) != (control.t0, control.t1):
-        raise ValueError(
-            f"the path must span the run from {control.t0} to {control.t1}, got one from {noise.t0} to "
-            f"{noise.t1}"
-        )
-    return noise
 
 
 class _Counter:
@@ -240,6 +171,30 @@ def _bind(term: Term, counter: _Counter) -> Any:
     )
 
 
+def _steps(
+    term: Any,
+    y: Tensor,
+    method: Method,
+    grid: FixedGrid,
+    noise: BrownianMotion | None,
+    after_step: AfterStep | None,
+    checkpoint: bool = False,
+) -> Iterator[tuple[Interval, Tensor, Step, Tensor]]:
+    """Every step of a fixed grid: its interval, the state before, the step, the state after."""
+    times, lengths = grid.ts.unbind(), grid.ts.diff().tolist()
+    advance = partial(_checkpoint, method.step, use_reentrant=False) if checkpoint else method.step
+    carry = method.start(term, times[0], y, grid)
+    for index, h in enumerate(lengths):
+        interval = Interval(index, times[index], times[index + 1], h)
+        step = advance(term, interval, y, carry, noise)
+        y_next, carry = step.y, step.carry
+        if after_step is not None:
+            y_next = after_step(interval, y_next)
+            carry = None if method.first_same_as_last else carry
+        yield interval, y, step, y_next
+        y = y_next
+
+
 def _run_fixed(
     term: Term,
     y: Tensor,
@@ -248,26 +203,20 @@ def _run_fixed(
     noise: BrownianMotion | None,
     save: SaveAt,
     after_step: AfterStep | None,
+    checkpoint: bool,
 ) -> Solution:
     counter = _Counter(term)
     bound = _bind(term, counter)
-    times, lengths = grid.ts.unbind(), grid.ts.diff().tolist()
-    kept = [save.of(times[0], y)] if save.steps else []
-    carry = method.start(bound, times[0], y, grid)
-    for index, h in enumerate(lengths):
-        interval = Interval(index, times[index], times[index + 1], h)
-        y, _, carry = method.step(bound, interval, y, carry, noise)
-        if after_step is not None:
-            y = after_step(interval, y)
-            carry = None if method.first_same_as_last else carry
-        if save.steps:
-            kept.append(save.of(interval.s, y))
+    record = GridRecord(save, method, grid)
+    record.start(grid.ts[0], y)
+    for interval, before, step, after in _steps(bound, y, method, grid, noise, after_step, checkpoint):
+        record.after(bound, interval, before, step, after)
+        y = after
     finite = flatten(y.detach()).isfinite().all(1)
-    ys = torch.stack(kept) if save.steps else save.of(times[-1], y)[None]
     count = torch.ones(len(y), dtype=torch.int64, device=y.device)
     stats = Stats(counter.calls * count, grid.num_steps * count, 0 * count)
     status = torch.where(finite, int(Status.SUCCESS), int(Status.NONFINITE))
-    return Solution(grid.ts if save.steps else grid.ts[-1:], ys, stats, status)
+    return Solution(*record.result(y), stats, status)
 
 
 @torch.no_grad()
@@ -282,38 +231,13 @@ def _first_break(
 ) -> int:
     """Repeat a run that ended badly and return the first step after which ``sample`` is not finite."""
     bound = _bind(term, _Counter(term))
-    times, lengths = grid.ts.unbind(), grid.ts.diff().tolist()
-    carry = method.start(bound, times[0], y, grid)
-    for index, h in enumerate(lengths):
-        interval = Interval(index, times[index], times[index + 1], h)
-        y, _, carry = method.step(bound, interval, y, carry, noise)
-        if after_step is not None:
-            y = after_step(interval, y)
-            carry = None if method.first_same_as_last else carry
-        if not bool(y[sample].isfinite().all()):
-            return index
+    for interval, _, _, after in _steps(bound, y, method, grid, noise, after_step):
+        if not bool(after[sample].isfinite().all()):
+            return interval.number
     return grid.num_steps - 1
 
 
-def _finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool) -> Solution:
-    """Raise the error of the first failing sample, or hand the solution back."""
-    failed = solution.status.nonzero().flatten().tolist()
-    if not failed or not throw:
-        return solution
-    first = failed[0]
-    status = Status(int(solution.status[first]))
-    where, length = (float(v[first]) if v is not None else float("nan") for v in (t, h))
-    cause = {
-        Status.NONFINITE: "the state or its derivative became nan or inf",
-        Status.STEP_UNDERFLOW: "the step size fell below the spacing of times; loosen rtol and atol",
-        Status.MAX_STEPS: "max_steps was reached; loosen rtol and atol or raise max_steps",
-    }[status]
-    shown = ("sample " if len(failed) == 1 else "samples ") + ", ".join(map(str, failed[:8]))
-    shown += (", ..." if len(failed) > 8 else "") + f" of {len(solution.status)} failed"
-    message = f"{status.name}: {shown} at t = {where:.9g}, h = {length:.3g}: {cause}"
-    raise SolverError(message, status, tuple(failed), where, length)
-
-
+@torch.no_grad()
 def _first_size(
     term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Adaptive, order: float
 ) -> Tensor:
@@ -340,12 +264,13 @@ def _run_adaptive(
 ) -> tuple[Solution, tuple[Tensor, Tensor]]:
     """Each sample at its own pace; returns the solution and, per sample, the last time and step tried."""
     counter, order = _Counter(term), method.error_order or method.order
-    run = _Paces(y0, control, path)
+    run, record = _Paces(y0, control, path), PacedRecord(save, control, y0)
     bound = _bind(term, counter)
     start = torch.full((len(y0),), control.t0, dtype=torch.float64, device=y0.device)
     carry = method.start(bound, start, y0, None)
-    k = carry if carry is not None else bound.drift(start, y0)
-    run.h = control.direction * _first_size(bound, counter, y0, k, control, order)
+    with torch.no_grad():
+        k = carry if carry is not None else bound.drift(start, y0)
+        run.h = control.direction * _first_size(bound, counter, y0, k, control, order)
     run.nfe += counter.calls
     y, all_args = y0, counter.args
     while run.active.numel():
@@ -353,18 +278,70 @@ def _run_adaptive(
         t, h, s = run.propose()
         counter.args = tuple(arg[rows] for arg in all_args)
         step = method.step(bound, Interval(0, t, s, expand_like(h, y)), y, carry, run.path)
-        assert step.error is not None
+        with torch.no_grad():
+            assert step.error is not None
+            error = rms(step.error / control.tolerance(y, step.y))
+            accepted = run.judge(t, h, s, error, step.y, order)
+        if step.y.requires_grad and not bool(step.y.isfinite().all()):
+            step = _without(~accepted, method, bound, Interval(0, t, s, h), y, carry, run.path)
         run.nfe[rows] += counter.calls - calls
-        error = rms(step.error / control.tolerance(y, step.y))
-        accepted = run.judge(t, h, s, error, step.y, order)
+        _keep(record, run, method, bound, counter, all_args, (t, h, s), accepted, y, step)
         mask = expand_like(accepted, y).bool()
         y = torch.where(mask, step.y, y)
         carry = None if carry is None else torch.where(mask, step.carry, carry)
         y, carry = run.retire(y, carry)
-    ys = save.of(torch.tensor(control.t1, dtype=torch.float64), run.end)[None]
     stats = Stats(run.nfe, run.taken, run.rejected)
-    ts = torch.tensor([control.t1], dtype=torch.float64)
-    return Solution(ts, ys, stats, run.status), (run.t, run.h)
+    return Solution(*record.result(run.end, control.t1), stats, run.status), (run.t, run.h)
+
+
+def _without(
+    rejected: Tensor,
+    method: Method,
+    term: Any,
+    interval: Interval,
+    y: Tensor,
+    carry: Tensor | None,
+    path: BrownianTree | None,
+) -> Step:
+    """The step again, with length 0 for rejected samples: infinite values that no result depends on would
+    still reach the gradients as 0 * inf."""
+    number, t, s, h = interval
+    assert isinstance(h, Tensor)
+    h = torch.where(rejected, 0.0, h)
+    noise = None if path is None else HeldInterval(path, interval)
+    return method.step(
+        term, Interval(number, t, torch.where(rejected, t, s), expand_like(h, y)), y, carry, noise
+    )
+
+
+def _keep(
+    record: PacedRecord,
+    run: _Paces,
+    method: Method,
+    term: Any,
+    counter: _Counter,
+    all_args: tuple[Tensor, ...],
+    times: tuple[Tensor, Tensor, Tensor],
+    accepted: Tensor,
+    y: Tensor,
+    step: Step,
+) -> None:
+    """Save the requested times that lie in the accepted steps, each sample inside its own step."""
+    t, h, s = times
+    due = record.due(t, s, accepted)
+    if due is None:
+        return
+    positions, number, sample = due
+    assert method.dense is not None
+    rows, calls = run.active[positions], counter.calls
+    t, h, s, y, y_next = (v[positions] for v in (t, h, s, y, step.y))
+    counter.args = tuple(arg[rows] for arg in all_args)
+    interval = Interval(0, t, s, expand_like(h, y))
+    stages = method.dense.extend(term, interval, y, [k[positions] for k in step.stages])
+    run.nfe[rows] += counter.calls - calls
+    u = record.fraction(number, t[sample], h[sample])
+    inside = method.dense.at(expand_like(h, y)[sample], y[sample], [k[sample] for k in stages], u)
+    record.keep(number, rows[sample], inside, s[sample], y_next[sample])
 
 
 class _Paces:

@@ -1,4 +1,4 @@
-"""One-step methods: declared facts and a tableau.
+"""One-step methods: declared facts and a tableau (the tableaux themselves are in ``solvers.tableaux``).
 
 A Runge-Kutta method with coefficients (a, b, c) takes the step from t to s = t + h by
 
@@ -19,17 +19,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from solvers.brownian import BrownianMotion, NoiseSource
 from solvers.control import Adaptive, FixedGrid
+from solvers.dense import DenseOutput, combine
 from solvers.terms import ODE, SDE, Recursion, Term, expand_like
 
 if TYPE_CHECKING:
-    from solvers.integrate import SaveAt, Solution
+    from solvers.saving import SaveAt
+    from solvers.solution import Solution
 
 
 class Interval(NamedTuple):
@@ -46,12 +51,13 @@ class Interval(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The state at s with shape (B, *), the embedded error or None, and what the method carries to the next
-    step."""
+    """The state at s with shape (B, *), the embedded error or None, what the method carries to the next step,
+    and the stages that dense output is made from."""
 
     y: Tensor
     error: Tensor | None
     carry: Any
+    stages: Sequence[Tensor] = ()
 
 
 class Method(ABC):
@@ -64,12 +70,14 @@ class Method(ABC):
         strong_order, weak_order: the same for SDEs with additive noise; None where the method takes no noise.
         diagonal_strong_order: strong order for SDEs with diagonal noise; None where the method takes additive
             noise alone.
-        nfe_per_step: evaluations of the drift per step (after the first step, where the first stage is
-            carried over).
+        nfe_per_step: evaluations of the drift per step.
+        nfe_extra: evaluations of a run on a fixed grid beyond ``nfe_per_step`` for every step: a first stage,
+            the start of a multistep method.
         has_error: whether steps come with an error estimate, which adaptive control needs.
         first_same_as_last: whether a step hands its last stage to the next one, as ``carry``; with ``carry``
             None the step evaluates its first stage itself.
         error_order: power of the step size with which the error estimate falls; ``order`` when None.
+        dense: how the solution inside a step follows from its stages, or None.
     """
 
     name: str
@@ -79,9 +87,11 @@ class Method(ABC):
     weak_order: float | None = None
     diagonal_strong_order: float | None = None
     nfe_per_step: int
+    nfe_extra: int = 0
     has_error: bool = False
     first_same_as_last: bool = False
     error_order: float | None = None
+    dense: DenseOutput | None = None
 
     @abstractmethod
     def start(self, term: Any, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Any:
@@ -117,6 +127,9 @@ class RungeKutta(Method):
         b: weights of the solution.
         c: nodes of the stages after the first.
         b_error: b minus the embedded weights, or None.
+        b_error_low: the same for a companion of lower order, or None; with it the error is, per element,
+            e |e| / sqrt(e^2 + e_low^2 / 100), of higher order than both (Hairer's rule for order 8).
+        dense: polynomial weights inside the step, or None.
 
     Whether the last stage can be carried over follows from the tableau: its row of ``a`` equals ``b``.
     """
@@ -127,6 +140,8 @@ class RungeKutta(Method):
     b: tuple[float, ...]
     c: tuple[float, ...]
     b_error: tuple[float, ...] | None = None
+    b_error_low: tuple[float, ...] | None = None
+    dense: DenseOutput | None = None
     terms = (ODE,)
 
     def __post_init__(self) -> None:
@@ -135,7 +150,7 @@ class RungeKutta(Method):
                 f"{self.name}: {len(self.b)} weights need {len(self.b) - 1} rows in a and as many nodes c"
             )
 
-    @property
+    @cached_property
     def first_same_as_last(self) -> bool:  # type: ignore[override]
         """Whether the last stage is evaluated at the step's own result."""
         return bool(self.a) and self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
@@ -144,6 +159,11 @@ class RungeKutta(Method):
     def nfe_per_step(self) -> int:  # type: ignore[override]
         """Number of stages, less one where the first is carried over."""
         return len(self.b) - self.first_same_as_last
+
+    @property
+    def nfe_extra(self) -> int:  # type: ignore[override]
+        """The very first stage, where later ones are carried over."""
+        return int(self.first_same_as_last)
 
     @property
     def has_error(self) -> bool:  # type: ignore[override]
@@ -168,45 +188,18 @@ class RungeKutta(Method):
             y_next = y_stage
         if y_next is None or not self.first_same_as_last:
             y_next = y + h * combine(self.b, k)
-        error = None if self.b_error is None else h * combine(self.b_error, k)
-        return Step(y_next, error, k[-1] if self.first_same_as_last else None)
+        return Step(y_next, self._error(h, k), k[-1] if self.first_same_as_last else None, k)
 
-
-def combine(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
-    """Sum of the stages with non-zero weights."""
-    total = None
-    for w, stage in zip(weights, k, strict=True):
-        if w:
-            part = stage if w == 1 else w * stage
-            total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-EULER = RungeKutta("euler", 1, a=(), b=(1.0,), c=())
-HEUN = RungeKutta("heun", 2, a=((1.0,),), b=(1 / 2, 1 / 2), c=(1.0,))
-RK4 = RungeKutta(
-    "rk4",
-    4,
-    a=((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
-    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    c=(1 / 2, 1 / 2, 1.0),
-)
-DOPRI5 = RungeKutta(
-    "dopri5",
-    5,
-    a=(
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
-    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
-    c=(1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-    b_error=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-)
+    def _error(self, h: float | Tensor, k: list[Tensor]) -> Tensor | None:
+        """The embedded error with shape (B, *)."""
+        if self.b_error is None:
+            return None
+        error = h * combine(self.b_error, k)
+        if self.b_error_low is None:
+            return error
+        low = h * combine(self.b_error_low, k)
+        scale = (error.square() + 0.01 * low.square()).sqrt()
+        return error * (error.abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny))
 
 
 def matching(z: Tensor, y: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from solvers.brownian import NoiseSource
 from solvers.control import Adaptive, FixedGrid
-from solvers.integrate import SaveAt, Solution, SolverError, Stats, Status
 from solvers.methods import Integrator
+from solvers.saving import SaveAt
+from solvers.solution import Solution, SolverError, Stats, Status
 from solvers.terms import ODE, SDE, Term, expand_like, flatten
 
 SCIPY_METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
@@ -66,7 +67,7 @@ class SciPy(Integrator):
         """
         if not isinstance(term, ODE):
             raise TypeError(f"scipy integrates an ODE, got {type(term).__name__}")
-        if not isinstance(control, Adaptive) or save.steps:
+        if not isinstance(control, Adaptive) or save.steps or save.times:
             raise ValueError("scipy chooses its own steps: give it Adaptive control and save the end alone")
         everyone = tuple(range(len(y0)))
         calls = 0

@@ -39,7 +39,8 @@ from torch import Tensor
 
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
-from solvers.methods import Interval, Method, Step, combine, increment, matching
+from solvers.dense import combine
+from solvers.methods import Interval, Method, Step, increment, matching
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)

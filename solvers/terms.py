@@ -4,6 +4,7 @@
     SDE        dy = f(t, y) dt + g(t) dW                  additive noise (g a number or a broadcastable
     tensor)
                dy = f(t, y) dt + g(t, y) * dW             diagonal noise (g with the shape of y)
+    Semilinear dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW  A, B, C numbers or diagonal
     Recursion  y_s = a(t, s) y_t + b(t, s) N(t, y_t) + c(t, s) z,      z ~ N(0, I)
 
 The state ``y`` has shape (B, *): dimension 0 counts samples, which never influence each other.  Time ``t`` is
@@ -87,6 +88,29 @@ class SDE:
 
 
 @dataclass(frozen=True)
+class Semilinear:
+    """dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW: a linear part that is solved exactly, and the rest.
+
+    A, B and C are functions of times with shape (M,), float64 on the host, with values (M,) or (M, *D), one
+    for every element of a sample with shape D.  They are called once per grid.
+
+    Args:
+        drift: N(t, y, *args) with shape (B, *).
+        linear: A; not needed where ``integral`` is given; 0 when both are None.
+        integral: a function with derivative A, in closed form, preferred to quadrature of A.
+        source: B; 1 when None.
+        diffusion: C, additive noise; none when None.
+    """
+
+    drift: Field
+    linear: Callable[[Tensor], Tensor] | None = None
+    integral: Callable[[Tensor], Tensor] | None = None
+    source: Callable[[Tensor], Tensor] | None = None
+    diffusion: Callable[[Tensor], Tensor] | None = None
+    args: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class Recursion:
     """y_s = a y_t + b N(t, y_t) + c z with ``coefficients(ts, ss) -> (a, b, c)`` for whole grids at once.
 
@@ -103,4 +127,4 @@ class Recursion:
     args: tuple[Tensor, ...] = field(default=())
 
 
-Term = ODE | SDE | Recursion
+Term = ODE | SDE | Semilinear | Recursion

@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from solvers.brownian import BLOCK_ELEMENTS, STEPS, BrownianMotion, Normals
+from solvers.brownian import BLOCK_ELEMENTS, STEPS, BrownianMotion, NoiseSource, Normals
 
 if TYPE_CHECKING:
     from solvers.methods import Interval
@@ -163,6 +163,27 @@ class BrownianTree(BrownianMotion):
         z = torch.zeros((*inside.shape, *self._pairs.event_shape), dtype=torch.float64, device=ends.device)
         z[where] = self._pairs.draw_each(where[2], nodes[where], _TREE)
         return _apply(_node(starts, 1 << (DEPTH - levels), *ends), z).flatten(0, 1).unbind()
+
+
+def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTree:
+    """The path that a run from t0 to t1 is driven by where steps may be rejected: ``noise`` itself, or one
+    made of ``Normals``.
+
+    Raises:
+        TypeError, ValueError: noise that cannot be asked again, or a path over another interval.
+    """
+    if isinstance(noise, Normals):
+        return BrownianTree(t0, t1, noise)
+    if not isinstance(noise, BrownianTree):
+        raise TypeError(
+            "adaptive control of an SDE needs a path that can be asked again, a BrownianTree or Normals, got "
+            f"{type(noise).__name__}"
+        )
+    if (noise.t0, noise.t1) != (t0, t1):
+        raise ValueError(
+            f"the path must span the run from {t0} to {t1}, got one from {noise.t0} to {noise.t1}"
+        )
+    return noise
 
 
 def _apply(matrix: Tensor, z: Tensor) -> Tensor:

@@ -53,9 +53,9 @@ def test_the_figure_of_orders_has_a_line_and_a_label_for_every_case(tmp_path: Pa
     drawn = figure(measurements)
     drawn.savefig(tmp_path / "orders.png")
     assert [axes.get_title("left") for axes in drawn.axes] == list(PANELS.values())
-    assert sum(len(axes.texts) for axes in drawn.axes) == len(measurements) == 6
+    assert sum(len(axes.texts) for axes in drawn.axes) == len(measurements) == 7
     lines = table(measurements).splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert lines[1].startswith("heun, replicator                deterministic          2")
 
 
@@ -67,4 +67,4 @@ def test_the_committed_orders_are_those_of_today() -> None:
     for case in cases():
         row = rows[case.method.name, case.problem, case.kind]
         assert row["declared"] == case.declared
-        assert abs(row["observed"] - case.declared) <= record["settings"]["tolerance"]
+        assert abs(row["observed"] - case.declared) <= case.tolerance

@@ -305,3 +305,30 @@ def test_what_does_not_fit_together_is_refused() -> None:
         solve(additive, y0, EULER_MARUYAMA, control, noise=normals)
     plain = solve(ODE(lambda t, y: -y), y0, DOPRI5, control, noise=normals).y
     assert torch.equal(plain, solve(ODE(lambda t, y: -y), y0, DOPRI5, control).y)
+
+
+def test_gradients_flow_through_the_accepted_steps() -> None:
+    """They are near those of the exact solution on the same path, found by differences of a fine run."""
+    term = SDE(lambda t, y: y.cos() - y, lambda t: 1 + t)
+    normals, y0 = Normals(2, 8, (1,)), torch.linspace(-1, 1, 8, dtype=FLOAT64)[:, None].requires_grad_()
+    control = Adaptive(0.0, 1.0, rtol=1e-2, atol=1e-2)
+    (found,) = torch.autograd.grad(solve(term, y0, SHARK, control, noise=normals).y.sum(), y0)
+    fine = FixedGrid(torch.linspace(0, 1, 257, dtype=FLOAT64))
+    low, high = (
+        solve(term, y0.detach() + d, SRA1, fine, noise=BrownianTree(0.0, 1.0, normals)).y
+        for d in (-1e-5, 1e-5)
+    )
+    torch.testing.assert_close(found, (high - low) / 2e-5, rtol=0, atol=0.01)
+
+
+def test_a_rejected_step_that_broke_leaves_the_gradients_finite() -> None:
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        return -y + torch.where(y.abs() > 30, torch.inf, 0.0) * y
+
+    term, y0 = SDE(drift, lambda t: 100 * (1 - t)), torch.ones(4, 1, dtype=FLOAT64, requires_grad=True)
+    control = Adaptive(0.0, 1.0, rtol=0.1, atol=0.1, first_step=0.9)
+    solution = solve(term, y0, STOCHASTIC_HEUN, control, noise=Normals(2, 4, (1,)), throw=False)
+    reached = solution.status == int(Status.SUCCESS)
+    assert int(solution.stats.num_rejected.min()) > 0
+    (found,) = torch.autograd.grad(solution.y[reached].sum(), y0)
+    assert bool(found.isfinite().all())

@@ -4,14 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.orders import TOLERANCE, Case, Fixed, Impulses, cases, diagonal_moments, measure, registered
+from benchmarks.orders import Case, Fixed, Impulses, cases, diagonal_moments, measure, registered
 from solvers import (
-    DOPRI5,
     EULER,
     EULER_MARUYAMA,
     HEUN,
@@ -34,13 +32,23 @@ CASES = cases()
 
 LAST_ERRORS = {
     ("euler, logistic", "deterministic"): 2.7e-4,
-    ("euler, replicator", "deterministic"): 1.7e-3,
+    ("euler, replicator", "deterministic"): 1.25e-3,
     ("heun, logistic", "deterministic"): 5.2e-7,
-    ("heun, replicator", "deterministic"): 2.7e-6,
-    ("rk4, logistic", "deterministic"): 2.1e-11,
-    ("rk4, replicator", "deterministic"): 1.1e-10,
+    ("heun, replicator", "deterministic"): 2.9e-6,
+    ("midpoint, logistic", "deterministic"): 3.8e-7,
+    ("midpoint, replicator", "deterministic"): 3.5e-6,
+    ("ralston, logistic", "deterministic"): 4.2e-7,
+    ("ralston, replicator", "deterministic"): 3.3e-6,
+    ("bosh3, logistic", "deterministic"): 1.4e-8,
+    ("bosh3, replicator", "deterministic"): 1.0e-7,
+    ("rk4, logistic", "deterministic"): 4.1e-12,
+    ("rk4, replicator", "deterministic"): 4.5e-11,
+    ("tsit5, logistic", "deterministic"): 1.2e-14,
+    ("tsit5, replicator", "deterministic"): 1.2e-13,
+    ("dop853, logistic", "deterministic"): 8e-14,
+    ("dop853, replicator", "deterministic"): 2.5e-12,
     ("dopri5, logistic", "deterministic"): 9e-14,
-    ("dopri5, replicator", "deterministic"): 2.4e-13,
+    ("dopri5, replicator", "deterministic"): 7.2e-13,
     ("euler_maruyama, additive noise", "strong"): 2.1e-3,
     ("euler_maruyama, additive noise", "weak"): 6.8e-4,
     ("euler_maruyama, circle", "weak"): 1.1e-3,
@@ -66,6 +74,75 @@ LAST_ERRORS = {
     ("sosra, additive noise", "weak"): 9.3e-7,
     ("sosra, circle", "weak"): 1.8e-6,
     ("sosra, paths", "strong"): 7.1e-4,
+    ("etd_rk2, split logistic", "deterministic"): 4.6e-08,
+    ("etd_rk2, split additive noise", "strong"): 0.00017,
+    ("etd_rk2, split additive noise", "weak"): 2.4e-08,
+    ("etd_rk3, split logistic", "deterministic"): 2.2e-10,
+    ("etd_rk3, split additive noise", "strong"): 9.8e-05,
+    ("etd_rk3, split additive noise", "weak"): 9.2e-09,
+    ("adams2, logistic", "deterministic"): 1.7e-07,
+    ("adams2, replicator", "deterministic"): 2.6e-06,
+    ("adams2, split logistic", "deterministic"): 4e-07,
+    ("adams2, split additive noise", "strong"): 0.00017,
+    ("adams2, split additive noise", "weak"): 2.8e-07,
+    ("adams3, logistic", "deterministic"): 2e-08,
+    ("adams3, replicator", "deterministic"): 9.9e-08,
+    ("adams3, split logistic", "deterministic"): 1.2e-09,
+    ("adams3, split additive noise", "strong"): 0.00017,
+    ("adams3, split additive noise", "weak"): 2.5e-08,
+    ("adams4, logistic", "deterministic"): 5.6e-12,
+    ("adams4, replicator", "deterministic"): 4.7e-11,
+    ("adams4, split logistic", "deterministic"): 2.6e-12,
+    ("adams4, split additive noise", "strong"): 0.00017,
+    ("adams4, split additive noise", "weak"): 2.8e-08,
+    ("adams4_pece, logistic", "deterministic"): 1.1e-12,
+    ("adams4_pece, replicator", "deterministic"): 3.4e-11,
+    ("adams4_pece, split logistic", "deterministic"): 6.8e-13,
+    ("adams4_pece, split additive noise", "strong"): 0.00017,
+    ("adams4_pece, split additive noise", "weak"): 2.8e-08,
+    ("adams1, logistic", "deterministic"): 0.00014,
+    ("adams1, replicator", "deterministic"): 0.00062,
+    ("adams1, split logistic", "deterministic"): 0.00055,
+    ("adams1, split additive noise", "strong"): 0.00026,
+    ("adams1, split additive noise", "weak"): 0.00012,
+    ("adams2_pece, logistic", "deterministic"): 1.3e-07,
+    ("adams2_pece, replicator", "deterministic"): 7.3e-07,
+    ("adams2_pece, split logistic", "deterministic"): 4.6e-08,
+    ("adams2_pece, split additive noise", "strong"): 0.00017,
+    ("adams2_pece, split additive noise", "weak"): 2.4e-08,
+    ("adams3_pece, logistic", "deterministic"): 5.1e-09,
+    ("adams3_pece, replicator", "deterministic"): 3.4e-08,
+    ("adams3_pece, split logistic", "deterministic"): 4.2e-10,
+    ("adams3_pece, split additive noise", "strong"): 0.00017,
+    ("adams3_pece, split additive noise", "weak"): 2.8e-08,
+    ("adams2_pec, logistic", "deterministic"): 3e-07,
+    ("adams2_pec, replicator", "deterministic"): 2e-06,
+    ("adams2_pec, split logistic", "deterministic"): 9e-08,
+    ("adams2_pec, split additive noise", "strong"): 0.00017,
+    ("adams2_pec, split additive noise", "weak"): 4.4e-08,
+    ("adams3_pec, logistic", "deterministic"): 1.6e-08,
+    ("adams3_pec, replicator", "deterministic"): 9.5e-08,
+    ("adams3_pec, split logistic", "deterministic"): 1.1e-09,
+    ("adams3_pec, split additive noise", "strong"): 0.00017,
+    ("adams3_pec, split additive noise", "weak"): 2.8e-08,
+    ("adams4_pec, logistic", "deterministic"): 3.6e-12,
+    ("adams4_pec, replicator", "deterministic"): 9.1e-11,
+    ("adams4_pec, split logistic", "deterministic"): 1.1e-12,
+    ("adams4_pec, split additive noise", "strong"): 0.00017,
+    ("adams4_pec, split additive noise", "weak"): 2.8e-08,
+    ("adams4_arctan, logistic", "deterministic"): 3e-11,
+    ("adams4_arctan, replicator", "deterministic"): 2.3e-10,
+    ("adams4_arctan, split logistic", "deterministic"): 7.8e-12,
+    ("adams4_arctan, split additive noise", "strong"): 0.00017,
+    ("adams4_arctan, split additive noise", "weak"): 2.8e-08,
+    ("adams4_pec_arcsinh, logistic", "deterministic"): 6.7e-12,
+    ("adams4_pec_arcsinh, replicator", "deterministic"): 1.2e-10,
+    ("adams4_pec_arcsinh, split logistic", "deterministic"): 3.1e-12,
+    ("adams4_pec_arcsinh, split additive noise", "strong"): 0.00017,
+    ("adams4_pec_arcsinh, split additive noise", "weak"): 2.8e-08,
+    ("etd_rk3_arcsinh, split logistic", "deterministic"): 2.2e-10,
+    ("etd_rk3_arcsinh, split additive noise", "strong"): 8.9e-05,
+    ("etd_rk3_arcsinh, split additive noise", "weak"): 9.2e-09,
     ("recursion, DDIM", "deterministic"): 9.7e-5,
 }
 """Errors that the finest grid must not exceed, about two per cent above those measured."""
@@ -216,7 +293,7 @@ TABLEAUX = [method for method in registered() if isinstance(method, RungeKutta)]
 def test_tableaux_are_consistent(method: RungeKutta) -> None:
     assert sum(method.b) == pytest.approx(1, abs=1e-15)
     for row, node in zip(method.a, method.c, strict=True):
-        assert sum(row) == pytest.approx(node, abs=3e-15)
+        assert sum(row) == pytest.approx(node, abs=2e-14)
     if method.b_error is not None:
         assert sum(method.b_error) == pytest.approx(0, abs=1e-15)
 
@@ -233,20 +310,6 @@ def test_facts_follow_from_the_tableau() -> None:
 def test_a_tableau_of_the_wrong_size_is_refused(b: tuple[float, ...], c: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"wrong: \d weights need \d rows in a"):
         RungeKutta("wrong", 1, a=((1.0,),), b=b, c=c)
-
-
-def test_the_error_estimate_of_dopri5_has_its_embedded_order() -> None:
-    """The local error of the embedded solution of order 4 falls with the fifth power of the step."""
-    term = ODE(lambda t, y: t.cos() * y * (1 - y))
-    y0, errors = torch.tensor([[0.9]], dtype=torch.float64), []
-    for k in range(6):
-        h = 0.4 * 2.0**-k
-        t, s = (torch.tensor(v, dtype=torch.float64) for v in (0.5, 0.5 + h))
-        step = DOPRI5.step(term, Interval(0, t, s, h), y0, DOPRI5.start(term, t, y0, None), None)
-        assert step.error is not None
-        errors.append(abs(float(step.error)))
-    slope = -np.polyfit(range(6), np.log2(errors), 1)[0]
-    assert abs(slope - 5) < TOLERANCE
 
 
 @pytest.mark.parametrize("method", TABLEAUX, ids=lambda method: method.name)

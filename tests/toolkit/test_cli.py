@@ -264,7 +264,8 @@ def test_module_runs_like_the_command():
     assert "digits" in done.stdout
 
 
-def test_interrupt_says_what_was_saved_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_says_what_was_saved(tmp_path, request_to_stop):
     words = [
         sys.executable,
         "-m",
@@ -280,7 +281,7 @@ def test_interrupt_says_what_was_saved_and_the_run_goes_on(tmp_path):
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (history.exists() and len(history.read_text().split()) > 5):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(request_to_stop)
         _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
     saved = int(re.search(r"(\d+) steps are saved in", shown).group(1))

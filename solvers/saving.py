@@ -1,0 +1,175 @@
+"""What a solution keeps: the end, requested times, every step, or a function of the state at those.
+
+Requested times do not shorten the steps: a time inside a step is read off the dense output of the method
+(``solvers.dense``).  On a fixed grid all samples share the step; under adaptive control every sample is
+interpolated inside its own.  With the end alone saved the memory of a run does not grow with its steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from solvers.control import Adaptive, FixedGrid
+from solvers.methods import Interval, Method, Step
+
+
+@dataclass(frozen=True)
+class SaveAt:
+    """What a solution keeps: by default the state at the end.
+
+    Args:
+        steps: keep the start and the state after every step of a fixed grid.
+        function: applied to (t, y) before keeping; t with shape (), y with shape (B, *).
+        times: keep the state at these times, in the order of the run, both ends allowed.
+
+    Raises:
+        ValueError: times that are not finite or not strictly monotone, or both steps and times.
+    """
+
+    steps: bool = False
+    function: Callable[[Tensor, Tensor], Tensor] | None = None
+    times: Sequence[float] | Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.times is None:
+            return
+        if self.steps:
+            raise ValueError("SaveAt keeps every step or requested times, not both: leave one out")
+        times = tuple(torch.as_tensor(self.times, dtype=torch.float64).flatten().tolist())
+        signs = {math.copysign(1.0, b - a) if a != b else 0.0 for a, b in pairwise(times)}
+        if not times or not all(map(math.isfinite, times)) or len(signs) > 1 or 0.0 in signs:
+            raise ValueError(f"times must be finite and strictly increase or decrease, got {times[:4]}")
+        object.__setattr__(self, "times", times)
+
+    def of(self, t: Tensor, y: Tensor) -> Tensor:
+        """What is kept of the state y at time t."""
+        return y if self.function is None else self.function(t, y)
+
+    def check(self, method: Method, control: FixedGrid | Adaptive, hooked: bool) -> None:
+        """Refuse times outside the run, or inside steps that cannot be interpolated.
+
+        Raises:
+            ValueError: with what would do.
+        """
+        if self.times is None:
+            return
+        ends = (control.t0, control.t1) if isinstance(control, Adaptive) else control.ts[[0, -1]].tolist()
+        times, direction = list(self.times), math.copysign(1.0, ends[1] - ends[0])
+        run = [ends[0], *times, ends[1]]
+        if any(direction * a > direction * b for a, b in pairwise(run)):
+            raise ValueError(f"times must run from {ends[0]} to {ends[1]}, got {times[0]} to {times[-1]}")
+        inside = isinstance(control, Adaptive) or not set(times) <= set(control.ts.tolist())
+        if inside and method.dense is None:
+            raise ValueError(
+                f"method {method.name} has no dense output: save times of its grid, or choose another method"
+            )
+        if inside and hooked:
+            raise ValueError("after_step changes the state that dense output joins: save times of the grid")
+
+
+END = SaveAt()
+
+
+class GridRecord:
+    """What is kept of a run on a fixed grid."""
+
+    def __init__(self, save: SaveAt, method: Method, grid: FixedGrid) -> None:
+        self._save, self._dense, self._ts = save, method.dense, grid.ts
+        self._kept: list[Tensor] = []
+        self._due: dict[int, list[tuple[Tensor, float]]] = {}
+        sign = math.copysign(1.0, float(grid.ts[-1] - grid.ts[0]))
+        for time in save.times or ():
+            t = torch.tensor(time, dtype=torch.float64)
+            index = int(torch.searchsorted(sign * grid.ts, sign * t)) - 1
+            u = 1.0 if index < 0 else float((t - grid.ts[index]) / (grid.ts[index + 1] - grid.ts[index]))
+            self._due.setdefault(index, []).append((t, u))
+
+    def start(self, t: Tensor, y: Tensor) -> None:
+        """Before the first step."""
+        if self._save.steps or -1 in self._due:
+            self._kept.append(self._save.of(t, y))
+
+    def after(self, term: object, interval: Interval, y: Tensor, step: Step, y_next: Tensor) -> None:
+        """After the step from y to y_next, both with shape (B, *)."""
+        if self._save.steps:
+            self._kept.append(self._save.of(interval.s, y_next))
+        due = self._due.get(interval.number)
+        if due is None:
+            return
+        stages: Sequence[Tensor] = ()
+        for t, u in due:
+            value = y_next
+            if u != 1:
+                assert self._dense is not None
+                stages = stages or self._dense.extend(term, interval, y, step.stages)
+                value = self._dense.at(interval.h, y, stages, u)
+            self._kept.append(self._save.of(t, value))
+
+    def result(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Times with shape (S,) and what was kept there with shape (S, B, *), for a run that ended at y."""
+        if self._save.times is not None:
+            return torch.tensor(self._save.times, dtype=torch.float64), torch.stack(self._kept)
+        if self._save.steps:
+            return self._ts, torch.stack(self._kept)
+        return self._ts[-1:], self._save.of(self._ts[-1], y)[None]
+
+
+class PacedRecord:
+    """What is kept of an adaptive run: every sample passes the requested times in steps of its own."""
+
+    def __init__(self, save: SaveAt, control: Adaptive, y0: Tensor) -> None:
+        self._save, self._sign, self._shape = save, control.direction, y0.shape
+        self._times = torch.tensor(save.times or (), dtype=torch.float64, device=y0.device)
+        self._clock = self._sign * self._times
+        self._pieces: list[tuple[Tensor, Tensor, Tensor]] = []
+        if save.times and save.times[0] == control.t0:
+            everyone = torch.arange(len(y0), device=y0.device)
+            self._pieces.append((torch.zeros_like(everyone), everyone, y0))
+
+    def due(self, t: Tensor, s: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Which requested times lie in the accepted steps from t to s, each with shape (B,).
+
+        Returns:
+            Positions of the samples with any (P,), and per time (M,) its number and the index of its sample
+            among the positions; None if there are none.
+        """
+        if not len(self._times):
+            return None
+        first = torch.searchsorted(self._clock, self._sign * t, right=True)
+        count = (torch.searchsorted(self._clock, self._sign * s, right=True) - first) * accepted
+        positions = count.nonzero().flatten()
+        if not len(positions):
+            return None
+        count = count[positions]
+        sample = torch.arange(len(positions), device=t.device).repeat_interleave(count)
+        rank = torch.arange(len(sample), device=t.device) - (count.cumsum(0) - count)[sample]
+        return positions, first[positions][sample] + rank, sample
+
+    def fraction(self, number: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """Where requested times with these numbers lie in the steps from t of length h, in [0, 1]."""
+        return ((self._times[number] - t) / h).clamp(0, 1)
+
+    def keep(self, number: Tensor, rows: Tensor, inside: Tensor, s: Tensor, y_next: Tensor) -> None:
+        """Keep interpolated states of the samples ``rows``, or y_next at the end of the step."""
+        at_end = (self._times[number] == s).reshape(-1, *[1] * (y_next.ndim - 1))
+        self._pieces.append((number, rows, torch.where(at_end, y_next, inside)))
+
+    def result(self, y: Tensor, t1: float) -> tuple[Tensor, Tensor]:
+        """Times with shape (S,), what was kept there with shape (S, B, *); nan where a sample never came."""
+        if self._save.times is None:
+            end = torch.tensor(t1, dtype=torch.float64)
+            return end[None], self._save.of(end, y)[None]
+        ts = self._times.to("cpu")
+        ys = torch.full((len(ts), *self._shape), math.nan, dtype=y.dtype, device=y.device)
+        if self._pieces:
+            numbers, rows, values = (torch.cat(parts) for parts in zip(*self._pieces, strict=True))
+            ys = ys.index_put((numbers, rows), values)
+        if self._save.function is None:
+            return ts, ys
+        return ts, torch.stack([self._save.function(t, state) for t, state in zip(ts, ys, strict=True)])

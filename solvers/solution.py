@@ -1,0 +1,74 @@
+"""What a run returns: states, counts, and how the run of every sample ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torch import Tensor
+
+
+class Status(IntEnum):
+    """How the run of one sample ended."""
+
+    SUCCESS = 0
+    NONFINITE = 1
+    STEP_UNDERFLOW = 2
+    MAX_STEPS = 3
+
+
+class SolverError(RuntimeError):
+    """A run that did not reach its end.
+
+    Attributes:
+        status: the ``Status`` of the first failing sample.
+        samples: the failing samples' indices in the batch.
+        t, h: time and signed step size at which the first of them failed.
+    """
+
+    def __init__(self, message: str, status: Status, samples: tuple[int, ...], t: float, h: float) -> None:
+        super().__init__(message)
+        self.status, self.samples, self.t, self.h = status, samples, t, h
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts with shape (B,): evaluations of the drift, steps taken, steps rejected."""
+
+    nfe: Tensor
+    num_steps: Tensor
+    num_rejected: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Saved times (S,), what was saved there (S, B, *), counts and ``Status`` per sample (B,)."""
+
+    ts: Tensor
+    ys: Tensor
+    stats: Stats
+    status: Tensor
+
+    @property
+    def y(self) -> Tensor:
+        """What was saved last, with shape (B, *)."""
+        return self.ys[-1]
+
+
+def finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool) -> Solution:
+    """Raise the error of the first failing sample, or hand the solution back."""
+    failed = solution.status.nonzero().flatten().tolist()
+    if not failed or not throw:
+        return solution
+    first = failed[0]
+    status = Status(int(solution.status[first]))
+    where, length = (float(v[first]) if v is not None else float("nan") for v in (t, h))
+    cause = {
+        Status.NONFINITE: "the state or its derivative became nan or inf",
+        Status.STEP_UNDERFLOW: "the step size fell below the spacing of times; loosen rtol and atol",
+        Status.MAX_STEPS: "max_steps was reached; loosen rtol and atol or raise max_steps",
+    }[status]
+    shown = ("sample " if len(failed) == 1 else "samples ") + ", ".join(map(str, failed[:8]))
+    shown += (", ..." if len(failed) > 8 else "") + f" of {len(solution.status)} failed"
+    message = f"{status.name}: {shown} at t = {where:.9g}, h = {length:.3g}: {cause}"
+    raise SolverError(message, status, tuple(failed), where, length)
