@@ -5,8 +5,8 @@
 The errors are those of ``benchmarks.orders``: nothing is sampled, so a method of order p draws a straight
 line of slope -p over drift evaluations on log axes, until rounding stops it.  Written to benchmarks/results/:
 
-    convergence.png     three panels (deterministic, strong, weak), each line with its observed and declared
-                        order; behind it, in grey, the declared slope through its last point
+    convergence.png     a row for each kind of error (deterministic, strong, weak), a panel for each declared
+                        order; names with the observed order, in grey the declared slope
     convergence.json    step counts, evaluations, errors and slopes of every case
 """
 
@@ -40,34 +40,31 @@ def table(measurements: Sequence[Measurement]) -> str:
 
 
 def figure(measurements: Sequence[Measurement]) -> Figure:
-    """Error against drift evaluations, a panel for each kind of error."""
+    """Error against drift evaluations: a row for each kind of error, a panel for each declared order."""
     shown = [m for m in measurements if m.case.problem != LEFT_OUT]
-    labels = dict.fromkeys(m.case.label for m in sorted(shown, key=lambda m: list(PANELS).index(m.case.kind)))
-    styles = {label: (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]) for k, label in enumerate(labels)}
-    fig = Figure(figsize=(12, 4.8), layout="constrained")
-    panels = fig.subplots(1, len(PANELS), width_ratios=(1.2, 1, 1))
-    panels[2].sharey(panels[1])
-    for axes, (kind, title) in zip(panels, PANELS.items(), strict=True):
-        here = [m for m in shown if m.case.kind == kind]
-        _draw(axes, here, styles)
-        axes.set_title(title, fontsize=11, loc="left")
-    for axes, kind in zip(panels, PANELS, strict=True):
-        _label_ends(axes, [m for m in shown if m.case.kind == kind], styles)
-    panels[0].set_ylabel("error at the end time")
-    fig.suptitle(
-        "Observed orders (in brackets and in grey: the declared ones)", fontsize=12, x=0.008, ha="left"
-    )
+    orders = {kind: sorted({m.case.declared for m in shown if m.case.kind == kind}) for kind in PANELS}
+    width = max(map(len, orders.values()))
+    fig = Figure(figsize=(4.1 * width, 4.6 * len(PANELS)), layout="constrained")
+    rows = fig.subplots(len(PANELS), width, squeeze=False)
+    for row, (kind, title) in zip(rows, PANELS.items(), strict=True):
+        for axes in row[len(orders[kind]) :]:
+            axes.set_axis_off()
+        for axes, order in zip(row, orders[kind], strict=False):
+            _draw(axes, [m for m in shown if m.case.kind == kind and m.case.declared == order])
+            axes.set_title(f"{title}, order {order:g}", fontsize=11, loc="left")
+        row[0].set_ylabel("error at the end time")
+    fig.suptitle("Observed orders; in grey the declared ones", fontsize=12, x=0.008, ha="left")
     return fig
 
 
-def _draw(axes: Axes, measurements: Sequence[Measurement], styles: dict[str, tuple[str, str]]) -> None:
+def _draw(axes: Axes, measurements: Sequence[Measurement]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="drift evaluations")
-    for m in measurements:
-        colour, marker = styles[m.case.label]
+    for k, m in enumerate(measurements):
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
         nfe, errors = np.array(m.nfe), np.array(m.errors)
         declared = errors[-1] * (nfe / nfe[-1]) ** -m.case.declared
         axes.plot(nfe, declared, color="#c8c8c8", linewidth=4, zorder=1, solid_capstyle="butt")
-        axes.plot(nfe, errors, color=colour, marker=marker, markersize=4.5, linewidth=1.3)
+        axes.plot(nfe, errors, color=colour, marker=marker, markersize=4.5, linewidth=1.3, label=_name(m))
     every = [n for m in measurements for n in m.nfe]
     ticks = [c * 10.0**k for k in range(7) for c in (1, 2, 5) if min(every) <= c * 10.0**k <= max(every)]
     axes.xaxis.set_major_locator(FixedLocator(ticks if len(ticks) < 7 else ticks[::2]))
@@ -78,28 +75,13 @@ def _draw(axes: Axes, measurements: Sequence[Measurement], styles: dict[str, tup
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.24), fontsize=7, frameon=False, ncols=1)
 
 
-def _label_ends(axes: Axes, measurements: Sequence[Measurement], styles: dict[str, tuple[str, str]]) -> None:
-    """Names and slopes in a column right of the axes, at the height of the lines' ends or a little apart."""
-    low, high = np.log(axes.get_ylim())
-    place = -1.0
-    for m in sorted(measurements, key=lambda m: m.errors[-1]):
-        place = max(float((np.log(m.errors[-1]) - low) / (high - low)), place + 0.1)
-        name = m.case.method.name if m.case.problem == "replicator" else m.case.problem
-        text = f"{name.replace('additive noise', 'additive').replace('diagonal noise', 'diagonal')}"
-        prefix = f"{m.case.method.name}\n" if m.case.kind != "deterministic" else ""
-        axes.annotate(
-            f"{prefix}{text}  {m.slope:.2f} ({m.case.declared:g})",
-            (m.nfe[-1], m.errors[-1]),
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            color=styles[m.case.label][0],
-            fontsize=8.5,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.7, "shrinkB": 4},
-        )
+def _name(m: Measurement) -> str:
+    plain = m.case.problem == "replicator"
+    problem = "" if plain else f", {m.case.problem.replace(' noise', '')}"
+    return f"{m.case.method.name}{problem}  {m.slope:.2f}"
 
 
 def main() -> None:

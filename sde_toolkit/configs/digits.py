@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         "scipy_rk45",
     )
     config.comparison.metrics = ("frechet", "sliced_wasserstein", "energy")
-    # The Frechet distance is biased by about c (1/n + 1/m): with 400 samples against 1797 images by 1.4 times
-    # as much as that of two halves of the images.  The samplers are compared on equal terms all the same.
+    # The Frechet distance falls with the number of samples, about as c (1/n + 1/m): the reference in the
+    # tables is that of as many real examples.
     config.comparison.num_samples = 400
     return config

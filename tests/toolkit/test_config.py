@@ -142,7 +142,7 @@ def test_variant_fields_come_with_the_name_in_any_order():
         ("sampling.sampler", "dimm", "did you mean 'ddim'"),
         ("comparison.samplers", "ddim,euler_maruyana", "did you mean 'euler_maruyama'"),
         ("comparison.metrics", "frechett", "did you mean 'frechet'"),
-        ("training.batch_size", "many", "training.batch_size must be an integer (default 128), got 'many'"),
+        ("training.log_every", "many", "training.log_every must be an integer (default 10), got 'many'"),
         ("training.batch_size", 1.5, "must be an integer"),
         ("training.batch_size", True, "must be an integer"),
         ("sampling.rtol", "nan", "must be a finite number"),
