@@ -17,13 +17,23 @@ clock n (noise-to-signal ratio, running down):
 
     dy = 2 n / (c^2 + n^2) y dn + sqrt(2 n) dW,       Phi(s, t) = (c^2 + s^2) / (c^2 + t^2).
 
-A method is linear here in its start and in its draws z_j.  Run on a batch of unit impulses (sample j has
-z_j = 1 and nothing else) it puts out its own coefficients k_j, so that without sampling
+A method is linear here in its start and in its draws: z_j for W and z'_j for the area H of step j.  Run on a
+batch of unit impulses it puts out its own coefficients k_j and k'_j, so that without sampling
 
-    weak error    | k_0^2 Var(y_0) + sum_j k_j^2  -  (c^2 + n_end^2) |
-    strong error  ( (k_0 - Phi)^2 Var(y_0) + sum_j int_j (k_j / sqrt(h_j) - Phi(end, u) sqrt(2u))^2 du )^(1/2)
+    weak error    | k_0^2 Var(y_0) + sum_j (k_j^2 + k'_j^2)  -  (c^2 + n_end^2) |
+    strong error  ( (k_0 - Phi)^2 Var(y_0) + sum_j int_j (K_j - Phi(end, u) sqrt(2u))^2 du )^(1/2)
 
-where z_j = (W_{j+1} - W_j) / sqrt(h_j) and the integrals run over the steps (Ito's isometry).
+where the integrals run over the steps (Ito's isometry) and K_j = (k_j + k'_j sqrt(12) (1/2 - x)) / sqrt(h_j)
+at the fraction x of step j is what W and H make of dW.  Methods of strong order 3/2 converge with order 2 on
+linear problems, so theirs is measured on
+
+    dy = sin(3 y) dt + (1 + t / 2) dW,
+
+path by path, against a solution with many steps on the same Brownian tree, with ``PATH_TOLERANCE``.
+
+Weak order on a nonlinear problem.  One step on dy = sin(y) dt + g dW, integrated over its two draws by
+Gauss-Hermite quadrature, is a linear map of functions on the circle, a matrix in the values at equidistant
+nodes; its N-th power is compared to the exponential of the generator sin(y) d/dy + g^2/2 d^2/dy^2.
 
 Strong and weak orders for diagonal noise.  One step on dy = m y dt + q y dW multiplies y by R(z); fed with
 the nodes of Gauss-Hermite quadrature as a batch it gives E[R], E[R^2] and E[R E] with the exact factor
@@ -40,27 +50,41 @@ Reference: Kloeden and Platen, "Numerical Solution of Stochastic Differential Eq
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
 import solvers
 from benchmarks.semilinear import split_logistic, split_strong, split_weak
-from solvers import ODE, SDE, Adams, ExponentialRungeKutta, FixedGrid, Method, Recursion, Semilinear, solve
+from solvers import (
+    ODE,
+    SDE,
+    Adams,
+    BrownianTree,
+    ExponentialRungeKutta,
+    FixedGrid,
+    Method,
+    Normals,
+    Recursion,
+    Semilinear,
+    solve,
+)
+from solvers.brownian import AREA, STEPS
 
 TOLERANCE = 0.15
+PATH_TOLERANCE = 0.3
 HALVINGS = 5
 
 DATA_STD = 0.5
 START, END = 2.0, 0.2
 _FIRST = {1: 128, 2: 64, 3: 32, 4: 48, 5: 24, 8: 32}
 """Smallest step count of a deterministic order: coarser grids are not yet in the asymptotic regime."""
-_DIAGONAL = {"euler_maruyama": (0.5, 1.0)}
-"""Strong and weak order with diagonal noise, of the methods that take it."""
 
 _GROWTH = {8: 1.15}
 """Ratio of successive step counts where it is not 2: float64 has no room for five halvings at order 8."""
@@ -92,6 +116,7 @@ class Case:
         declared: the order that the method claims for this kind.
         first: the smallest N.
         run: the problem.
+        tolerance: of the slope.
     """
 
     method: Method
@@ -100,6 +125,7 @@ class Case:
     declared: float
     first: int
     run: Problem
+    tolerance: float = TOLERANCE
 
     @property
     def label(self) -> str:
@@ -124,7 +150,7 @@ class Measurement:
     def complaints(self) -> list[str]:
         """What contradicts the declaration: the order, or the number of evaluations."""
         method, found = self.case.method, []
-        if not abs(self.slope - self.case.declared) <= TOLERANCE:
+        if not abs(self.slope - self.case.declared) <= self.case.tolerance:
             kind, declared = self.case.kind, self.case.declared
             found.append(f"{self.case.label}: {kind} order {declared} declared, {self.slope:.3f} measured")
         for steps, nfe in zip(self.num_steps, self.nfe, strict=True):
@@ -171,18 +197,7 @@ def cases(methods: Sequence[Method] | None = None) -> list[Case]:
                 Case(method, "weak", "split additive noise", method.weak_order, 64, split_weak),
             ]
         if SDE in method.terms:
-            assert method.strong_order is not None
-            assert method.weak_order is not None
-            here += [
-                Case(method, "strong", "additive noise", method.strong_order, 16, additive_strong),
-                Case(method, "weak", "additive noise", method.weak_order, 16, additive_weak),
-            ]
-            if method.name in _DIAGONAL:
-                strong, weak = _DIAGONAL[method.name]
-                here += [
-                    Case(method, "strong", "diagonal noise", strong, 16, diagonal_strong),
-                    Case(method, "weak", "diagonal noise", weak, 16, diagonal_weak),
-                ]
+            here += _stochastic(method)
         if Recursion in method.terms:
             here.append(Case(method, "deterministic", "DDIM", method.order, _FIRST[1], ddim))
         if not here:
@@ -190,6 +205,28 @@ def cases(methods: Sequence[Method] | None = None) -> list[Case]:
                 f"no exact problem for the terms of {method.name}: add one to benchmarks/orders.py"
             )
         found += here
+    return found
+
+
+def _stochastic(method: Method) -> list[Case]:
+    """The cases of a method for SDEs."""
+    strong, weak = method.strong_order, method.weak_order
+    assert strong is not None
+    assert weak is not None
+    linear = 2.0 if strong == 1.5 else strong
+    found = [
+        Case(method, "strong", "additive noise", linear, 16, additive_strong),
+        Case(method, "weak", "additive noise", weak, 16, additive_weak),
+        Case(method, "weak", "circle", weak, 4, circle_weak),
+    ]
+    if strong == 1.5:
+        found.append(Case(method, "strong", "paths", strong, 4, paths_strong, PATH_TOLERANCE))
+    if method.diagonal_strong_order is not None:
+        order = method.diagonal_strong_order
+        found += [
+            Case(method, "strong", "diagonal noise", order, 16, diagonal_strong),
+            Case(method, "weak", "diagonal noise", weak, 16, diagonal_weak),
+        ]
     return found
 
 
@@ -226,44 +263,53 @@ def _rms(error: Tensor) -> float:
 
 
 class Impulses:
-    """Draws that are unit impulses: sample j >= 1 has 1 in draw j - 1 and 0 elsewhere; sample 0 has none."""
+    """Draws that are unit impulses: with M steps, row 1 + j of the batch has 1 in the draw of W of step j,
+    row 1 + M + j in that of its area, and 0 elsewhere; row 0 has none."""
 
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def draw(self, index: int, stream: int = 0) -> Tensor:
+    @property
+    def rows(self) -> int:
+        """Size of the batch."""
+        return 2 * self._count + 1
+
+    def draw(self, index: int, stream: int = STEPS) -> Tensor:
         """One column of the identity, with shape (B, 1)."""
-        z = torch.zeros(self._count + 1, 1, dtype=torch.float64)
-        z[index + 1] = 1.0
+        z = torch.zeros(self.rows, 1, dtype=torch.float64)
+        z[1 + index + (self._count if stream == AREA else 0)] = 1.0
         return z
 
 
-def _coefficients(method: Method, grid: FixedGrid) -> tuple[float, Tensor, float]:
-    """Coefficients of the start and of every draw in the method's result, and its evaluations."""
+def _coefficients(method: Method, grid: FixedGrid) -> tuple[float, Tensor, Tensor, float]:
+    """Coefficients of the start and of every draw of W and H in the method's result, and its evaluations."""
     term = SDE(lambda n, y: 2 * n / (DATA_STD**2 + n**2) * y, lambda n: (2 * n).sqrt())
-    y0 = torch.zeros(grid.num_steps + 1, 1, dtype=torch.float64)
+    noise = Impulses(grid.num_steps)
+    y0 = torch.zeros(noise.rows, 1, dtype=torch.float64)
     y0[0] = 1.0
-    solution = solve(term, y0, method, grid, noise=Impulses(grid.num_steps))
+    solution = solve(term, y0, method, grid, noise=noise)
     k = solution.y[:, 0]
-    return float(k[0]), k[1:], float(solution.stats.nfe[0])
+    w, area = k[1:].reshape(2, -1)
+    return float(k[0]), w, area, float(solution.stats.nfe[0])
 
 
 def additive_weak(method: Method, num_steps: int) -> tuple[float, float]:
     """Error of the variance at the end, from the exact variance at the start."""
-    start, draws, nfe = _coefficients(method, _uniform(START, END, num_steps))
-    variance = start**2 * (DATA_STD**2 + START**2) + float(draws.square().sum())
+    start, w, area, nfe = _coefficients(method, _uniform(START, END, num_steps))
+    variance = start**2 * (DATA_STD**2 + START**2) + float(w.square().sum() + area.square().sum())
     return abs(variance - (DATA_STD**2 + END**2)), nfe
 
 
 def additive_strong(method: Method, num_steps: int) -> tuple[float, float]:
     """Root mean square distance to the exact solution driven by the same Brownian motion."""
     grid = _uniform(START, END, num_steps)
-    start, draws, nfe = _coefficients(method, grid)
+    start, w, area, nfe = _coefficients(method, grid)
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
-    h = grid.ts.diff().abs()[:, None]
-    u = grid.ts[:-1, None] - h * (nodes + 1) / 2
+    h, x = grid.ts.diff().abs()[:, None], (nodes + 1) / 2
+    u = grid.ts[:-1, None] - h * x
     kernel = _transition(u) * (2 * u).sqrt()
-    noise = (weights / 2 * (draws[:, None] - h.sqrt() * kernel).square()).sum()
+    own = w[:, None] + area[:, None] * math.sqrt(12) * (0.5 - x)
+    noise = (weights / 2 * (own - h.sqrt() * kernel).square()).sum()
     exact = float(_transition(grid.ts[0]))
     return math.sqrt((start - exact) ** 2 * (DATA_STD**2 + START**2) + float(noise)), nfe
 
@@ -274,14 +320,58 @@ def _transition(u: Tensor) -> Tensor:
 
 
 class Fixed:
-    """The same draw at every step."""
+    """The same draw of W at every step, and the same area, or none."""
 
-    def __init__(self, z: Tensor) -> None:
-        self._z = z
+    def __init__(self, z: Tensor, area: Tensor | None = None) -> None:
+        self._z, self._area = z, torch.zeros_like(z) if area is None else area
 
-    def draw(self, index: int, stream: int = 0) -> Tensor:
+    def draw(self, index: int, stream: int = STEPS) -> Tensor:
         """The nodes, with shape (B,)."""
-        return self._z
+        return self._area if stream == AREA else self._z
+
+
+_PATHS, _FINE = 128, 1024
+
+
+def _path(method: Method, num_steps: int) -> tuple[Tensor, float]:
+    """Ends of the paths of dy = sin(3 y) dt + (1 + t / 2) dW from 0 to 1, and the evaluations."""
+    term = SDE(lambda t, y: (3 * y).sin(), lambda t: 1 + t / 2)
+    y0 = torch.linspace(-1, 1, _PATHS, dtype=torch.float64)
+    tree = BrownianTree(0.0, 1.0, Normals(0, _PATHS, ()))
+    solution = solve(term, y0, method, _uniform(0.0, 1.0, num_steps), noise=tree)
+    return solution.y, float(solution.stats.nfe[0])
+
+
+@functools.cache
+def _fine_path() -> Tensor:
+    return _path(solvers.SRA1, _FINE)[0]
+
+
+def paths_strong(method: Method, num_steps: int) -> tuple[float, float]:
+    """Root mean square distance, over a set of paths, to a solution with many steps on the same paths."""
+    y, nfe = _path(method, num_steps)
+    return _rms(y - _fine_path()), nfe
+
+
+def circle_weak(method: Method, num_steps: int) -> tuple[float, float]:
+    """Error of E[cos(y_1)] for dy = sin(y) dt + 0.8 dW, root mean square over starts on the circle."""
+    count, noise, h = 48, 0.8, 1.0 / num_steps
+    modes = np.fft.fftfreq(count, 1 / count)
+    x = 2 * np.pi * np.arange(count) / count
+    to_modes = np.exp(-1j * np.outer(modes, x)) / count
+    z, weights = np.polynomial.hermite_e.hermegauss(16)
+    weights = weights / weights.sum()
+    start, w, area = (torch.from_numpy(v.ravel()) for v in np.meshgrid(x, z, z, indexing="ij"))
+    term = SDE(lambda t, y: y.sin(), lambda t: torch.tensor(noise, dtype=torch.float64))
+    solution = solve(term, start, method, _uniform(0.0, h, 1), noise=Fixed(w, area))
+    values = np.exp(1j * np.multiply.outer(solution.y.numpy().reshape(count, -1), modes))
+    one_step = np.einsum("iqm,q->im", values, np.outer(weights, weights).ravel()) @ to_modes
+    found = np.linalg.matrix_power(one_step, num_steps) @ np.cos(x)
+    derivative = np.exp(1j * np.outer(x, modes)) @ np.diag(1j * modes) @ to_modes
+    generator = np.diag(np.sin(x)) @ derivative + noise**2 / 2 * derivative @ derivative
+    exact = scipy.linalg.expm(generator) @ np.cos(x)
+    error = float(np.sqrt(np.mean(np.abs(found - exact) ** 2)))
+    return error, float(solution.stats.nfe[0]) * num_steps
 
 
 def diagonal_moments(method: Method, num_steps: int, rate: float, noise: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ A problem is a term (``solvers.terms``), a method (``solvers.methods``), and a r
 scipy.integrate.solve_ivp and torchsde.sdeint to the same call.
 """
 
-from solvers.brownian import NoiseSource, Normals
+from solvers.brownian import BrownianMotion, NoiseSource, Normals, StepNormals
 from solvers.control import Adaptive, FixedGrid
 from solvers.dense import DenseOutput
 from solvers.exponential import ETD_RK2, ETD_RK3, ExponentialRungeKutta
@@ -27,8 +27,18 @@ from solvers.methods import (
 from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
 from solvers.saving import END, SaveAt
 from solvers.solution import Solution, SolverError, Stats, Status
+from solvers.stochastic import (
+    MILSTEIN,
+    SHARK,
+    SOSRA,
+    SRA1,
+    STOCHASTIC_HEUN,
+    AdditiveRungeKutta,
+    Milstein,
+)
 from solvers.tableaux import BOSH3, DOP853, DOPRI5, EULER, HEUN, MIDPOINT, RALSTON, RK4, TSIT5
 from solvers.terms import ODE, SDE, Recursion, Semilinear, Term, expand_like
+from solvers.tree import BrownianTree
 
 __all__ = [
     "AB2",
@@ -45,14 +55,22 @@ __all__ = [
     "EULER_MARUYAMA",
     "HEUN",
     "MIDPOINT",
+    "MILSTEIN",
     "ODE",
     "RALSTON",
     "RECURSION",
     "RK4",
     "SDE",
+    "SHARK",
+    "SOSRA",
+    "SRA1",
+    "STOCHASTIC_HEUN",
     "TSIT5",
     "Adams",
     "Adaptive",
+    "AdditiveRungeKutta",
+    "BrownianMotion",
+    "BrownianTree",
     "DenseOutput",
     "EulerMaruyama",
     "ExponentialRungeKutta",
@@ -60,6 +78,7 @@ __all__ = [
     "Integrator",
     "Interval",
     "Method",
+    "Milstein",
     "NoiseSource",
     "Normals",
     "Recursion",
@@ -72,6 +91,7 @@ __all__ = [
     "Stats",
     "Status",
     "Step",
+    "StepNormals",
     "Term",
     "expand_like",
     "solve",

@@ -9,23 +9,38 @@ key of two words into four random words.  Here
     counter = (1 + draw index * blocks + block, 0, sample index, stream),   key = (seed, 0),
 
 with ``blocks`` the number of blocks in one draw; block b carries the elements 4b .. 4b + 3 of the event, in C
-order. On the host numpy's generator makes the integers, on other devices the same arithmetic in torch does.
+order. Long rows of integers come from numpy's generator, short ones and those of other devices from the same
+arithmetic on whole arrays.
 A word becomes a uniform u = (w + 1/2) / 2^52 from its upper 52 bits and a normal by inversion, z =
 Phi^{-1}(u), computed in float64 element by element, so that the neighbours in a batch leave no trace in a
 sample's bits.  Inversion bounds |z| by 8.3.
 
-Reference: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011).
+Noise belongs to an interval.  Over a step of length |h| that starts at t a Brownian motion W, counted in the
+direction of the run, has the increment W_h and the space-time Levy area
+
+    H_h = (1/|h|) int_0^|h| (W_r - W_0 - (r/|h|) W_h) dr,
+
+independent of each other, of variance |h| and |h| / 12.  Methods ask a ``BrownianMotion`` for both in units
+of their standard deviations.  On a fixed grid they are two draws per step (``StepNormals``); where steps are
+rejected and tried again they belong to one path (``solvers.tree``).
+
+References: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011); Foster, Lyons and
+Oberhauser, "An optimal polynomial approximation of Brownian motion" (1904.06998), for W and H.
 """
 
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from solvers.methods import Interval
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
@@ -35,10 +50,15 @@ _ROUNDS = 10
 BLOCK_ELEMENTS = 1 << 18
 """Up to about this many normals are made at once: draw i is made with up to i draws that follow it."""
 
+_LONG_ROW = 16  # blocks: from here on numpy's generator, row by row, is the faster way,
+_FEW_ROWS = 64  # and for as few rows as these
 _NOTHING = torch.empty(0)
 
 STEPS = 0
 """The stream that a solver draws the increments of its steps from."""
+
+AREA = 3
+"""The stream of the space-time Levy areas of steps."""
 
 
 class NoiseSource(Protocol):
@@ -49,22 +69,91 @@ class NoiseSource(Protocol):
         ...
 
 
-def _signed(word: int) -> int:
-    """The int64 that has the same 64 bits as an unsigned word."""
-    word &= 0xFFFFFFFFFFFFFFFF
-    return word - (1 << 64) if word >> 63 else word
+class BrownianMotion(ABC):
+    """A Brownian motion as the steps of a solver see it; also a ``NoiseSource``."""
+
+    @abstractmethod
+    def draw(self, index: int, stream: int = STEPS) -> Tensor:
+        """Normals with shape (B, *) that have nothing to do with the path, for start values and
+        correctors."""
+
+    @abstractmethod
+    def increment(self, interval: Interval) -> Tensor:
+        """W / sqrt|h| over the interval, with shape (B, *)."""
+
+    @abstractmethod
+    def increment_and_area(self, interval: Interval) -> tuple[Tensor, Tensor]:
+        """W / sqrt|h| and H / sqrt(|h| / 12) over the interval, each with shape (B, *)."""
 
 
-def _high_word(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Upper 64 bits of the unsigned product of x with the constant 2^32 high + low."""
-    x_low, x_high = x & _MASK32, (x >> 32) & _MASK32
-    t = x_high * low + ((x_low * low >> 32) & _MASK32)
-    u = x_low * high + (t & _MASK32)
-    return x_high * high + ((t >> 32) & _MASK32) + ((u >> 32) & _MASK32)
+class StepNormals(BrownianMotion):
+    """A path made up of independent draws, keyed by the number of the step, for runs that reject none.
+
+    Args:
+        source: of the normals.
+    """
+
+    def __init__(self, source: NoiseSource) -> None:
+        self._source = source
+
+    def draw(self, index: int, stream: int = STEPS) -> Tensor:
+        """The source's own draw, with shape (B, *)."""
+        return self._source.draw(index, stream)
+
+    def increment(self, interval: Interval) -> Tensor:
+        """Draw number ``interval.number`` of the stream STEPS, with shape (B, *)."""
+        return self._source.draw(interval.number, STEPS)
+
+    def increment_and_area(self, interval: Interval) -> tuple[Tensor, Tensor]:
+        """Draw number ``interval.number`` of the streams STEPS and AREA, each with shape (B, *)."""
+        return self._source.draw(interval.number, STEPS), self._source.draw(interval.number, AREA)
+
+
+class HeldInterval(BrownianMotion):
+    """A path that gives the same answers whatever the interval: those for ``interval``."""
+
+    def __init__(self, path: BrownianMotion, interval: Interval) -> None:
+        self._path, self._interval = path, interval
+
+    def draw(self, index: int, stream: int = STEPS) -> Tensor:
+        """The path's own draw, with shape (B, *)."""
+        return self._path.draw(index, stream)
+
+    def increment(self, interval: Interval) -> Tensor:
+        """W over the held interval, with shape (B, *)."""
+        return self._path.increment(self._interval)
+
+    def increment_and_area(self, interval: Interval) -> tuple[Tensor, Tensor]:
+        """W and H over the held interval, each with shape (B, *)."""
+        return self._path.increment_and_area(self._interval)
+
+
+def _rounds(even: Any, odd: Any, constants: Any, swap: Any) -> tuple[Any, Any]:
+    """Ten rounds on the words 0 and 2 (even) and 1 and 3 (odd), each with shape (2, *).
+
+    Words are int64 in torch and uint64 in numpy, which agree in the low 64 bits of sums and products; shifts
+    are followed by masks, so that the sign does not matter.
+    """
+    multiplier, low, high = constants[:3]
+    for r in range(_ROUNDS):
+        x_low, x_high = even & _MASK32, (even >> 32) & _MASK32
+        t = x_high * low + ((x_low * low >> 32) & _MASK32)
+        u = x_low * high + (t & _MASK32)
+        product_high = x_high * high + ((t >> 32) & _MASK32) + ((u >> 32) & _MASK32)
+        even, odd = swap(product_high) ^ odd ^ constants[3 + r], swap(even * multiplier)
+    return even, odd
+
+
+def _constants(key: tuple[int, int], ndim: int) -> np.ndarray:
+    """Multipliers, their lower and upper halves, and the keys of the rounds, as uint64 with shape (13, 2, 1,
+    ...)."""
+    rows = [_MULTIPLIERS, [m & _MASK32 for m in _MULTIPLIERS], [m >> 32 for m in _MULTIPLIERS]]
+    rows += [[(key[j] + r * _WEYL[j]) & 0xFFFFFFFFFFFFFFFF for j in range(2)] for r in range(_ROUNDS)]
+    return np.array(rows, dtype=np.uint64).reshape(-1, 2, *[1] * (ndim - 1))
 
 
 def philox4x64(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Ten rounds of Philox4x64.
+    """Ten rounds of Philox4x64, where ``counter`` lives.
 
     Args:
         counter: int64 tensor with shape (4, *), the words taken as unsigned.
@@ -73,20 +162,8 @@ def philox4x64(counter: Tensor, key: tuple[int, int]) -> Tensor:
     Returns:
         Four random words (int64, to be read as unsigned) with shape (4, *).
     """
-    column = (2, *[1] * (counter.ndim - 1))
-
-    def constants(words: Sequence[int]) -> Tensor:
-        return torch.tensor([_signed(w) for w in words], dtype=torch.int64, device=counter.device).reshape(
-            column
-        )
-
-    multiplier = constants(_MULTIPLIERS)
-    low, high = constants([m & _MASK32 for m in _MULTIPLIERS]), constants([m >> 32 for m in _MULTIPLIERS])
-    keys = [constants([key[j] + r * _WEYL[j] for j in range(2)]) for r in range(_ROUNDS)]
-    even, odd = counter[0::2], counter[1::2]
-    for round_key in keys:
-        product_low, product_high = even * multiplier, _high_word(even, low, high)
-        even, odd = product_high.flip(0) ^ odd ^ round_key, product_low.flip(0)
+    constants = torch.from_numpy(_constants(key, counter.ndim).view(np.int64)).to(counter.device)
+    even, odd = _rounds(counter[0::2], counter[1::2], constants.unbind(), lambda x: x.flip(0))
     return torch.stack((even[0], odd[0], even[1], odd[1]))
 
 
@@ -112,7 +189,7 @@ class Normals:
     def __init__(
         self,
         seed: int,
-        samples: int | Sequence[int],
+        samples: int | Sequence[int] | Tensor,
         event_shape: Sequence[int],
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
@@ -123,13 +200,14 @@ class Normals:
         if isinstance(samples, int) and samples < 0:
             raise ValueError(f"samples must be a count of at least 0 or indices, got {samples}")
         indices = range(samples) if isinstance(samples, int) else samples
-        self._samples = torch.as_tensor(list(indices), dtype=torch.int64, device=device)
-        if self._samples.numel() and int(self._samples.min()) < 0:
-            raise ValueError(f"sample indices must not be negative, got {int(self._samples.min())}")
-        self._shape = (self._samples.numel(), *event_shape)
-        self._dtype = dtype
-        self._event = torch.Size(event_shape).numel()
-        self._most = max(1, BLOCK_ELEMENTS // max(1, self._samples.numel() * self._event))
+        if not isinstance(indices, Tensor):
+            indices = torch.as_tensor(list(indices), dtype=torch.int64)
+        self.samples = indices.to(device, torch.int64)
+        if self.samples.numel() and int(self.samples.min()) < 0:
+            raise ValueError(f"sample indices must not be negative, got {int(self.samples.min())}")
+        self.event_shape, self.dtype = torch.Size(event_shape), dtype
+        self._event = self.event_shape.numel()
+        self._most = max(1, BLOCK_ELEMENTS // max(1, self.samples.numel() * self._event))
         self._made: dict[int, tuple[int, Tensor]] = {}
 
     def draw(self, index: int, stream: int = STEPS) -> Tensor:
@@ -140,31 +218,64 @@ class Normals:
             self._made[stream] = first, made
         return made[index - first]
 
+    def draw_each(self, rows: Tensor, indices: Tensor, stream: int = STEPS) -> Tensor:
+        """Draws of single samples: number ``indices[i]`` of the sample in row ``rows[i]``, with shape (n, *).
+
+        Args:
+            rows, indices: int64 with shape (n,), on this object's device.
+            stream: as in ``draw``, of which each is one row.
+        """
+        blocks = -(-self._event // 4)
+        bits = _words(self.seed, stream, self.samples[rows], indices * blocks, blocks)[:, : self._event]
+        return normal_from_bits(bits).to(self.dtype).reshape(-1, *self.event_shape)
+
     def _make(self, first: int, count: int, stream: int) -> Tensor:
         """Draws ``first`` to ``first + count - 1`` with shape (count, B, *)."""
         blocks = -(-self._event // 4)
-        words = _host_words if self._samples.device.type == "cpu" else _device_words
-        bits = words(self.seed, stream, self._samples, first * blocks, count * blocks)
+        bits = _words(self.seed, stream, self.samples, first * blocks, count * blocks)
         bits = bits.reshape(-1, count, 4 * blocks)[..., : self._event].movedim(0, 1)
-        return normal_from_bits(bits).to(self._dtype).reshape(count, *self._shape)
+        z = normal_from_bits(bits).to(self.dtype)
+        return z.reshape(count, self.samples.numel(), *self.event_shape)
 
 
-def _host_words(seed: int, stream: int, samples: Tensor, first: int, blocks: int) -> Tensor:
-    """Random words with shape (B, 4 blocks) from numpy's Philox, which counts up before it makes a block."""
+def _words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
+    """Random words with shape (B, 4 blocks): for each sample ``blocks`` blocks, the one after ``first``
+    first.
+
+    Args:
+        first: one number, or one per sample with shape (B,).
+    """
+    make = _host_words if samples.device.type == "cpu" else _device_words
+    return make(seed, stream, samples, first, blocks)
+
+
+def _host_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
+    """The words by numpy: long rows from its generator, which counts up before it makes a block."""
+    if blocks < _LONG_ROW and samples.numel() > _FEW_ROWS:
+        counter = _counters(stream, samples, first, blocks).numpy().view(np.uint64)
+        even, odd = _rounds(counter[0::2], counter[1::2], _constants((seed, 0), 3), lambda x: x[::-1])
+        return torch.from_numpy(np.stack((even[0], odd[0], even[1], odd[1]), -1).view(np.int64)).flatten(1)
+    starts = first.tolist() if isinstance(first, Tensor) else [first] * samples.numel()
     words = np.empty((samples.numel(), 4 * blocks), dtype=np.uint64)
     generator = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
     state = generator.state
-    for row, sample in enumerate(samples.tolist()):
-        state["state"]["counter"] = np.array([first, 0, sample, stream], dtype=np.uint64)
+    for row, (start, sample) in enumerate(zip(starts, samples.tolist(), strict=True)):
+        state["state"]["counter"] = np.array([start, 0, sample, stream], dtype=np.uint64)
         generator.state = state
         words[row] = generator.random_raw(4 * blocks)
     return torch.from_numpy(words.view(np.int64))
 
 
-def _device_words(seed: int, stream: int, samples: Tensor, first: int, blocks: int) -> Tensor:
+def _device_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
     """The same words, made where ``samples`` lives."""
+    return philox4x64(_counters(stream, samples, first, blocks), (seed, 0)).movedim(0, -1).flatten(1)
+
+
+def _counters(stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
+    """Counters with shape (4, B, blocks)."""
     counter = torch.zeros((4, samples.numel(), blocks), dtype=torch.int64, device=samples.device)
-    counter[0] = torch.arange(first + 1, first + 1 + blocks, device=samples.device)
+    start = first[:, None] if isinstance(first, Tensor) else first
+    counter[0] = start + torch.arange(1, 1 + blocks, device=samples.device)
     counter[2] = samples[:, None]
     counter[3] = stream
-    return philox4x64(counter, (seed, 0)).movedim(0, -1).flatten(1)
+    return counter

@@ -123,7 +123,7 @@ class Adaptive:
         scale = self.atol + max(self.rtol, 10 * limits.eps) * torch.maximum(y.abs(), y_next.abs())
         return scale.clamp(min=limits.tiny)
 
-    def factor(self, error: Tensor, previous: Tensor, may_grow: Tensor, order: int) -> Tensor:
+    def factor(self, error: Tensor, previous: Tensor, may_grow: Tensor, order: float) -> Tensor:
         """What to multiply the step size by; errors E with shape (B,) in float64."""
         floor = torch.finfo(torch.float64).tiny
         grow = power(previous.clamp(min=floor), self.k_p / order) / power(

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as _checkpoint
 
-from solvers.brownian import NoiseSource
+from solvers.brownian import BrownianMotion, HeldInterval, NoiseSource, StepNormals
 from solvers.control import Adaptive, FixedGrid, power, rms
 from solvers.methods import Integrator, Interval, Method, Step
 from solvers.saving import END, GridRecord, PacedRecord, SaveAt
 from solvers.solution import Solution, Stats, Status, finish
 from solvers.terms import SDE, Recursion, Semilinear, Term, expand_like, flatten
+from solvers.tree import BrownianTree, path_between
 
 AfterStep = Callable[[Interval, Tensor], Tensor]
 
@@ -53,7 +54,8 @@ def solve(
         y0: start with shape (B, *), floating point.
         method: a ``Method``, or an ``Integrator`` such as those of ``solvers.reference``.
         control: ``FixedGrid(ts)`` or ``Adaptive(t0, t1, ...)``.
-        noise: source of normals with shape (B, *), wanted by terms with noise.
+        noise: source of normals with shape (B, *), wanted by terms with noise.  Under adaptive control it is
+            a ``BrownianTree`` over the interval, or ``Normals``, of which one is made.
         save: what to keep.
         after_step: called as ``after_step(interval, y) -> y`` after every step of a fixed grid (correctors,
             thresholding, progress).
@@ -76,13 +78,15 @@ def solve(
         solution = method.integrate(term, y0, control, noise, save)
         return finish(solution, None, None, throw)
     if isinstance(control, Adaptive):
-        solution, where = _run_adaptive(term, y0, method, control, save)
+        path = path_between(control.t0, control.t1, noise) if isinstance(term, SDE) else None
+        solution, where = _run_adaptive(term, y0, method, control, path, save)
         return finish(solution, where[0], where[1], throw)
-    solution = _run_fixed(term, y0, method, control, noise, save, after_step, checkpoint)
+    motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
+    solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint)
     if not throw or not bool(solution.status.any()):
         return solution
     sample = int(solution.status.nonzero()[0])
-    index = _first_break(term, y0, method, control, noise, after_step, sample)
+    index = _first_break(term, y0, method, control, motion, after_step, sample)
     h = control.ts.diff()[index]
     return finish(solution, control.ts[index].expand(len(y0)), h.expand(len(y0)), throw)
 
@@ -108,6 +112,10 @@ def _check(
         wanted = " or ".join(kind.__name__ for kind in method.terms)
         raise TypeError(
             f"method {method.name} integrates {wanted}, got {type(term).__name__}; choose another method"
+        )
+    if isinstance(term, SDE) and term.noise == "diagonal" and method.diagonal_strong_order is None:
+        raise ValueError(
+            f"method {method.name} takes additive noise, got diagonal; choose MILSTEIN or EULER_MARUYAMA"
         )
     if isinstance(control, Adaptive):
         if not method.has_error:
@@ -152,10 +160,15 @@ def _check_field(dy: Tensor, y: Tensor) -> None:
 
 def _bind(term: Term, counter: _Counter) -> Any:
     """The term with a counted drift and a diffusion that need no further arguments."""
-    if isinstance(term, SDE) and term.noise == "diagonal":
-        g = term.diffusion
-        return replace(term, drift=counter, diffusion=lambda t, y: g(t, y, *counter.args))
-    return replace(term, drift=counter)
+    if not isinstance(term, SDE) or term.noise == "additive":
+        return replace(term, drift=counter)
+    g, slope = term.diffusion, term.diffusion_derivative
+    return replace(
+        term,
+        drift=counter,
+        diffusion=lambda t, y: g(t, y, *counter.args),
+        diffusion_derivative=None if slope is None else lambda t, y: slope(t, y, *counter.args),
+    )
 
 
 def _steps(
@@ -163,7 +176,7 @@ def _steps(
     y: Tensor,
     method: Method,
     grid: FixedGrid,
-    noise: NoiseSource | None,
+    noise: BrownianMotion | None,
     after_step: AfterStep | None,
     checkpoint: bool = False,
 ) -> Iterator[tuple[Interval, Tensor, Step, Tensor]]:
@@ -187,7 +200,7 @@ def _run_fixed(
     y: Tensor,
     method: Method,
     grid: FixedGrid,
-    noise: NoiseSource | None,
+    noise: BrownianMotion | None,
     save: SaveAt,
     after_step: AfterStep | None,
     checkpoint: bool,
@@ -212,7 +225,7 @@ def _first_break(
     y: Tensor,
     method: Method,
     grid: FixedGrid,
-    noise: NoiseSource | None,
+    noise: BrownianMotion | None,
     after_step: AfterStep | None,
     sample: int,
 ) -> int:
@@ -225,7 +238,9 @@ def _first_break(
 
 
 @torch.no_grad()
-def _first_size(term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Adaptive, order: int) -> Tensor:
+def _first_size(
+    term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Adaptive, order: float
+) -> Tensor:
     """Hairer's starting step size, per sample, with shape (B,) in float64, unsigned; one evaluation."""
     span = abs(control.t1 - control.t0)
     if control.first_step is not None:
@@ -245,30 +260,30 @@ def _first_size(term: Any, counter: _Counter, y: Tensor, k: Tensor, control: Ada
 
 
 def _run_adaptive(
-    term: Term, y0: Tensor, method: Method, control: Adaptive, save: SaveAt
+    term: Term, y0: Tensor, method: Method, control: Adaptive, path: BrownianTree | None, save: SaveAt
 ) -> tuple[Solution, tuple[Tensor, Tensor]]:
     """Each sample at its own pace; returns the solution and, per sample, the last time and step tried."""
-    counter = _Counter(term)
-    run, record = _Paces(y0, control), PacedRecord(save, control, y0)
+    counter, order = _Counter(term), method.error_order or method.order
+    run, record = _Paces(y0, control, path), PacedRecord(save, control, y0)
     bound = _bind(term, counter)
     start = torch.full((len(y0),), control.t0, dtype=torch.float64, device=y0.device)
     carry = method.start(bound, start, y0, None)
     with torch.no_grad():
         k = carry if carry is not None else bound.drift(start, y0)
-        run.h = control.direction * _first_size(bound, counter, y0, k, control, method.order)
+        run.h = control.direction * _first_size(bound, counter, y0, k, control, order)
     run.nfe += counter.calls
     y, all_args = y0, counter.args
     while run.active.numel():
         rows, calls = run.active, counter.calls
         t, h, s = run.propose()
         counter.args = tuple(arg[rows] for arg in all_args)
-        step = method.step(bound, Interval(0, t, s, expand_like(h, y)), y, carry, None)
+        step = method.step(bound, Interval(0, t, s, expand_like(h, y)), y, carry, run.path)
         with torch.no_grad():
             assert step.error is not None
             error = rms(step.error / control.tolerance(y, step.y))
-            accepted = run.judge(t, h, s, error, step.y, method.order)
+            accepted = run.judge(t, h, s, error, step.y, order)
         if step.y.requires_grad and not bool(step.y.isfinite().all()):
-            step = _without(~accepted, method, bound, Interval(0, t, s, h), y, carry)
+            step = _without(~accepted, method, bound, Interval(0, t, s, h), y, carry, run.path)
         run.nfe[rows] += counter.calls - calls
         _keep(record, run, method, bound, counter, all_args, (t, h, s), accepted, y, step)
         mask = expand_like(accepted, y).bool()
@@ -280,15 +295,22 @@ def _run_adaptive(
 
 
 def _without(
-    rejected: Tensor, method: Method, term: Any, interval: Interval, y: Tensor, carry: Tensor | None
+    rejected: Tensor,
+    method: Method,
+    term: Any,
+    interval: Interval,
+    y: Tensor,
+    carry: Tensor | None,
+    path: BrownianTree | None,
 ) -> Step:
     """The step again, with length 0 for rejected samples: infinite values that no result depends on would
     still reach the gradients as 0 * inf."""
     number, t, s, h = interval
     assert isinstance(h, Tensor)
     h = torch.where(rejected, 0.0, h)
+    noise = None if path is None else HeldInterval(path, interval)
     return method.step(
-        term, Interval(number, t, torch.where(rejected, t, s), expand_like(h, y)), y, carry, None
+        term, Interval(number, t, torch.where(rejected, t, s), expand_like(h, y)), y, carry, noise
     )
 
 
@@ -324,11 +346,12 @@ def _keep(
 
 class _Paces:
     """Time, step size, last error, counts and status of every sample under adaptive control, each with shape
-    (B,)."""
+    (B,); ``path`` is the noise of the active samples."""
 
-    def __init__(self, y0: Tensor, control: Adaptive) -> None:
+    def __init__(self, y0: Tensor, control: Adaptive, path: BrownianTree | None) -> None:
         count, device = len(y0), y0.device
-        self.control = control
+        self.control, self.path = control, path
+        self.smallest = 0.0 if path is None else path.tick
         self.t = torch.full((count,), control.t0, dtype=torch.float64, device=device)
         self.h = torch.zeros_like(self.t)
         self.previous = torch.ones_like(self.t)
@@ -345,9 +368,13 @@ class _Paces:
         t, h = self.t[self.active], self.h[self.active]
         left = self.control.t1 - t
         last = h.abs() >= left.abs() * (1 - 1e-9)
-        return t, torch.where(last, left, h), torch.where(last, self.control.t1, t + h)
+        h, s = torch.where(last, left, h), torch.where(last, self.control.t1, t + h)
+        if self.path is None:
+            return t, h, s
+        s = self.path.snap(t, s)
+        return t, s - t, s
 
-    def judge(self, t: Tensor, h: Tensor, s: Tensor, error: Tensor, y_next: Tensor, order: int) -> Tensor:
+    def judge(self, t: Tensor, h: Tensor, s: Tensor, error: Tensor, y_next: Tensor, order: float) -> Tensor:
         """Accept or reject the step of every active sample, and set its next size and status."""
         rows, control = self.active, self.control
         finite = error.isfinite() & flatten(y_next.detach()).isfinite().all(1)
@@ -361,6 +388,7 @@ class _Paces:
         self.rejected[rows] += ~accepted
         self.trials[rows] = torch.where(finite, 0, self.trials[rows] + 1)
         spacing = 16 * torch.finfo(torch.float64).eps * torch.maximum(t.abs(), s.abs())
+        spacing = spacing.clamp(min=self.smallest)
         status = torch.zeros_like(rows)
         status[self.taken[rows] + self.rejected[rows] >= control.max_steps] = int(Status.MAX_STEPS)
         underflow = (factor < 1) & ((h * factor).abs() <= spacing)
@@ -380,4 +408,6 @@ class _Paces:
         done = ~running
         self.end[rows[done]] = y[done]
         self.active = rows[running]
+        if self.path is not None:
+            self.path = self.path.take(running.nonzero().flatten())
         return y[running], None if carry is None else carry[running]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.brownian import NoiseSource
+from solvers.brownian import BrownianMotion, NoiseSource
 from solvers.control import Adaptive, FixedGrid
 from solvers.dense import DenseOutput, combine
 from solvers.terms import ODE, SDE, Recursion, Term, expand_like
@@ -68,12 +68,15 @@ class Method(ABC):
         terms: the kinds of term that it can integrate.
         order: global order of the deterministic error.
         strong_order, weak_order: the same for SDEs with additive noise; None where the method takes no noise.
+        diagonal_strong_order: strong order for SDEs with diagonal noise; None where the method takes additive
+            noise alone.
         nfe_per_step: evaluations of the drift per step.
         nfe_extra: evaluations of a run on a fixed grid beyond ``nfe_per_step`` for every step: a first stage,
             the start of a multistep method.
         has_error: whether steps come with an error estimate, which adaptive control needs.
         first_same_as_last: whether a step hands its last stage to the next one, as ``carry``; with ``carry``
             None the step evaluates its first stage itself.
+        error_order: power of the step size with which the error estimate falls; ``order`` when None.
         dense: how the solution inside a step follows from its stages, or None.
     """
 
@@ -82,10 +85,12 @@ class Method(ABC):
     order: int
     strong_order: float | None = None
     weak_order: float | None = None
+    diagonal_strong_order: float | None = None
     nfe_per_step: int
     nfe_extra: int = 0
     has_error: bool = False
     first_same_as_last: bool = False
+    error_order: float | None = None
     dense: DenseOutput | None = None
 
     @abstractmethod
@@ -93,8 +98,10 @@ class Method(ABC):
         """What the first step needs: coefficients computed once per grid, a first stage, or None."""
 
     @abstractmethod
-    def step(self, term: Any, interval: Interval, y: Tensor, carry: Any, noise: NoiseSource | None) -> Step:
-        """Advance y with shape (B, *) over the interval."""
+    def step(
+        self, term: Any, interval: Interval, y: Tensor, carry: Any, noise: BrownianMotion | None
+    ) -> Step:
+        """Advance y with shape (B, *) over the interval, driven by ``noise`` over that interval."""
 
 
 class Integrator(ABC):
@@ -168,7 +175,7 @@ class RungeKutta(Method):
         return term.drift(t, y) if self.first_same_as_last else None
 
     def step(
-        self, term: ODE, interval: Interval, y: Tensor, carry: Tensor | None, noise: NoiseSource | None
+        self, term: ODE, interval: Interval, y: Tensor, carry: Tensor | None, noise: BrownianMotion | None
     ) -> Step:
         """Stages, solution and embedded error."""
         _, t, s, h = interval
@@ -195,17 +202,21 @@ class RungeKutta(Method):
         return error * (error.abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny))
 
 
-def _draw(noise: NoiseSource | None, number: int, y: Tensor) -> Tensor:
-    """Normals for one step, with the shape and the type of the state; others would broadcast or promote."""
-    if noise is None:
-        raise ValueError("a step with noise needs a noise source; state the term as noisy and give noise=")
-    z = noise.draw(number)
+def matching(z: Tensor, y: Tensor) -> Tensor:
+    """Return noise with the shape and the type of the state; any other would broadcast or promote."""
     if z.shape != y.shape or z.dtype != y.dtype:
         raise ValueError(
             f"noise must draw the shape and type of the state, {tuple(y.shape)} and {y.dtype}, got "
             f"{tuple(z.shape)} and {z.dtype}"
         )
     return z
+
+
+def increment(noise: BrownianMotion | None, interval: Interval, y: Tensor) -> Tensor:
+    """W / sqrt|h| over one step, with the shape and the type of the state."""
+    if noise is None:
+        raise ValueError("a step with noise needs a noise source; state the term as noisy and give noise=")
+    return matching(noise.increment(interval), y)
 
 
 @dataclass(frozen=True)
@@ -218,15 +229,18 @@ class EulerMaruyama(Method):
     order: int = 1
     strong_order: float = 1.0
     weak_order: float = 1.0
+    diagonal_strong_order: float = 0.5
     nfe_per_step: int = 1
 
     def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:
         """Nothing to prepare."""
 
-    def step(self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: NoiseSource | None) -> Step:
+    def step(
+        self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: BrownianMotion | None
+    ) -> Step:
         """One drift, one diffusion, one draw."""
-        number, t, _, h = interval
-        z = _draw(noise, number, y)
+        _, t, _, h = interval
+        z = increment(noise, interval, y)
         root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
         g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
         return Step(y + h * term.drift(t, y) + (g * root) * z, None, None)
@@ -256,11 +270,11 @@ class RecursionStep(Method):
         interval: Interval,
         y: Tensor,
         carry: list[tuple[float, ...]],
-        noise: NoiseSource | None,
+        noise: BrownianMotion | None,
     ) -> Step:
         """One evaluation, at most one draw."""
         a, b, c = carry[interval.number]
-        z = _draw(noise, interval.number, y) if c else None
+        z = increment(noise, interval, y) if c else None
         y_next = a * y + b * term.drift(interval.t, y)
         return Step(y_next if z is None else y_next + c * z, None, carry)
 

@@ -64,12 +64,23 @@ class SDE:
 
     With ``noise="additive"`` the diffusion is ``g(t) -> () or (B,)``; with ``noise="diagonal"`` it is
     ``g(t, y, *args) -> (B, *)``, multiplied elementwise, in the sense of Ito.
+
+    Args:
+        drift, diffusion: f and g.
+        noise: "additive" or "diagonal".
+        args: handed on to the functions.
+        diffusion_derivative: dg_i / dy_i of diagonal noise as ``(t, y, *args) -> (B, *)``, for methods that
+            want it; by automatic differentiation when None.
+
+    Raises:
+        ValueError: ``noise`` is neither.
     """
 
     drift: Field
     diffusion: Callable[..., Tensor]
     noise: Literal["additive", "diagonal"] = "additive"
     args: tuple[Tensor, ...] = ()
+    diffusion_derivative: Field | None = None
 
     def __post_init__(self) -> None:
         if self.noise not in ("additive", "diagonal"):

@@ -6,8 +6,8 @@ import scipy.stats
 import torch
 from problems import ALPHA
 
-from solvers import Normals
-from solvers.brownian import _device_words, _host_words, normal_from_bits, philox4x64
+from solvers import Interval, Normals, StepNormals
+from solvers.brownian import AREA, _device_words, _host_words, normal_from_bits, philox4x64
 
 WORD = 1 << 64
 EXTREMES = [0, 1, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, WORD - 1]
@@ -61,6 +61,18 @@ def test_words_made_on_the_host_equal_those_made_on_a_device(seed: int) -> None:
         host = _host_words(seed, stream, samples, first, blocks)
         assert host.shape == (4, 4 * blocks)
         assert torch.equal(host, _device_words(seed, stream, samples, first, blocks))
+
+
+@pytest.mark.parametrize("blocks", [1, 5, 40])
+@pytest.mark.parametrize("count", [3, 200])
+def test_words_do_not_depend_on_the_way_they_are_made(count: int, blocks: int) -> None:
+    samples = torch.arange(count) * 3
+    first = torch.arange(count) * 11 % 50 + (1 << 45)
+    host = _host_words(7, 2, samples, first, blocks)
+    assert torch.equal(host, _device_words(7, 2, samples, first, blocks))
+    for i in (0, 1, count - 1):
+        words = numpy_words([int(first[i]) + blocks, 0, int(samples[i]), 2], (7, 0))
+        assert [word % WORD for word in host[i, -4:].tolist()] == words
 
 
 def test_the_key_of_a_draw_is_the_documented_one() -> None:
@@ -165,3 +177,30 @@ def test_a_seed_that_is_no_integer_is_refused() -> None:
 def test_negative_samples_are_refused(samples: object) -> None:
     with pytest.raises(ValueError, match=r"samples must be a count|must not be negative"):
         Normals(0, samples, (1,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("event_shape", [(), (3,), (2, 2), (70,)])
+def test_draws_of_single_samples_are_rows_of_whole_draws(event_shape: tuple[int, ...]) -> None:
+    normals = Normals(8, range(5, 105), event_shape, torch.float32)
+    rows, indices = torch.arange(100).flip(0), torch.arange(100) * 7 % 10
+    z = normals.draw_each(rows, indices, 6)
+    assert z.dtype == torch.float32
+    assert z.shape == (100, *event_shape)
+    for i in (0, 1, 50, 99):
+        assert torch.equal(
+            z[i], Normals(8, range(5, 105), event_shape, torch.float32).draw(int(indices[i]), 6)[99 - i]
+        )
+        assert torch.equal(normals.draw_each(rows[i : i + 1], indices[i : i + 1], 6)[0], z[i])
+
+
+def test_steps_of_a_fixed_grid_take_one_draw_for_w_and_one_for_h() -> None:
+    normals = Normals(8, 3, (2,))
+    motion = StepNormals(Normals(8, 3, (2,)))
+    t = torch.tensor(0.0)
+    interval = Interval(6, t, t, 0.1)
+    w, h = motion.increment_and_area(interval)
+    assert torch.equal(motion.increment(interval), normals.draw(6))
+    assert torch.equal(w, normals.draw(6))
+    assert torch.equal(h, normals.draw(6, AREA))
+    assert torch.equal(motion.draw(2, 9), normals.draw(2, 9))
+    assert not torch.equal(w, h)

@@ -51,8 +51,29 @@ LAST_ERRORS = {
     ("dopri5, replicator", "deterministic"): 7.2e-13,
     ("euler_maruyama, additive noise", "strong"): 2.1e-3,
     ("euler_maruyama, additive noise", "weak"): 6.8e-4,
+    ("euler_maruyama, circle", "weak"): 1.1e-3,
     ("euler_maruyama, diagonal noise", "strong"): 5.7e-2,
-    ("euler_maruyama, diagonal noise", "weak"): 1e-3,
+    ("euler_maruyama, diagonal noise", "weak"): 9.9e-4,
+    ("milstein, additive noise", "strong"): 2.1e-3,
+    ("milstein, additive noise", "weak"): 6.9e-4,
+    ("milstein, circle", "weak"): 1.1e-3,
+    ("milstein, diagonal noise", "strong"): 5.1e-3,
+    ("milstein, diagonal noise", "weak"): 9.9e-4,
+    ("stochastic_heun, additive noise", "strong"): 4.9e-4,
+    ("stochastic_heun, additive noise", "weak"): 3.5e-6,
+    ("stochastic_heun, circle", "weak"): 3.5e-6,
+    ("sra1, additive noise", "strong"): 4.2e-6,
+    ("sra1, additive noise", "weak"): 1.6e-6,
+    ("sra1, circle", "weak"): 2.3e-6,
+    ("sra1, paths", "strong"): 7.4e-4,
+    ("shark, additive noise", "strong"): 4.5e-6,
+    ("shark, additive noise", "weak"): 2.3e-6,
+    ("shark, circle", "weak"): 2.6e-6,
+    ("shark, paths", "strong"): 5.7e-4,
+    ("sosra, additive noise", "strong"): 2.9e-6,
+    ("sosra, additive noise", "weak"): 9.3e-7,
+    ("sosra, circle", "weak"): 1.8e-6,
+    ("sosra, paths", "strong"): 7.1e-4,
     ("etd_rk2, split logistic", "deterministic"): 4.6e-08,
     ("etd_rk2, split additive noise", "strong"): 0.00017,
     ("etd_rk2, split additive noise", "weak"): 2.4e-08,
@@ -191,7 +212,7 @@ def test_the_error_of_euler_maruyama_with_diagonal_noise_has_the_known_leading_t
 def test_the_variance_of_euler_maruyama_equals_its_recursion(t0: float, t1: float) -> None:
     rate, noise, times = -1.3, 0.6, grid(t0, t1, 20)
     term = SDE(lambda t, y: rate * (1 + t) * y, lambda t: noise * (2 + t))
-    solution = solve(term, torch.zeros(21, 1, dtype=torch.float64), EULER_MARUYAMA, times, noise=Impulses(20))
+    solution = solve(term, torch.zeros(41, 1, dtype=torch.float64), EULER_MARUYAMA, times, noise=Impulses(20))
     variance = 0.0
     for t, h in zip(times.ts[:-1].tolist(), times.ts.diff().tolist(), strict=True):
         variance = (1 + h * rate * (1 + t)) ** 2 * variance + (noise * (2 + t)) ** 2 * abs(h)
@@ -239,7 +260,7 @@ def test_a_recursion_with_exact_transitions_has_the_exact_variance() -> None:
         return decay, torch.zeros_like(t), (1 - decay.square()).sqrt()
 
     times = FixedGrid([0.0, 0.1, 0.35, 0.5, 1.2])
-    y0 = torch.zeros(5, 1, dtype=torch.float64)
+    y0 = torch.zeros(9, 1, dtype=torch.float64)
     y0[0] = 2.0
     y = solve(Recursion(lambda t, y: y, transition), y0, RECURSION, times, noise=Impulses(4)).y
     assert float(y[0]) == pytest.approx(2 * math.exp(-1.2), rel=1e-14)

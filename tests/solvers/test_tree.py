@@ -1,0 +1,163 @@
+"""The Brownian tree: refinement, its exact law, paths that depend on nothing but (seed, sample), refusals."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import ALPHA
+from torch import Tensor
+
+from solvers import BrownianTree, Interval, Normals
+from solvers.tree import DEPTH
+
+FLOAT64 = torch.float64
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=FLOAT64)
+
+
+def combine(p: Tensor, q: Tensor, first: Any, second: Any) -> tuple[Tensor, Tensor]:
+    """W and H over two adjoining intervals of lengths p and q."""
+    (w1, h1), (w2, h2) = first, second
+    return w1 + w2, (p * h1 + q * h2) / (p + q) + (q * w1 - p * w2) / (2 * (p + q))
+
+
+def step(t: Tensor, s: Tensor) -> Interval:
+    return Interval(0, t, s, float("nan"))
+
+
+TICK = st.integers(min_value=0, max_value=1 << DEPTH) | st.integers(min_value=0, max_value=64).map(
+    lambda k: k << (DEPTH - 6)
+)
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0), (-3.0, 5.0)])
+@settings(deadline=None, max_examples=40)
+@given(ticks=st.lists(TICK, min_size=3, max_size=3, unique=True).map(sorted))
+def test_refinement_follows_the_combination_rule(t0: float, t1: float, ticks: list[int]) -> None:
+    tree = BrownianTree(t0, t1, Normals(3, 2, (2,)))
+    t, u, s = (t0 + (t1 - t0) * tensor(k / (1 << DEPTH)) for k in ticks)
+    p, q = (tensor(float(b - a)) for a, b in pairwise(ticks))
+    expected = combine(p, q, tree(t, u), tree(u, s))
+    for found, wanted in zip(tree(t, s), expected, strict=True):
+        assert float((found - wanted).abs().max()) < 1e-13 * float((s - t).abs().sqrt())
+
+
+class Impulses:
+    """Draws that are unit impulses: sample j has its one in draw j % 2 of node j // 2."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.event_shape = torch.Size((2, 1))
+
+    def draw_each(self, rows: Tensor, nodes: Tensor, stream: int) -> Tensor:
+        here = (nodes == rows // 2).to(FLOAT64)
+        return torch.stack((here * (rows % 2 == 0), here * (rows % 2 == 1)), 1)[..., None]
+
+
+@pytest.mark.parametrize(
+    "ticks", [range(0, 33, 1), [0, 32], [0, 1, 32], [0, 5, 6, 17, 31, 32], [3, 4, 16, 24, 27]]
+)
+@pytest.mark.parametrize("down", [False, True])
+def test_on_any_partition_the_law_is_exact(monkeypatch: pytest.MonkeyPatch, ticks: Any, down: bool) -> None:
+    """Queries are linear in the draws of 31 nodes and the root, so impulses give their covariances."""
+    tree = BrownianTree(float(down), float(not down), Normals(0, 64, ()))
+    monkeypatch.setattr(tree, "_pairs", Impulses())
+    times = [tensor(k / 32) for k in ticks]
+    times = [1 - t for t in times] if down else times
+    responses = [z for t, s in pairwise(times) for z in tree.increment_and_area(step(t[0], s[0]))]
+    covariance = torch.stack(responses) @ torch.stack(responses).T
+    torch.testing.assert_close(covariance, torch.eye(len(responses), dtype=FLOAT64), rtol=0, atol=1e-13)
+
+
+def test_the_law_is_exact_at_arbitrary_times() -> None:
+    count = 20_000
+    tree = BrownianTree(0.0, 1.0, Normals(1, count, ()))
+    times = tensor(0.1, 0.13, 0.5, 0.77, 0.770001, 1.0)
+    z = torch.stack([z for t, s in pairwise(times) for z in tree.increment_and_area(step(t, s))])
+    bound = scipy.stats.norm.isf(ALPHA / 200)
+    eye = torch.eye(len(z), dtype=FLOAT64)
+    deviation = (z @ z.T / count - eye) / ((1 + eye) / count).sqrt()
+    assert float(deviation.abs().max()) < bound
+    assert all(scipy.stats.kstest(row.numpy(), "norm").pvalue > ALPHA for row in z)
+
+
+def test_w_and_h_come_in_units_of_time() -> None:
+    tree = BrownianTree(2.0, -1.0, Normals(4, 3, (2,)))
+    t, s = tensor(1.5, 0.5, 2.0), tensor(0.75, -0.5, -1.0)
+    w, h = tree(t, s)
+    z, area = tree.increment_and_area(step(t, s))
+    length = (t - s)[:, None]
+    torch.testing.assert_close(w, z * length.sqrt(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(h, area * (length / 12).sqrt(), rtol=1e-11, atol=0)
+    assert torch.equal(tree.increment(step(t, s)), z)
+
+
+@pytest.mark.parametrize("event_shape", [(), (1,), (3,), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_path_does_not_depend_on_the_batch(event_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    times = torch.rand(2, 40, generator=g, dtype=FLOAT64)
+    times[:, ::3] = (64 * times[:, ::3]).round() / 64
+    t, s = times.min(0).values, times.max(0).values
+    whole = BrownianTree(0.0, 1.0, Normals(5, 40, event_shape, dtype))
+    w, h = whole(t, s)
+    assert w.shape == h.shape == (40, *event_shape)
+    assert w.dtype == h.dtype == dtype
+    for rows in ([0], [7, 3], list(range(11, 40))):
+        index = torch.tensor(rows)
+        parts = (whole.take(index), BrownianTree(0.0, 1.0, Normals(5, rows, event_shape, dtype)))
+        for part in parts:
+            assert torch.equal(part(t[index], s[index])[0], w[index])
+            assert torch.equal(part(t[index], s[index])[1], h[index])
+
+
+def test_a_path_does_not_depend_on_how_many_levels_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = BrownianTree(0.0, 1.0, Normals(5, 4, (3,)))
+    expected = tree(tensor(0.1)[0], tensor(0.7)[0])
+    monkeypatch.setattr("solvers.tree.BLOCK_ELEMENTS", 1)
+    assert all(torch.equal(a, b) for a, b in zip(tree(tensor(0.1)[0], tensor(0.7)[0]), expected, strict=True))
+
+
+def test_other_draws_are_those_of_the_normals_and_nothing_of_the_path() -> None:
+    normals = Normals(5, 3, (2,))
+    tree = BrownianTree(0.0, 1.0, normals)
+    assert torch.equal(tree.draw(4, 2), normals.draw(4, 2))
+    z = tree.increment(step(tensor(0.0)[0], tensor(1.0)[0]))
+    assert not any((normals.draw(i, stream) == z).any() for i in (0, 1) for stream in range(4))
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 1e-3), (1000.0, 1001.0), (80.0, 0.002)])
+def test_snapping_shortens_a_little_and_stays_on_ticks(t0: float, t1: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    tree = BrownianTree(t0, t1, Normals(0, 500, (1,)))
+    u = torch.rand(500, generator=g, dtype=FLOAT64)
+    t = tree.snap(torch.full_like(u, t0), t0 + (t1 - t0) * u)
+    h = (t1 - t) * torch.rand(500, generator=g, dtype=FLOAT64) ** 8
+    s = tree.snap(t, t + h)
+    length = (s - t).abs()
+    assert bool((length >= h.abs() * (1 - 1 / 16) - 1.5 * tree.tick).all())
+    assert bool((length <= h.abs() + 1.5 * tree.tick).all())
+    assert bool((length >= 0.9 * tree.tick).all())
+    assert torch.equal(tree.snap(t, torch.full_like(t, t1)), torch.full_like(t, t1))
+    assert torch.equal(tree.snap(t, s), s) or bool(((tree.snap(t, s) - t).abs() <= length).all())
+    for a, b in zip(tree(t, s), tree(t + 0.2 * tree.tick, s), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 0.0), (math.nan, 1.0), (0.0, math.inf)])
+def test_a_run_that_is_empty_or_infinite_is_refused(t0: float, t1: float) -> None:
+    with pytest.raises(ValueError, match="t0 and t1 must be finite and differ"):
+        BrownianTree(t0, t1, Normals(0, 1, (1,)))
+
+
+@pytest.mark.parametrize(("t", "s"), [(0.5, 0.25), (-0.1, 0.5), (0.5, 1.1), (0.5, 0.5), (math.nan, 0.5)])
+def test_an_interval_outside_the_run_or_without_length_is_refused(t: float, s: float) -> None:
+    tree = BrownianTree(0.0, 1.0, Normals(0, 2, (1,)))
+    with pytest.raises(ValueError, match=r"an interval must be at least .* for sample 1"):
+        tree(tensor(0.0, t), tensor(0.5, s))
