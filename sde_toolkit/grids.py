@@ -1,6 +1,7 @@
 """Time grids: at which times a sampler with N steps looks at the model.
 
-A grid maps (sde, num_steps, t_min) to num_steps + 1 times in float64 that fall from T to t_min, both exact:
+A grid maps (sde, num_steps, t_min) to num_steps + 1 times in float64 that fall from t_max, by default the
+process' T, to t_min, both exact:
 
     uniform      t_i = T + (t_min - T) i / N
     quadratic    sqrt(t) uniform                                   (DDIM's choice for CIFAR-10)
@@ -28,41 +29,49 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Grid(Protocol):
-    """Called as ``grid(sde, num_steps, t_min)``; returns num_steps + 1 decreasing times in float64."""
+    """Called as ``grid(sde, num_steps, t_min, t_max)``; returns num_steps + 1 decreasing times in float64."""
 
-    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float) -> Tensor:
-        """Times from ``sde.T`` down to ``t_min``."""
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+        """Times from ``t_max``, by default ``sde.T``, down to ``t_min``."""
         ...
 
 
-def _spaced(sde: ForwardSDE, num_steps: int, t_min: float, clock: Function, inverse: Function) -> Tensor:
-    """Times at which clock(t) is equally spaced, with exact ends."""
-    ends = torch.tensor([sde.T, t_min], dtype=torch.float64)
-    first, last = clock(ends)
+def _spaced(
+    sde: ForwardSDE, num_steps: int, ends: tuple[float, float | None], clock: Function, inverse: Function
+) -> Tensor:
+    """Times at which clock(t) is equally spaced, with exact ends: t_min and t_max."""
+    times = _ends(sde, *ends)
+    first, last = clock(times)
     u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     ts = inverse(first + (last - first) * u)
-    ts[0], ts[-1] = ends
+    ts[0], ts[-1] = times
     return ts
 
 
-def uniform(sde: ForwardSDE, num_steps: int, t_min: float) -> Tensor:
+def _ends(sde: ForwardSDE, t_min: float, t_max: float | None) -> Tensor:
+    """The first and the last time, with shape (2,)."""
+    return torch.tensor([sde.T if t_max is None else t_max, t_min], dtype=torch.float64)
+
+
+def uniform(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in t; shape (num_steps + 1,)."""
-    return torch.linspace(sde.T, t_min, num_steps + 1, dtype=torch.float64)
+    first, last = _ends(sde, t_min, t_max)
+    return torch.linspace(float(first), float(last), num_steps + 1, dtype=torch.float64)
 
 
-def quadratic(sde: ForwardSDE, num_steps: int, t_min: float) -> Tensor:
+def quadratic(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in sqrt(t), finer near the data; shape (num_steps + 1,)."""
-    return _spaced(sde, num_steps, t_min, torch.sqrt, torch.square)
+    return _spaced(sde, num_steps, (t_min, t_max), torch.sqrt, torch.square)
 
 
-def log_snr(sde: ForwardSDE, num_steps: int, t_min: float) -> Tensor:
+def log_snr(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in log(alpha / sigma); shape (num_steps + 1,).
 
     Raises:
         ValueError: the noise level at t_min is 0, where the clock is infinite.
     """
     _require_noise(sde, t_min, "log_snr")
-    return _spaced(sde, num_steps, t_min, sde.lam, lambda lam: sde.inverse_nsr((-lam).exp()))
+    return _spaced(sde, num_steps, (t_min, t_max), sde.lam, lambda lam: sde.inverse_nsr((-lam).exp()))
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,12 @@ class Karras:
         if not self.rho > 0:
             raise ValueError(f"rho must be positive, got {self.rho}")
 
-    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float) -> Tensor:
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,)."""
         return _spaced(
             sde,
             num_steps,
-            t_min,
+            (t_min, t_max),
             lambda t: sde.nsr(t) ** (1 / self.rho),
             lambda u: sde.inverse_nsr(u**self.rho),
         )
@@ -105,7 +114,7 @@ class Explicit:
     def __repr__(self) -> str:
         return f"Explicit({self.ts.tolist()})"
 
-    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float) -> Tensor:
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """The given times with shape (num_steps + 1,)."""
         if len(self.ts) != num_steps + 1:
             raise ValueError(f"the grid must have num_steps + 1 = {num_steps + 1} times, got {len(self.ts)}")

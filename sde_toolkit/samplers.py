@@ -42,6 +42,7 @@ from torch import Tensor
 
 from sde_toolkit import grids
 from sde_toolkit.correctors import Corrector, Langevin
+from sde_toolkit.equations import Equation, ddim_step, probability_flow, reverse_diffusion_step, reverse_sde
 from sde_toolkit.grids import Grid
 from sde_toolkit.score import ScoreModel
 from solvers import (
@@ -56,9 +57,7 @@ from solvers import (
     Method,
     NoiseSource,
     Normals,
-    Recursion,
     RungeKutta,
-    Term,
     solve,
 )
 
@@ -105,16 +104,13 @@ class CountedModel(ScoreModel):
         return self._model.raw(x_t, t)
 
 
-Equation = Callable[[ScoreModel], Term]
-
-
 @dataclass(frozen=True)
 class Sampler:
     """A reverse-time sampler: equation, method, grid and options; make one with this module's functions.
 
     Args:
         name: for records and messages.
-        equation: model -> the term to integrate from T down to t_min.
+        equation: model -> the equation to integrate down to t_min, see ``sde_toolkit.equations``.
         method: of ``solvers``.
         num_steps: steps on the grid; None where the method chooses its own by rtol and atol.
         t_min: end of the run, 0 <= t_min < T.
@@ -129,7 +125,7 @@ class Sampler:
     """
 
     name: str
-    equation: Equation = field(repr=False)
+    equation: Callable[[ScoreModel], Equation] = field(repr=False)
     method: Method | Integrator
     num_steps: int | None
     t_min: float = T_MIN
@@ -184,13 +180,12 @@ class Sampler:
             solvers.SolverError: a sample became nan or inf, or an adaptive run stalled.
         """
         batch = self._check(model, num_samples, batch_size, noise)
-        control = self._control(model)
         counted, start = CountedModel(model), time.perf_counter()
         parts = []
         for first in range(0, num_samples, batch):
             rows = range(first_sample + first, first_sample + min(first + batch, num_samples))
             source = noise or Normals(seed, rows, model.event_shape, model.dtype, model.device)
-            parts.append(self._run(counted, control, source))
+            parts.append(self._run(counted, source))
         seconds = time.perf_counter() - start
         return Samples(
             torch.cat(parts), counted.rows / num_samples, seconds, seed, first_sample, self.settings
@@ -215,72 +210,41 @@ class Sampler:
             )
         return batch_size or num_samples
 
-    def _control(self, model: ScoreModel) -> FixedGrid | Adaptive:
+    def _control(self, model: ScoreModel, equation: Equation) -> FixedGrid | Adaptive:
         if self.num_steps is None:
-            return Adaptive(model.sde.T, self.t_min, rtol=self.rtol, atol=self.atol)
-        return FixedGrid(self.grid(model.sde, self.num_steps, self.t_min))
+            return Adaptive(equation.start, self.t_min, rtol=self.rtol, atol=self.atol)
+        return FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, equation.start))
 
     @torch.no_grad()
-    def _run(self, model: ScoreModel, control: FixedGrid | Adaptive, noise: NoiseSource) -> Tensor:
+    def _run(self, model: ScoreModel, noise: NoiseSource) -> Tensor:
         """One batch, from the prior to the data."""
         corrector = self.corrector
         after = None if corrector is None else lambda interval, x: corrector(model, interval, x, noise)
         x_T = model.sde.prior_sample(noise.draw(0, PRIOR))
-        solution = solve(self.equation(model), x_T, self.method, control, noise=noise, after_step=after)
-        return model.denoise(solution.y, solution.ts[-1]) if self.denoise else solution.y
+        equation = self.equation(model)
+        control = self._control(model, equation)
+        y = equation.enter(x_T)
+        solution = solve(equation.term, y, self.method, control, noise=noise, after_step=after)
+        x = equation.leave(solution.y, solution.ts[-1])
+        return model.denoise(x, solution.ts[-1]) if self.denoise else x
 
 
 def _name(grid: Grid) -> str:
     return str(getattr(grid, "__name__", repr(grid)))
 
 
-def _reverse_sde(model: ScoreModel) -> Term:
-    return model.sde.reverse(model)
-
-
-def _probability_flow(model: ScoreModel) -> Term:
-    return model.sde.probability_flow(model)
-
-
-def _ddim(model: ScoreModel, eta: float) -> Recursion:
-    """x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z with v = eta sigma_s q / sigma_t."""
-    sde = model.sde
-
-    def coefficients(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sigma_t, sigma_s = sde.sigma(t), sde.sigma(s)
-        shrink = (sde.nsr(s) / sde.nsr(t)).square()
-        v = eta * sigma_s * (1 - shrink).sqrt()
-        a = (sde.log_alpha(s) - sde.log_alpha(t)).exp()
-        return a, (sigma_s.square() - v.square()).clamp(min=0).sqrt() - a * sigma_t, v
-
-    return Recursion(lambda t, x: model.noise(x, t), coefficients, noisy=eta > 0)
-
-
-def _reverse_diffusion(model: ScoreModel) -> Recursion:
-    """x_s = (2 - r) x_t + q^2 score + q z, with score = -z_hat / sigma_t."""
-    sde = model.sde
-
-    def coefficients(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r = (sde.log_alpha(t) - sde.log_alpha(s)).exp()
-        sigma_t = sde.sigma(t)
-        q = sigma_t * (1 - (sde.nsr(s) / sde.nsr(t)).square()).sqrt()
-        return 2 - r, -q.square() / sigma_t, q
-
-    return Recursion(lambda t, x: model.noise(x, t), coefficients)
-
-
 def euler_maruyama(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
     """Euler-Maruyama on the reverse SDE (2011.13456, appendix D); one evaluation per step."""
-    return Sampler("euler_maruyama", _reverse_sde, EULER_MARUYAMA, num_steps, t_min, grid, denoise)
+    return Sampler("euler_maruyama", reverse_sde, EULER_MARUYAMA, num_steps, t_min, grid, denoise)
 
 
 def reverse_diffusion(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
     """The reverse-diffusion sampler (2011.13456, eq. 46), for any process; one evaluation per step."""
-    return Sampler("reverse_diffusion", _reverse_diffusion, RECURSION, num_steps, t_min, grid, denoise)
+    return Sampler("reverse_diffusion", reverse_diffusion_step, RECURSION, num_steps, t_min, grid, denoise)
 
 
 def ancestral(
@@ -288,7 +252,9 @@ def ancestral(
 ) -> Sampler:
     """Ancestral sampling: DDPM's under VP, SMLD's under VE (2011.13456, appendix F); one evaluation per
     step."""
-    return Sampler("ancestral", lambda model: _ddim(model, 1.0), RECURSION, num_steps, t_min, grid, denoise)
+    return Sampler(
+        "ancestral", lambda model: ddim_step(model, 1.0), RECURSION, num_steps, t_min, grid, denoise
+    )
 
 
 def ddim(
@@ -308,7 +274,7 @@ def ddim(
         raise ValueError(f"eta must lie in [0, 1], got {eta}; 0 is deterministic, 1 is ancestral sampling")
     return Sampler(
         "ddim",
-        lambda model: _ddim(model, eta),
+        lambda model: ddim_step(model, eta),
         RECURSION,
         num_steps,
         t_min,
@@ -319,7 +285,7 @@ def ddim(
 
 
 def _flow(name: str, method: RungeKutta, num_steps: int, t_min: float, grid: Grid, denoise: bool) -> Sampler:
-    return Sampler(name, _probability_flow, method, num_steps, t_min, grid, denoise)
+    return Sampler(name, probability_flow, method, num_steps, t_min, grid, denoise)
 
 
 def euler(
@@ -338,7 +304,7 @@ def heun(
 
 def dopri5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
     """Dormand-Prince 5(4) on the probability-flow ODE, the step size chosen for every sample on its own."""
-    return Sampler("dopri5", _probability_flow, DOPRI5, None, t_min, denoise=denoise, rtol=rtol, atol=atol)
+    return Sampler("dopri5", probability_flow, DOPRI5, None, t_min, denoise=denoise, rtol=rtol, atol=atol)
 
 
 def adaptive(
@@ -351,7 +317,7 @@ def adaptive(
 ) -> Sampler:
     """Any adaptive method on the probability-flow ODE, for instance ``solvers.reference.SciPy("RK45")``."""
     name = f"scipy_{method.name.lower()}" if isinstance(method, Integrator) else method.name
-    return Sampler(name, _probability_flow, method, None, t_min, denoise=denoise, rtol=rtol, atol=atol)
+    return Sampler(name, probability_flow, method, None, t_min, denoise=denoise, rtol=rtol, atol=atol)
 
 
 def predictor_corrector(predictor: Sampler, corrector: Corrector | None = None) -> Sampler:
