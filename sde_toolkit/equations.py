@@ -40,7 +40,7 @@ from torch import Tensor
 from sde_toolkit.score import ScoreModel, conversion
 from sde_toolkit.sde import ForwardSDE
 from solvers import Form, Scheme, Semilinear, Steps, Term
-from solvers.weights import Weights
+from solvers.weights import kernel_weights
 
 SEMILINEAR = ("score", "noise", "data", "velocity")
 """Predictions that a semilinear equation can be written with."""
@@ -221,15 +221,49 @@ class ReverseSteps:
         return self.level(self._sde.inverse_nsr(nsr))
 
     def adams(self, predicts: str, clock: Clock) -> Form:
-        """x at s when the predictions, interpolated by a polynomial in ``clock``, are integrated exactly."""
-        sde, nodes = self._sde, (self.t, *self.past)
-        weights = Weights(linear_part(sde, predicts, 0.0), lambda time: clock(sde, time))
-        start, end = self.t.time, self.s.time
-        each = weights.weights(start, end, torch.stack([level.time for level in nodes], 1)).unbind(1)
-        x = weights.factor(start, end) * self.x
-        for w, m in zip(each, self.m, strict=True):
+        """x at s when the predictions, joined by a polynomial in ``clock``, are integrated exactly.
+
+        With R^2 = alpha^2 + sigma^2 and d nsr = -nsr dlam, the forms of the module's table are
+
+            noise       x_s / alpha_s = x_t / alpha_t - int nsr z_hat dlam
+            score       x_s / alpha_s = x_t / alpha_t + int nsr sigma score dlam
+            data        x_s / sigma_s = x_t / sigma_t + int x0_hat / nsr dlam
+            velocity    x_s / R_s     = x_t / R_t     - int nsr / (1 + nsr^2) v_hat / R dlam
+        """
+        t, s, sde = self.t, self.s, self._sde
+        to_zero = self.last and not bool(s.sigma.all())
+        if to_zero and predicts == "data" and self.order == 1:
+            return s.alpha * self.m[0]
+
+        def norm(u: Level) -> Tensor:
+            return (u.alpha.square() + u.sigma.square()).sqrt()
+
+        kernels: dict[str, Callable[[Level], Tensor]] = {
+            "noise": lambda u: -u.nsr,
+            "score": lambda u: u.nsr * u.sigma,
+            "data": lambda u: 1 / u.nsr,
+            "velocity": lambda u: -u.nsr / (1 + u.nsr.square()) / norm(u),
+        }
+        scale: dict[str, Callable[[Level], Tensor]] = {
+            "noise": lambda u: u.alpha,
+            "score": lambda u: u.alpha,
+            "data": lambda u: u.sigma,
+            "velocity": norm,
+        }
+        # on the way to sigma = 0 the integral is taken over nsr
+        level = self.at_nsr if to_zero else self.at_lam
+        start, end = (t.nsr, s.nsr) if to_zero else (t.lam, s.lam)
+
+        def kernel(u: Tensor) -> Tensor:
+            here = level(u)
+            return kernels[predicts](here) * (-1 / here.nsr if to_zero else 1.0)
+
+        nodes = [clock(sde, node.time) for node in (t, *self.past)]
+        weights = kernel_weights(kernel, nodes, start, end, lambda u: clock(sde, level(u).time))
+        x = self.x / scale[predicts](t)
+        for w, m in zip(weights, self.m, strict=True):
             x = x + w * m
-        return x
+        return scale[predicts](s) * x
 
     def evaluate(self, level: Level, x: Form) -> Form:
         """The prediction at a level and a state.
