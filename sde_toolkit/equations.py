@@ -162,6 +162,11 @@ class Level(NamedTuple):
     lam: Tensor
 
 
+def _level(sde: ForwardSDE, time: Tensor) -> Level:
+    nsr = sde.nsr(time)
+    return Level(time, sde.alpha(time), sde.sigma(time), nsr, -nsr.log())
+
+
 Clock = Callable[[ForwardSDE, Tensor], Tensor]
 """A monotone function of the time, such as ``in_time``, ``in_nsr``, ``in_lam``."""
 
@@ -196,21 +201,22 @@ class ReverseSteps:
         m: predictions as forms, the newest first: at t, then at ``past``.
         h: lam_s - lam_t with shape (N,), positive.
         order: the number of predictions at hand.
-        last: whether this is the last step.
+        last: whether this is the last step, apart from the others because it goes to sigma = 0, or because the
+            method ends in its own way.
     """
 
-    def __init__(self, sde: ForwardSDE, steps: Steps) -> None:
+    def __init__(self, sde: ForwardSDE, steps: Steps, grid: Level) -> None:
         self._sde, self._steps = sde, steps
-        self.t, self.s = self.level(steps.t), self.level(steps.s)
-        self.past = tuple(self.level(time) for time in steps.past)
+        tables = [steps.of(table, len(steps.past)) for table in grid]
+        self.t, self.s, *past = (Level(*entry) for entry in zip(*tables, strict=True))
+        self.past = tuple(past)
         self.x, self.z, self.m = steps.y, steps.z, steps.values
         self.h = self.s.lam - self.t.lam
         self.order, self.last = steps.order, steps.last
 
     def level(self, time: Tensor) -> Level:
         """The levels at times with shape (N,)."""
-        sde = self._sde
-        return Level(time, sde.alpha(time), sde.sigma(time), sde.nsr(time), sde.lam(time))
+        return _level(self._sde, time)
 
     def at_lam(self, lam: Tensor) -> Level:
         """The levels where log(alpha / sigma) has the given values (N,)."""
@@ -305,10 +311,18 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
         def scale(t: Tensor) -> tuple[Tensor, Tensor]:
             return conversion(model.predicts, predicts, sde.alpha(t), sde.sigma(t), model.data_std)
 
-        term = Scheme(
-            lambda t, x: model.raw(x, t), lambda steps: rule(ReverseSteps(sde, steps)), scale, noisy
-        )
-        return Equation(term, sde.T)
+        levels: dict[int, Level] = {}  # of the one grid that a run has
+
+        def step(steps: Steps) -> Form:
+            if id(steps.grid) not in levels:
+                levels.clear()
+                levels[id(steps.grid)] = _level(sde, steps.grid)
+            return rule(ReverseSteps(sde, steps, levels[id(steps.grid)]))
+
+        def noiseless(t: Tensor) -> bool:
+            return bool(sde.sigma(t) == 0)
+
+        return Equation(Scheme(lambda t, x: model.raw(x, t), step, scale, noisy, noiseless), sde.T)
 
     return equation
 
