@@ -192,7 +192,7 @@ class Sampler:
         whole = self.num_steps is None or isinstance(self.method, Integrator)
         if self.corrector is not None and whole:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
-        if self.restarts and (whole or self.strong_order is not None):
+        if self.restarts and (whole or self.weak_order is not None):
             raise ValueError(f"restarts need a deterministic sampler on a fixed grid, got {self.name}")
 
     @property
@@ -202,12 +202,12 @@ class Sampler:
 
     @property
     def strong_order(self) -> float | None:
-        """Declared strong order; None without noise."""
+        """Declared strong order; None without noise, or where no path is approximated."""
         return None if isinstance(self.method, Integrator) else self.method.strong_order
 
     @property
     def weak_order(self) -> float | None:
-        """Declared weak order; None without noise."""
+        """Declared weak order; None for samplers without noise."""
         return None if isinstance(self.method, Integrator) else self.method.weak_order
 
     @property

@@ -211,7 +211,7 @@ def er_sde(
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
     method = SchemeMethod(
-        name=f"er_sde_{order}", order=order, nodes=order, strong_order=1.0,
+        name=f"er_sde_{order}", order=order, nodes=order,
         weak_order=float(min(order, 2)), lower_final=lower_final,
     )  # fmt: skip
     options = {"order": order, "phi": phi.__name__, "lower_final": lower_final}
