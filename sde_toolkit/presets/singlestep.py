@@ -199,7 +199,7 @@ def edm(
 
     def gamma(n: Tensor) -> Tensor:
         inside = (n >= s_tmin) & (n <= s_tmax)
-        return torch.where(inside, min(s_churn / num_steps, math.sqrt(2) - 1), 0.0)
+        return inside.to(n.dtype) * min(s_churn / num_steps, math.sqrt(2) - 1)
 
     method = SchemeMethod(
         name="edm_churn", order=2, nodes=0, weak_order=2.0, nfe_per_step=2
