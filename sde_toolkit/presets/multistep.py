@@ -139,7 +139,7 @@ def _unipc_weights(hh: Tensor, r: list[Tensor], B: BOfH) -> list[Tensor]:
     """The solution a of sum_m r_m^(j-1) a_m = j! phi_(j+1)(hh) hh / B(hh), j = 1 .. p (theorem 3.1)."""
     powers = torch.stack([torch.stack(r, 1) ** j for j in range(len(r))], 1)
     right = torch.stack([math.factorial(j) * _phi(j + 1, hh) * hh / B(hh) for j in range(1, len(r) + 1)], 1)
-    return list(torch.linalg.solve(powers, right).unbind(1))
+    return list(torch.linalg.solve_ex(powers, right).result.unbind(1))
 
 
 def _phi(j: int, x: Tensor) -> Tensor:

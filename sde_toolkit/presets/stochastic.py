@@ -64,7 +64,7 @@ def sa_solver_rule(
                 x = x + s.alpha * b * m_j
             return x + s.sigma * (-torch.expm1(-2 * tau_t**2 * k.h)).sqrt() * k.z
 
-        if k.last and not bool(s.sigma.all()):
+        if k.last and min(k.order, predictor_steps) == 1 and not bool(s.sigma.all()):
             return s.alpha * k.m[0]
         nodes, m = [t, *k.past], list(k.m)
         x = step(nodes[:predictor_steps], m[:predictor_steps])

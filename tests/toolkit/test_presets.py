@@ -10,7 +10,7 @@ from problems import SDES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.preset_orders import PRESETS, SCALAR, SamplerImpulses
+from benchmarks.preset_orders import PRESETS, SCALAR, SamplerImpulses, response
 from sde_toolkit import grids, samplers
 from sde_toolkit.correctors import AnnealedLangevin, Langevin
 from sde_toolkit.exact import ExactModel, Gaussian, GaussianMixture
@@ -159,7 +159,7 @@ class Waiting(TorchDispatchMode):
 
 
 class Closing(ScoreModel):
-    """A model that closes the gate at its second evaluation and opens it at its last but one."""
+    """A model that closes the gate at its evaluation ``first`` and opens it at ``last``."""
 
     def __init__(self, model: ScoreModel, gate: Waiting, first: int, last: int) -> None:
         self.model, self.gate, self.calls, self.window = model, gate, 0, range(first, last)
@@ -176,9 +176,10 @@ FIXED = {name: sampler for name, sampler in EVERY.items() if sampler.nfe and nam
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_nothing_waits_for_the_device_between_the_first_and_the_last_evaluation(name):
+def test_nothing_waits_for_the_device_on_the_way(name):
+    """From the second evaluation to the last one of the last step; only then is the result looked at."""
     sampler, gate = FIXED[name], Waiting()
-    model = Closing(ExactModel(IMAGES, VPSDE()), gate, 2, sampler.nfe)
+    model = Closing(ExactModel(IMAGES, VPSDE()), gate, 2, sampler.nfe - 1)
     source = Normals(0, 3, model.event_shape)
     for i in range(12):
         source.draw(i)
@@ -357,10 +358,10 @@ def test_a_restart_contracts_the_errors_of_a_rough_start():
 
 def test_churn_keeps_the_law():
     model = ExactModel(SCALAR, VPSDE())
-    x = samplers.edm(40, s_churn=20.0, grid=grids.karras).sample(model, 20_000, seed=3).x
-    # five standard errors of the mean and of the variance
-    assert float(x.mean()) == pytest.approx(0.7, abs=5 * 0.5 / math.sqrt(20_000))
-    assert float(x.var()) == pytest.approx(0.25, abs=5 * 0.25 * math.sqrt(2 / 20_000))
+    base, start, draws, _ = response(samplers.edm(300, s_churn=20.0), model)
+    assert base == pytest.approx(0.7, abs=1e-3)
+    assert start**2 + float(draws.square().sum()) == pytest.approx(0.25, rel=5e-3)
+    assert abs(start) < 0.01  # nothing of the start is left
 
 
 @pytest.mark.parametrize("method", [SRA1, SHARK], ids=lambda m: m.name)
@@ -374,7 +375,7 @@ def test_an_adaptive_sde_keeps_the_variance_after_rejections(method):
 def test_torchsde_runs_on_the_reverse_sde():
     model = ExactModel(SCALAR, VPSDE())
     samples = samplers.foreign_sde(TorchSDE("euler", seed=1), 50).sample(model, 500)
-    assert samples.nfe == 51
+    assert samples.nfe >= 51
     assert float(samples.x.mean()) == pytest.approx(0.7, abs=0.15)
 
 
