@@ -1,21 +1,23 @@
 """Measured orders of the samplers: every preset on exact data with N, 2N, 4N, ... steps.
 
-Deterministic samplers.  From one set of starts at T the end at t_min is compared with the exact flow (root mean
-square over starts and features) on a 3-D Gaussian of unequal scales and on a 2-D mixture of three Gaussians.
+Deterministic samplers.  From one set of starts at T the end at t_min is compared with the exact flow (root
+mean square over starts and features) on a 3-D Gaussian of unequal scales and on a 2-D mixture of three
+Gaussians.
 
-Stochastic samplers.  On scalar Gaussian data a sampler is affine in its start and in its draws.  Run on a batch
-of unit impulses it puts out its coefficients k_0 (start) and k_j (draws), hence, without sampling, for a start
-with the exact law at T,
+Stochastic samplers.  On scalar Gaussian data a sampler is affine in its start and in its draws.  Run on a
+batch of unit impulses it puts out its coefficients k_0 (start) and k_j (draws), hence, without sampling, for
+a start with the exact law at T,
 
     weak error       | k_0^2 Var(x_T) + sum_j k_j^2 - Var(x_end) |
     strong error^2   (k_0 - K(T))^2 Var(x_T) + sum_j int_step (k_j / sqrt(n_t^2 - n_s^2) - eta K(n))^2 d(n^2)
 
-against the reverse family in the clock n = sigma / alpha, dy = (1 + eta^2) z_hat dn + eta dM, d<M> = d(n^2), for
-which K(n) = alpha_end ((c^2 + n_end^2) / (c^2 + n^2))^((1 + eta^2) / 2) (Ito's isometry; draws belong to the
-increments of M).
+against the reverse family in the clock n = sigma / alpha, dy = (1 + eta^2) z_hat dn + eta dM, d<M> = d(n^2),
+for which K(n) = alpha_end ((c^2 + n_end^2) / (c^2 + n^2))^((1 + eta^2) / 2) (Ito's isometry; draws belong to
+the increments of M).
 
-The process is VP from T = 1.  Multistep samplers start with formulas of low order there, which from pure noise
-costs less than the errors seen here; started at mid noise it would limit the order to 2 (to 3 with a corrector).
+The process is VP from T = 1.  Multistep samplers start with formulas of low order there, which from pure
+noise costs less than the errors seen here; started at mid noise it would limit the order to 2 (to 3 with a
+corrector).
 """
 
 from __future__ import annotations
@@ -115,7 +117,9 @@ STOCHASTIC: dict[str, Make] = {
 PRESETS = DETERMINISTIC | STOCHASTIC
 
 SDE = VPSDE()
-GAUSSIAN = Gaussian(mean=[0.5, -1.0, 0.2], covariance=[[1.0, 0.3, -0.1], [0.3, 0.5, 0.05], [-0.1, 0.05, 0.08]])
+GAUSSIAN = Gaussian(
+    mean=[0.5, -1.0, 0.2], covariance=[[1.0, 0.3, -0.1], [0.3, 0.5, 0.05], [-0.1, 0.05, 0.08]]
+)
 MIXTURE = GaussianMixture(
     weights=[0.5, 0.3, 0.2], means=[[-1.2, 0.3], [0.9, 0.8], [0.4, -1.1]], covariances=[0.05, 0.1, 0.2]
 )
@@ -188,7 +192,8 @@ def flow_error(make: Make, data: ExactData, num_steps: int) -> tuple[float, floa
 
 
 class SamplerImpulses:
-    """Draws that are unit impulses: row 0 gets none, row 1 the start, then one row per step for W, and for H."""
+    """Draws that are unit impulses: row 0 gets none, row 1 the start, then one row per step for W, and for
+    H."""
 
     def __init__(self, num_steps: int, areas: bool = False) -> None:
         self._first = {PRIOR: 1, STEPS: 2, AREA: 2 + num_steps}
@@ -250,8 +255,8 @@ ETAS = {"ddim, eta 1/2": 0.5, "eta_family, eta 1/2": 0.5, "sa_solver released, t
 """Stochasticity where it is not 1."""
 
 _FIRST = {1: 64, 2: 128, 3: 128, 4: 256}
-_LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "sa_solver 2 + 1": 512, "sa_solver 3 + 3": 1024,
-         "sra1": 256, "shark": 256, "sosra": 256}  # fmt: skip
+_LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "sa_solver 2 + 1": 512,
+         "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256, "sosra": 256}  # fmt: skip
 """Samplers with a dominant term of higher order at moderate step counts."""
 
 

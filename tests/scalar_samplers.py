@@ -1,8 +1,10 @@
-"""The papers' samplers on scalar Gaussian data, written a second time: numbers in the clock n = sigma / alpha.
+"""The papers' samplers on scalar Gaussian data, written a second time: numbers in the clock n = sigma /
+alpha.
 
-With y = x / alpha the schedule is gone: the clean prediction is D(y, n) = m + c^2 / (c^2 + n^2) (y - m), the noise
-e = (y - D) / n.  A state is the vector of its coefficients on (1, x_T, draws of W, draws of H), so that one run
-gives the whole law of the output.  Nothing here is shared with the package but the functions of the process.
+With y = x / alpha the schedule is gone: the clean prediction is D(y, n) = m + c^2 / (c^2 + n^2) (y - m), the
+noise e = (y - D) / n.  A state is the vector of its coefficients on (1, x_T, draws of W, draws of H), so that
+one run gives the whole law of the output.  Nothing here is shared with the package but the functions of the
+process.
 """
 
 import math
@@ -417,7 +419,9 @@ def exponential_integrator(eta: float) -> Run:
         kappa, y = 1 + eta**2, p.start()
         for i in range(p.count):
             t, s = p.n[i : i + 2]
-            # x / alpha: int kappa/2 g^2 / alpha |dt| score = kappa int alpha n |dn| score, score = -e / (alpha_t t)
+
+            # x / alpha: int kappa/2 g^2 / alpha |dt| score = kappa int alpha n |dn| score, score = -e /
+            # (alpha_t t)
             def rate(n: float) -> float:
                 return n * float(p.sde.alpha(p.sde.inverse_nsr(torch.tensor(n, dtype=torch.float64))))
 

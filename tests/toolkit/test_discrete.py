@@ -104,4 +104,3 @@ def test_bad_arguments_are_refused():
         ChainSDE(Chain(DDPM.alphas, DDPM.sigmas, DDPM.times + 1))
     with pytest.raises(ValueError, match="predicts must be one of"):
         IndexedModel(Recorder(), DDPM, "x0", (3,))
-

@@ -1,6 +1,7 @@
 """The same network, grid and noise through diffusers' schedulers: the same samples.
 
-The process is DDPM's chain of a thousand indices, the network an exact mixture seen through it.  Where diffusers
+The process is DDPM's chain of a thousand indices, the network an exact mixture seen through it.  Where
+diffusers
 departs from a paper, its form is chosen explicitly and the departure is named here:
 
     SA-Solver     its formulas of two nodes put h^2/2 in the place of an exact integral ("released")
@@ -145,7 +146,12 @@ PAIRS = {
         f"sa {p} + {c}, tau {tau}": (
             lambda p=p, c=c, tau=tau: sa(predictor_order=p, corrector_order=c + 1, tau_func=lambda t: tau),
             functools.partial(
-                samplers.sa_solver, predictor_steps=p, corrector_steps=c, tau=tau, released=True, lower_final=True
+                samplers.sa_solver,
+                predictor_steps=p,
+                corrector_steps=c,
+                tau=tau,
+                released=True,
+                lower_final=True,
             ),
             FIRST,
             {"generator": True},
@@ -182,7 +188,11 @@ def test_pndm_equals_that_of_diffusers():
 @pytest.mark.filterwarnings("ignore")
 def test_unipc_with_b1_reaches_zero_noise_where_diffusers_yields_nan():
     scheduler = make(
-        "UniPCMultistep", solver_order=2, solver_type="bh1", timestep_spacing="linspace", final_sigmas_type="zero"
+        "UniPCMultistep",
+        solver_order=2,
+        solver_type="bh1",
+        timestep_spacing="linspace",
+        final_sigmas_type="zero",
     )
     assert bool(peer(scheduler)[0].isnan().any())
     grid = times(scheduler, 0.0)
