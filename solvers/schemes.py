@@ -98,7 +98,8 @@ class Steps:
 
     def of(self, table: Tensor, past: int) -> list[Tensor]:
         """Entries of a table with one value per time of the grid: at t, at s, at the ``past`` starts
-        before.""" first, end = self._first, self._end
+        before."""
+        first, end = self._first, self._end
         return [table[first - m : end - m] for m in (0, -1, *range(1, past + 1))]
 
     @property

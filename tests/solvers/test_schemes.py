@@ -19,7 +19,8 @@ def field(t: Tensor, y: Tensor) -> Tensor:
 
 def bashforth(steps: Steps) -> Form:
     """Adams-Bashforth with one, two or three nodes on any grid, from the integrals of Lagrange
-    polynomials.""" nodes = [steps.t, *steps.past]
+    polynomials."""
+    nodes = [steps.t, *steps.past]
     y = steps.y
     for j, m in enumerate(steps.values):
         x, w = torch.tensor([-math.sqrt(1 / 3), math.sqrt(1 / 3)], dtype=FLOAT64), 0.5
