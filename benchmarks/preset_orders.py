@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.orders import TOLERANCE
+from benchmarks.record import write_result
 from sde_toolkit import grids, samplers
 from sde_toolkit.equations import in_angle, in_lam, in_nsr
 from sde_toolkit.exact import ExactData, ExactModel, Gaussian, GaussianMixture
@@ -125,6 +126,7 @@ MIXTURE = GaussianMixture(
 )
 SCALAR = Gaussian(mean=[0.7], covariance=[0.25])
 END = 0.2
+HALVINGS = 3
 STARTS = 8
 
 
@@ -282,3 +284,36 @@ def cases(names: Sequence[str] | None = None) -> list[PresetCase]:
             strong = functools.partial(strong_error, make, ETAS.get(name, 1.0))
             found.append(PresetCase(name, "strong", "scalar Gaussian", 1.0, 32, strong, make))
     return found
+
+
+def main() -> None:
+    """Measure, print the table, write JSON; fail if an order or a cost is not as declared."""
+    torch.set_num_threads(1)
+    rows, complaints = [], []
+    print(f"{'sampler, problem':<48}{'kind':<15}{'declared':>9}{'observed':>10}{'N':>7}{'error':>11}")
+    for case in cases():
+        m = measure(case, HALVINGS)
+        complaints += m.complaints()
+        numbers = f"{case.declared:>9g}{m.slope:>10.3f}{m.num_steps[-1]:>7}{m.errors[-1]:>11.2e}"
+        wrong = "  WRONG" if m.complaints() else ""
+        print(f"{case.name + ', ' + case.problem:<48}{case.kind:<15}{numbers}{wrong}", flush=True)
+        rows.append(
+            {
+                "sampler": case.name,
+                "problem": case.problem,
+                "kind": case.kind,
+                "declared": case.declared,
+                "observed": m.slope,
+                "num_steps": m.num_steps,
+                "nfe": m.nfe,
+                "errors": m.errors,
+            }
+        )
+    settings = {"halvings": HALVINGS, "tolerance": TOLERANCE, "t_min": END, "dtype": "float64"}
+    write_result("preset_orders", settings, rows)
+    if complaints:
+        raise SystemExit("\n".join(complaints))
+
+
+if __name__ == "__main__":
+    main()

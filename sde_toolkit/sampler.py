@@ -231,7 +231,7 @@ class Sampler:
         if self.num_steps is None:
             steps: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
         else:
-            steps = {"num_steps": self.num_steps, "grid": _name(self.grid)}
+            steps = {"num_steps": self.num_steps, "grid": label(self.grid)}
         wrappers = {"corrector": self.corrector, "restarts": self.restarts, "threshold": self.threshold}
         used = {name: repr(value) for name, value in wrappers.items() if value}
         return common | steps | used | dict(self.options)
@@ -348,5 +348,6 @@ class Sampler:
         return model.denoise(x, solution.ts[-1]) if self.denoise else x
 
 
-def _name(grid: Grid) -> str:
-    return str(getattr(grid, "__name__", repr(grid)))
+def label(function: object) -> str:
+    """Name of a function, or what the object that takes its place says of itself, for records."""
+    return str(getattr(function, "__name__", repr(function)))

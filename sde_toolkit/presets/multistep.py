@@ -29,7 +29,7 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.equations import Clock, ReverseSteps, in_lam, in_nsr, in_time, scheme
 from sde_toolkit.grids import Grid
-from sde_toolkit.sampler import T_MIN, Sampler
+from sde_toolkit.sampler import T_MIN, Sampler, label
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
@@ -229,7 +229,7 @@ def deis(
         raise ValueError(f"degree must be an integer from 0 to 3, got {degree}")
     return _multistep(
         "deis", num_steps, degree + 1, adams_rule("noise", clock), "noise",
-        {"degree": degree, "clock": clock.__name__},
+        {"degree": degree, "clock": label(clock)},
         nodes=degree + 1, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 
@@ -277,7 +277,7 @@ def exponential_adams(
         raise ValueError(f"predicts must be noise, data, velocity or score, got {predicts!r}")
     return _multistep(
         "exponential_adams", num_steps, order, adams_rule(predicts, clock), predicts,
-        {"order": order, "predicts": predicts, "clock": clock.__name__},
+        {"order": order, "predicts": predicts, "clock": label(clock)},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 
@@ -335,7 +335,7 @@ def unip(
     _check_unipc(predicts)
     return _multistep(
         "unip", num_steps, order, unipc_rule(predicts, b, corrector=False), predicts,
-        {"order": order, "b": b.__name__, "predicts": predicts},
+        {"order": order, "b": label(b), "predicts": predicts},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 
@@ -364,7 +364,7 @@ def unipc(
     _check_unipc(predicts)
     return _multistep(
         "unipc", num_steps, order + 1, unipc_rule(predicts, b, corrector=True), predicts,
-        {"order": order, "b": b.__name__, "predicts": predicts},
+        {"order": order, "b": label(b), "predicts": predicts},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final, ahead=True,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.equations import Level, ReverseSteps, scheme
 from sde_toolkit.grids import Grid
-from sde_toolkit.sampler import T_MIN, Sampler
+from sde_toolkit.sampler import T_MIN, Sampler, label
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
@@ -184,7 +184,7 @@ def sa_solver(
     options = {
         "predictor_steps": predictor_steps,
         "corrector_steps": corrector_steps,
-        "tau": tau.__name__ if callable(tau) else tau,
+        "tau": label(tau) if callable(tau) else tau,
         "released": released,
         "lower_final": lower_final,
     }
@@ -217,6 +217,6 @@ def er_sde(
         name=f"er_sde_{order}", order=order, nodes=order,
         weak_order=float(min(order, 2)), lower_final=lower_final,
     )  # fmt: skip
-    options = {"order": order, "phi": phi.__name__, "lower_final": lower_final}
+    options = {"order": order, "phi": label(phi), "lower_final": lower_final}
     equation = scheme(er_sde_rule(phi), "data", noisy=True)
     return Sampler("er_sde", equation, method, num_steps, t_min, grid, denoise, options=options)
