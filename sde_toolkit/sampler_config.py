@@ -25,7 +25,7 @@ FIELDS: dict[str, Any] = {
     "tableau": "kutta3", "tau": 1.0, "corrections": 1, "released": False,
     "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": 1e9, "s_noise": 1.0,
     "predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16, "corrector_steps": 1,
-    "restart": (), "threshold": "none", "limit": 1.0, "quantile": 0.995,
+    "restart_min": 0.0, "restart_max": 1.0, "restart_steps": 5, "restart_repeats": 1, "threshold": "none", "limit": 1.0, "quantile": 0.995,
     "rtol": 1e-3, "atol": 1e-3, "method": "sra1",
 }  # fmt: skip
 """Fields of ``config.sampling`` with their defaults.
@@ -34,7 +34,7 @@ FIELDS: dict[str, Any] = {
     order        of the multistep and singlestep samplers, 0: the sampler's own default
     clock        of DEIS and of exponential Adams methods: t, nsr, lam, angle
     corrections  past evaluations in SA-Solver's corrector, 0 for none
-    restart      (nsr_min, nsr_max, num_steps, repeats), or () for none
+    restart_min  the ratio nsr at which the run restarts, 0 for none; back to restart_max, restart_repeats times
     threshold    none, static (limit) or dynamic (quantile, limit)
     method       of sra and adaptive_sde
 """
@@ -93,7 +93,7 @@ def _fixed(make: Callable[..., Sampler], *same: str, gridded: bool = True, **ren
         return _wrapped(sampler, s)
 
     common = ("num_steps", "t_min", "grid", "denoise") if gridded else ("num_steps", "t_min", "denoise")
-    return Choice((*common, *fields.values(), "restart", *_THRESHOLD), build)
+    return Choice((*common, *fields.values(), *_RESTART, *_THRESHOLD), build)
 
 
 def _adaptive(make: Callable[..., Sampler], *same: str) -> Choice:
@@ -105,6 +105,7 @@ def _adaptive(make: Callable[..., Sampler], *same: str) -> Choice:
     return Choice((*names, *_THRESHOLD), build)
 
 
+_RESTART = ("restart_min", "restart_max", "restart_steps", "restart_repeats")
 _THRESHOLD = ("threshold", "limit", "quantile")
 
 
@@ -115,14 +116,10 @@ def _thresholded(sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
 
 def _wrapped(sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
     sampler = _thresholded(sampler, s)
-    if not s["restart"]:
+    if not s["restart_min"]:
         return sampler
-    if len(s["restart"]) != 4:
-        raise ValueError(
-            f"restart must be () or (nsr_min, nsr_max, num_steps, repeats), got {tuple(s['restart'])}"
-        )
-    low, high, num_steps, repeats = s["restart"]
-    return samplers.restarting(sampler, samplers.Restart(low, high, int(num_steps), int(repeats)))
+    restart = (s["restart_min"], s["restart_max"], s["restart_steps"], s["restart_repeats"])
+    return samplers.restarting(sampler, samplers.Restart(*restart))
 
 
 def _deis(num_steps: int, *, order: int = 4, **options: Any) -> Sampler:

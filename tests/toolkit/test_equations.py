@@ -1,5 +1,7 @@
 """Reverse equations: one flow in every prediction, conversions as numbers, integrals of polynomials."""
 
+import itertools
+
 import pytest
 import torch
 from problems import MIXTURE, SDES
@@ -77,7 +79,7 @@ def test_every_prediction_writes_the_same_sde(predicts):
     x = MIXTURE.sample(2, seed=1)
     noise = Normals(0, 2, (8,))
     y = solve(semilinear(predicts, 0.7)(model).term, x, Adams(1), FixedGrid(ts), noise=noise).y
-    for i, (t, s) in enumerate(zip(ts[:-1], ts[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(ts)):
         term = reverse_family(0.7)(model).term
         x = x + (s - t) * term.drift(t, x) + (t - s).sqrt() * term.diffusion(t) * noise.draw(i)
     assert (y - x).abs().max() < 0.01

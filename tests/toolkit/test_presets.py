@@ -80,18 +80,20 @@ BOX = {
 """The papers' boxes; "sosra" and the released weights of SA-Solver are compared elsewhere (solvers,
 parity)."""
 
-SLOW_ON = {"custom"}
-
 
 def test_every_preset_is_compared_with_its_box_or_named_as_an_exception():
     assert set(PRESETS) - set(BOX) == {"sosra", "exponential_adams score", "sa_solver released, tau 1/2"}
 
 
-@pytest.mark.parametrize("sde", [sde for name, sde in SDES.items() if name not in SLOW_ON], ids=str)
-@pytest.mark.parametrize("name", BOX)
-def test_the_output_is_the_papers_combination_of_start_and_draws(name, sde):
+ON_CUSTOM = ("ddim", "dpm_solver 3", "edm churn", "unipc 3", "sa_solver 3 + 3", "sra1")
+"""Presets that are compared under a user's process too, whose levels are found by bisection."""
+PAIRS = [(name, sde) for name in BOX for sde in SDES if sde != "custom" or name in ON_CUSTOM]
+
+
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+def test_the_output_is_the_papers_combination_of_start_and_draws(name, process):
     """Hence the exact mean and variance of the output, for any number of samples."""
-    sampler = PRESETS[name](7, t_min=0.05, denoise=False)
+    sampler, sde = PRESETS[name](7, t_min=0.05, denoise=False), SDES[process]
     noise = SamplerImpulses(7, areas=True)
     x = sampler.sample(ExactModel(SCALAR, sde), noise.rows, noise=noise).x.flatten().numpy()
     ts = sampler.grid(sde, 7, 0.05)
