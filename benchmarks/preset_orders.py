@@ -127,6 +127,7 @@ MIXTURE = GaussianMixture(
 SCALAR = Gaussian(mean=[0.7], covariance=[0.25])
 END = 0.2
 HALVINGS = 3
+NEAR_ROUNDING = 3e-10
 STARTS = 8
 
 
@@ -173,10 +174,16 @@ class PresetOrder:
 
 
 def measure(case: PresetCase, halvings: int) -> PresetOrder:
-    """Run a case with N, 2N, ..., 2^halvings N steps."""
-    num_steps = tuple(case.first * 2**k for k in range(halvings + 1))
-    errors, nfe = zip(*(case.run(steps) for steps in num_steps), strict=True)
-    return PresetOrder(case, num_steps, nfe, errors)
+    """Run a case with N, 2N, ..., 2^halvings N steps, or until rounding is near, and at least twice."""
+    num_steps: list[int] = []
+    results: list[tuple[float, float]] = []
+    for k in range(halvings + 1):
+        num_steps.append(case.first * 2**k)
+        results.append(case.run(num_steps[-1]))
+        if k and results[-1][0] < NEAR_ROUNDING:
+            break
+    errors, nfe = zip(*results, strict=True)
+    return PresetOrder(case, tuple(num_steps), nfe, errors)
 
 
 @functools.cache

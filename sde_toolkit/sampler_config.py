@@ -25,7 +25,8 @@ FIELDS: dict[str, Any] = {
     "tableau": "kutta3", "tau": 1.0, "corrections": 1, "released": False,
     "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": 1e9, "s_noise": 1.0,
     "predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16, "corrector_steps": 1,
-    "restart_min": 0.0, "restart_max": 1.0, "restart_steps": 5, "restart_repeats": 1, "threshold": "none", "limit": 1.0, "quantile": 0.995,
+    "restart_min": 0.0, "restart_max": 1.0, "restart_steps": 5, "restart_repeats": 1,
+    "threshold": "none", "limit": 1.0, "quantile": 0.995,
     "rtol": 1e-3, "atol": 1e-3, "method": "sra1",
 }  # fmt: skip
 """Fields of ``config.sampling`` with their defaults.
@@ -34,7 +35,7 @@ FIELDS: dict[str, Any] = {
     order        of the multistep and singlestep samplers, 0: the sampler's own default
     clock        of DEIS and of exponential Adams methods: t, nsr, lam, angle
     corrections  past evaluations in SA-Solver's corrector, 0 for none
-    restart_min  the ratio nsr at which the run restarts, 0 for none; back to restart_max, restart_repeats times
+    restart_min  the nsr at which the run restarts, 0 for none; it goes back to restart_max
     threshold    none, static (limit) or dynamic (quantile, limit)
     method       of sra and adaptive_sde
 """
