@@ -120,7 +120,7 @@ class AdditiveRungeKutta(Method):
                 stage = stage + (self.w[i] * mean * root) * z_w
             if self.area is not None and z_h is not None and self.area[i]:
                 stage = stage + (self.area[i] / _SQRT_12 * mean * root) * z_h
-            k.append(term.drift(t if c == 0 else s if c == 1 else t + c * (s - t), stage))
+            k.append(term.drift(t if c == 0 else s if c == 1 else torch.lerp(t, s, c), stage))
         error = None
         if self.b_error is not None:
             error = h * combine(self.b_error, k) + (total - (g_t * root) * z_w)

@@ -450,8 +450,7 @@ CHAIN = Recursion(never, never)
         (FLOW, RK4, ADAPTIVE, {}, "method rk4 has no error estimate"),
         (NOISY, EULER_MARUYAMA, ADAPTIVE, {"noise": Fixed(STATE)}, "euler_maruyama has no error estimate"),
         (CHAIN, RECURSION, ADAPTIVE, {"noise": Fixed(STATE)}, "recursion has no error estimate"),
-        (FLOW, DOPRI5, ADAPTIVE, {"save": SaveAt(steps=True)}, "saving every step and after_step need"),
-        (FLOW, DOPRI5, ADAPTIVE, {"after_step": never}, "saving every step and after_step need"),
+        (FLOW, DOPRI5, ADAPTIVE, {"after_step": never}, "after_step needs a FixedGrid"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_the_first_evaluation(
