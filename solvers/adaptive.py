@@ -111,7 +111,7 @@ class _Pace:
             factor = torch.where(accepted & self.may_grow, factor, factor.clamp(max=1.0))
         following = h * factor
         if self.stops is not None:
-            following = self._at_stops(accepted, s, following)
+            following, gain = self._at_stops(accepted, s, following, gain)
         self.attempts += 1
         self.may_grow, self.unhindered = accepted, everyone
         self.taken = self.taken + accepted
@@ -123,13 +123,15 @@ class _Pace:
         self._find_ended(h, s, error, everyone)
         return accepted, everyone
 
-    def _at_stops(self, accepted: Tensor, s: Tensor, following: Tensor) -> Tensor:
-        """Pass on to the next stop.  A step that was cut to end at one does not make the next step short."""
+    def _at_stops(
+        self, accepted: Tensor, s: Tensor, following: Tensor, gain: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pass on to the next stop.  A step that was cut to end at one does not make those after it short."""
         assert self.stops is not None
         cut = accepted & (s == self.stops[self.stop])
         self.stop = (self.stop + cut).clamp(max=len(self.stops) - 1)
         longer = torch.maximum if self.control.direction > 0 else torch.minimum
-        return torch.where(cut, longer(self.h, following), following)
+        return torch.where(cut, longer(self.h, following), following), torch.where(cut, self.gain, gain)
 
     def _find_ended(self, h: Tensor, s: Tensor, error: Tensor, everyone: bool) -> None:
         """Set ``ended``, the samples whose run is over, or None, and their status (see the module's text)."""
