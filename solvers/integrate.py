@@ -25,7 +25,7 @@ from solvers.brownian import BrownianMotion, NoiseSource, StepNormals
 from solvers.control import Adaptive, FixedGrid
 from solvers.methods import Integrator, Interval, Method, Step
 from solvers.saving import END, GridRecord, SaveAt
-from solvers.solution import Solution, Stats, Status, finish
+from solvers.solution import Solution, SolverError, Stats, Status, finish
 from solvers.terms import SDE, Recursion, Semilinear, Term, flatten
 from solvers.tree import path_between
 
@@ -72,8 +72,12 @@ def solve(
     if checkpoint and not (isinstance(method, Method) and isinstance(control, FixedGrid)):
         raise ValueError("checkpoint repeats the steps of a FixedGrid; leave it out for other runs")
     if isinstance(method, Integrator):
-        solution = method.integrate(term, y0, control, noise, save)
-        return finish(solution, None, None, throw)
+        try:
+            return finish(method.integrate(term, y0, control, noise, save), None, None, throw)
+        except SolverError as error:
+            if throw:
+                raise
+            return error.solution
     if isinstance(control, Adaptive):
         path = path_between(control.t0, control.t1, noise) if isinstance(term, SDE) else None
         counter = _Counter(term)
@@ -163,6 +167,7 @@ def _bind(term: Term, counter: _Counter) -> Any:
         drift=counter,
         diffusion=lambda t, y: g(t, y, *counter.args),
         diffusion_derivative=None if slope is None else lambda t, y: slope(t, y, *counter.args),
+        args=(),
     )
 
 

@@ -113,7 +113,8 @@ class Integrator(ABC):
     def integrate(
         self, term: Term, y0: Tensor, control: FixedGrid | Adaptive, noise: NoiseSource | None, save: SaveAt
     ) -> Solution:
-        """Solve the term from y0 with shape (B, *)."""
+        """Solve the term from y0 with shape (B, *); raise ``SolverError`` with what there is if it breaks
+        off."""
 
 
 @dataclass(frozen=True)

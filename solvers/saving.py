@@ -55,6 +55,16 @@ class SaveAt:
         """What is kept of the state y at time t."""
         return y if self.function is None else self.function(t, y)
 
+    def check_times(self, t0: float, t1: float) -> None:
+        """Refuse times that do not lie, in order, between the ends of a run.
+
+        Raises:
+            ValueError: such times.
+        """
+        times, direction = list(self.times or ()), math.copysign(1.0, t1 - t0)
+        if any(direction * a > direction * b for a, b in pairwise([t0, *times, t1])):
+            raise ValueError(f"times must run from {t0} to {t1}, got {times[0]} to {times[-1]}")
+
     def check(self, method: Method, control: FixedGrid | Adaptive, hooked: bool) -> None:
         """Refuse times outside the run, or inside steps that cannot be interpolated.
 
@@ -63,14 +73,11 @@ class SaveAt:
         """
         if self.times is None:
             return
-        ends = (control.t0, control.t1) if isinstance(control, Adaptive) else control.ts[[0, -1]].tolist()
-        times, direction = list(self.times), math.copysign(1.0, ends[1] - ends[0])
-        run = [ends[0], *times, ends[1]]
-        if any(direction * a > direction * b for a, b in pairwise(run)):
-            raise ValueError(f"times must run from {ends[0]} to {ends[1]}, got {times[0]} to {times[-1]}")
         if isinstance(control, Adaptive):
+            self.check_times(control.t0, control.t1)
             return
-        inside = not set(times) <= set(control.ts.tolist())
+        self.check_times(*control.ts[[0, -1]].tolist())
+        inside = not set(self.times) <= set(control.ts.tolist())
         if inside and method.dense is None:
             raise ValueError(
                 f"method {method.name} has no dense output: save times of its grid, or choose another method"

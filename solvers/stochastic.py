@@ -31,7 +31,6 @@ Stochastic Differential Equations", section 10.3 (Milstein).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -226,17 +225,16 @@ class Milstein(Method):
         moved = y + h * term.drift(t, y)
         if term.noise == "additive":
             return Step(moved + expand_like(term.diffusion(t), y) * w, None, None)
-        if term.diffusion_derivative is not None:
-            g = term.diffusion(t, y)
-            product = g * term.diffusion_derivative(t, y)
-        else:
-            g, product = _vjp(lambda x: term.diffusion(t, x), y)
+        g, product = diffusion_and_product(term, t, y)
         return Step(moved + g * w + product * ((w.square() - variance) / 2), None, None)
 
 
-def _vjp(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
-    """g = function(y) and g dg/dy, elementwise, each with the shape of y."""
-    g, pullback = torch.func.vjp(function, y)[:2]
+def diffusion_and_product(term: SDE, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """g and g dg/dy, elementwise, of a term with diagonal noise, each with the shape (B, *) of y."""
+    if term.diffusion_derivative is not None:
+        g = term.diffusion(t, y, *term.args)
+        return g, g * term.diffusion_derivative(t, y, *term.args)
+    g, pullback = torch.func.vjp(lambda x: term.diffusion(t, x, *term.args), y)[:2]
     return g, pullback(g)[0]
 
 
