@@ -32,10 +32,10 @@ LEFT_OUT = "logistic"
 
 def table(measurements: Sequence[Measurement]) -> str:
     """One line per case: declared and observed order, smallest error, what contradicts the declaration."""
-    lines = [f"{'method, problem':<32}{'kind':<15}{'declared':>9}{'observed':>10}{'N':>7}{'error':>11}"]
+    lines = [f"{'method, problem':<42}{'kind':<15}{'declared':>9}{'observed':>10}{'N':>7}{'error':>11}"]
     for m in measurements:
         numbers = f"{m.case.declared:>9g}{m.slope:>10.3f}{m.num_steps[-1]:>7}{m.errors[-1]:>11.2e}"
-        lines.append(f"{m.case.label:<32}{m.case.kind:<15}{numbers}{'  WRONG' if m.complaints() else ''}")
+        lines.append(f"{m.case.label:<42}{m.case.kind:<15}{numbers}{'  WRONG' if m.complaints() else ''}")
     return "\n".join(lines)
 
 

@@ -115,14 +115,13 @@ def problems() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], Ten
     }
 
 
-def _at_error(run: Callable[[float], Tensor], truth: Tensor, target: float) -> tuple[float, float]:
-    """The first tolerance from ``TOLERANCE`` down with an error of at most ``target``, and the error."""
+def at_error(run: Callable[[float], Tensor], truth: Tensor, target: float) -> tuple[float, float]:
+    """The first tolerance, from ``TOLERANCE`` down in steps of 10^(1/4), with an error of at most ``target``,
+    and the error."""
     tolerance, error = TOLERANCE * 10**0.25, math.inf
-    while error >= target and tolerance > 1e-12:
+    while (error > target or math.isinf(error)) and tolerance > 1e-12:
         tolerance /= 10**0.25
         error = float(((run(tolerance) - truth).square().mean() / truth.square().mean()).sqrt())
-        if error == target:
-            break
     return tolerance, error
 
 
@@ -147,8 +146,8 @@ def adaptive() -> list[Comparison]:
 
         truth = ours(TRUTH)
 
-        errors = [_at_error(run, truth, math.inf)[1] for run in (ours, theirs)]
-        matched = [_at_error(run, truth, min(errors)) for run in (ours, theirs)]
+        errors = [at_error(run, truth, math.inf)[1] for run in (ours, theirs)]
+        matched = [at_error(run, truth, min(errors)) for run in (ours, theirs)]
         runs = ((ours, TOLERANCE), (theirs, TOLERANCE), (ours, matched[0][0]), (theirs, matched[1][0]))
         times = medians(*(partial(run, tolerance) for run, tolerance in runs))
         peer = "torchdiffeq dopri5"
