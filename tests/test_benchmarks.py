@@ -53,10 +53,10 @@ def test_the_figure_of_orders_has_a_line_and_a_label_for_every_case(tmp_path: Pa
     measurements = [measure(case, halvings=1) for case in cases(methods) if case.problem != "logistic"]
     drawn = figure(measurements)
     drawn.savefig(tmp_path / "orders.png")
-    titles = {axes.get_title("left").split(",")[0] for axes in drawn.axes if axes.axison}
+    parts = [part for part in drawn.subfigs if part.axes]
+    titles = {part.axes[0].get_title("left").split(",")[0] for part in parts}
     assert titles == set(PANELS.values())
-    legends = [axes.get_legend() for axes in drawn.axes if axes.axison]
-    assert sum(len(legend.get_texts()) for legend in legends) == len(measurements) == 7
+    assert sum(len(part.legends[0].get_texts()) for part in parts) == len(measurements) == 7
     lines = table(measurements).splitlines()
     assert len(lines) == 8
     assert lines[1].startswith("heun, replicator                          deterministic          2")
