@@ -147,7 +147,7 @@ class _Pace:
         finite = error < math.inf
         trials = torch.zeros_like(self.rows) if self.broken_off is None else self.broken_off
         self.broken_off = trials = torch.where(finite, 0, trials + 1)
-        tiny = size <= (16 * _EPS * s.abs()).clamp(min=self.smallest)
+        tiny = (size <= (16 * _EPS * s.abs()).clamp(min=self.smallest)) & (size < h.abs())
         broken = trials > _NONFINITE_TRIALS
         ended = arrived | tiny | broken | (self.attempts >= self.control.max_steps)
         if not bool(ended.any()):

@@ -11,7 +11,8 @@ accepts the step if E <= 1, and multiplies its step size by
 
     clip( safety E^(-k_I / p) E_previous^(k_P / p), min_factor, max_factor )        (a PI controller),
 
-never growing right after a rejection.  Powers are looked up by E^2 in a table with a few entries per factor
+never growing right after a rejection.  For p < 3 the safety factor is raised to the power 3 / p: the error
+estimates of stochastic steps (p = 3/2) scatter from one attempt to the next.  Powers are looked up by E^2 in a table with a few entries per factor
 of 2: powers themselves are not rounded alike for every size of a batch, comparisons are, and so a sample's
 steps do not depend on its neighbours.
 
@@ -30,6 +31,7 @@ from torch import Tensor
 from solvers.terms import flatten
 
 _PER_OCTAVE, _LOWEST, _HIGHEST = 8, -60, 140  # of E^2, in powers of 2
+_SMOOTH = 3  # orders from here on need no more than the safety factor
 
 
 def _increasing_or_decreasing(ts: Tensor) -> bool:
@@ -144,7 +146,8 @@ class Powers:
         middles = torch.cat([exponents - 0.5, torch.tensor([math.inf], dtype=torch.float64)])
         e = torch.exp2(middles / (2 * _PER_OCTAVE))
         self._edges = torch.exp2(exponents / _PER_OCTAVE).to(device)
-        self._grow = (control.safety * e ** (-control.k_i / order)).to(device)
+        safety = control.safety ** max(1.0, _SMOOTH / order)
+        self._grow = (safety * e ** (-control.k_i / order)).to(device)
         self._gain = (e.clamp(1e-4, 1.0) ** (control.k_p / order)).to(device)
         self._start = ((0.01 / e).clamp(max=1.0) ** (1 / (order + 1))).to(device)
 
