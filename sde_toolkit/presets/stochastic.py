@@ -82,7 +82,8 @@ def constant_tau(tau: float) -> Scale:
 
 def er_scale(n: Tensor) -> Tensor:
     """phi(n) = n (exp(n^0.3) + 10), the choice that the paper recommends (2309.06169), with the shape of
-    n.""" return n * (torch.exp(n**0.3) + 10)
+    n."""
+    return n * (torch.exp(n**0.3) + 10)
 
 
 def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
