@@ -26,7 +26,7 @@ from solvers.control import Adaptive, FixedGrid
 from solvers.methods import Integrator, Interval, Method, Step
 from solvers.saving import END, GridRecord, SaveAt
 from solvers.solution import Solution, SolverError, Stats, Status, finish
-from solvers.terms import SDE, Recursion, Semilinear, Term, flatten
+from solvers.terms import SDE, Recursion, Scheme, Semilinear, Term, flatten
 from solvers.tree import path_between
 
 AfterStep = Callable[[Interval, Tensor], Tensor]
@@ -127,7 +127,7 @@ def _check(
         if after_step is not None:
             raise ValueError("after_step needs a FixedGrid, got Adaptive control; leave it out")
     save.check(method, control, after_step is not None)
-    noisy = isinstance(term, SDE) or (isinstance(term, Recursion) and term.noisy)
+    noisy = isinstance(term, SDE) or (isinstance(term, Recursion | Scheme) and term.noisy)
     noisy = noisy or (isinstance(term, Semilinear) and term.diffusion is not None)
     if noisy and noise is None:
         raise ValueError(
