@@ -12,9 +12,9 @@ accepts the step if E <= 1, and multiplies its step size by
     clip( safety E^(-k_I / p) E_previous^(k_P / p), min_factor, max_factor )        (a PI controller),
 
 never growing right after a rejection.  For p < 3 the safety factor is raised to the power 3 / p: the error
-estimates of stochastic steps (p = 3/2) scatter from one attempt to the next.  Powers are looked up by E^2 in a table with a few entries per factor
-of 2: powers themselves are not rounded alike for every size of a batch, comparisons are, and so a sample's
-steps do not depend on its neighbours.
+estimates of stochastic steps (p = 3/2) scatter from one attempt to the next.  Powers are looked up by E^2 in
+a table with a few entries per factor of 2: powers themselves are not rounded alike for every size of a batch,
+comparisons are, and so a sample's steps do not depend on its neighbours.
 
 Reference: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", sections II.4 and IV.2.
 """
