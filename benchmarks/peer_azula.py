@@ -1,7 +1,7 @@
 """The samplers of azula, driven by any score model over our range of noise levels.
 
-azula's grids are uniform in the time of a schedule t -> (alpha_t, sigma_t), which is free to choose, so a grid
-is a schedule whose time runs from the largest ratio at 1 to the smallest at 0.  Here alpha = 1, and the ratio
+azula's grids are uniform in the time of a schedule t -> (alpha_t, sigma_t), which is free to choose, so a
+grid is a schedule whose time runs from the largest ratio at 1 to the smallest at 0.  Here alpha = 1, and n is
 
     vp             in the time of DDPM's linear schedule (azula's VPSchedule is of this kind)
     exponential    geometric (VESchedule)

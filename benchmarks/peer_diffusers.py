@@ -7,10 +7,9 @@ smallest.  It is built in float64 and handed over as ``trained_betas``; grids th
 the network at a training index; for grids between the indices it rounds that index, but not the noise level
 that it goes on to use.  Here the model looks at the very noise level that the scheduler uses.
 
-States of some schedulers are x = alpha y, of others y itself.  Where a grid ends at the smallest ratio and the
-scheduler would add a last step from there to there, the grid is made one step longer and that step left out.
-
-The grid of the option ``use_beta_sigmas`` is far from the best for every scheduler and stands with one family.
+States of some schedulers are x = alpha y, of others y itself.  Where a grid ends at the smallest ratio and
+the scheduler would add a last step from there to there, the grid is made one step longer and that step left
+out.  The grid of ``use_beta_sigmas`` is far from the best for every scheduler and stands with one family.
 
 Left out: schedulers of distilled or discrete models (LCM, TCD, CM, SCM, VQ, ...), of special tasks (RePaint,
 UnCLIP, inverse), and those of flow matching, whose equation is the same flow: FlowMatchEuler is DDIM on
