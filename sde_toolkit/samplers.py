@@ -44,6 +44,7 @@ from sde_toolkit import grids
 from sde_toolkit.correctors import Corrector, Langevin
 from sde_toolkit.equations import Equation, ddim_step, probability_flow, reverse_diffusion_step, reverse_sde
 from sde_toolkit.grids import Grid
+from sde_toolkit.moments import Moments
 from sde_toolkit.score import ScoreModel
 from solvers import (
     DOPRI5,
@@ -97,6 +98,11 @@ class CountedModel(ScoreModel):
         self._model, self.rows = model, 0
         self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
         self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+
+    @property
+    def moments(self) -> Moments | None:  # type: ignore[override]
+        """Those of the model."""
+        return self._model.moments
 
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The model's own prediction at x_t with shape (B, *)."""
