@@ -78,6 +78,7 @@ def drive(
     plain: bool = False,
     end: float = 0.0,
     drop: bool = False,
+    **more: Any,
 ) -> Tensor:
     """Run a scheduler from y.
 
@@ -90,12 +91,14 @@ def drive(
         plain: whether the scheduler's states are y, not alpha y.
         end: ratio at which the run ends.
         drop: whether the last step, from the smallest ratio to itself, is left out.
+        more: further arguments of the scheduler's ``step``.
     """
     made.set_timesteps(num_steps + drop)
     if hasattr(made, "set_begin_index"):
         made.set_begin_index(0)
     level, draws = _noise_levels(made), torch.Generator().manual_seed(seed)
-    more = {"generator": draws} if "generator" in made.step.__code__.co_varnames else {}
+    if "generator" in made.step.__code__.co_varnames:
+        more["generator"] = draws
     n = look.nsr_max
     sample = y if plain else y / (1 + n**2) ** 0.5
     for t in made.timesteps[: len(made.timesteps) - drop]:
@@ -116,14 +119,16 @@ def _peer(
     plain: bool = False,
     drop: bool = False,
     cost: tuple[int, int, int] = (1, 0, 1),
+    stochastic: bool = False,
+    step: dict[str, Any] | None = None,
     **options: Any,
 ) -> Peer:
     def run(look: Look, y: Tensor, num_steps: int, seed: int) -> Tensor:
         made = scheduler(name, look, **options)
         end = 0.0 if at_zero else look.nsr_min
-        return drive(made, look, y, num_steps, seed=seed, plain=plain, end=end, drop=drop)
+        return drive(made, look, y, num_steps, seed=seed, plain=plain, end=end, drop=drop, **(step or {}))
 
-    return Peer("diffusers", label, schedule, run, at_zero, False, *cost)
+    return Peer("diffusers", label, schedule, run, at_zero, stochastic, *cost)
 
 
 def _exponential(
@@ -211,3 +216,37 @@ def deterministic() -> Iterator[Peer]:
         cost = (2, -1, 1) if label in ("Heun", "KDPM2") else (1, 0, 1)
         for grid in (*_ALL, "linspace"):
             yield _peer(label, name, grid, at_zero=True, plain=True, cost=cost, **GRIDS[grid])
+
+
+def stochastic() -> Iterator[Peer]:
+    """The schedulers that draw, under each of their schedules.
+
+    Left out: ScoreSdeVe, whose corrector's step is an average over the batch, and CosineDPMSolverMultistep, the
+    SDE variant of DPM-Solver++ under another preconditioning.
+    """
+    drawn = {"stochastic": True}
+    for grid in ("trailing", "leading"):
+        for kind in ("small", "large"):
+            options = {"timestep_spacing": grid, "variance_type": f"fixed_{kind}", "clip_sample": False}
+            yield _peer(f"DDPM, {kind} variance", "DDPMScheduler", grid, at_zero=True, **drawn, **options)
+        for eta in (0.5, 1.0):
+            options = {"timestep_spacing": grid, "clip_sample": False, "step": {"eta": eta}}
+            yield _peer(f"DDIM, eta {eta:g}", "DDIMScheduler", grid, at_zero=True, **drawn, **options)
+    multistep = "DPMSolverMultistepScheduler"
+    for order in (1, 2, 3):
+        options = {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **drawn}
+        yield from _exponential(f"SDE-DPM-Solver++({order}M)", multistep, _ALL, _BOTH, **options)
+    for order in (1, 2):
+        options = {"solver_order": order, "algorithm_type": "sde-dpmsolver", **drawn}
+        yield from _exponential(f"SDE-DPM-Solver({order}M)", multistep, _ALL, _SMALLEST, **options)
+    for past, corrector, tau in itertools.product((2, 3), (2, 3), (0.2, 0.5, 1.0)):
+        label = f"SA-Solver, P{past} C{corrector}, tau {tau:g}"
+        options = {"predictor_order": past, "corrector_order": corrector, **drawn}
+        options["tau_func"] = lambda t, tau=tau: tau
+        yield from _exponential(label, "SASolverScheduler", _ALL, _SMALLEST, **options)
+    for grid in ("trailing", "linspace"):
+        options = {"plain": True, **drawn, **GRIDS[grid]}
+        yield _peer("Euler ancestral", "EulerAncestralDiscreteScheduler", grid, at_zero=True, **options)
+    for grid in ("trailing", "karras", "exponential"):
+        options = {"plain": True, "cost": (2, -1, 1), **drawn, **GRIDS[grid]}
+        yield _peer("KDPM2 ancestral", "KDPM2AncestralDiscreteScheduler", grid, at_zero=True, **options)

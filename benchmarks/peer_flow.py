@@ -1,8 +1,8 @@
 """Part A of the comparison: error of the deterministic flow at equal evaluations.
 
-Problems: those of ``benchmarks.flows``, and the digits network that ships with the package, held against its own
-fine solution (Dormand-Prince at rtol 1e-8 in float64).  Every sampler starts at the same points and may look at
-the model 5, 10, 20 or 50 times; one whose looks do not add up to that takes the nearest number below.
+Problems: those of ``benchmarks.flows``, and the digits network that ships with the package, held against its
+own fine solution (Dormand-Prince at rtol 1e-8 in float64).  Every sampler starts at the same points and may
+look at the model 5, 10, 20 or 50 times; one whose looks do not add up to that takes the nearest number below.
 """
 
 from __future__ import annotations
