@@ -123,6 +123,8 @@ def _peer(
     step: dict[str, Any] | None = None,
     **options: Any,
 ) -> Peer:
+    getattr(diffusers, name)  # loads the scheduler's module
+
     def run(look: Look, y: Tensor, num_steps: int, seed: int) -> Tensor:
         made = scheduler(name, look, **options)
         end = 0.0 if at_zero else look.nsr_min
@@ -221,8 +223,9 @@ def deterministic() -> Iterator[Peer]:
 def stochastic() -> Iterator[Peer]:
     """The schedulers that draw, under each of their schedules.
 
-    Left out: ScoreSdeVe, whose corrector's step is an average over the batch, and CosineDPMSolverMultistep, the
-    SDE variant of DPM-Solver++ under another preconditioning.
+    Left out: ScoreSdeVe, whose corrector's step is an average over the batch; CosineDPMSolverMultistep, the
+    SDE variant of DPM-Solver++ under another preconditioning; DPMSolverSDE, whose two draws per step are of
+    one Brownian path.
     """
     drawn = {"stochastic": True}
     for grid in ("trailing", "leading"):
