@@ -40,7 +40,7 @@ from torch import Tensor
 from sde_toolkit.score import ScoreModel, conversion
 from sde_toolkit.sde import ForwardSDE
 from solvers import Form, Scheme, Semilinear, Steps, Term
-from solvers.weights import Weights
+from solvers.weights import kernel_weights
 
 SEMILINEAR = ("score", "noise", "data", "velocity")
 """Predictions that a semilinear equation can be written with."""
@@ -162,6 +162,11 @@ class Level(NamedTuple):
     lam: Tensor
 
 
+def _level(sde: ForwardSDE, time: Tensor) -> Level:
+    nsr = sde.nsr(time)
+    return Level(time, sde.alpha(time), sde.sigma(time), nsr, -nsr.log())
+
+
 Clock = Callable[[ForwardSDE, Tensor], Tensor]
 """A monotone function of the time, such as ``in_time``, ``in_nsr``, ``in_lam``."""
 
@@ -196,21 +201,22 @@ class ReverseSteps:
         m: predictions as forms, the newest first: at t, then at ``past``.
         h: lam_s - lam_t with shape (N,), positive.
         order: the number of predictions at hand.
-        last: whether this is the last step.
+        last: whether this is the last step, apart from the others because it goes to sigma = 0, or because the
+            method ends in its own way.
     """
 
-    def __init__(self, sde: ForwardSDE, steps: Steps) -> None:
+    def __init__(self, sde: ForwardSDE, steps: Steps, grid: Level) -> None:
         self._sde, self._steps = sde, steps
-        self.t, self.s = self.level(steps.t), self.level(steps.s)
-        self.past = tuple(self.level(time) for time in steps.past)
+        tables = [steps.of(table, len(steps.past)) for table in grid]
+        self.t, self.s, *past = (Level(*entry) for entry in zip(*tables, strict=True))
+        self.past = tuple(past)
         self.x, self.z, self.m = steps.y, steps.z, steps.values
         self.h = self.s.lam - self.t.lam
         self.order, self.last = steps.order, steps.last
 
     def level(self, time: Tensor) -> Level:
         """The levels at times with shape (N,)."""
-        sde = self._sde
-        return Level(time, sde.alpha(time), sde.sigma(time), sde.nsr(time), sde.lam(time))
+        return _level(self._sde, time)
 
     def at_lam(self, lam: Tensor) -> Level:
         """The levels where log(alpha / sigma) has the given values (N,)."""
@@ -221,15 +227,49 @@ class ReverseSteps:
         return self.level(self._sde.inverse_nsr(nsr))
 
     def adams(self, predicts: str, clock: Clock) -> Form:
-        """x at s when the predictions, interpolated by a polynomial in ``clock``, are integrated exactly."""
-        sde, nodes = self._sde, (self.t, *self.past)
-        weights = Weights(linear_part(sde, predicts, 0.0), lambda time: clock(sde, time))
-        start, end = self.t.time, self.s.time
-        each = weights.weights(start, end, torch.stack([level.time for level in nodes], 1)).unbind(1)
-        x = weights.factor(start, end) * self.x
-        for w, m in zip(each, self.m, strict=True):
+        """x at s when the predictions, joined by a polynomial in ``clock``, are integrated exactly.
+
+        With R^2 = alpha^2 + sigma^2 and d nsr = -nsr dlam, the forms of the module's table are
+
+            noise       x_s / alpha_s = x_t / alpha_t - int nsr z_hat dlam
+            score       x_s / alpha_s = x_t / alpha_t + int nsr sigma score dlam
+            data        x_s / sigma_s = x_t / sigma_t + int x0_hat / nsr dlam
+            velocity    x_s / R_s     = x_t / R_t     - int nsr / (1 + nsr^2) v_hat / R dlam
+        """
+        t, s, sde = self.t, self.s, self._sde
+        to_zero = self.last and not bool(s.sigma.all())
+        if to_zero and predicts == "data" and self.order == 1:
+            return s.alpha * self.m[0]
+
+        def norm(u: Level) -> Tensor:
+            return (u.alpha.square() + u.sigma.square()).sqrt()
+
+        kernels: dict[str, Callable[[Level], Tensor]] = {
+            "noise": lambda u: -u.nsr,
+            "score": lambda u: u.nsr * u.sigma,
+            "data": lambda u: 1 / u.nsr,
+            "velocity": lambda u: -u.nsr / (1 + u.nsr.square()) / norm(u),
+        }
+        scale: dict[str, Callable[[Level], Tensor]] = {
+            "noise": lambda u: u.alpha,
+            "score": lambda u: u.alpha,
+            "data": lambda u: u.sigma,
+            "velocity": norm,
+        }
+        # on the way to sigma = 0 the integral is taken over nsr
+        level = self.at_nsr if to_zero else self.at_lam
+        start, end = (t.nsr, s.nsr) if to_zero else (t.lam, s.lam)
+
+        def kernel(u: Tensor) -> Tensor:
+            here = level(u)
+            return kernels[predicts](here) * (-1 / here.nsr if to_zero else 1.0)
+
+        nodes = [clock(sde, node.time) for node in (t, *self.past)]
+        weights = kernel_weights(kernel, nodes, start, end, lambda u: clock(sde, level(u).time))
+        x = self.x / scale[predicts](t)
+        for w, m in zip(weights, self.m, strict=True):
             x = x + w * m
-        return x
+        return scale[predicts](s) * x
 
     def evaluate(self, level: Level, x: Form) -> Form:
         """The prediction at a level and a state.
@@ -271,10 +311,18 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
         def scale(t: Tensor) -> tuple[Tensor, Tensor]:
             return conversion(model.predicts, predicts, sde.alpha(t), sde.sigma(t), model.data_std)
 
-        term = Scheme(
-            lambda t, x: model.raw(x, t), lambda steps: rule(ReverseSteps(sde, steps)), scale, noisy
-        )
-        return Equation(term, sde.T)
+        levels: dict[int, Level] = {}  # of the one grid that a run has
+
+        def step(steps: Steps) -> Form:
+            if id(steps.grid) not in levels:
+                levels.clear()
+                levels[id(steps.grid)] = _level(sde, steps.grid)
+            return rule(ReverseSteps(sde, steps, levels[id(steps.grid)]))
+
+        def noiseless(t: Tensor) -> bool:
+            return bool(sde.sigma(t) == 0)
+
+        return Equation(Scheme(lambda t, x: model.raw(x, t), step, scale, noisy, noiseless), sde.T)
 
     return equation
 

@@ -63,6 +63,16 @@ class Restart:
                 f"num_steps and repeats of a restart must be >= 1, got {self.num_steps}, {self.repeats}"
             )
 
+    def check(self, sde: ForwardSDE) -> None:
+        """Refuse noise that the process does not reach.
+
+        Raises:
+            ValueError: nsr_max is above the ratio at T.
+        """
+        most = float(sde.nsr(torch.tensor(sde.T, dtype=torch.float64)))
+        if self.nsr_max > most * (1 + 1e-9):
+            raise ValueError(f"nsr_max of a restart must be at most that at T, {most:.6g}, got {self.nsr_max}")
+
 
 def restarted(
     restart: Restart,

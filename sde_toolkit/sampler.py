@@ -199,7 +199,7 @@ class Sampler:
         whole = self.num_steps is None or isinstance(self.method, Integrator)
         if self.corrector is not None and whole:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
-        if self.restarts and (whole or self.strong_order is not None):
+        if self.restarts and (whole or self.weak_order is not None):
             raise ValueError(f"restarts need a deterministic sampler on a fixed grid, got {self.name}")
 
     @property
@@ -209,12 +209,12 @@ class Sampler:
 
     @property
     def strong_order(self) -> float | None:
-        """Declared strong order; None without noise."""
+        """Declared strong order; None without noise, or where no path is approximated."""
         return None if isinstance(self.method, Integrator) else self.method.strong_order
 
     @property
     def weak_order(self) -> float | None:
-        """Declared weak order; None without noise."""
+        """Declared weak order; None for samplers without noise."""
         return None if isinstance(self.method, Integrator) else self.method.weak_order
 
     @property
@@ -271,11 +271,17 @@ class Sampler:
         """
         batch = self._check(model, num_samples, batch_size, noise, callback)
         counted, start = CountedModel(model, callback is not None), time.perf_counter()
+        looked_at: ScoreModel = counted if self.threshold is None else Thresholded(counted, self.threshold)
+        equation = self.equation(looked_at)
+        if (self.corrector is not None or self.restarts) and not equation.plain:
+            raise ValueError(
+                f"correctors and restarts move x itself, but {self.name} has coordinates of its own"
+            )
         parts = []
         for first in range(0, num_samples, batch):
             rows = range(first_sample + first, first_sample + min(first + batch, num_samples))
             source = noise or Normals(seed, rows, model.event_shape, model.dtype, model.device)
-            parts.append(self._run(counted, source, callback, rows[0]))
+            parts.append(self._run(counted, looked_at, equation, source, callback, rows[0]))
         seconds = time.perf_counter() - start
         return Samples(
             torch.cat(parts), counted.rows / num_samples, seconds, seed, first_sample, self.settings
@@ -299,6 +305,8 @@ class Sampler:
         if self.t_min >= model.sde.T:
             raise ValueError(f"t_min must be smaller than T = {model.sde.T} of the process, got {self.t_min}")
         # an evaluation at the end of the last step divides by sigma there
+        for restart in self.restarts:
+            restart.check(model.sde)
         never = self.method in _NEVER_AT_END or isinstance(self.method, SchemeMethod)
         looks_at_end = self.denoise or self.corrector is not None or not never
         if looks_at_end and float(model.sde.sigma(torch.tensor(self.t_min, dtype=torch.float64))) == 0:
@@ -315,14 +323,16 @@ class Sampler:
 
     @torch.no_grad()
     def _run(
-        self, counted: CountedModel, noise: NoiseSource, callback: Callback | None, first_sample: int
+        self,
+        counted: CountedModel,
+        model: ScoreModel,
+        equation: Equation,
+        noise: NoiseSource,
+        callback: Callback | None,
+        first_sample: int,
     ) -> Tensor:
         """One batch, from the prior to the data."""
-        model = counted if self.threshold is None else Thresholded(counted, self.threshold)
-        equation = self.equation(model)
         control = self._control(model, equation)
-        if (self.corrector is not None or self.restarts) and not equation.plain:
-            raise ValueError(f"correctors and restarts move x itself, but {self.name} has coordinates of its own")
         before, x_T = counted.rows, model.sde.prior_sample(noise.draw(0, PRIOR))
 
         def after(interval: Interval, y: Tensor) -> Tensor:

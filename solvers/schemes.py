@@ -73,22 +73,31 @@ class Form:
 
 
 class Steps:
-    """What a rule sees of N steps that are alike.
+    """What a rule sees of N steps that are alike, the steps first, ..., first + N - 1 of a grid.
 
     Attributes:
-        t, s: where the steps start and end, float64 with shape (N,).
+        grid: all times of the grid, float64.
+        t, s: where the steps start and end, with shape (N,).
         past: the same for the starts of the steps before, the latest first.
         y, z: the state at t and the draw, as forms.
         values: evaluations as forms, the newest first: at (t, y), then at the times ``past``.
-        last: whether this is the last step of the run, which is always alone.
+        last: whether this is the last step of the run, set apart from the others.
     """
 
-    def __init__(self, t: Tensor, s: Tensor, past: tuple[Tensor, ...], nodes: int, last: bool) -> None:
-        self.t, self.s, self.past, self.last = t, s, past, last
+    def __init__(self, grid: Tensor, first: int, count: int, nodes: int) -> None:
+        self.grid, self._first, self._end = grid, first, first + count
+        self.last = count == 1 and self._end == len(grid) - 1
+        self.t, self.s, *past = self.of(grid, max(nodes - 1, 0))
+        self.past = tuple(past)
         self.y, self.z = Form({_STATE: 1.0}), Form({_DRAW: 1.0})
         self.values: tuple[Form, ...] = tuple(Form({j: 1.0}) for j in range(nodes))
         self.looks: list[tuple[Tensor, Form]] = []
         self.kept: int | None = None
+
+    def of(self, table: Tensor, past: int) -> list[Tensor]:
+        """Entries of a table with one value per time of the grid: at t, at s, at the ``past`` starts before."""
+        first, end = self._first, self._end
+        return [table[first - m : end - m] for m in (0, -1, *range(1, past + 1))]
 
     @property
     def order(self) -> int:
@@ -186,46 +195,61 @@ class SchemeMethod(Method):
     def start(self, term: Scheme, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
         """The programs of all steps; the first evaluation where steps look ahead."""
         assert grid is not None
-        programs = self._programs(term, grid.ts)
+        key = self, tuple(grid.ts.tolist())
+        programs = term.traced.get(key)
+        if programs is None:
+            programs = term.traced[key] = self._programs(term, grid.ts)
         if not self.ahead:
             return Carry(programs, (), None)
         first = Look(t, None, *_numbers(term, t))
         return Carry(programs, (_evaluate(term, first, y, y),), y)
 
     def _programs(self, term: Scheme, ts: Tensor) -> list[Program]:
+        """The rule in numbers, one program per step."""
         count = len(ts) - 1
+        apart = self.ahead or self.lower_final or (term.apart is not None and term.apart(ts[-1]))
         nodes = [min(self.nodes, i + 1, count - i if self.lower_final else count) for i in range(count)]
+        traces: list[tuple[Steps, Form]] = []
+        first = 0
+        while first < count:
+            end = first + 1
+            while end < count - apart and nodes[end] == nodes[first]:
+                end += 1
+            steps = Steps(ts, first, end - first, nodes[first])
+            result = term.rule(steps)
+            if steps.values and not self.ahead:
+                steps.looks.insert(0, (steps.t, steps.y))
+            traces.append((steps, result))
+            first = end
+        times = [time for steps, _ in traces for time, _ in steps.looks]
+        scales = iter(_scales(term, torch.cat(times))) if times else iter(())
         programs: list[Program] = []
-        while len(programs) < count:
-            first = last = len(programs)
-            while last < count and nodes[last] == nodes[first] and (last == first or last < count - 1):
-                last += 1
-            t, s = ts[first:last], ts[first + 1 : last + 1]
-            past = tuple(ts[first - m : last - m] for m in range(1, nodes[first]))
-            programs += self._trace(term, Steps(t, s, past, nodes[first], last == count))
+        for steps, result in traces:
+            looks = [[next(scales) for _ in range(len(steps.t))] for _ in steps.looks]
+            programs += self._numbers_of(steps, result, looks)
         return programs
 
-    def _trace(self, term: Scheme, steps: Steps) -> list[Program]:
-        """The rule in numbers, one program per step."""
-        result, known = term.rule(steps), len(steps.values)
-        own = [(steps.t, steps.y)] if known and not self.ahead else []
-        order = [*range(1, known), 0] if own else [*range(known)]
+    def _numbers_of(
+        self, steps: Steps, result: Form, scales: list[list[tuple[float, float]]]
+    ) -> list[Program]:
+        known, count = len(steps.values), len(steps.t)
+        own = int(bool(known) and not self.ahead)
         # at run time: past evaluations, the newest first, then those of this step in the order they are made
+        order = [*range(own, known), *range(own)]
         position = {key: i for i, key in enumerate(order)}
-        position |= {known + i: known + i for i in range(len(steps.looks))}
-        columns = [_combinations(form, position, len(steps.t)) for _, form in (*own, *steps.looks)]
-        results = _combinations(result, position, len(steps.t))
-        scales = [_scales(term, time) for time, _ in (*own, *steps.looks)]
-        times = [time.unbind() for time, _ in (*own, *steps.looks)]
+        position |= {known + i: known + i for i in range(len(steps.looks) - own)}
+        columns = _combinations([form for _, form in steps.looks] + [result], position, count)
+        times = [time.unbind() for time, _ in steps.looks]
         kept = known - 1 if own else steps.kept
         programs = []
-        for i, combination in enumerate(results):
+        for i in range(count):
+            *at, combination = (column[i] for column in columns)
             looks = tuple(
-                Look(when[i], None if _is_state(at[i]) else at[i], *scale[i])
-                for when, at, scale in zip(times, columns, scales, strict=True)
+                Look(when[i], None if form == _UNMOVED else form, *scale[i])
+                for when, form, scale in zip(times, at, scales, strict=True)
             )
-            noisy = bool(combination.draw) or any(look.at is not None and look.at.draw for look in looks)
-            programs.append(Program(known - len(own), looks, combination, kept, noisy))
+            noisy = bool(combination.draw) or any(form.draw for form in at)
+            programs.append(Program(known - own, looks, combination, kept, noisy))
         return programs
 
     def step(
@@ -269,30 +293,34 @@ def _numbers(term: Scheme, time: Tensor) -> tuple[float, float]:
     return _scales(term, time.reshape(1))[0]
 
 
-def _combinations(form: Form, position: dict[int, int], count: int) -> list[Combination]:
-    """A form in numbers, step by step.
+def _combinations(forms: list[Form], position: dict[int, int], count: int) -> list[list[Combination]]:
+    """Forms in numbers, step by step.
 
     Raises:
         ValueError: a coefficient is not finite.
     """
-    rows: dict[int, list[float]] = {}
-    for key, c in form.coefficients.items():
-        column = torch.as_tensor(c, dtype=torch.float64).expand(count)
-        if not bool(column.isfinite().all()):
-            raise ValueError(
-                "a step has infinite coefficients: it ends (or its nodes lie) where the clock of the method "
-                "is infinite; end the run earlier, or lower the order of the last steps"
-            )
-        rows[key] = column.tolist()
-    nothing = [0.0] * count
-    state, draw = rows.pop(_STATE, nothing), rows.pop(_DRAW, nothing)
-    return [
-        Combination(
-            state[i], tuple((position[key], row[i]) for key, row in rows.items() if row[i] != 0), draw[i]
+    entries = [(i, key, c) for i, form in enumerate(forms) for key, c in form.coefficients.items()]
+    table = torch.stack([torch.as_tensor(c, dtype=torch.float64).expand(count) for _, _, c in entries])
+    if not bool(table.isfinite().all()):
+        raise ValueError(
+            "a step has infinite coefficients: it ends (or its nodes lie) where the clock of the method is "
+            "infinite; end the run earlier, or lower the order of the last steps"
         )
-        for i in range(count)
-    ]
+    rows: list[dict[int, list[float]]] = [{} for _ in forms]
+    for (i, key, _), row in zip(entries, table.tolist(), strict=True):
+        rows[i][key] = row
+    nothing = [0.0] * count
+    found = []
+    for row in rows:
+        state, draw = row.pop(_STATE, nothing), row.pop(_DRAW, nothing)
+        values = [(position[key], weights) for key, weights in row.items()]
+        found.append(
+            [
+                Combination(state[n], tuple((at, w[n]) for at, w in values if w[n] != 0), draw[n])
+                for n in range(count)
+            ]
+        )
+    return found
 
 
-def _is_state(combination: Combination) -> bool:
-    return combination == Combination(1.0, (), 0.0)
+_UNMOVED = Combination(1.0, (), 0.0)

@@ -138,13 +138,17 @@ class Scheme:
         scale: times (M,) -> (P, Q), each with shape (M,): what the rule calls an evaluation is P y + Q N;
             N itself when None.
         noisy: whether the rule uses the draw, that is, whether a noise source is needed.
+        apart: whether a last step that ends at this time is traced by itself, with ``Steps.last``.
+        traced: what the rule has come to on the grids it was run on.
     """
 
     drift: Field
     rule: Callable[[Any], Any]
     scale: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     noisy: bool = False
+    apart: Callable[[Tensor], bool] | None = None
     args: tuple[Tensor, ...] = ()
+    traced: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 Term = ODE | SDE | Semilinear | Recursion | Scheme

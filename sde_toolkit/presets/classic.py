@@ -83,9 +83,9 @@ def reverse_diffusion_rule(k: ReverseSteps) -> Form:
 
 def _classic(
     name: str, equation: ReverseEquation, method: Method, num_steps: int, t_min: float, grid: Grid,
-    denoise: bool, **options: object,
+    denoise: bool, options: dict[str, object] | None = None,
 ) -> Sampler:  # fmt: skip
-    return Sampler(name, equation, method, num_steps, t_min, grid, denoise, options=options)
+    return Sampler(name, equation, method, num_steps, t_min, grid, denoise, options=options or {})
 
 
 def euler_maruyama(
@@ -132,7 +132,7 @@ def ddpm(
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
     equation = scheme(ddpm_rule(variance), "data", noisy=True)
-    return _classic("ddpm", equation, ONE_DRAW, num_steps, t_min, grid, denoise, variance=variance)
+    return _classic("ddpm", equation, ONE_DRAW, num_steps, t_min, grid, denoise, {"variance": variance})
 
 
 def ddim(
@@ -152,7 +152,7 @@ def ddim(
         raise ValueError(f"eta must lie in [0, 1], got {eta}; 0 is deterministic, 1 is ancestral sampling")
     method = ONE_DRAW if eta else ONE_STEP
     equation = scheme(ddim_rule(eta), "noise", noisy=eta > 0)
-    return _classic("ddim", equation, method, num_steps, t_min, grid, denoise, eta=eta)
+    return _classic("ddim", equation, method, num_steps, t_min, grid, denoise, {"eta": eta})
 
 
 def euler(
@@ -184,7 +184,7 @@ def eta_family(
         ValueError: eta negative or not finite.
     """
     equation = reverse_family(eta)
-    return _classic("eta_family", equation, method, num_steps, t_min, grid, denoise, eta=eta, method=method.name)
+    return _classic("eta_family", equation, method, num_steps, t_min, grid, denoise, {"eta": eta, "method": method.name})
 
 
 def exponential_integrator(
@@ -202,7 +202,7 @@ def exponential_integrator(
         ValueError: eta negative or not finite.
     """
     equation = semilinear("score", eta)
-    return _classic("exponential_integrator", equation, Adams(1), num_steps, t_min, grid, denoise, eta=eta)
+    return _classic("exponential_integrator", equation, Adams(1), num_steps, t_min, grid, denoise, {"eta": eta})
 
 
 def stochastic_heun(

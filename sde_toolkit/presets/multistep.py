@@ -31,10 +31,11 @@ from sde_toolkit.equations import Clock, ReverseSteps, in_lam, in_nsr, in_time, 
 from sde_toolkit.grids import Grid
 from sde_toolkit.sampler import T_MIN, Sampler
 from solvers import Form, SchemeMethod
+from solvers.weights import kernel_weights
 
 
 def dpm_solver_pp_rule(k: ReverseSteps) -> Form:
-    """DPM-Solver++ 2M and 3M (2211.01095, algorithm 2 and appendix) in data predictions m."""
+    """DPM-Solver++ 2M (2211.01095, algorithm 2) and 3M (the authors' code) in data predictions m."""
     m, h, t, s = k.m, k.h, k.t, k.s
     phi = torch.expm1(-h)
     x = s.sigma / t.sigma * k.x - s.alpha * phi * m[0]
@@ -142,14 +143,12 @@ def _unipc_weights(hh: Tensor, r: list[Tensor], B: BOfH) -> list[Tensor]:
 
 
 def _phi(j: int, x: Tensor) -> Tensor:
-    """phi_j(x) = int_0^1 e^((1 - u) x) u^(j-1) / (j-1)! du, by its series where the recursion cancels."""
-    value = torch.expm1(x) / x
-    for i in range(1, j):
-        value = (value - 1 / math.factorial(i)) / x
-    series, term = torch.zeros_like(x), torch.full_like(x, 1 / math.factorial(j))
-    for i in range(1, 24):
-        series, term = series + term, term * x / (i + j)
-    return torch.where(x.abs() < 1, series, value)
+    """phi_j(x) = int_0^1 e^((1 - u) x) u^(j-1) / (j-1)! du, with the shape of x: as it stands, because the
+    recursion from phi_1 cancels."""
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return kernel_weights(
+        lambda u: ((1 - u) * x[:, None]).exp() * u ** (j - 1) / math.factorial(j - 1), (zero,), zero, one
+    )[0]
 
 
 def _multistep(
@@ -184,14 +183,20 @@ def dpm_solver_pp(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """DPM-Solver++(1M, 2M, 3M) (2211.01095, algorithm 2); one evaluation per step, order 1, 2, 3.
+    """DPM-Solver++(1M, 2M, 3M) (2211.01095, algorithm 2); one evaluation per step.
+
+    The published 3M gives the second difference half of its weight in the exact integral, so that its order is
+    2, with a small constant; ``unip`` and ``exponential_adams`` with order 3 have the whole weight.
+
+    Args:
+        order: 1, 2 or 3, the number of nodes.
 
     Raises:
         ValueError: another order.
     """
     _check_order(order, 3)
     return _multistep(
-        "dpm_solver_pp", num_steps, order, dpm_solver_pp_rule, "data", {"order": order},
+        "dpm_solver_pp", num_steps, min(order, 2), dpm_solver_pp_rule, "data", {"order": order},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 

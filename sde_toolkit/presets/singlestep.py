@@ -202,7 +202,7 @@ def edm(
         return torch.where(inside, min(s_churn / num_steps, math.sqrt(2) - 1), 0.0)
 
     method = SchemeMethod(
-        name="edm_churn", order=2, nodes=0, strong_order=1.0, weak_order=1.0, nfe_per_step=2
+        name="edm_churn", order=2, nodes=0, weak_order=2.0, nfe_per_step=2
     )
     return Sampler(
         "edm",
