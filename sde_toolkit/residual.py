@@ -5,12 +5,12 @@ probability flow is dy/dn = z_hat(y, n).  Data with mean m and covariance S = U 
 .moments``) would have z_hat = n (S + n^2)^{-1} (y - m) if they were Gaussian, and in whitened coordinates u
 only what is not Gaussian moves:
 
-    u = (l + n^2)^{-1/2} U^T (y - m),        du/dn = (l + n^2)^{-1/2} r,        r = U^T z_hat - n (l + n^2)^{-1/2} u
+    u = (l + n^2)^{-1/2} U^T (y - m),    du/dn = (l + n^2)^{-1/2} r,    r = U^T z_hat - n (l + n^2)^{-1/2} u
 
 The residual is written r = e(n) q with the envelope e(n) = (c_e^2 + n^2)^{-b/2}, since it falls off where
-noise dominates; q is joined by polynomials in v = arctan(n / c_v) and the step from n to n' is exact for them:
+noise dominates; q is joined by polynomials in v = arctan(n / c_v), and a step from n to n' is exact for them:
 
-    u' = u + sum_j w_j q_j,                  w_j = int_n^n' e(p) (l + p^2)^{-1/2} l_j(v(p)) dp
+    u' = u + sum_j w_j q_j,              w_j = int_n^n' e(p) (l + p^2)^{-1/2} l_j(v(p)) dp
 
 Two values of q are known without an evaluation and serve as nodes: q = 0 at n = infinity, where the data look
 Gaussian, and q = 0 at n = 0, where a density leaves no noise to be found.  So the run needs no start-up, the
@@ -18,13 +18,13 @@ way from T to the first evaluation is closed form, and the last step interpolate
 twice: it corrects the step that led to it (with the new node), then predicts the next one.  N evaluations, at
 t_1 > ... > t_N; the first and the last step, T to t_1 and t_N to t_min, take none of their own.
 
-The evaluations are equally spaced in the clock
+The evaluations are equally spaced in a clock that the spectrum l makes,
 
-    d tau = (n^2 + c_a^2)^{-1/2} (1 + n^2 / c_b^2)^{-p/2} dn
+    d tau = sum_i w_i (n^2 + c_a^2 l_i)^{-1/2} (1 + n^2 / c_b^2)^{-p/2} dn,        w_i = l_i^g / sum l^g
 
-logarithmic in the middle and with both ends, n = 0 and n = infinity, at a finite distance.  All lengths c are
-fixed multiples (``Rule``) of one scale of the data, s = (sum l^2 / sum l)^{1/2}, the standard deviation
-along the axes weighted by their variance.
+logarithmic in the middle and with both ends, n = 0 and n = infinity, at a finite distance.  The lengths c_b,
+c_e and c_v are fixed multiples (``Rule``) of one scale of the data, s = (sum l^2 / sum l)^{1/2}, the standard
+deviation along the axes weighted by their variance.
 
 Not promised: an order of convergence for networks, whose predictions are not smooth, or equal accuracy where
 the moments are those of other data.  With moments that are diagonal or scalar, less is done in closed form.
@@ -38,6 +38,7 @@ Gaussian's own flow.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -46,24 +47,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.equations import Equation
+from sde_toolkit.equations import Equation, semilinear
 from sde_toolkit.moments import Moments, isotropic
+from sde_toolkit.sampler import T_MIN, Sampler
 from sde_toolkit.score import ScoreModel
 from sde_toolkit.sde import ForwardSDE
 from solvers import FixedGrid, Interval, Method, NoiseSource, Semilinear, Step
 from solvers.weights import lagrange
 
 _POINTS = 24
-"""Gauss-Legendre points per step, in arcsinh(n / c_a)."""
+"""Gauss-Legendre points per step, in arcsinh(5 n / s)."""
 
 _MOST_ELEMENTS = 1 << 21
 _CLOCK_POINTS = 4001
-_TOP = 1e4
-"""Ratio, in units of the scale, that counts as infinite in the clock."""
+_TOP, _RESOLVED = 1e4, 1e-3
+"""Ratios, in units of the scale: what counts as infinite, and where the table of the clock turns linear."""
 
 _BEFORE = math.pi / 2
 _AFTER = 0.0
 """Values of v at infinite and at no noise, where the residual vanishes."""
+
+
+Nodes = list[tuple[float, int | None]]
+"""Values of v, and which evaluation they belong to, the newest is 0; None where q is known to vanish."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Rule:
         nodes: of the polynomial that predicts a step, anchors included.
         corrector_nodes: of the polynomial that corrects it, the new node and anchors included.
         bend: c_v, in v = arctan(n / c_v).
-        inner, outer, decay: c_a, c_b and p of the clock.
+        inner, weight, outer, decay: c_a, g, c_b and p of the clock.
         first, last: lengths in the clock of the first and the last step, in units of the others.
         envelope, power: c_e and b of the envelope.
         reach: the node at n = 0 takes the place of older ones when it is nearer, its distance in v times
@@ -85,6 +91,7 @@ class Rule:
     corrector_nodes: int = 5
     bend: float = 0.4
     inner: float = 0.2
+    weight: float = 1.0
     outer: float = 0.7
     decay: float = 1.0
     first: float = 1.0
@@ -112,7 +119,7 @@ def known_moments(model: ScoreModel) -> Moments:
 class ResidualGrid:
     """The times T, t_1, ..., t_N, t_min of N = num_steps - 1 evaluations, equally spaced in the clock."""
 
-    scale: float
+    moments: Moments
     rule: Rule = RULE
 
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
@@ -130,17 +137,29 @@ class ResidualGrid:
 
     def ratios(self, count: int, start: float, end: float) -> np.ndarray:
         """The ratios of ``count`` evaluations between ``start`` and ``end``, decreasing."""
-        rule, c_a, c_b = self.rule, self.rule.inner * self.scale, self.rule.outer * self.scale
-        x = np.linspace(math.asinh(end / c_a), math.asinh(_TOP * self.scale / c_a), _CLOCK_POINTS)
-        density = (1 + (c_a * np.sinh(x) / c_b) ** 2) ** (-rule.decay / 2)
+        rule, scale = self.rule, scale_of(self.moments)
+        unit = _RESOLVED * scale
+        x = np.linspace(math.asinh(end / unit), math.asinh(_TOP * scale / unit), _CLOCK_POINTS)
+        density = self._density(unit * np.sinh(x)) * unit * np.cosh(x)
         tau = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
         step = tau[-1] / (count - 1 + rule.first + rule.last)
         # a process that ends before the clock's first evaluation is looked at near its end
-        highest = np.interp(math.asinh(start * (1 - 0.5 / count) / c_a), x, tau)
+        highest = np.interp(math.asinh(start * (1 - 0.5 / count) / unit), x, tau)
         if tau[-1] - rule.first * step > highest:
             step = highest / (count - 1 + rule.last)
         at = step * (rule.last + np.arange(count - 1, -1, -1))
-        return c_a * np.sinh(np.interp(at, tau, x))
+        return unit * np.sinh(np.interp(at, tau, x))
+
+    def _density(self, n: np.ndarray) -> np.ndarray:
+        """d tau / dn with the shape of n."""
+        rule, variances = self.rule, self.moments.variances
+        # equal variances count once: an isotropic covariance of any size costs nothing
+        values, counts = (a.numpy() for a in variances.clamp(min=1e-300).unique(return_counts=True))
+        weights = counts * values**rule.weight
+        density = np.zeros_like(n)
+        for share, value in zip(weights / weights.sum(), values, strict=True):
+            density += share / np.sqrt(n**2 + rule.inner**2 * value)
+        return density * (1 + (n / (rule.outer * scale_of(self.moments))) ** 2) ** (-rule.decay / 2)
 
 
 class Part(NamedTuple):
@@ -265,15 +284,14 @@ class ResidualAdams(Method):
         """The nodes of every step's corrector and predictor, from the values of v at all times."""
         corrector, predictor = [], []
         for i in range(len(v) - 1):
-            past = [(v[m], k) for k, m in enumerate(range(i, 0, -1))] + [(_BEFORE, None)]
-            predictor.append(self._pick(past, v[i + 1], self.rule.nodes))
-            with_new = [(v[m], k) for k, m in enumerate(range(i + 1, 0, -1))] + [(_BEFORE, None)]
-            corrector.append(self._pick(with_new, v[i + 1], self.rule.corrector_nodes))
+            predictor.append(self._pick(v[1 : i + 1][::-1], v[i + 1], self.rule.nodes))
+            corrector.append(self._pick(v[1 : i + 2][::-1], v[i + 1], self.rule.corrector_nodes))
         return corrector, predictor
 
-    def _pick(self, past: Nodes, end: float, count: int) -> Nodes:
+    def _pick(self, past: Sequence[float], end: float, count: int) -> Nodes:
         """The newest ``count`` nodes, the one at no noise among them if it is near enough to ``end``."""
-        chosen = past[:count]
+        every: Nodes = [*((value, k) for k, value in enumerate(past)), (_BEFORE, None)]
+        chosen = every[:count]
         distance = self.rule.reach * abs(end - _AFTER)
         nearer = sum(abs(value - end) <= distance for value, _ in chosen)
         if nearer == len(chosen) == count:
@@ -294,32 +312,70 @@ class ResidualAdams(Method):
         return [found[i] for i in range(len(nodes))]
 
     def _integrals(self, start: Tensor, end: Tensor, at: Tensor) -> Tensor:
-        """w_j with shape (M, k, n) for M steps and the values ``at`` of v at their nodes, with shape (M, k)."""
+        """w_j with shape (M, k, n) for M steps; ``at`` are the values of v at their nodes, with shape (M, k)."""
         scale, variances = scale_of(self.moments), self.moments.variances
-        c_a = self.rule.inner * scale
+        unit = 0.2 * scale
         x, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_POINTS))
         most = max(1, _MOST_ELEMENTS // (_POINTS * len(variances)))
         parts = []
         for a, b, nodes in zip(start.split(most), end.split(most), at.split(most), strict=True):
-            first, last = torch.asinh(a / c_a)[:, None], torch.asinh(b / c_a)[:, None]
+            first, last = torch.asinh(a / unit)[:, None], torch.asinh(b / unit)[:, None]
             clock = first + (last - first) * (x + 1) / 2
-            n = c_a * torch.sinh(clock)
-            dn = (last - first) * (weight / 2) * c_a * torch.cosh(clock) * self._envelope(n)
+            n = unit * torch.sinh(clock)
+            dn = (last - first) * (weight / 2) * unit * torch.cosh(clock) * self._envelope(n)
             basis = lagrange(torch.atan(n / (self.rule.bend * scale)), nodes) * dn[..., None]
             kernel = (variances + n.square()[..., None]).rsqrt()
             parts.append(torch.einsum("mqk,mqd->mkd", basis, kernel))
         return torch.cat(parts)
 
 
-Nodes = list[tuple[float, int | None]]
-"""Values of v, and which evaluation they belong to, the newest is 0; None where q is known to vanish."""
+@dataclass(frozen=True)
+class ResidualFlow:
+    """model -> the probability flow with the drift z_hat, for models of one process and event shape.
+
+    Raises (when called):
+        ValueError: a model of another process or event shape.
+    """
+
+    sde: ForwardSDE
+    event_shape: tuple[int, ...]
+
+    def __call__(self, model: ScoreModel) -> Equation:
+        """The equation of this model."""
+        if model.sde is not self.sde or model.event_shape != self.event_shape:
+            raise ValueError(
+                f"this default sampler was made for {self.sde} and event shape {self.event_shape}, got a "
+                f"model of {model.sde} and {model.event_shape}; make one with default(model)"
+            )
+        return semilinear("noise")(model)
 
 
-def noise_flow(model: ScoreModel) -> Equation:
-    """The probability flow dx = [f x + g^2 / (2 sigma) z_hat] dt, its drift the prediction z_hat."""
-    sde = model.sde
+def default(
+    model: ScoreModel, num_steps: int = 20, *, t_min: float = T_MIN, moments: Moments | None = None
+) -> Sampler:
+    """The sampler of the module's head for this model: deterministic, ``num_steps`` evaluations in all.
 
-    def source(t: Tensor) -> Tensor:
-        return 0.5 * sde.g_squared(t) / sde.sigma(t)
+    Args:
+        model: what will be sampled, or another model of the same process and event shape.
+        num_steps: evaluations, at least 1.
+        t_min: end of the run.
+        moments: of the data; the model's own when None, mean 0 and variance data_std^2 where it has none.
 
-    return Equation(Semilinear(lambda t, x: model.noise(x, t), linear=sde.f, source=source), sde.T)
+    Raises:
+        ValueError: an argument out of range, or moments of another event shape.
+    """
+    if operator.index(num_steps) < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    moments = known_moments(model) if moments is None else moments
+    if moments.event_shape != model.event_shape:
+        raise ValueError(f"moments must have the event shape {model.event_shape}, got {moments.event_shape}")
+    return Sampler(
+        "default",
+        ResidualFlow(model.sde, model.event_shape),
+        ResidualAdams(model.sde, moments),
+        num_steps + 1,
+        t_min,
+        ResidualGrid(moments),
+        denoise=False,
+        options={"num_steps": num_steps, "grid": "residual", "moments": moments.kind},
+    )

@@ -62,6 +62,31 @@ def prediction_coefficients(
     raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
 
 
+def conversion(
+    predicts: str, wanted: str, alpha_t: Tensor, sigma_t: Tensor, data_std: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return (P, Q) such that the prediction ``wanted`` is P x_t + Q raw, for levels of shape () or (B,).
+
+    Args:
+        predicts: what ``raw`` is.
+        wanted: "noise", "data", "velocity" or "score".
+    """
+    zero, one = torch.zeros_like(sigma_t), torch.ones_like(sigma_t)
+    if predicts == wanted:
+        return zero, one
+    factor = one
+    if predicts == "score":  # as the noise -sigma score: nothing is divided by sigma
+        predicts, factor = "noise", -sigma_t
+    a, b = prediction_coefficients(predicts, alpha_t, sigma_t, data_std)
+    d = a * sigma_t - alpha_t * b
+    if wanted == "data":
+        return -b / d, factor * sigma_t / d
+    if wanted == "velocity":
+        return (alpha_t * a + sigma_t * b) / d, -factor * (alpha_t.square() + sigma_t.square()) / d
+    keep, factor = a / d, -factor * alpha_t / d
+    return (keep, factor) if wanted == "noise" else (-keep / sigma_t, -factor / sigma_t)
+
+
 class ScoreModel(ABC):
     """Anything that estimates the score under a forward process: a network, or data known in closed form.
 

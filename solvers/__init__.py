@@ -26,6 +26,7 @@ from solvers.methods import (
 )
 from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
 from solvers.saving import END, SaveAt
+from solvers.schemes import Form, SchemeMethod, Steps
 from solvers.solution import Solution, SolverError, Stats, Status
 from solvers.stochastic import (
     MILSTEIN,
@@ -37,7 +38,7 @@ from solvers.stochastic import (
     Milstein,
 )
 from solvers.tableaux import BOSH3, DOP853, DOPRI5, EULER, HEUN, MIDPOINT, RALSTON, RK4, TSIT5
-from solvers.terms import ODE, SDE, Recursion, Semilinear, Term, expand_like
+from solvers.terms import ODE, SDE, Recursion, Scheme, Semilinear, Term, expand_like
 from solvers.tree import BrownianTree
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "EulerMaruyama",
     "ExponentialRungeKutta",
     "FixedGrid",
+    "Form",
     "Integrator",
     "Interval",
     "Method",
@@ -85,6 +87,8 @@ __all__ = [
     "RecursionStep",
     "RungeKutta",
     "SaveAt",
+    "Scheme",
+    "SchemeMethod",
     "Semilinear",
     "Solution",
     "SolverError",
@@ -92,6 +96,7 @@ __all__ = [
     "Status",
     "Step",
     "StepNormals",
+    "Steps",
     "Term",
     "expand_like",
     "solve",

@@ -26,7 +26,7 @@ from solvers.control import Adaptive, FixedGrid, power, rms
 from solvers.methods import Integrator, Interval, Method, Step
 from solvers.saving import END, GridRecord, PacedRecord, SaveAt
 from solvers.solution import Solution, Stats, Status, finish
-from solvers.terms import SDE, Recursion, Semilinear, Term, expand_like, flatten
+from solvers.terms import SDE, Recursion, Scheme, Semilinear, Term, expand_like, flatten
 from solvers.tree import BrownianTree, path_between
 
 AfterStep = Callable[[Interval, Tensor], Tensor]
@@ -128,7 +128,7 @@ def _check(
                 "keeps the states of all samples at the same times"
             )
     save.check(method, control, after_step is not None)
-    noisy = isinstance(term, SDE) or (isinstance(term, Recursion) and term.noisy)
+    noisy = isinstance(term, SDE) or (isinstance(term, Recursion | Scheme) and term.noisy)
     noisy = noisy or (isinstance(term, Semilinear) and term.diffusion is not None)
     if noisy and noise is None:
         raise ValueError(

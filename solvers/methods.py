@@ -93,6 +93,10 @@ class Method(ABC):
     error_order: float | None = None
     dense: DenseOutput | None = None
 
+    def nfe(self, num_steps: int) -> int:
+        """Evaluations of a run on a fixed grid."""
+        return self.nfe_per_step * num_steps + self.nfe_extra
+
     @abstractmethod
     def start(self, term: Any, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Any:
         """What the first step needs: coefficients computed once per grid, a first stage, or None."""

@@ -6,6 +6,7 @@
                dy = f(t, y) dt + g(t, y) * dW             diagonal noise (g with the shape of y)
     Semilinear dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW  A, B, C numbers or diagonal
     Recursion  y_s = a(t, s) y_t + b(t, s) N(t, y_t) + c(t, s) z,      z ~ N(0, I)
+    Scheme     y_s = a y_t + sum_j b_j N_j + c z, the N_j of this step and of steps before
 
 The state ``y`` has shape (B, *): dimension 0 counts samples, which never influence each other.  Time ``t`` is
 a tensor of shape () (float64, on the host) on a fixed grid and of shape (B,) (float64, on the state's device)
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -127,4 +128,27 @@ class Recursion:
     args: tuple[Tensor, ...] = field(default=())
 
 
-Term = ODE | SDE | Semilinear | Recursion
+@dataclass(frozen=True)
+class Scheme:
+    """Steps that are linear combinations of the state, of evaluations and of a draw (``solvers.schemes``).
+
+    Args:
+        drift: N(t, y, *args) with shape (B, *).
+        rule: one step, a function of ``solvers.schemes.Steps`` with a ``Form`` as its value.
+        scale: times (M,) -> (P, Q), each with shape (M,): what the rule calls an evaluation is P y + Q N;
+            N itself when None.
+        noisy: whether the rule uses the draw, that is, whether a noise source is needed.
+        apart: whether a last step that ends at this time is traced by itself, with ``Steps.last``.
+        traced: what the rule has come to on the grids it was run on.
+    """
+
+    drift: Field
+    rule: Callable[[Any], Any]
+    scale: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    noisy: bool = False
+    apart: Callable[[Tensor], bool] | None = None
+    args: tuple[Tensor, ...] = ()
+    traced: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+Term = ODE | SDE | Semilinear | Recursion | Scheme

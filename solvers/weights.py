@@ -100,6 +100,24 @@ def lagrange(v: Tensor, nodes: Tensor) -> Tensor:
     return torch.stack(columns, 2)
 
 
+def kernel_weights(
+    kernel: Variable, nodes: Sequence[Tensor], start: Tensor, end: Tensor, variable: Variable = identity
+) -> list[Tensor]:
+    """Integrals from ``start`` to ``end``, both (N,), of kernel(u) l_j(v(u)) du, one with shape (N,) per node.
+
+    Args:
+        kernel: elementwise, smooth between the ends; called with shape (N, 16).
+        nodes: v_j, each with shape (N,).
+        variable: v, the same.
+
+    Gauss-Legendre quadrature with 16 points.
+    """
+    length = (end - start)[:, None]
+    u = torch.where(_FINE.left, start[:, None] + length * _FINE.near, end[:, None] - length * _FINE.near)
+    scaled = kernel(u) * _FINE.weight * length
+    return list((scaled[..., None] * lagrange(variable(u), torch.stack(list(nodes), 1))).sum(1).unbind(1))
+
+
 class Weights:
     """The integrals for one term: times with shape (N,), results (N, *) as A, B or C have it.
 

@@ -1,0 +1,326 @@
+"""Schemes: steps that are linear combinations of the state, of evaluations and of a draw, whatever their weights.
+
+Every multistep, singlestep and predictor-corrector formula of the diffusion literature has the form
+
+    y^(i) = a_i y + sum_j b_ij m_j + c_i z,      m_i = P(u_i) y^(i) + Q(u_i) N(u_i, y^(i)),      y_s = y^(last)
+
+with evaluations m_j of this step and of those before, one draw z ~ N(0, I) per step, and weights that depend
+on the times alone.  A scheme's ``rule`` writes the formula down as it stands in the paper: it computes with
+``Form`` objects, linear combinations whose coefficients are float64 tensors with one entry per step, and is
+called once for all steps of a grid that have the same number of past evaluations at hand.  What remains for
+the step are Python floats.
+
+    def rule(steps):                                            # two-step Adams-Bashforth on any grid
+        h, ratio = steps.s - steps.t, (steps.s - steps.t) / (steps.t - steps.past[0])
+        m = steps.values
+        return steps.y + h * ((1 + ratio / 2) * m[0] - ratio / 2 * m[1])
+
+P and Q turn what the field puts out into what the rule calls an evaluation (a noise prediction, say, into a
+prediction of the clean data), so that it costs a multiplication or two and no function of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers.brownian import BrownianMotion
+from solvers.control import FixedGrid
+from solvers.methods import Interval, Method, Step, increment
+from solvers.terms import Scheme
+
+Coefficient = float | Tensor
+
+_STATE, _DRAW = -2, -1
+
+
+class Form:
+    """A linear combination of the state, the draw and evaluations; coefficients are numbers or tensors (N,).
+
+    Forms add and subtract, and are multiplied and divided by coefficients; nothing else.
+    """
+
+    __slots__ = ("coefficients",)
+
+    def __init__(self, coefficients: dict[int, Coefficient]) -> None:
+        self.coefficients = coefficients
+
+    def __add__(self, other: Form) -> Form:
+        if not isinstance(other, Form):
+            return NotImplemented
+        total = dict(self.coefficients)
+        for key, c in other.coefficients.items():
+            total[key] = total[key] + c if key in total else c
+        return Form(total)
+
+    def __mul__(self, factor: Coefficient) -> Form:
+        return Form({key: factor * c for key, c in self.coefficients.items()})
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: Form) -> Form:
+        return self + other * -1.0
+
+    def __neg__(self) -> Form:
+        return self * -1.0
+
+    def __truediv__(self, divisor: Coefficient) -> Form:
+        return Form({key: c / divisor for key, c in self.coefficients.items()})
+
+
+class Steps:
+    """What a rule sees of N steps that are alike, the steps first, ..., first + N - 1 of a grid.
+
+    Attributes:
+        grid: all times of the grid, float64.
+        t, s: where the steps start and end, with shape (N,).
+        past: the same for the starts of the steps before, the latest first.
+        y, z: the state at t and the draw, as forms.
+        values: evaluations as forms, the newest first: at (t, y), then at the times ``past``.
+        last: whether this is the last step of the run, set apart from the others.
+    """
+
+    def __init__(self, grid: Tensor, first: int, count: int, nodes: int) -> None:
+        self.grid, self._first, self._end = grid, first, first + count
+        self.last = count == 1 and self._end == len(grid) - 1
+        self.t, self.s, *past = self.of(grid, max(nodes - 1, 0))
+        self.past = tuple(past)
+        self.y, self.z = Form({_STATE: 1.0}), Form({_DRAW: 1.0})
+        self.values: tuple[Form, ...] = tuple(Form({j: 1.0}) for j in range(nodes))
+        self.looks: list[tuple[Tensor, Form]] = []
+        self.kept: int | None = None
+
+    def of(self, table: Tensor, past: int) -> list[Tensor]:
+        """Entries of a table with one value per time of the grid: at t, at s, at the ``past`` starts before."""
+        first, end = self._first, self._end
+        return [table[first - m : end - m] for m in (0, -1, *range(1, past + 1))]
+
+    @property
+    def order(self) -> int:
+        """Number of evaluations at hand: how many nodes a formula may use."""
+        return len(self.values)
+
+    def evaluate(self, time: Tensor, form: Form) -> Form:
+        """One more evaluation, at the times ``time`` (N,) and the state ``form``."""
+        self.looks.append((time, form))
+        return Form({len(self.values) + len(self.looks) - 1: 1.0})
+
+    def ahead(self, form: Form) -> Form:
+        """An evaluation at the end of the step, which serves the next step as its first."""
+        self.kept = len(self.values) + len(self.looks)
+        return self.evaluate(self.s, form)
+
+
+class Combination(NamedTuple):
+    """Coefficients of one form in one step: of the state, of evaluations with their positions, of the
+    draw."""
+
+    state: float
+    values: tuple[tuple[int, float], ...]
+    draw: float
+
+    def __call__(self, y: Tensor, values: Sequence[Tensor], z: Tensor | None) -> Tensor:
+        """The state with shape (B, *)."""
+        terms = [(values[position], c) for position, c in self.values]
+        if self.draw:
+            assert z is not None
+            terms.append((z, self.draw))
+        if not terms:
+            return y if self.state == 1 else self.state * y
+        (first, c), *rest = terms
+        out = torch.add(y if self.state == 1 else self.state * y, first, alpha=c)
+        for value, c in rest:
+            out.add_(value, alpha=c)
+        return out
+
+
+class Look(NamedTuple):
+    """One evaluation: when, where (None: at the state itself), and the numbers P and Q."""
+
+    time: Tensor
+    at: Combination | None
+    keep: float
+    factor: float
+
+
+class Program(NamedTuple):
+    """One step in numbers: how many past evaluations it uses, its own, its result, which one is kept."""
+
+    past: int
+    looks: tuple[Look, ...]
+    result: Combination
+    kept: int | None
+    noisy: bool
+
+
+class Carry(NamedTuple):
+    """From step to step: all programs, the past evaluations, and the state that the newest belongs to."""
+
+    programs: list[Program]
+    history: tuple[Tensor, ...]
+    state: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeMethod(Method):
+    """Runs a ``Scheme`` on a fixed grid; its facts are those of the rule.
+
+    Args:
+        name, order, strong_order, weak_order: facts, see ``Method``; strong and weak orders None without
+            noise.
+        nodes: evaluations at hand once the run has started: the one at t and nodes - 1 of the past; 0 where
+            the rule makes all evaluations itself.
+        nfe_per_step: evaluations per step.
+        nfe_extra: evaluations beyond those, of the start or, negative, saved in the last step.
+        ahead: whether the evaluation at t was made by the step before, with ``Steps.ahead``.
+        lower_final: whether the last steps use at most as many nodes as there are steps left, which steps to
+            an infinite time in a logarithmic clock need.
+    """
+
+    name: str
+    order: int
+    nodes: int = 1
+    strong_order: float | None = None
+    weak_order: float | None = None
+    nfe_per_step: int = 1
+    nfe_extra: int = 0
+    ahead: bool = False
+    lower_final: bool = False
+    terms = (Scheme,)
+
+    def start(self, term: Scheme, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
+        """The programs of all steps; the first evaluation where steps look ahead."""
+        assert grid is not None
+        key = self, tuple(grid.ts.tolist())
+        programs = term.traced.get(key)
+        if programs is None:
+            programs = term.traced[key] = self._programs(term, grid.ts)
+        if not self.ahead:
+            return Carry(programs, (), None)
+        first = Look(t, None, *_numbers(term, t))
+        return Carry(programs, (_evaluate(term, first, y, y),), y)
+
+    def _programs(self, term: Scheme, ts: Tensor) -> list[Program]:
+        """The rule in numbers, one program per step."""
+        count = len(ts) - 1
+        apart = self.ahead or self.lower_final or (term.apart is not None and term.apart(ts[-1]))
+        nodes = [min(self.nodes, i + 1, count - i if self.lower_final else count) for i in range(count)]
+        traces: list[tuple[Steps, Form]] = []
+        first = 0
+        while first < count:
+            end = first + 1
+            while end < count - apart and nodes[end] == nodes[first]:
+                end += 1
+            steps = Steps(ts, first, end - first, nodes[first])
+            result = term.rule(steps)
+            if steps.values and not self.ahead:
+                steps.looks.insert(0, (steps.t, steps.y))
+            traces.append((steps, result))
+            first = end
+        times = [time for steps, _ in traces for time, _ in steps.looks]
+        scales = iter(_scales(term, torch.cat(times))) if times else iter(())
+        programs: list[Program] = []
+        for steps, result in traces:
+            looks = [[next(scales) for _ in range(len(steps.t))] for _ in steps.looks]
+            programs += self._numbers_of(steps, result, looks)
+        return programs
+
+    def _numbers_of(
+        self, steps: Steps, result: Form, scales: list[list[tuple[float, float]]]
+    ) -> list[Program]:
+        known, count = len(steps.values), len(steps.t)
+        own = int(bool(known) and not self.ahead)
+        # at run time: past evaluations, the newest first, then those of this step in the order they are made
+        order = [*range(own, known), *range(own)]
+        position = {key: i for i, key in enumerate(order)}
+        position |= {known + i: known + i for i in range(len(steps.looks) - own)}
+        columns = _combinations([form for _, form in steps.looks] + [result], position, count)
+        times = [time.unbind() for time, _ in steps.looks]
+        kept = known - 1 if own else steps.kept
+        programs = []
+        for i in range(count):
+            *at, combination = (column[i] for column in columns)
+            looks = tuple(
+                Look(when[i], None if form == _UNMOVED else form, *scale[i])
+                for when, form, scale in zip(times, at, scales, strict=True)
+            )
+            noisy = bool(combination.draw) or any(form.draw for form in at)
+            programs.append(Program(known - own, looks, combination, kept, noisy))
+        return programs
+
+    def step(
+        self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
+    ) -> Step:
+        """The evaluations in turn, then their combination."""
+        programs, history, state = carry
+        past, looks, result, kept, noisy = programs[interval.number]
+        if self.ahead and state is not y:  # somebody moved the state: the evaluation there is made again
+            again = Look(interval.t, None, *_numbers(term, interval.t))
+            history = (_evaluate(term, again, y, y), *history[1:])
+        z = increment(noise, interval, y) if noisy else None
+        values = list(history[:past])
+        for look in looks:
+            at = y if look.at is None else look.at(y, values, z)
+            values.append(_evaluate(term, look, at, y))
+        y_next = result(y, values, z)
+        if kept is not None:
+            most = self.nodes if self.ahead else self.nodes - 1
+            history = (values[kept], *history)[:most]
+        return Step(y_next, None, Carry(programs, history, y_next))
+
+
+def _evaluate(term: Scheme, look: Look, at: Tensor, y: Tensor) -> Tensor:
+    """P at + Q N(u, at) with shape (B, *)."""
+    raw = term.drift(look.time, at)
+    if look.keep:
+        return torch.add(look.keep * at, raw, alpha=look.factor)
+    return raw if look.factor == 1 else look.factor * raw
+
+
+def _scales(term: Scheme, time: Tensor) -> list[tuple[float, float]]:
+    """(P, Q) at every time of (N,)."""
+    if term.scale is None:
+        return [(0.0, 1.0)] * len(time)
+    keep, factor = term.scale(time)
+    return list(zip(keep.tolist(), factor.tolist(), strict=True))
+
+
+def _numbers(term: Scheme, time: Tensor) -> tuple[float, float]:
+    return _scales(term, time.reshape(1))[0]
+
+
+def _combinations(forms: list[Form], position: dict[int, int], count: int) -> list[list[Combination]]:
+    """Forms in numbers, step by step.
+
+    Raises:
+        ValueError: a coefficient is not finite.
+    """
+    entries = [(i, key, c) for i, form in enumerate(forms) for key, c in form.coefficients.items()]
+    table = torch.stack([torch.as_tensor(c, dtype=torch.float64).expand(count) for _, _, c in entries])
+    if not bool(table.isfinite().all()):
+        raise ValueError(
+            "a step has infinite coefficients: it ends (or its nodes lie) where the clock of the method is "
+            "infinite; end the run earlier, or lower the order of the last steps"
+        )
+    rows: list[dict[int, list[float]]] = [{} for _ in forms]
+    for (i, key, _), row in zip(entries, table.tolist(), strict=True):
+        rows[i][key] = row
+    nothing = [0.0] * count
+    found = []
+    for row in rows:
+        state, draw = row.pop(_STATE, nothing), row.pop(_DRAW, nothing)
+        values = [(position[key], weights) for key, weights in row.items()]
+        found.append(
+            [
+                Combination(state[n], tuple((at, w[n]) for at, w in values if w[n] != 0), draw[n])
+                for n in range(count)
+            ]
+        )
+    return found
+
+
+_UNMOVED = Combination(1.0, (), 0.0)
