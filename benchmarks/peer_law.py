@@ -182,7 +182,7 @@ def _peer_energy(peer: Peer, laws: Laws, name: str, nfe: int) -> float:
 
 
 def _our_w2(entry: Entry, laws: Laws, nfe: int) -> float:
-    sampler = entry.within(nfe, laws.t_min)
+    sampler = entry.within(nfe, laws.t_min, laws.gaussian)
     # the steps of the one corrector look at norms, so it is not affine
     if sampler is None or isinstance(sampler.corrector, Langevin):
         return math.nan
@@ -191,7 +191,7 @@ def _our_w2(entry: Entry, laws: Laws, nfe: int) -> float:
 
 
 def _our_energy(entry: Entry, laws: Laws, name: str, nfe: int) -> float:
-    sampler = entry.within(nfe, laws.t_min)
+    sampler = entry.within(nfe, laws.t_min, laws.mixtures[name])
     if sampler is None:
         return math.nan
     try:

@@ -54,12 +54,12 @@ class Entry:
 
     Attributes:
         name, grid: for the tables.
-        make: (num_steps, t_min) -> the sampler, without final denoising.
+        make: (num_steps, t_min, model) -> the sampler, without final denoising.
     """
 
     name: str
     grid: str
-    make: Callable[[int, float], Sampler]
+    make: Callable[[int, float, ScoreModel], Sampler]
 
     @property
     def title(self) -> str:
@@ -71,14 +71,19 @@ class Entry:
         """Library and sampler."""
         return f"sde_toolkit {self.name}"
 
-    def within(self, nfe: int, t_min: float) -> Sampler | None:
+    def within(self, nfe: int, t_min: float, model: ScoreModel) -> Sampler | None:
         """The sampler with the most steps whose declared evaluations are at most ``nfe``."""
         for num_steps in range(nfe, 0, -1):
-            made = self.make(num_steps, t_min)
+            made = self.make(num_steps, t_min, model)
             assert made.nfe is not None
             if made.nfe <= nfe:
                 return made
         return None
+
+
+def default() -> Entry:
+    """The default sampler, on the grid of its own."""
+    return Entry("default", "its own grid", lambda n, t_min, model: samplers.default(model, n, t_min=t_min))
 
 
 def _entries(makers: dict[str, tuple[Make, dict[str, Any]]]) -> Iterator[Entry]:
@@ -86,7 +91,12 @@ def _entries(makers: dict[str, tuple[Make, dict[str, Any]]]) -> Iterator[Entry]:
         for label, grid in GRIDS.items():
 
             def made(
-                num_steps: int, t_min: float, make: Make = make, grid: Any = grid, options: Any = options
+                num_steps: int,
+                t_min: float,
+                model: ScoreModel,
+                make: Make = make,
+                grid: Any = grid,
+                options: Any = options,
             ) -> Sampler:
                 return make(num_steps, t_min=t_min, grid=grid, denoise=False, **options)
 
@@ -105,15 +115,12 @@ def deterministic() -> Iterator[Entry]:
         "dpm_solver_pp_2s": (s.dpm_solver_pp_2s, {}),
     }
     for order in (2, 3):
-        for lower in (False, True):
-            end = {"order": order, "lower_final": lower}
-            tail = ", lower final" if lower else ""
-            makers[f"dpm_solver_pp {order}M{tail}"] = s.dpm_solver_pp, end
-            makers[f"unip-{order}{tail}"] = s.unip, end
-            makers[f"unipc-{order}{tail}"] = s.unipc, end
-            makers[f"deis tAB-{order}{tail}"] = s.deis, {"degree": order, "lower_final": lower}
+        makers[f"dpm_solver_pp {order}M"] = s.dpm_solver_pp, {"order": order}
+        makers[f"unip-{order}"] = s.unip, {"order": order}
+        makers[f"unipc-{order}"] = s.unipc, {"order": order}
+        makers[f"deis tAB-{order}"] = s.deis, {"degree": order}
         makers[f"dpm_solver-{order}"] = s.dpm_solver, {"order": order}
-    for order in (2, 3, 4):
+    for order in (3, 4):
         makers[f"lms-{order}"] = s.lms, {"order": order}
         makers[f"ipndm-{order}"] = s.ipndm, {"order": order}
         for predicts in ("data", "noise", "velocity"):
@@ -149,7 +156,12 @@ def stochastic() -> Iterator[Entry]:
     for past, corrections in ((2, 1), (2, 2), (3, 2), (3, 3)):
         for tau, lower in itertools.product((0.2, 0.5, 1.0), (False, True)):
             tail = ", lower final" if lower else ""
-            options = {"predictor_steps": past, "corrector_steps": corrections, "tau": tau, "lower_final": lower}
+            options = {
+                "predictor_steps": past,
+                "corrector_steps": corrections,
+                "tau": tau,
+                "lower_final": lower,
+            }
             makers[f"sa_solver P{past} C{corrections}, tau {tau:g}{tail}"] = s.sa_solver, options
     yield from _entries(makers)
     for label, corrector in (("langevin", Langevin()), ("annealed langevin", AnnealedLangevin())):
@@ -157,7 +169,12 @@ def stochastic() -> Iterator[Entry]:
             for grid_label, grid in GRIDS.items():
 
                 def made(
-                    n: int, t_min: float, make: Make = make, grid: Any = grid, corrector: Any = corrector
+                    n: int,
+                    t_min: float,
+                    model: ScoreModel,
+                    make: Make = make,
+                    grid: Any = grid,
+                    corrector: Any = corrector,
                 ) -> Sampler:
                     return s.predictor_corrector(make(n, t_min=t_min, grid=grid, denoise=False), corrector)
 

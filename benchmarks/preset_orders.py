@@ -113,7 +113,9 @@ STOCHASTIC: dict[str, Make] = {
 PRESETS = DETERMINISTIC | STOCHASTIC
 
 SDE = VPSDE()
-GAUSSIAN = Gaussian(mean=[0.5, -1.0, 0.2], covariance=[[1.0, 0.3, -0.1], [0.3, 0.5, 0.05], [-0.1, 0.05, 0.08]])
+GAUSSIAN = Gaussian(
+    mean=[0.5, -1.0, 0.2], covariance=[[1.0, 0.3, -0.1], [0.3, 0.5, 0.05], [-0.1, 0.05, 0.08]]
+)
 MIXTURE = GaussianMixture(
     weights=[0.5, 0.3, 0.2], means=[[-1.2, 0.3], [0.9, 0.8], [0.4, -1.1]], covariances=[0.05, 0.1, 0.2]
 )
