@@ -90,8 +90,8 @@ def measure(
 ) -> list[Row]:
     """Errors of all samplers on all problems.
 
-    On the network a sampler runs only under the schedule that is its best on the exact problems at this budget;
-    inf stands under the others.
+    On the network a sampler runs only under the schedule that is its best on the exact problems at this
+    budget; inf stands under the others.
     """
     exact, networks = [p for p in on if p.name != NETWORK], [p for p in on if p.name == NETWORK]
     found: list[tuple[Row, Callable[[FlowProblem, int], float]]] = []

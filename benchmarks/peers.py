@@ -89,18 +89,21 @@ def law() -> None:
     """Part C."""
     from benchmarks import peer_azula, peer_diffusers, peer_law, peer_ours
 
-    laws = peer_law.Laws()
+    laws, more = peer_law.Laws(), peer_law.Laws(peer_law.MORE, peer_law.SEED + 1)
     peers = [*peer_diffusers.stochastic(), *peer_azula.stochastic()]
-    rows = peer_law.measure(peers, peer_ours.stochastic(), laws)
-    print(peer_law.table(rows, laws))
+    pairs = peer_law.measure(peers, peer_ours.stochastic(), laws)
+    rows = [row for row, _ in pairs]
+    print(peer_law.table(rows, laws), flush=True)
+    duels = peer_law.duels(pairs, more)
+    print(peer_law.comparison(duels))
     settings = _settings(
         evaluations=peer_law.EVALUATIONS,
-        samples=peer_law.SAMPLES,
-        draws=peer_law.TRUTH,
-        seed=peer_law.SEED,
-        floor=laws.floor,
+        samples=(laws.samples, more.samples),
+        draws=(laws.num_truth, more.num_truth),
+        seeds=(laws.seed, more.seed),
+        floors=(laws.floor, more.floor),
     )
-    write_result("peers_law", settings, peer_law.records(rows))
+    write_result("peers_law", settings, {"rows": peer_law.records(rows), "best": duels})
 
 
 def speed() -> None:
