@@ -128,8 +128,8 @@ def pairs() -> Iterator[Pair]:
 
 
 ADDED = (
-    "diffusers adds a term of order h^3 to every formula with two nodes, which SA-Solver's paper does not "
-    "have; the next row puts it into our rule"
+    "diffusers adds a term of order h^3 to the exact integrals of the paper's eq. 14 and 17 wherever two "
+    "nodes are joined; the next row puts it into our rule"
 )
 
 

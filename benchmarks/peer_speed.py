@@ -5,8 +5,8 @@
                per run, weights and tables
 
 Medians of five rounds; every round times the run and the bare calls one after the other, in one process on
-one thread.  The bare call of our samplers is the model's own score or network output; that of peers is the call
-they make, conversion of predictions and noise levels included, so the adapter does not count against them.
+one thread.  The bare call of our samplers is the model's own score or network output; that of peers is the
+call they make, conversion of predictions and noise levels included: the adapter does not count against them.
 
 The exact score of the 8-D mixture, 256 points, float64; the digits network, batch 64, float32.
 """
