@@ -37,6 +37,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "exponential": {"timestep_spacing": "linspace", "use_exponential_sigmas": True},
     "beta": {"timestep_spacing": "linspace", "use_beta_sigmas": True},
 }
+_BY_INDEX = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 OF_INDICES = ("trailing", "linspace", "leading")
 
 
@@ -132,7 +133,7 @@ def _peer(
         end = 0.0 if at_zero else look.nsr_min
         return drive(made, look, y, num_steps, seed=seed, plain=plain, end=end, drop=drop, **(step or {}))
 
-    return Peer("diffusers", label, schedule, run, at_zero, stochastic, *cost)
+    return Peer("diffusers", label, schedule, run, at_zero, stochastic, *cost, name in _BY_INDEX)
 
 
 def _exponential(

@@ -76,6 +76,7 @@ class Peer:
         stochastic: whether the sampler draws.
         per_step, extra: looks in a run of N steps, per_step N + extra.
         least: the smallest number of steps that the library takes.
+        divides: whether the steps must divide ``TABLE``, for libraries that step by whole indices.
     """
 
     library: str
@@ -87,6 +88,7 @@ class Peer:
     per_step: int = 1
     extra: int = 0
     least: int = 1
+    divides: bool = False
 
     @property
     def title(self) -> str:
@@ -101,4 +103,6 @@ class Peer:
     def steps_within(self, nfe: int) -> int:
         """The largest number of steps that spends at most ``nfe`` looks; 0 where there is none."""
         steps = (nfe - self.extra) // self.per_step
+        while self.divides and steps > 0 and TABLE % steps:
+            steps -= 1
         return steps if steps >= self.least else 0

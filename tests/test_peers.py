@@ -17,7 +17,7 @@ from sde_toolkit.sde import VESDE, VPSDE
 
 pytestmark = [  # of diffusers, about itself
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
 ]
 AZULA = importlib.util.find_spec("azula") is not None
 SMALL = Gaussian([0.5, -1.0], [0.3, 0.05])
@@ -75,14 +75,15 @@ def test_the_clock_of_the_peers_spans_our_ratios():
 )
 def test_a_driven_scheduler_converges_to_the_exact_end_within_its_budget(problem, name, schedule, at_zero):
     peer = named(name, schedule, at_zero)
-    errors = [peer_flow.peer_error(peer, problem, nfe) for nfe in (25, 200)]
-    assert errors[1] < min(0.02, errors[0])
+    errors = [peer_flow.peer_error(peer, problem, nfe) for nfe in (20, 80)]
+    assert errors[1] < min(0.05, 0.5 * errors[0])
 
 
 def test_a_budget_buys_the_most_steps_that_fit():
     heun = named("Heun", "karras", True)
     assert [heun.steps_within(nfe) for nfe in (5, 10, 20)] == [3, 5, 10]
     assert named("PNDM, Runge-Kutta start", "trailing", True).steps_within(10) == 0
+    assert named("PNDM, Runge-Kutta start", "trailing", True).steps_within(50) == 40
 
 
 @pytest.mark.parametrize("entry", [*list(peer_ours.deterministic())[::7], peer_ours.default()])
