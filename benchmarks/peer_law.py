@@ -5,7 +5,7 @@
               exact: the production sampler runs once on a batch of unit impulses, in place of its normals.
     energy    squared energy distance, unbiased, between 2500 samples and 10000 draws of the exact law, on the
               ring and on the 8-D mixture, for every sampler under the schedule that is best by W2 at this
-              budget; then again, from new seeds, with four times as many for the three best of ours and of
+              budget; then again, from new seeds, with four times as many for the two best of ours and of
               the peers.  The statistic's own noise is given as the floor: its root mean square for exact
               draws.  Below it a figure means nothing, and the comparison counts it as the floor.
 
@@ -37,9 +37,9 @@ from solvers.brownian import STEPS
 
 EVALUATIONS = (20, 50)
 SAMPLES, TRUTH, CHUNK, SEED = 2500, 10000, 250, 3
-CANDIDATES, MORE = 3, 4
+CANDIDATES, MORE = 2, 4
 DRAWS_PER_LOOK = 2
-FLOOR_SETS = 6
+FLOOR_SETS = 4
 
 
 @dataclass(frozen=True)
