@@ -73,9 +73,13 @@ class Moments:
     def _spectrum(self) -> tuple[Tensor, Tensor | None]:
         if self.kind == "full":
             variances, axes = torch.linalg.eigh(self.covariance)
-            return variances, axes
+            return variances, axes.contiguous()
         n = self.mean.numel()
         return (self.covariance.flatten() if self.kind == "diagonal" else self.covariance.expand(n)), None
+
+    @cached_property
+    def _back(self) -> Tensor | None:
+        return None if self.axes is None else self.axes.mT.contiguous()
 
     @property
     def variances(self) -> Tensor:
@@ -100,11 +104,11 @@ class Moments:
     def project(self, y: Tensor) -> Tensor:
         """U^T y with shape (B, n), for y with shape (B, *D), in the type and on the device of y."""
         flat = y.flatten(1)
-        return flat if self.axes is None else flat @ self.axes.to(flat)
+        return flat if self.axes is None else _product(flat, self.axes.to(flat))
 
     def embed(self, r: Tensor) -> Tensor:
         """U r with shape (B, *D), for r with shape (B, n), in the type and on the device of r."""
-        flat = r if self.axes is None else r @ self.axes.mT.contiguous().to(r)
+        flat = r if self._back is None else _product(r, self._back.to(r))
         return flat.unflatten(-1, self.event_shape)
 
     def diagonal(self) -> Moments:
@@ -122,6 +126,18 @@ class Moments:
         std = self.diagonal().covariance.sqrt()
         full = {"covariance": self.covariance} if self.kind == "full" else {}
         return {"mean": self.mean, "std": std, **full}
+
+
+_FEWEST_ROWS = 8
+"""Products of fewer rows take other paths through the linear algebra, which round differently."""
+
+
+def _product(x: Tensor, factor: Tensor) -> Tensor:
+    """x @ factor for a contiguous factor, the bits of a row free of the number of rows."""
+    missing = _FEWEST_ROWS - len(x)
+    if missing <= 0:
+        return x @ factor
+    return (torch.cat([x, x.new_zeros(missing, x.shape[1])]) @ factor)[: len(x)]
 
 
 def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:

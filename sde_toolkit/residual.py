@@ -87,16 +87,16 @@ class Rule:
             ``reach``.
     """
 
-    nodes: int = 4
-    corrector_nodes: int = 5
-    bend: float = 0.4
-    inner: float = 0.2
-    weight: float = 1.0
-    outer: float = 0.7
-    decay: float = 1.0
-    first: float = 1.0
-    last: float = 1.0
-    envelope: float = 0.57
+    nodes: int = 5
+    corrector_nodes: int = 6
+    bend: float = 0.5
+    inner: float = 0.3
+    weight: float = 0.8
+    outer: float = 0.45
+    decay: float = 0.85
+    first: float = 0.9
+    last: float = 0.7
+    envelope: float = 1.0
     power: float = 1.0
     reach: float = 1.0
 
@@ -216,10 +216,14 @@ class ResidualAdams(Method):
     rule: Rule = RULE
     name: str = "residual_adams"
     terms = (Semilinear,)
-    order: int = 4
     nfe_per_step: int = 1
     nfe_extra: int = -1
     _memo: dict[tuple[object, ...], Plan] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """The number of nodes of the predictor, for predictions that are smooth."""
+        return self.rule.nodes
 
     def start(self, term: Semilinear, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
         """The coefficients of all steps, remembered for the next batch on the same grid."""
@@ -271,10 +275,9 @@ class ResidualAdams(Method):
         pull = (sigma / envelope)[:, None] / std.clamp(min=torch.finfo(torch.float64).tiny)
         v = torch.atan(nsr / (self.rule.bend * scale)).tolist()
         corrector, predictor = self._nodes(v)
-        rows = [list(x.to(y).unbind()) for x in (alpha[:, None] * mean, std, pull)]
-        return Plan(
-            *rows, (1 / envelope).tolist(), self._parts(nsr, corrector, y), self._parts(nsr, predictor, y)
-        )
+        means, stds, pulls = (list(x.to(y).unbind()) for x in (alpha[:, None] * mean, std, pull))
+        parts = (self._parts(nsr, nodes, y) for nodes in (corrector, predictor))
+        return Plan(means, stds, pulls, (1 / envelope).tolist(), *parts)
 
     def _envelope(self, nsr: Tensor) -> Tensor:
         c = self.rule.envelope * scale_of(self.moments)
@@ -312,7 +315,7 @@ class ResidualAdams(Method):
         return [found[i] for i in range(len(nodes))]
 
     def _integrals(self, start: Tensor, end: Tensor, at: Tensor) -> Tensor:
-        """w_j with shape (M, k, n) for M steps; ``at`` are the values of v at their nodes, with shape (M, k)."""
+        """w_j with shape (M, k, n) for M steps; ``at`` with shape (M, k) are the values of v at the nodes."""
         scale, variances = scale_of(self.moments), self.moments.variances
         unit = 0.2 * scale
         x, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_POINTS))
