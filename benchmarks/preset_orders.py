@@ -1,21 +1,23 @@
 """Measured orders of the samplers: every preset on exact data with N, 2N, 4N, ... steps.
 
-Deterministic samplers.  From one set of starts at T the end at t_min is compared with the exact flow (root mean
-square over starts and features) on a 3-D Gaussian of unequal scales and on a 2-D mixture of three Gaussians.
+Deterministic samplers.  From one set of starts at T the end at t_min is compared with the exact flow (root
+mean square over starts and features) on a 3-D Gaussian of unequal scales and on a 2-D mixture of three
+Gaussians.
 
-Stochastic samplers.  On scalar Gaussian data a sampler is affine in its start and in its draws.  Run on a batch
-of unit impulses it puts out its coefficients k_0 (start) and k_j (draws), hence, without sampling, for a start
-with the exact law at T,
+Stochastic samplers.  On scalar Gaussian data a sampler is affine in its start and in its draws.  Run on a
+batch of unit impulses it puts out its coefficients k_0 (start) and k_j (draws), hence, without sampling, for
+a start with the exact law at T,
 
     weak error       | k_0^2 Var(x_T) + sum_j k_j^2 - Var(x_end) |
     strong error^2   (k_0 - K(T))^2 Var(x_T) + sum_j int_step (k_j / sqrt(n_t^2 - n_s^2) - eta K(n))^2 d(n^2)
 
-against the reverse family in the clock n = sigma / alpha, dy = (1 + eta^2) z_hat dn + eta dM, d<M> = d(n^2), for
-which K(n) = alpha_end ((c^2 + n_end^2) / (c^2 + n^2))^((1 + eta^2) / 2) (Ito's isometry; draws belong to the
-increments of M).
+against the reverse family in the clock n = sigma / alpha, dy = (1 + eta^2) z_hat dn + eta dM, d<M> = d(n^2),
+for which K(n) = alpha_end ((c^2 + n_end^2) / (c^2 + n^2))^((1 + eta^2) / 2) (Ito's isometry; draws belong to
+the increments of M).
 
-The process is VP from T = 1.  Multistep samplers start with formulas of low order there, which from pure noise
-costs less than the errors seen here; started at mid noise it would limit the order to 2 (to 3 with a corrector).
+The process is VP from T = 1.  Multistep samplers start with formulas of low order there, which from pure
+noise costs less than the errors seen here; started at mid noise it would limit the order to 2 (to 3 with a
+corrector).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.orders import TOLERANCE
-from sde_toolkit import samplers
+from sde_toolkit import grids, samplers
 from sde_toolkit.equations import in_angle, in_lam, in_nsr
 from sde_toolkit.exact import ExactData, ExactModel, Gaussian, GaussianMixture
 from sde_toolkit.samplers import PRIOR, Sampler
@@ -60,7 +62,7 @@ DETERMINISTIC: dict[str, Make] = {
     "deis tAB0": _with(samplers.deis, degree=0),
     "deis tAB1": _with(samplers.deis, degree=1),
     "deis tAB2": _with(samplers.deis, degree=2),
-    "deis tAB3": _with(samplers.deis, degree=3),
+    "deis tAB3": _with(samplers.deis, degree=3, grid=grids.karras),
     "deis log-rho 2": _with(samplers.deis, degree=2, clock=in_lam),
     "deis rhoAB 2": _with(samplers.deis, degree=2, clock=in_nsr),
     "deis_rho_rk heun": _with(samplers.deis_rho_rk, tableau=HEUN),
@@ -72,17 +74,19 @@ DETERMINISTIC: dict[str, Make] = {
     "ipndm": samplers.ipndm,
     "pndm": samplers.pndm,
     "exponential_adams noise": _with(samplers.exponential_adams, predicts="noise", order=2),
-    "exponential_adams data": _with(samplers.exponential_adams, predicts="data", order=4),
+    "exponential_adams data": _with(samplers.exponential_adams, predicts="data", order=3, grid=grids.karras),
     "exponential_adams velocity": _with(samplers.exponential_adams, predicts="velocity", clock=in_angle),
     "exponential_adams score": _with(samplers.exponential_adams, predicts="score", order=2),
     "unip 1": _with(samplers.unip, order=1),
     "unip 2 B1": _with(samplers.unip, order=2, b=samplers.b1),
-    "unip 3": _with(samplers.unip, order=3),
+    "unip 3": _with(samplers.unip, order=3, grid=grids.karras),
     "unipc 1": _with(samplers.unipc, order=1),
     "unipc 2 B1 noise": _with(samplers.unipc, order=2, b=samplers.b1, predicts="noise"),
     "unipc 2": _with(samplers.unipc, order=2),
-    "unipc 3": _with(samplers.unipc, order=3),
-    "sa_solver 3 + 2, tau 0": _with(samplers.sa_solver, predictor_steps=3, corrector_steps=2, tau=0.0),
+    "unipc 3": _with(samplers.unipc, order=3, grid=grids.karras),
+    "sa_solver 3 + 3, tau 0": _with(
+        samplers.sa_solver, predictor_steps=3, corrector_steps=3, tau=0.0, grid=grids.karras
+    ),
 }
 
 STOCHASTIC: dict[str, Make] = {
@@ -120,7 +124,7 @@ MIXTURE = GaussianMixture(
     weights=[0.5, 0.3, 0.2], means=[[-1.2, 0.3], [0.9, 0.8], [0.4, -1.1]], covariances=[0.05, 0.1, 0.2]
 )
 SCALAR = Gaussian(mean=[0.7], covariance=[0.25])
-END = 0.1
+END = 0.2
 STARTS = 8
 
 
@@ -188,7 +192,8 @@ def flow_error(make: Make, data: ExactData, num_steps: int) -> tuple[float, floa
 
 
 class SamplerImpulses:
-    """Draws that are unit impulses: row 0 gets none, row 1 the start, then one row per step for W, and for H."""
+    """Draws that are unit impulses: row 0 gets none, row 1 the start, then one row per step for W, and for
+    H."""
 
     def __init__(self, num_steps: int, areas: bool = False) -> None:
         self._first = {PRIOR: 1, STEPS: 2, AREA: 2 + num_steps}
@@ -249,8 +254,9 @@ def strong_error(make: Make, eta: float, num_steps: int) -> tuple[float, float]:
 ETAS = {"ddim, eta 1/2": 0.5, "eta_family, eta 1/2": 0.5, "sa_solver released, tau 1/2": 0.5}
 """Stochasticity where it is not 1."""
 
-_FIRST = {1: 128, 2: 256, 3: 128, 4: 128}
-_LATE = {"dpm_solver_pp 3M": 1024, "ipndm": 512, "pndm": 512, "sa_solver 2 + 1": 512}
+_FIRST = {1: 64, 2: 128, 3: 128, 4: 256}
+_LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "sa_solver 2 + 1": 512,
+         "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256, "sosra": 256}  # fmt: skip
 """Samplers with a dominant term of higher order at moderate step counts."""
 
 

@@ -173,8 +173,8 @@ class Sampler:
     The facts ``order``, ``strong_order``, ``weak_order`` and ``nfe`` are those that the method declares.
 
     Raises:
-        ValueError: num_steps below 1, t_min negative or not finite; a corrector or restarts with a method that
-            does the whole run or chooses its own steps; restarts of a stochastic method.
+        ValueError: num_steps below 1, t_min negative or not finite; a corrector or restarts with a method
+            that does the whole run or chooses its own steps; restarts of a stochastic method.
     """
 
     name: str

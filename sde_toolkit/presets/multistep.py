@@ -57,7 +57,12 @@ def adams_rule(predicts: str, clock: Clock) -> Callable[[ReverseSteps], Form]:
     return lambda k: k.adams(predicts, clock)
 
 
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 """Weights for equal steps, by number of nodes."""
 
 
@@ -139,7 +144,7 @@ def _unipc_weights(hh: Tensor, r: list[Tensor], B: BOfH) -> list[Tensor]:
     """The solution a of sum_m r_m^(j-1) a_m = j! phi_(j+1)(hh) hh / B(hh), j = 1 .. p (theorem 3.1)."""
     powers = torch.stack([torch.stack(r, 1) ** j for j in range(len(r))], 1)
     right = torch.stack([math.factorial(j) * _phi(j + 1, hh) * hh / B(hh) for j in range(1, len(r) + 1)], 1)
-    return list(torch.linalg.solve(powers, right).unbind(1))
+    return list(torch.linalg.solve_ex(powers, right).result.unbind(1))
 
 
 def _phi(j: int, x: Tensor) -> Tensor:
@@ -185,8 +190,8 @@ def dpm_solver_pp(
 ) -> Sampler:
     """DPM-Solver++(1M, 2M, 3M) (2211.01095, algorithm 2); one evaluation per step.
 
-    The published 3M gives the second difference half of its weight in the exact integral, so that its order is
-    2, with a small constant; ``unip`` and ``exponential_adams`` with order 3 have the whole weight.
+    The published 3M gives the second difference half of its weight in the exact integral, so that its order
+    is 2, with a small constant; ``unip`` and ``exponential_adams`` with order 3 have the whole weight.
 
     Args:
         order: 1, 2 or 3, the number of nodes.
@@ -237,8 +242,8 @@ def lms(
     grid: Grid = grids.karras,
     denoise: bool = True,
 ) -> Sampler:
-    """Adams-Bashforth in nsr on any grid, order 1 to 4: EDM's ODE (2206.00364, eq. 1) by linear multistep; one
-    evaluation per step.
+    """Adams-Bashforth in nsr on any grid, order 1 to 4: EDM's ODE (2206.00364, eq. 1) by linear multistep;
+    one evaluation per step.
 
     Raises:
         ValueError: another order.
@@ -285,8 +290,8 @@ def ipndm(
     grid: Grid = grids.uniform,
     denoise: bool = True,
 ) -> Sampler:
-    """iPNDM (2204.13902, appendix): Adams-Bashforth weights for equal steps with 1 to ``order`` nodes in DDIM's
-    step.
+    """iPNDM (2204.13902, appendix): Adams-Bashforth weights for equal steps with 1 to ``order`` nodes in
+    DDIM's step.
 
     The weights fit grids that are uniform in nsr; on all others the order is 2 at most.  One evaluation per
     step.
@@ -320,8 +325,8 @@ def unip(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """UniP-1, 2, 3, the predictor of UniPC alone (2302.04867, algorithm 2); order as named, one evaluation per
-    step.
+    """UniP-1, 2, 3, the predictor of UniPC alone (2302.04867, algorithm 2); order as named, one evaluation
+    per step.
 
     Raises:
         ValueError: another order or prediction.
