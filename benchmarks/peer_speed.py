@@ -2,11 +2,12 @@
 
     whole      time of a run over the time of as many bare calls of the model
     further    the same for the evaluations that a run of twice the length has more: without what is done once
-               per run, weights and tables
+               per run, weights and tables (mixture only)
 
-Medians of five rounds; every round times the run and the bare calls one after the other, in one process on
-one thread.  The bare call of our samplers is the model's own score or network output; that of peers is the
-call they make, conversion of predictions and noise levels included: the adapter does not count against them.
+Medians of five rounds in processor time; every round times the run and the bare calls one after the other, in
+one process on one thread.  The bare call of our samplers is the model's own score or network output; that of
+peers is the call they make, conversion of predictions and noise levels included: the adapter does not count
+against them.
 
 The exact score of the 8-D mixture, 256 points, float64; the digits network, batch 64, float32.
 """
@@ -56,10 +57,10 @@ def chosen() -> Iterator[Peer | Entry]:
 
 
 def _seconds(run: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - start) / repeats
+    return (time.process_time() - start) / repeats
 
 
 def _runs(
@@ -81,19 +82,27 @@ def _runs(
 
 
 def cost(
-    entry: Peer | Entry, model: ScoreModel, x_T: torch.Tensor, t_min: float, nfe: int, repeats: int
+    entry: Peer | Entry,
+    model: ScoreModel,
+    x_T: torch.Tensor,
+    t_min: float,
+    nfe: int,
+    repeats: int,
+    longer: bool,
 ) -> dict[str, float]:
-    """Medians of the two ratios, and of the microseconds per evaluation of the whole run."""
+    """Medians of the ratios, and of the microseconds per evaluation of the whole run."""
     short, bare, few = _runs(entry, model, x_T, t_min, nfe)
-    long, _, many = _runs(entry, model, x_T, t_min, 2 * nfe)
+    long, _, many = _runs(entry, model, x_T, t_min, 2 * nfe) if longer else (short, bare, 2 * few)
     _seconds(bare, repeats)
     whole, further, micro = [], [], []
     for _ in range(ROUNDS):
-        b = _seconds(bare, repeats * few)
-        s, twice = _seconds(short, repeats), _seconds(long, repeats)
+        b, s = _seconds(bare, repeats * few), _seconds(short, repeats)
         whole.append(s / few / b)
-        further.append((twice - s) / (many - few) / b)
         micro.append(s / few * 1e6)
+        if longer:
+            further.append((_seconds(long, repeats) - s) / (many - few) / b)
+    if not longer:
+        return {"whole": statistics.median(whole), "us": statistics.median(micro)}
     return {
         "whole": statistics.median(whole),
         "further": statistics.median(further),
@@ -113,15 +122,19 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for entry in chosen():
         library = entry.library if isinstance(entry, Peer) else "sde_toolkit"
-        mixture8 = cost(entry, exact, x_T, t_min, 50, repeats=5)
-        digits = cost(entry, network, images, 1e-3, 10, repeats=1)
+        mixture8 = cost(entry, exact, x_T, t_min, 50, repeats=5, longer=True)
+        digits = cost(entry, network, images, 1e-3, 10, repeats=1, longer=False)
         rows.append({"library": library, "sampler": entry.name, "mixture8": mixture8, "digits": digits})
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
-    columns = [(problem, key) for problem in ("mixture8", "digits") for key in ("whole", "further", "us")]
+    columns = [
+        *(("mixture8", key) for key in ("whole", "further", "us")),
+        ("digits", "whole"),
+        ("digits", "us"),
+    ]
     lines = [f"{'time per evaluation / bare call':<36}" + "".join(f"{f'{p} {k}':>18}" for p, k in columns)]
     for row in rows:
         cells = "".join(f"{row[p][k]:>18.4g}" for p, k in columns)
