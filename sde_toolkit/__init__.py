@@ -19,6 +19,7 @@ _HOME = {
     "ddpm": ("Chain",),
     "exact": ("Gaussian", "GaussianMixture", "ExactModel"),
     "score": ("ScoreModel", "NetworkModel"),
+    "moments": ("Moments",),
     "networks": ("MLP", "UNet"),
     "data": ("Dataset", "Scaling", "digits", "from_array"),
     "loss": ("DenoisingLoss", "ChainLoss"),

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from sde_toolkit import configs, data, features, grids, metrics, networks, samplers
 from sde_toolkit.compare import Candidate, Metric
 from sde_toolkit.loss import DenoisingLoss
+from sde_toolkit.moments import Moments
 from sde_toolkit.overrides import Schema, Variants, complete, defaults, nearest, override, read_json, to_json
 from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS
 from sde_toolkit.score import PREDICTIONS, NetworkModel
@@ -202,10 +203,12 @@ def build_network(config: Config, event_shape: tuple[int, ...]) -> nn.Module:
     return makers[config.model.name](event_shape, seed=config.seed, **options)
 
 
-def build_model(config: Config, event_shape: tuple[int, ...], data_std: float) -> NetworkModel:
+def build_model(
+    config: Config, event_shape: tuple[int, ...], data_std: float, moments: Moments | None = None
+) -> NetworkModel:
     """The untrained score model: the network of ``config.model`` under the process of ``config.sde``."""
     network = build_network(config, event_shape)
-    return NetworkModel(network, build_sde(config), config.model.predicts, event_shape, data_std)
+    return NetworkModel(network, build_sde(config), config.model.predicts, event_shape, data_std, moments)
 
 
 def build_loss(config: Config) -> DenoisingLoss:

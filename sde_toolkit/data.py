@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.batches import Stream, batch_indices, integer, permutation, seed_sequence, step_generator
+from sde_toolkit.moments import MAX_FULL, Moments
 
 MAX_COVARIANCE_DIM = 4096
 """The largest D for which the full (D, D) covariance is formed (128 MB in float64)."""
@@ -201,6 +202,13 @@ class Dataset:
             return raw
         scale = self.scaling.scale.expand(self.event_shape).reshape(-1, 1)
         return (raw + torch.eye(dim, dtype=torch.float64) / 12) * scale * scale.T
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Mean and covariance of the dequantised training data in model scale: full up to ``MAX_FULL``
+        features, diagonal beyond."""
+        full = math.prod(self.event_shape) <= MAX_FULL
+        return Moments(self.mean, self.covariance if full else self.variance)
 
     @functools.cached_property
     def data_std(self) -> float:

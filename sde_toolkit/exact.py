@@ -27,6 +27,7 @@ denoiser.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor
 
 import solvers
+from sde_toolkit.moments import Moments
 from sde_toolkit.score import ScoreModel
 from sde_toolkit.sde import ForwardSDE
 from solvers.brownian import Normals
@@ -261,6 +263,14 @@ class ExactModel(ScoreModel):
         self.event_shape, self.data_std = data.event_shape, data.std
         self.dtype, self.device = dtype, torch.device(device)
         self._components = data.components.to(self.dtype, self.device)
+
+    @functools.cached_property
+    def moments(self) -> Moments:  # type: ignore[override]
+        """Mean and covariance of the data; diagonal for one Gaussian with a diagonal covariance."""
+        c = self.data.components
+        diagonal = c.axes is None and len(c.weights) == 1
+        covariance = c.variances[0].reshape(self.event_shape) if diagonal else self.data.covariance
+        return Moments(self.data.mean, covariance)
 
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x_t) with shape (B, *), for x_t with shape (B, *) and t with shape () or (B,)."""

@@ -44,6 +44,7 @@ from sde_toolkit.config import (
 )
 from sde_toolkit.data import Dataset
 from sde_toolkit.files import WorkdirLock, atomic_write
+from sde_toolkit.moments import moments_from_tensors
 from sde_toolkit.samplers import Samples
 from sde_toolkit.score import NetworkModel
 from sde_toolkit.state import (
@@ -142,8 +143,8 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
             f"{checkpoint.path} was trained with another config ({'; '.join(differences)}); "
             "drop these overrides, or train again in another workdir"
         )
-    std = checkpoint.part("data")["std"]
-    model = build_model(config, tuple(std.shape), float(std.double().square().mean().sqrt()))
+    moments = moments_from_tensors(checkpoint.part("data"))
+    model = build_model(config, moments.event_shape, moments.diagonal().std, moments)
     load_ema(model.network, checkpoint)
     model.network.requires_grad_(False).eval()
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
@@ -194,7 +195,7 @@ def train_run(
     with WorkdirLock(workdir) as lock:
         _require_room(workdir)
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
-        model = build_model(config, dataset.event_shape, dataset.data_std)
+        model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
         state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:

@@ -35,6 +35,7 @@ from sde_toolkit import grids
 from sde_toolkit.correctors import Corrector
 from sde_toolkit.equations import Equation, ReverseEquation
 from sde_toolkit.grids import Grid
+from sde_toolkit.moments import Moments
 from sde_toolkit.restarts import Restart, restarted
 from sde_toolkit.score import ScoreModel
 from sde_toolkit.thresholds import Threshold, Thresholded
@@ -42,6 +43,7 @@ from solvers import (
     EULER,
     EULER_MARUYAMA,
     RECURSION,
+    Adams,
     Adaptive,
     FixedGrid,
     Integrator,
@@ -59,7 +61,7 @@ PRIOR = 1
 T_MIN = 1e-3
 """Default end of the reverse run, score_sde's choice for VP."""
 
-_NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION)
+_NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, Adams(1))
 """Methods that do not look at the end of a step; those of schemes check by themselves where they look."""
 
 
@@ -117,6 +119,11 @@ class CountedModel(ScoreModel):
         self._latest: tuple[Tensor, Tensor, Tensor] | None = None
         self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
         self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+
+    @property
+    def moments(self) -> Moments | None:  # type: ignore[override]
+        """Those of the model."""
+        return self._model.moments
 
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The model's own prediction at x_t with shape (B, *)."""

@@ -38,6 +38,7 @@ from sde_toolkit.presets.multistep import (
 from sde_toolkit.presets.singlestep import KUTTA3, deis_rho_rk, dpm_solver, dpm_solver_pp_2s, edm
 from sde_toolkit.presets.stochastic import er_sde, sa_solver, sde_dpm_solver_pp
 from sde_toolkit.presets.wrappers import predictor_corrector, restarting, thresholded
+from sde_toolkit.residual import default
 from sde_toolkit.restarts import Restart
 from sde_toolkit.sampler import PRIOR, T_MIN, CountedModel, Sampler, Samples, StepInfo
 from sde_toolkit.thresholds import DynamicThreshold, StaticThreshold, Threshold
@@ -62,6 +63,7 @@ __all__ = [
     "bosh3",
     "ddim",
     "ddpm",
+    "default",
     "deis",
     "deis_rho_rk",
     "dopri5",

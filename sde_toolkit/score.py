@@ -31,6 +31,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sde_toolkit.moments import Moments
 from sde_toolkit.sde import ForwardSDE
 from solvers.terms import expand_like
 
@@ -95,6 +96,7 @@ class ScoreModel(ABC):
         event_shape: the shape D of one sample, so that states have shape (B, *D).
         data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input
             scale.
+        moments: mean and covariance of the data; None where they are not known.
         dtype, device: of the states that the model takes.
     """
 
@@ -102,6 +104,7 @@ class ScoreModel(ABC):
     predicts: str
     event_shape: tuple[int, ...]
     data_std: float
+    moments: Moments | None = None
     dtype: torch.dtype
     device: torch.device
 
@@ -166,9 +169,10 @@ class NetworkModel(ScoreModel):
         predicts: what the network puts out.
         event_shape: the shape D of one sample.
         data_std: root-mean-square standard deviation of the data.
+        moments: mean and covariance of the data, for the samplers that use them.
 
     Raises:
-        ValueError: an unknown prediction, or ``data_std`` not positive.
+        ValueError: an unknown prediction, ``data_std`` not positive, or moments of another event shape.
     """
 
     def __init__(
@@ -178,13 +182,18 @@ class NetworkModel(ScoreModel):
         predicts: Prediction,
         event_shape: tuple[int, ...],
         data_std: float = 1.0,
+        moments: Moments | None = None,
     ) -> None:
         if predicts not in PREDICTIONS:
             raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be a finite positive number, got {data_std}")
         self.network, self.sde, self.predicts = network, sde, predicts
-        self.event_shape, self.data_std = tuple(event_shape), float(data_std)
+        if moments is not None and moments.event_shape != tuple(event_shape):
+            raise ValueError(
+                f"moments must have the event shape {tuple(event_shape)}, got {moments.event_shape}"
+            )
+        self.event_shape, self.data_std, self.moments = tuple(event_shape), float(data_std), moments
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]

@@ -123,8 +123,8 @@ class TrainState:
         model, ema: the trained model and, for sampling, the model of the averaged weights.
         optimizer: AdamW on the parameters of ``model.network``.
         step: number of updates made.
-        data: moments of the training data, "mean" and "std", shaped as an event; empty until ``fit``
-            fills it.
+        data: moments of the training data, "mean" and "std", shaped as an event, and "covariance" where it is
+            known in full (``sde_toolkit.moments``); empty until ``fit`` fills it.
         updating: whether an update is under way; such a state is not saved.
 
     Raises:

@@ -126,7 +126,7 @@ def fit(
         raise ValueError(
             f"workdir must be locked by this run, got {workdir.path}; use `with WorkdirLock(...) as workdir:`"
         )
-    state.data = {"mean": dataset.mean, "std": dataset.variance.sqrt()}
+    state.data = dataset.moments.tensors()
     losses: list[float] = []
 
     def save() -> None:

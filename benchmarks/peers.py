@@ -1,0 +1,142 @@
+"""Our samplers beside those of diffusers and azula, on the same models, starts and budgets.
+
+    python -m benchmarks.peers [flow] [parity] [law] [speed]
+
+    flow      error of the deterministic flow at 5, 10, 20 and 50 evaluations on exact problems and on the
+              digits network                                                            (``peer_flow``)
+    parity    our presets against diffusers on one network, one grid, one noise         (``peer_parity``)
+    law       exact W2 and energy distance of stochastic samplers at 20 and 50          (``peer_law``)
+    speed     time per evaluation over that of the bare model                           (``peer_speed``)
+
+Peers are driven by our models over the range of noise levels of our processes (``peer_models``), each under
+every schedule that its library offers for that range (``peer_diffusers``, ``peer_azula``); a column's best
+peer is the best of them all, chosen in hindsight, while our default has one fixed rule.  All four parts take
+about half an hour on one core.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.record import write_result
+
+PACKAGES = ("diffusers", "azula")
+
+
+def missing() -> str | None:
+    """What to install, or None if nothing is missing."""
+    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if not absent:
+        return None
+    return (
+        f"peers: {' and '.join(absent)} not installed; pip install 'sde-toolkit[peers]' to run this benchmark"
+    )
+
+
+def _settings(**more: Any) -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"peers": versions, **more}
+
+
+def flow() -> None:
+    """Part A."""
+    from benchmarks import flows, peer_azula, peer_diffusers, peer_flow, peer_ours
+
+    on = [*flows.problems(), peer_flow.digits_problem()]
+    peers = [*peer_diffusers.deterministic(), *peer_azula.deterministic()]
+    entries = [*peer_ours.deterministic(), peer_ours.default()]
+    rows = peer_flow.measure(peers, entries, on)
+    chosen = [row for row in rows if row.library == peer_flow.OURS and row.sampler == peer_flow.DEFAULT]
+    summaries = []
+    for i, nfe in enumerate(peer_flow.EVALUATIONS):
+        print(peer_flow.table(rows, on, i, nfe), end="\n\n")
+        summaries.append(peer_flow.compare(rows, chosen, on, i, nfe))
+    settings = _settings(
+        evaluations=peer_flow.EVALUATIONS,
+        points=flows.NUM_POINTS,
+        network_points=peer_flow.DIGITS_POINTS,
+        gaussian=[p.name for p in on if p.gaussian],
+    )
+    write_result("peers_flow", settings, {"rows": peer_flow.records(rows), "default": summaries})
+
+
+def parity() -> None:
+    """Part B; fails if a rule departs from diffusers without a reason."""
+    from benchmarks import peer_parity
+
+    rows = peer_parity.measure()
+    print(peer_parity.table(rows))
+    settings = _settings(
+        steps=peer_parity.NUM_STEPS,
+        samples=peer_parity.NUM_SAMPLES,
+        seed=peer_parity.SEED,
+        tolerance=peer_parity.TOLERANCE,
+    )
+    write_result("peers_parity", settings, rows)
+    complaints = peer_parity.complaints(rows)
+    if complaints:
+        raise SystemExit("\n".join(complaints))
+
+
+def law() -> None:
+    """Part C."""
+    from benchmarks import peer_azula, peer_diffusers, peer_law, peer_ours
+
+    laws, more = peer_law.Laws(), peer_law.Laws(peer_law.MORE, peer_law.SEED + 1)
+    peers = [*peer_diffusers.stochastic(), *peer_azula.stochastic()]
+    pairs = peer_law.measure(peers, peer_ours.stochastic(), laws)
+    rows = [row for row, _ in pairs]
+    print(peer_law.table(rows, laws), flush=True)
+    duels = peer_law.duels(pairs, more)
+    print(peer_law.comparison(duels))
+    settings = _settings(
+        evaluations=peer_law.EVALUATIONS,
+        samples=(laws.samples, more.samples),
+        draws=(laws.num_truth, more.num_truth),
+        seeds=(laws.seed, more.seed),
+        floors=(laws.floor, more.floor),
+    )
+    write_result("peers_law", settings, {"rows": peer_law.records(rows), "best": duels})
+
+
+def speed() -> None:
+    """Part D."""
+    from benchmarks import peer_speed
+
+    rows = peer_speed.measure()
+    print(peer_speed.table(rows))
+    write_result("peers_speed", _settings(**peer_speed.SETTINGS), rows)
+
+
+PARTS: dict[str, Callable[[], None]] = {"flow": flow, "parity": parity, "law": law, "speed": speed}
+
+
+def main(parts: Sequence[str] = ()) -> None:
+    """Run the parts named, or all; without the peers say what to install."""
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise SystemExit(f"unknown part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+    sentence = missing()
+    if sentence is not None:
+        print(sentence)
+        return
+    import diffusers
+
+    torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        for part in parts or PARTS:
+            print(f"-- {part}", flush=True)
+            PARTS[part]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,166 @@
+"""The default sampler: exact on Gaussians, of high order on mixtures, the same for every batch size."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from problems import DIAGONAL, GAUSSIAN, MIXTURE, RING, SDES
+
+from sde_toolkit import samplers
+from sde_toolkit.correctors import AnnealedLangevin
+from sde_toolkit.exact import ExactModel
+from sde_toolkit.moments import Moments, isotropic
+from sde_toolkit.networks import MLP
+from sde_toolkit.residual import RULE, ResidualAdams, ResidualGrid, known_moments
+from sde_toolkit.score import NetworkModel, ScoreModel
+from sde_toolkit.sde import VPSDE
+from solvers import Normals
+
+
+class RowByRow(ScoreModel):
+    """A model that looks at one sample at a time, so that its bits cannot depend on the batch."""
+
+    def __init__(self, model: ScoreModel) -> None:
+        self.model, self.sde, self.predicts, self.data_std = model, model.sde, model.predicts, model.data_std
+        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+        self.moments = model.moments
+
+    def raw(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        times = t.expand(len(x_t))
+        return torch.cat([self.model.raw(x_t[i : i + 1], times[i : i + 1]) for i in range(len(x_t))])
+
+
+def exact_end(model: ExactModel, sampler: samplers.Sampler, seed: int, count: int) -> torch.Tensor:
+    """Where the flow carries the sampler's own starts."""
+    z = Normals(seed, count, model.event_shape, model.dtype).draw(0, samplers.PRIOR)
+    T, t_min = (torch.tensor(t, dtype=torch.float64) for t in (model.sde.T, sampler.t_min))
+    return model.flow(model.sde.prior_sample(z), T, t_min)
+
+
+def relative(x: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((x - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 40])
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("data", [GAUSSIAN, DIAGONAL], ids=["full", "diagonal"])
+def test_gaussian_data_take_one_closed_form(data, name: str, num_steps: int) -> None:
+    model = ExactModel(data, SDES[name])
+    sampler = samplers.default(model, num_steps)
+    samples = sampler.sample(model, 16, seed=1)
+    assert relative(samples.x, exact_end(model, sampler, 1, 16)) < 1e-9
+    assert samples.nfe == sampler.nfe == num_steps
+
+
+@pytest.mark.parametrize("name", ["vp-linear", "ve"])
+@pytest.mark.parametrize("data", [MIXTURE, RING], ids=["mixture", "ring"])
+def test_the_error_falls_with_a_high_order(data, name: str) -> None:
+    model = ExactModel(data, SDES[name])
+    num_steps = [36, 54, 81, 120]
+    errors = []
+    for n in num_steps:
+        sampler = samplers.default(model, n)
+        error = sampler.sample(model, 32, seed=2).x - exact_end(model, sampler, 2, 32)
+        errors.append(float(error.square().sum(1).sqrt().median()))
+    slope = -np.polyfit(np.log(num_steps), np.log(errors), 1)[0]
+    assert slope > RULE.nodes - 0.5
+    assert errors[-1] < 1e-7
+
+
+def test_few_steps_beat_the_multistep_methods_of_the_literature() -> None:
+    model = ExactModel(RING, VPSDE())
+    for num_steps, bound in ((5, 0.15), (10, 0.1), (20, 0.02)):
+        ours = samplers.default(model, num_steps)
+        exact = exact_end(model, ours, 0, 64)
+        theirs = replace(samplers.dpm_solver_pp(num_steps, order=2), denoise=False)
+        error, other = (relative(s.sample(model, 64, seed=0).x, exact) for s in (ours, theirs))
+        assert error < bound * other
+
+
+def test_coarser_moments_still_converge() -> None:
+    model = ExactModel(GAUSSIAN, VPSDE())
+    exact = exact_end(model, samplers.default(model, 1), 3, 16)
+    # the last has a wrong mean as well, so that the residual dies out slowly where noise dominates
+    for moments, bound in (
+        (model.moments.diagonal(), 1e-4),
+        (model.moments.scalar(), 1e-3),
+        (isotropic((3,), 1.5), 2e-2),
+    ):
+        errors = [
+            relative(samplers.default(model, n, moments=moments).sample(model, 16, seed=3).x, exact)
+            for n in (8, 32)
+        ]
+        assert errors[1] < bound
+        assert errors[1] < errors[0] / 3
+
+
+def test_a_model_without_moments_is_taken_as_isotropic() -> None:
+    model = NetworkModel(MLP((2,), width=8, depth=1), VPSDE(), "noise", (2,), data_std=0.7)
+    assert known_moments(model).kind == "scalar"
+    assert known_moments(model).std == pytest.approx(0.7)
+    samples = samplers.default(model, 3).sample(model, 4)
+    assert samples.x.shape == (4, 2)
+    assert samples.settings["moments"] == "scalar"
+    assert samples.settings["num_steps"] == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_samples_do_not_depend_on_the_batch_size(dtype: torch.dtype) -> None:
+    model = RowByRow(ExactModel(MIXTURE, VPSDE(), dtype))
+    sampler = samplers.default(model, 6)
+    x = sampler.sample(model, 20, seed=4).x
+    for batch_size in (1, 7, 64):
+        assert torch.equal(sampler.sample(model, 20, seed=4, batch_size=batch_size).x, x)
+
+
+def test_float32_agrees_with_float64() -> None:
+    x64, x32 = (
+        samplers.default(model, 12).sample(model, 32, seed=5).x.double()
+        for model in (ExactModel(RING, VPSDE(), dtype) for dtype in (torch.float64, torch.float32))
+    )
+    # the normals of the two types are the same draws, rounded
+    assert float((x64 - x32).abs().median()) < 1e-4
+
+
+def test_a_state_that_something_else_moved_is_taken_as_it_is() -> None:
+    model = ExactModel(GAUSSIAN, VPSDE())
+    sampler = replace(samplers.default(model, 8), corrector=AnnealedLangevin(0.05, 1))
+    x = sampler.sample(model, 4096, seed=6).x
+    torch.testing.assert_close(x.mean(0), GAUSSIAN.mean, rtol=0, atol=0.1)
+    torch.testing.assert_close(x.T.cov(), GAUSSIAN.covariance, rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("num_steps", [2, 3, 30, 200])
+def test_the_grid_has_exact_ends_and_falls(name: str, num_steps: int) -> None:
+    sde = SDES[name]
+    for std in (0.01, 1.0, 30.0):
+        ts = ResidualGrid(isotropic((2,), std))(sde, num_steps, 1e-3)
+        assert ts.shape == (num_steps + 1,)
+        assert (float(ts[0]), float(ts[-1])) == (sde.T, 1e-3)
+        assert bool((ts.diff() < 0).all())
+
+
+def test_one_plan_serves_all_batches_on_a_grid() -> None:
+    model = ExactModel(MIXTURE, VPSDE())
+    sampler = samplers.default(model, 4)
+    assert isinstance(sampler.method, ResidualAdams)
+    sampler.sample(model, 8, batch_size=4)
+    first = next(iter(sampler.method._memo.values()))
+    sampler.sample(model, 8)
+    assert next(iter(sampler.method._memo.values())) is first
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = ExactModel(MIXTURE, VPSDE())
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        samplers.default(model, 0)
+    with pytest.raises(ValueError, match=r"moments must have the event shape \(8,\), got \(2,\)"):
+        samplers.default(model, 5, moments=isotropic((2,)))
+    with pytest.raises(ValueError, match="make one with default"):
+        samplers.default(model, 5).sample(ExactModel(MIXTURE, VPSDE()), 2)
+    with pytest.raises(ValueError, match="num_steps must be at least 2"):
+        ResidualGrid(isotropic((2,)))(VPSDE(), 1, 1e-3)
+    assert RULE.nodes <= RULE.corrector_nodes
+    assert Moments(MIXTURE.mean, MIXTURE.covariance).kind == "full"
