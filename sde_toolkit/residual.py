@@ -380,5 +380,5 @@ def default(
         t_min,
         ResidualGrid(moments),
         denoise=False,
-        options={"num_steps": num_steps, "grid": "residual", "moments": moments.kind},
+        options={"num_steps": num_steps, "moments": moments.kind},
     )
