@@ -34,14 +34,13 @@ from torch import Tensor, nn
 
 from sde_toolkit import configs, data, features, grids, metrics, networks, samplers
 from sde_toolkit.compare import Candidate, Metric
-from sde_toolkit.correctors import AnnealedLangevin, Corrector, Langevin
 from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
 from sde_toolkit.overrides import Schema, Variants, complete, defaults, nearest, override, read_json, to_json
+from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS
 from sde_toolkit.score import PREDICTIONS, NetworkModel
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
-from solvers.reference import SciPy
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
 _NETWORK = {"predicts": "noise"}
@@ -65,17 +64,12 @@ SCHEMA: Schema = {
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
     "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2},
-    "sampling": {"sampler": "ddim", "num_steps": 50, "num_samples": 64, "seed": 0, "batch_size": 256,
-                 "t_min": 1e-3, "grid": "uniform", "denoise": True, "eta": 0.0,
-                 "predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16, "corrector_steps": 1,
-                 "rtol": 1e-3, "atol": 1e-3},
+    "sampling": dict(FIELDS),
     "likelihood": {"split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "rtol": 1e-4,
                    "atol": 1e-4, "t_min": 1e-5, "batch_size": 256, "seed": 0},
     "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
                    "metrics": ("energy",), "real": "all"},
 }  # fmt: skip
-
-Build = Callable[[int | None, Mapping[str, Any]], samplers.Sampler]
 
 
 def base_config(data: str = "digits", sde: str = "vp", model: str = "unet") -> ConfigDict:
@@ -162,8 +156,9 @@ def _checked(config: ConfigDict) -> Config:
     _need("config.model.predicts", config.model.predicts, PREDICTIONS)
     _need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     _need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
-    _need("config.sampling.corrector", config.sampling.corrector, CORRECTORS)
-    _need("config.sampling.grid", config.sampling.grid, GRIDS)
+    _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID))
+    for field, valid in NAMES.items():
+        _need(f"config.sampling.{field}", config.sampling[field], valid)
     for name in config.comparison.samplers:
         _need("config.comparison.samplers", name, SAMPLERS)
     for name in config.comparison.metrics:
@@ -249,13 +244,15 @@ def build_sampler(config: Config, name: str | None = None, num_steps: int | None
     """
     name = config.sampling.sampler if name is None else name
     _need("sampler", name, SAMPLERS)
-    _, build = SAMPLERS[name]
-    return build(config.sampling.num_steps if num_steps is None else num_steps, config.sampling)
+    grid = None if config.sampling.grid == OWN_GRID else build_grid(config.sampling.grid)
+    count = config.sampling.num_steps if num_steps is None else num_steps
+    return SAMPLERS[name].build(count, config.sampling, grid)
 
 
 def is_adaptive(name: str) -> bool:
     """Whether this sampler chooses its own steps by tolerances."""
-    return "num_steps" not in sampler_options(name)
+    _need("sampler", name, SAMPLERS)
+    return SAMPLERS[name].adaptive
 
 
 def sampler_options(name: str) -> tuple[str, ...]:
@@ -265,7 +262,7 @@ def sampler_options(name: str) -> tuple[str, ...]:
         ValueError: the name is unknown.
     """
     _need("sampler", name, SAMPLERS)
-    return SAMPLERS[name][0]
+    return SAMPLERS[name].fields
 
 
 def build_candidates(config: Config) -> list[Candidate]:
@@ -314,25 +311,6 @@ def _options(section: Config) -> dict[str, Any]:
     return {name: value for name, value in section.to_dict().items() if name != "name"}
 
 
-def _on_grid(make: Callable[..., samplers.Sampler], *more: str) -> tuple[tuple[str, ...], Build]:
-    def build(num_steps: int | None, s: Mapping[str, Any]) -> samplers.Sampler:
-        options = {name: s[name] for name in more}
-        return make(num_steps, t_min=s["t_min"], grid=build_grid(s["grid"]), denoise=s["denoise"], **options)
-
-    return ("num_steps", "t_min", "grid", "denoise", *more), build
-
-
-def _adaptive(make: Callable[..., samplers.Sampler]) -> tuple[tuple[str, ...], Build]:
-    names = ("rtol", "atol", "t_min", "denoise")
-    return names, lambda num_steps, s: make(**{name: s[name] for name in names})
-
-
-def _predictor_corrector(num_steps: int | None, s: Mapping[str, Any]) -> samplers.Sampler:
-    predictor = PREDICTORS[s["predictor"]][1](num_steps, s)
-    corrector = CORRECTORS[s["corrector"]](s["snr"], s["corrector_steps"])
-    return samplers.predictor_corrector(predictor, corrector)
-
-
 REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
     "train": lambda dataset: dataset.scaled_train(),
     "test": lambda dataset: dataset.scaled_test(),
@@ -358,26 +336,5 @@ GRIDS: dict[str, grids.Grid] = {
     "trailing": grids.trailing, "leading": grids.leading, "linspace": grids.linspace,
 }  # fmt: skip
 
-CORRECTORS: dict[str, Callable[[float, int], Corrector]] = {
-    "langevin": Langevin, "annealed": AnnealedLangevin,
-}  # fmt: skip
-
-PREDICTORS: dict[str, tuple[tuple[str, ...], Build]] = {
-    "euler_maruyama": _on_grid(samplers.euler_maruyama),
-    "reverse_diffusion": _on_grid(samplers.reverse_diffusion),
-    "ancestral": _on_grid(samplers.ancestral),
-    "euler": _on_grid(samplers.euler),
-    "heun": _on_grid(samplers.heun),
-    "ddim": _on_grid(samplers.ddim, "eta"),
-}
-
-SAMPLERS: dict[str, tuple[tuple[str, ...], Build]] = {
-    **PREDICTORS,
-    "predictor_corrector": (
-        (*PREDICTORS["reverse_diffusion"][0], "predictor", "corrector", "snr", "corrector_steps"),
-        _predictor_corrector,
-    ),
-    "dopri5": _adaptive(samplers.dopri5),
-    "scipy_rk45": _adaptive(lambda **options: samplers.adaptive(SciPy("RK45"), **options)),
-}
-"""Name -> the fields of ``config.sampling`` that it takes, and how it is built from them."""
+OWN_GRID = "own"
+"""Stands for the grid of the sampler's own paper."""

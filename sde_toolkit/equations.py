@@ -201,8 +201,8 @@ class ReverseSteps:
         m: predictions as forms, the newest first: at t, then at ``past``.
         h: lam_s - lam_t with shape (N,), positive.
         order: the number of predictions at hand.
-        last: whether this is the last step, apart from the others because it goes to sigma = 0, or because the
-            method ends in its own way.
+        last: whether this is the last step, apart from the others because it goes to sigma = 0, or because
+            the method ends in its own way.
     """
 
     def __init__(self, sde: ForwardSDE, steps: Steps, grid: Level) -> None:

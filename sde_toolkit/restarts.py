@@ -33,8 +33,8 @@ class Restart:
     """One interval of noise-to-signal ratios that is gone through again.
 
     Args:
-        nsr_min: the run restarts at the first time of its grid at which the ratio is at most this, and restarts
-            from the ratio there.
+        nsr_min: the run restarts at the first time of its grid at which the ratio is at most this, and
+            restarts from the ratio there.
         nsr_max: where it goes back to.
         num_steps: steps down.
         repeats: how often.
@@ -71,7 +71,9 @@ class Restart:
         """
         most = float(sde.nsr(torch.tensor(sde.T, dtype=torch.float64)))
         if self.nsr_max > most * (1 + 1e-9):
-            raise ValueError(f"nsr_max of a restart must be at most that at T, {most:.6g}, got {self.nsr_max}")
+            raise ValueError(
+                f"nsr_max of a restart must be at most that at T, {most:.6g}, got {self.nsr_max}"
+            )
 
 
 def restarted(

@@ -172,8 +172,8 @@ class Sampler:
     The facts ``order``, ``strong_order``, ``weak_order`` and ``nfe`` are those that the method declares.
 
     Raises:
-        ValueError: num_steps below 1, t_min negative or not finite; a corrector or restarts with a method that
-            does the whole run or chooses its own steps; restarts of a stochastic method.
+        ValueError: num_steps below 1, t_min negative or not finite; a corrector or restarts with a method
+            that does the whole run or chooses its own steps; restarts of a stochastic method.
     """
 
     name: str
@@ -198,7 +198,7 @@ class Sampler:
         whole = self.num_steps is None or isinstance(self.method, Integrator)
         if self.corrector is not None and whole:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
-        if self.restarts and (whole or self.strong_order is not None):
+        if self.restarts and (whole or self.weak_order is not None):
             raise ValueError(f"restarts need a deterministic sampler on a fixed grid, got {self.name}")
 
     @property
@@ -208,12 +208,12 @@ class Sampler:
 
     @property
     def strong_order(self) -> float | None:
-        """Declared strong order; None without noise."""
+        """Declared strong order; None without noise, or where no path is approximated."""
         return None if isinstance(self.method, Integrator) else self.method.strong_order
 
     @property
     def weak_order(self) -> float | None:
-        """Declared weak order; None without noise."""
+        """Declared weak order; None for samplers without noise."""
         return None if isinstance(self.method, Integrator) else self.method.weak_order
 
     @property
@@ -237,7 +237,7 @@ class Sampler:
         if self.num_steps is None:
             steps: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
         else:
-            steps = {"num_steps": self.num_steps, "grid": _name(self.grid)}
+            steps = {"num_steps": self.num_steps, "grid": label(self.grid)}
         wrappers = {"corrector": self.corrector, "restarts": self.restarts, "threshold": self.threshold}
         used = {name: repr(value) for name, value in wrappers.items() if value}
         return common | steps | used | dict(self.options)
@@ -354,5 +354,6 @@ class Sampler:
         return model.denoise(x, solution.ts[-1]) if self.denoise else x
 
 
-def _name(grid: Grid) -> str:
-    return str(getattr(grid, "__name__", repr(grid)))
+def label(function: object) -> str:
+    """Name of a function, or what the object that takes its place says of itself, for records."""
+    return str(getattr(function, "__name__", repr(function)))

@@ -1,8 +1,10 @@
-"""Schemes: steps that are linear combinations of the state, of evaluations and of a draw, whatever their weights.
+"""Schemes: steps that are linear combinations of the state, of evaluations and of a draw, whatever their
+weights.
 
 Every multistep, singlestep and predictor-corrector formula of the diffusion literature has the form
 
-    y^(i) = a_i y + sum_j b_ij m_j + c_i z,      m_i = P(u_i) y^(i) + Q(u_i) N(u_i, y^(i)),      y_s = y^(last)
+    y^(i) = a_i y + sum_j b_ij m_j + c_i z,      m_i = P(u_i) y^(i) + Q(u_i) N(u_i, y^(i)),      y_s =
+    y^(last)
 
 with evaluations m_j of this step and of those before, one draw z ~ N(0, I) per step, and weights that depend
 on the times alone.  A scheme's ``rule`` writes the formula down as it stands in the paper: it computes with
@@ -95,7 +97,8 @@ class Steps:
         self.kept: int | None = None
 
     def of(self, table: Tensor, past: int) -> list[Tensor]:
-        """Entries of a table with one value per time of the grid: at t, at s, at the ``past`` starts before."""
+        """Entries of a table with one value per time of the grid: at t, at s, at the ``past`` starts
+        before."""
         first, end = self._first, self._end
         return [table[first - m : end - m] for m in (0, -1, *range(1, past + 1))]
 

@@ -103,7 +103,8 @@ def lagrange(v: Tensor, nodes: Tensor) -> Tensor:
 def kernel_weights(
     kernel: Variable, nodes: Sequence[Tensor], start: Tensor, end: Tensor, variable: Variable = identity
 ) -> list[Tensor]:
-    """Integrals from ``start`` to ``end``, both (N,), of kernel(u) l_j(v(u)) du, one with shape (N,) per node.
+    """Integrals from ``start`` to ``end``, both (N,), of kernel(u) l_j(v(u)) du, one with shape (N,) per
+    node.
 
     Args:
         kernel: elementwise, smooth between the ends; called with shape (N, 16).

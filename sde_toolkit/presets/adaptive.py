@@ -71,10 +71,9 @@ def adaptive_sde(
     )  # fmt: skip
 
 
-def foreign_sde(
-    method: Integrator, num_steps: int, *, t_min: float = T_MIN, denoise: bool = True
-) -> Sampler:
-    """A foreign solver on the reverse SDE with equal steps, for instance ``solvers.reference.TorchSDE("srk")``.
+def foreign_sde(method: Integrator, num_steps: int, *, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
+    """A foreign solver on the reverse SDE with equal steps, for instance
+    ``solvers.reference.TorchSDE("srk")``.
 
     It draws its own noise: its samples depend on the batch size and not on the sampler's seed.
     """
@@ -84,4 +83,6 @@ def foreign_sde(
 
 def _need_error(method: Method | Integrator) -> None:
     if isinstance(method, Method) and not method.has_error:
-        raise ValueError(f"method {method.name} has no error estimate, which adaptive steps need; take DOPRI5")
+        raise ValueError(
+            f"method {method.name} has no error estimate, which adaptive steps need; take DOPRI5"
+        )

@@ -7,15 +7,17 @@
 and one-step formulas, from t to s < t, with r = alpha_t / alpha_s and q^2 = sigma_t^2 - r^2 sigma_s^2 (mean
 factor and variance of the forward transition from s to t):
 
-    DDIM(eta)            x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z,     v = eta sigma_s q / sigma_t
+    DDIM(eta)            x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z,     v = eta sigma_s q /
+    sigma_t
     ancestral            DDIM with eta = 1: the mean and the variance of q(x_s | x_t, x0_hat)
     DDPM                 that mean, and the variance of q ("small") or q^2 ("large")
     reverse diffusion    x_s = (2 - r) x_t + q^2 score + q z
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
-(2011.13456), algorithms 1-5 and appendices D to F; Song, Meng and Ermon, "Denoising Diffusion Implicit Models"
-(2010.02502), eq. 12; Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239), algorithm 2;
-Pierret and Galerne, "Diffusion Models for Gaussian Distributions" (2405.14250), for the exponential integrator.
+(2011.13456), algorithms 1-5 and appendices D to F; Song, Meng and Ermon, "Denoising Diffusion Implicit
+Models" (2010.02502), eq. 12; Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239),
+algorithm 2; Pierret and Galerne, "Diffusion Models for Gaussian Distributions" (2405.14250), for the
+exponential integrator.
 """
 
 from __future__ import annotations
@@ -184,7 +186,9 @@ def eta_family(
         ValueError: eta negative or not finite.
     """
     equation = reverse_family(eta)
-    return _classic("eta_family", equation, method, num_steps, t_min, grid, denoise, {"eta": eta, "method": method.name})
+    return _classic(
+        "eta_family", equation, method, num_steps, t_min, grid, denoise, {"eta": eta, "method": method.name}
+    )
 
 
 def exponential_integrator(
@@ -202,7 +206,9 @@ def exponential_integrator(
         ValueError: eta negative or not finite.
     """
     equation = semilinear("score", eta)
-    return _classic("exponential_integrator", equation, Adams(1), num_steps, t_min, grid, denoise, {"eta": eta})
+    return _classic(
+        "exponential_integrator", equation, Adams(1), num_steps, t_min, grid, denoise, {"eta": eta}
+    )
 
 
 def stochastic_heun(

@@ -29,12 +29,13 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.equations import Clock, ReverseSteps, in_lam, in_nsr, in_time, scheme
 from sde_toolkit.grids import Grid
-from sde_toolkit.sampler import T_MIN, Sampler
+from sde_toolkit.sampler import T_MIN, Sampler, label
 from solvers import Form, SchemeMethod
+from solvers.weights import kernel_weights
 
 
 def dpm_solver_pp_rule(k: ReverseSteps) -> Form:
-    """DPM-Solver++ 2M and 3M (2211.01095, algorithm 2 and appendix) in data predictions m."""
+    """DPM-Solver++ 2M (2211.01095, algorithm 2) and 3M (the authors' code) in data predictions m."""
     m, h, t, s = k.m, k.h, k.t, k.s
     phi = torch.expm1(-h)
     x = s.sigma / t.sigma * k.x - s.alpha * phi * m[0]
@@ -56,7 +57,12 @@ def adams_rule(predicts: str, clock: Clock) -> Callable[[ReverseSteps], Form]:
     return lambda k: k.adams(predicts, clock)
 
 
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 """Weights for equal steps, by number of nodes."""
 
 
@@ -138,18 +144,16 @@ def _unipc_weights(hh: Tensor, r: list[Tensor], B: BOfH) -> list[Tensor]:
     """The solution a of sum_m r_m^(j-1) a_m = j! phi_(j+1)(hh) hh / B(hh), j = 1 .. p (theorem 3.1)."""
     powers = torch.stack([torch.stack(r, 1) ** j for j in range(len(r))], 1)
     right = torch.stack([math.factorial(j) * _phi(j + 1, hh) * hh / B(hh) for j in range(1, len(r) + 1)], 1)
-    return list(torch.linalg.solve(powers, right).unbind(1))
+    return list(torch.linalg.solve_ex(powers, right).result.unbind(1))
 
 
 def _phi(j: int, x: Tensor) -> Tensor:
-    """phi_j(x) = int_0^1 e^((1 - u) x) u^(j-1) / (j-1)! du, by its series where the recursion cancels."""
-    value = torch.expm1(x) / x
-    for i in range(1, j):
-        value = (value - 1 / math.factorial(i)) / x
-    series, term = torch.zeros_like(x), torch.full_like(x, 1 / math.factorial(j))
-    for i in range(1, 24):
-        series, term = series + term, term * x / (i + j)
-    return torch.where(x.abs() < 1, series, value)
+    """phi_j(x) = int_0^1 e^((1 - u) x) u^(j-1) / (j-1)! du, with the shape of x: as it stands, because the
+    recursion from phi_1 cancels."""
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return kernel_weights(
+        lambda u: ((1 - u) * x[:, None]).exp() * u ** (j - 1) / math.factorial(j - 1), (zero,), zero, one
+    )[0]
 
 
 def _multistep(
@@ -184,14 +188,20 @@ def dpm_solver_pp(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """DPM-Solver++(1M, 2M, 3M) (2211.01095, algorithm 2); one evaluation per step, order 1, 2, 3.
+    """DPM-Solver++(1M, 2M, 3M) (2211.01095, algorithm 2); one evaluation per step.
+
+    The published 3M gives the second difference half of its weight in the exact integral, so that its order
+    is 2, with a small constant; ``unip`` and ``exponential_adams`` with order 3 have the whole weight.
+
+    Args:
+        order: 1, 2 or 3, the number of nodes.
 
     Raises:
         ValueError: another order.
     """
     _check_order(order, 3)
     return _multistep(
-        "dpm_solver_pp", num_steps, order, dpm_solver_pp_rule, "data", {"order": order},
+        "dpm_solver_pp", num_steps, min(order, 2), dpm_solver_pp_rule, "data", {"order": order},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 
@@ -219,7 +229,7 @@ def deis(
         raise ValueError(f"degree must be an integer from 0 to 3, got {degree}")
     return _multistep(
         "deis", num_steps, degree + 1, adams_rule("noise", clock), "noise",
-        {"degree": degree, "clock": clock.__name__},
+        {"degree": degree, "clock": label(clock)},
         nodes=degree + 1, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 
@@ -232,8 +242,8 @@ def lms(
     grid: Grid = grids.karras,
     denoise: bool = True,
 ) -> Sampler:
-    """Adams-Bashforth in nsr on any grid, order 1 to 4: EDM's ODE (2206.00364, eq. 1) by linear multistep; one
-    evaluation per step.
+    """Adams-Bashforth in nsr on any grid, order 1 to 4: EDM's ODE (2206.00364, eq. 1) by linear multistep;
+    one evaluation per step.
 
     Raises:
         ValueError: another order.
@@ -267,7 +277,7 @@ def exponential_adams(
         raise ValueError(f"predicts must be noise, data, velocity or score, got {predicts!r}")
     return _multistep(
         "exponential_adams", num_steps, order, adams_rule(predicts, clock), predicts,
-        {"order": order, "predicts": predicts, "clock": clock.__name__},
+        {"order": order, "predicts": predicts, "clock": label(clock)},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 
@@ -280,8 +290,8 @@ def ipndm(
     grid: Grid = grids.uniform,
     denoise: bool = True,
 ) -> Sampler:
-    """iPNDM (2204.13902, appendix): Adams-Bashforth weights for equal steps with 1 to ``order`` nodes in DDIM's
-    step.
+    """iPNDM (2204.13902, appendix): Adams-Bashforth weights for equal steps with 1 to ``order`` nodes in
+    DDIM's step.
 
     The weights fit grids that are uniform in nsr; on all others the order is 2 at most.  One evaluation per
     step.
@@ -315,8 +325,8 @@ def unip(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """UniP-1, 2, 3, the predictor of UniPC alone (2302.04867, algorithm 2); order as named, one evaluation per
-    step.
+    """UniP-1, 2, 3, the predictor of UniPC alone (2302.04867, algorithm 2); order as named, one evaluation
+    per step.
 
     Raises:
         ValueError: another order or prediction.
@@ -325,7 +335,7 @@ def unip(
     _check_unipc(predicts)
     return _multistep(
         "unip", num_steps, order, unipc_rule(predicts, b, corrector=False), predicts,
-        {"order": order, "b": b.__name__, "predicts": predicts},
+        {"order": order, "b": label(b), "predicts": predicts},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final,
     )  # fmt: skip
 
@@ -354,7 +364,7 @@ def unipc(
     _check_unipc(predicts)
     return _multistep(
         "unipc", num_steps, order + 1, unipc_rule(predicts, b, corrector=True), predicts,
-        {"order": order, "b": b.__name__, "predicts": predicts},
+        {"order": order, "b": label(b), "predicts": predicts},
         nodes=order, end=(t_min, grid, denoise), lower_final=lower_final, ahead=True,
     )  # fmt: skip
 

@@ -153,7 +153,8 @@ def deis_rho_rk(
     grid: Grid = grids.karras,
     denoise: bool = True,
 ) -> Sampler:
-    """DEIS rho-RK (2204.13902, section 3.3): a Runge-Kutta method in nsr; order and evaluations of the tableau.
+    """DEIS rho-RK (2204.13902, section 3.3): a Runge-Kutta method in nsr; order and evaluations of the
+    tableau.
 
     Args:
         tableau: ``solvers.HEUN``, ``MIDPOINT``, ``KUTTA3``, ``solvers.RK4``, ...
@@ -199,11 +200,9 @@ def edm(
 
     def gamma(n: Tensor) -> Tensor:
         inside = (n >= s_tmin) & (n <= s_tmax)
-        return torch.where(inside, min(s_churn / num_steps, math.sqrt(2) - 1), 0.0)
+        return inside.to(n.dtype) * min(s_churn / num_steps, math.sqrt(2) - 1)
 
-    method = SchemeMethod(
-        name="edm_churn", order=2, nodes=0, strong_order=1.0, weak_order=2.0, nfe_per_step=2
-    )
+    method = SchemeMethod(name="edm_churn", order=2, nodes=0, weak_order=2.0, nfe_per_step=2)
     return Sampler(
         "edm",
         lambda model: scheme(churned_rule(gamma, s_noise, model.sde.T), "noise", noisy=True)(model),

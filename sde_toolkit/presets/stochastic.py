@@ -1,15 +1,15 @@
 """Stochastic exponential samplers: the linear part and the noise of a reverse SDE are exact.
 
     SDE-DPM-Solver++   reverse SDE in data predictions, polynomials in lam through 1 or 2 nodes
-    SA-Solver          the family with eta = tau, exact weights through any number of nodes up to 4, predict and
-                       correct with one draw and one evaluation per step
+    SA-Solver          the family with eta = tau, exact weights through any number of nodes up to 4, predict
+                       and correct with one draw and one evaluation per step
     ER-SDE             the family whose noise follows a scale function phi(n), n = sigma / alpha
 
 Data predictions m_0 (at t), m_1, ... of this and earlier steps; h = lam_s - lam_t; one draw z per step.
 
-References: Lu et al., "DPM-Solver++" (2211.01095), appendix B; Xue et al., "SA-Solver: Stochastic Adams Solver
-for Fast Sampling of Diffusion Models" (2305.14267); Cui et al., "Elucidating the Solution Space of Extended
-Reverse-Time SDE for Diffusion Models" (2309.06169).
+References: Lu et al., "DPM-Solver++" (2211.01095), appendix B; Xue et al., "SA-Solver: Stochastic Adams
+Solver for Fast Sampling of Diffusion Models" (2305.14267); Cui et al., "Elucidating the Solution Space of
+Extended Reverse-Time SDE for Diffusion Models" (2309.06169).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from sde_toolkit import grids
 from sde_toolkit.equations import Level, ReverseSteps, scheme
 from sde_toolkit.grids import Grid
-from sde_toolkit.sampler import T_MIN, Sampler
+from sde_toolkit.sampler import T_MIN, Sampler, label
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
@@ -64,7 +64,7 @@ def sa_solver_rule(
                 x = x + s.alpha * b * m_j
             return x + s.sigma * (-torch.expm1(-2 * tau_t**2 * k.h)).sqrt() * k.z
 
-        if k.last and not bool(s.sigma.all()):
+        if k.last and min(k.order, predictor_steps) == 1 and not bool(s.sigma.all()):
             return s.alpha * k.m[0]
         nodes, m = [t, *k.past], list(k.m)
         x = step(nodes[:predictor_steps], m[:predictor_steps])
@@ -86,7 +86,8 @@ def er_scale(n: Tensor) -> Tensor:
 
 
 def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
-    """ER-SDE-Solver-1, 2, 3 (2309.06169, algorithms 1 to 3); its integrals of 1 / phi by quadrature in log n."""
+    """ER-SDE-Solver-1, 2, 3 (2309.06169, algorithms 1 to 3); its integrals of 1 / phi by quadrature in log
+    n."""
 
     def rule(k: ReverseSteps) -> Form:
         m, t, s, n_t, n_s = k.m, k.t, k.s, k.t.nsr, k.s.nsr
@@ -98,7 +99,9 @@ def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
 
         def integral(function: Scale) -> Tensor:  # from n_s to n_t, of function / phi
             log_n = (-t.lam,)
-            return kernel_weights(lambda u: u.exp() * function(u.exp()) / phi(u.exp()), log_n, -s.lam, -t.lam)[0]
+            return kernel_weights(
+                lambda u: u.exp() * function(u.exp()) / phi(u.exp()), log_n, -s.lam, -t.lam
+            )[0]
 
         D1 = (m[0] - m[1]) / (n_t - k.past[0].nsr)
         x = x + s.alpha * (n_s - n_t + phi(n_s) * integral(torch.ones_like)) * D1
@@ -181,7 +184,7 @@ def sa_solver(
     options = {
         "predictor_steps": predictor_steps,
         "corrector_steps": corrector_steps,
-        "tau": tau.__name__ if callable(tau) else tau,
+        "tau": label(tau) if callable(tau) else tau,
         "released": released,
         "lower_final": lower_final,
     }
@@ -211,9 +214,9 @@ def er_sde(
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
     method = SchemeMethod(
-        name=f"er_sde_{order}", order=order, nodes=order, strong_order=1.0,
+        name=f"er_sde_{order}", order=order, nodes=order,
         weak_order=float(min(order, 2)), lower_final=lower_final,
     )  # fmt: skip
-    options = {"order": order, "phi": phi.__name__, "lower_final": lower_final}
+    options = {"order": order, "phi": label(phi), "lower_final": lower_final}
     equation = scheme(er_sde_rule(phi), "data", noisy=True)
     return Sampler("er_sde", equation, method, num_steps, t_min, grid, denoise, options=options)

@@ -310,7 +310,7 @@ def test_exponential_euler_is_ddim(name: str, term: Any) -> None:
     model = ExactModel(MIXTURE, sde)
     t = torch.linspace(0.98 * sde.T, 1e-3, 11, dtype=torch.float64)
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * sde.sigma(t[0])
-    recursion = samplers.ddim(10).equation(model)
+    recursion = samplers.ddim(10).equation(model).term
     expected = solve(recursion, x, samplers.ddim(10).method, FixedGrid(t)).y
     y = solve(term(model), x, Adams(1), FixedGrid(t)).y
     assert float((y - expected).abs().max()) < 1e-12 * float(x.abs().max())

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from sde_toolkit import config as c
-from sde_toolkit import networks
+from sde_toolkit import grids, networks, samplers
 from sde_toolkit.correctors import AnnealedLangevin, Langevin
 from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
+from solvers import RK4, SHARK
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +262,79 @@ def test_any_value_is_taken_or_refused_with_a_sentence(field, value):
         assert name in message or "no section 'x'" in message
     else:
         assert type(changed[section][name]) is type(base[section][name])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        (
+            "dpm_solver_pp",
+            {"order": 3, "lower_final": "yes"},
+            samplers.dpm_solver_pp(9, order=3, lower_final=True),
+        ),
+        ("dpm_solver_pp", {}, samplers.dpm_solver_pp(9)),
+        ("dpm_solver", {"order": 2}, samplers.dpm_solver(9, order=2)),
+        ("deis", {"order": 3, "clock": "t"}, samplers.deis(9, degree=2)),
+        ("deis_rho_rk", {"tableau": "rk4"}, samplers.deis_rho_rk(9, tableau=RK4)),
+        ("unipc", {"b": "b1", "predicts": "noise"}, samplers.unipc(9, b=samplers.b1, predicts="noise")),
+        ("ddpm", {"variance": "large"}, samplers.ddpm(9, variance="large")),
+        ("edm", {"s_churn": 2.0, "s_tmax": 5.0}, samplers.edm(9, s_churn=2.0, s_tmax=5.0)),
+        ("sra", {"method": "shark"}, samplers.sra(9, method=SHARK)),
+        (
+            "sa_solver",
+            {"order": 3, "corrections": 2, "tau": 0.5, "grid": "karras"},
+            samplers.sa_solver(9, predictor_steps=3, corrector_steps=2, tau=0.5, grid=grids.karras),
+        ),
+        (
+            "heun",
+            {
+                "restart_min": 0.1,
+                "restart_steps": 3,
+                "restart_repeats": 2,
+                "threshold": "static",
+                "limit": 2.0,
+            },
+            samplers.thresholded(
+                samplers.restarting(samplers.heun(9), samplers.Restart(0.1, 1.0, 3, 2)),
+                samplers.StaticThreshold(2.0),
+            ),
+        ),
+    ],
+)
+def test_options_of_samplers_arrive(tiny, name, fields, expected):
+    config = c.override_config(tiny, {f"sampling.{field}": value for field, value in fields.items()})
+    made = c.build_sampler(config, name, 9)
+    if name == "edm":  # the shipped upper end is a number
+        made = replace(made, options=made.options | {"s_tmax": 5.0})
+    assert made.settings == expected.settings
+    assert set(fields) <= set(c.sampler_options(name))
+    model = c.build_model(tiny, (2,), 1.0)
+    assert torch.equal(made.sample(model, 3).x, expected.sample(model, 3).x)
+
+
+def test_the_own_grid_is_that_of_the_sampler(tiny):
+    assert c.build_sampler(tiny, "edm").grid is grids.karras
+    assert c.build_sampler(tiny, "ddim").grid is grids.uniform
+    config = c.override_config(tiny, {"sampling.grid": "quadratic"})
+    assert c.build_sampler(config, "edm").grid is grids.quadratic
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("clock", "lamda", "did you mean 'lam'"),
+        ("tableau", "rk5", "config.sampling.tableau 'rk5' is unknown"),
+        ("threshold", "clip", "config.sampling.threshold 'clip' is unknown"),
+        ("grid", "owned", "did you mean 'own'"),
+    ],
+)
+def test_unknown_names_of_options_are_refused(tiny, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        c.override_config(tiny, {f"sampling.{field}": value})
+
+
+def test_options_out_of_range_are_refused_when_the_sampler_is_built(tiny):
+    with pytest.raises(ValueError, match="order must be an integer from 1 to 3, got 7"):
+        c.build_sampler(c.override_config(tiny, {"sampling.order": 7}), "dpm_solver_pp")
+    with pytest.raises(ValueError, match="restarts need a deterministic sampler"):
+        c.build_sampler(c.override_config(tiny, {"sampling.restart_min": 0.1}), "ancestral")
