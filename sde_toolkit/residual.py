@@ -101,11 +101,11 @@ class Rule:
     inner: float = 0.3
     weight: float = 0.8
     outer: float = 0.45
-    decay: float = 0.85
+    decay: float = 0.8
     first: float = 0.9
     last: float = 0.7
     envelope: float = 1.0
-    power: float = 1.0
+    power: float = 0.5
     reach: float = 1.0
 
 
@@ -241,8 +241,9 @@ class ResidualAdams(Method):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """The number of nodes of the predictor, for predictions that are smooth."""
-        return self.rule.nodes
+        """At least 3 for smooth predictions; the step from T and the fractional power of the envelope keep it
+        below the number of nodes."""
+        return min(self.rule.nodes, 3)
 
     @property
     def strong_order(self) -> float | None:  # type: ignore[override]

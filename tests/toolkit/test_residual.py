@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from problems import DIAGONAL, GAUSSIAN, MIXTURE, RING, SDES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sde_toolkit import samplers
 from sde_toolkit.correctors import AnnealedLangevin
@@ -65,8 +66,8 @@ def test_the_error_falls_with_a_high_order(data, name: str) -> None:
         error = sampler.sample(model, 32, seed=2).x - exact_end(model, sampler, 2, 32)
         errors.append(float(error.square().sum(1).sqrt().median()))
     slope = -np.polyfit(np.log(num_steps), np.log(errors), 1)[0]
-    assert slope > RULE.nodes - 0.5
-    assert errors[-1] < 1e-7
+    assert slope > sampler.order + 0.3
+    assert errors[-1] < 3e-7
 
 
 def test_few_steps_beat_the_multistep_methods_of_the_literature() -> None:
@@ -216,3 +217,36 @@ def test_what_does_not_fit_is_refused() -> None:
         ResidualGrid(isotropic((2,)))(VPSDE(), 1, 1e-3)
     assert RULE.nodes <= RULE.corrector_nodes
     assert Moments(MIXTURE.mean, MIXTURE.covariance).kind == "full"
+
+
+class Waiting(TorchDispatchMode):
+    """Refuses what would make the host wait for the device, once it is closed."""
+
+    closed = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.default")
+        if self.closed and any(name in str(func) for name in waits):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_nothing_waits_for_the_device_on_the_way(eta: float) -> None:
+    gate = Waiting()
+
+    class Closing(RowByRow):
+        calls = 0
+
+        def raw(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            gate.closed = 1 < self.calls < 6
+            return self.model.raw(x_t, t)
+
+    model = Closing(ExactModel(MIXTURE, VPSDE()))
+    source = Normals(0, 3, model.event_shape)
+    for i in range(12):
+        source.draw(i)
+    with gate:
+        samplers.default(model, 6, eta=eta).sample(model, 3, noise=source)
+    assert model.calls == 6
