@@ -10,7 +10,8 @@ Deterministic orders.  The replicator equation with rates that oscillate, and it
     y'   = r cos(t) y (1 - y):                                  y = logistic(logit y_0 + r sin t)
 
 are nonlinear, non-autonomous and (the first) coupled, so that all order conditions count.  The error is
-the root mean square over a batch of starts at the end time.
+the root mean square over a batch of starts at the end time.  A harmonic oscillator over many periods, whose
+errors are large at few steps, leaves float64 room for five halvings at order 8.
 
 Strong and weak orders for additive noise.  Anderson's reverse SDE for Gaussian data of variance c^2, in the
 clock n (noise-to-signal ratio, running down):
@@ -87,7 +88,8 @@ _FIRST = {1: 128, 2: 64, 3: 32, 4: 48, 5: 24, 8: 32}
 """Smallest step count of a deterministic order: coarser grids are not yet in the asymptotic regime."""
 
 _GROWTH = {8: 1.15}
-"""Ratio of successive step counts where it is not 2: float64 has no room for five halvings at order 8."""
+"""Ratio of successive step counts where it is not 2: on these problems float64 has no room for five halvings
+at order 8, which are made on the oscillator."""
 
 VARIANTS: list[Method] = [
     Adams(1),
@@ -117,6 +119,7 @@ class Case:
         first: the smallest N.
         run: the problem.
         tolerance: of the slope.
+        growth: ratio of successive step counts.
     """
 
     method: Method
@@ -126,6 +129,7 @@ class Case:
     first: int
     run: Problem
     tolerance: float = TOLERANCE
+    growth: float = 2
 
     @property
     def label(self) -> str:
@@ -161,9 +165,8 @@ class Measurement:
 
 
 def measure(case: Case, halvings: int = HALVINGS) -> Measurement:
-    """Run a case with N, 2N, ..., 2^halvings N steps (with smaller ratios at very high order)."""
-    growth = _GROWTH.get(case.method.order, 2) if case.kind == "deterministic" else 2
-    num_steps = tuple(round(case.first * growth**k) for k in range(halvings + 1))
+    """Run a case with N, 2N, ..., 2^halvings N steps, or those of the case's own ratio."""
+    num_steps = tuple(round(case.first * case.growth**k) for k in range(halvings + 1))
     errors, nfe = zip(*(case.run(case.method, steps) for steps in num_steps), strict=True)
     return Measurement(case, num_steps, nfe, errors)
 
@@ -184,10 +187,13 @@ def cases(methods: Sequence[Method] | None = None) -> list[Case]:
         here: list[Case] = []
         if ODE in method.terms:
             first = _FIRST.get(method.order, 16) * (2 if isinstance(method, Adams) else 1)
+            growth = _GROWTH.get(method.order, 2)
             here += [
-                Case(method, "deterministic", "logistic", method.order, first, logistic),
-                Case(method, "deterministic", "replicator", method.order, first, replicator),
+                Case(method, "deterministic", "logistic", method.order, first, logistic, growth=growth),
+                Case(method, "deterministic", "replicator", method.order, first, replicator, growth=growth),
             ]
+            if growth != 2:
+                here.append(Case(method, "deterministic", "oscillator", method.order, 85, oscillator))
         if Semilinear in method.terms:
             assert method.strong_order is not None
             assert method.weak_order is not None
@@ -255,6 +261,16 @@ def replicator(method: Method, num_steps: int) -> tuple[float, float]:
 
     solution = solve(ODE(drift), y0, method, _uniform(0.0, end, num_steps))
     exact = (y0.log() + rate * (w * end).sin() / w).softmax(1)
+    return _rms(solution.y - exact), float(solution.stats.nfe[0])
+
+
+def oscillator(method: Method, num_steps: int) -> tuple[float, float]:
+    """x'' = -w^2 x from 0 to 200, eight frequencies w as samples of shape (B, 2)."""
+    end, w = 200.0, torch.linspace(0.9, 1.1, 8, dtype=torch.float64)
+    y0 = torch.stack([torch.ones_like(w), torch.zeros_like(w)], 1)
+    term = ODE(lambda t, y: torch.stack([w * y[:, 1], -w * y[:, 0]], 1))
+    solution = solve(term, y0, method, _uniform(0.0, end, num_steps))
+    exact = torch.stack([(w * end).cos(), -(w * end).sin()], 1)
     return _rms(solution.y - exact), float(solution.stats.nfe[0])
 
 

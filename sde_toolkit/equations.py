@@ -32,7 +32,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -303,7 +304,10 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
         rule: one step as a form.
         predicts: what the rule calls a prediction: "noise", "data", "velocity" or "score".
         noisy: whether the rule uses the draw.
+
+    What the rule comes to on a grid is kept for as long as the process lives, and used again.
     """
+    traced: WeakKeyDictionary[ForwardSDE, dict[Any, dict[Any, Any]]] = WeakKeyDictionary()
 
     def equation(model: ScoreModel) -> Equation:
         sde = model.sde
@@ -322,7 +326,9 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
         def noiseless(t: Tensor) -> bool:
             return bool(sde.sigma(t) == 0)
 
-        return Equation(Scheme(lambda t, x: model.raw(x, t), step, scale, noisy, noiseless), sde.T)
+        kept = traced.setdefault(sde, {}).setdefault((model.predicts, model.data_std), {})
+        term = Scheme(lambda t, x: model.raw(x, t), step, scale, noisy, noiseless, traced=kept)
+        return Equation(term, sde.T)
 
     return equation
 

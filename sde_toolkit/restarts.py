@@ -7,7 +7,7 @@ When a run reaches the noise-to-signal ratio n_min of an interval (n_min, n_max)
 and integrates its deterministic equation from t back to s.  The noise contracts the errors made before, the
 deterministic steps make few of their own.
 
-Reference: Xu et al., "Restart Sampling for Improving Generative Processes" (2306.14878), algorithm 1.
+Reference: Xu et al., "Restart Sampling for Improving Generative Processes" (2306.14878).
 """
 
 from __future__ import annotations

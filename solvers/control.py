@@ -11,8 +11,10 @@ accepts the step if E <= 1, and multiplies its step size by
 
     clip( safety E^(-k_I / p) E_previous^(k_P / p), min_factor, max_factor )        (a PI controller),
 
-never growing right after a rejection.  Powers are taken as products of repeated square roots, which every
-device rounds alike, so that a sample's steps do not depend on its neighbours in the batch.
+never growing right after a rejection.  For p < 3 the safety factor is raised to the power 3 / p: the error
+estimates of stochastic steps (p = 3/2) scatter from one attempt to the next.  Powers are looked up by E^2 in a table with a few entries per factor
+of 2: powers themselves are not rounded alike for every size of a batch, comparisons are, and so a sample's
+steps do not depend on its neighbours.
 
 Reference: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", sections II.4 and IV.2.
 """
@@ -28,7 +30,8 @@ from torch import Tensor
 
 from solvers.terms import flatten
 
-_POWER_BITS = 8
+_PER_OCTAVE, _LOWEST, _HIGHEST = 8, -60, 140  # of E^2, in powers of 2
+_SMOOTH = 3  # orders from here on need no more than the safety factor
 
 
 def _increasing_or_decreasing(ts: Tensor) -> bool:
@@ -120,32 +123,48 @@ class Adaptive:
     def tolerance(self, y: Tensor, y_next: Tensor) -> Tensor:
         """atol + rtol max(|y|, |y_next|), elementwise, with the shape of y; never 0."""
         limits = torch.finfo(y.dtype)
-        scale = self.atol + max(self.rtol, 10 * limits.eps) * torch.maximum(y.abs(), y_next.abs())
-        return scale.clamp(min=limits.tiny)
+        scale = torch.maximum(y.abs(), y_next.abs()) * max(self.rtol, 10 * limits.eps) + self.atol
+        return scale if self.atol > 0 else scale.clamp(min=limits.tiny)
 
-    def factor(self, error: Tensor, previous: Tensor, may_grow: Tensor, order: float) -> Tensor:
-        """What to multiply the step size by; errors E with shape (B,) in float64."""
-        floor = torch.finfo(torch.float64).tiny
-        grow = power(previous.clamp(min=floor), self.k_p / order) / power(
-            error.clamp(min=floor), self.k_i / order
-        )
-        most = torch.where(may_grow, self.max_factor, 1.0)
-        return (self.safety * grow).clamp(min=self.min_factor).minimum(most)
+    def squared_error(self, error: Tensor, y: Tensor, y_next: Tensor) -> Tensor:
+        """E^2 with shape (B,) in float64; nan or inf where the error estimate or the new state is."""
+        scale = self.tolerance(y, y_next)
+        return mean_square(torch.add(error / scale, scale, alpha=0.0))  # 0 * inf is nan
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent for x > 0 and 0 <= exponent < 1, the exponent rounded to 8 binary digits, by square
-    roots."""
-    result, root = torch.ones_like(x), x
-    digits = round(exponent * 2**_POWER_BITS)
-    for bit in reversed(range(_POWER_BITS)):
-        root = root.sqrt()
-        if digits >> bit & 1:
-            result = result * root
-    return result
+class Powers:
+    """Powers of the error E of a step, looked up by E^2.
+
+    Args:
+        control: gives the exponents k_I / p and k_P / p, and the safety factor.
+        order: p.
+        device: of the tables.
+    """
+
+    def __init__(self, control: Adaptive, order: float, device: torch.device) -> None:
+        exponents = torch.arange(_LOWEST * _PER_OCTAVE, _HIGHEST * _PER_OCTAVE + 1, dtype=torch.float64)
+        middles = torch.cat([exponents - 0.5, torch.tensor([math.inf], dtype=torch.float64)])
+        e = torch.exp2(middles / (2 * _PER_OCTAVE))
+        self._edges = torch.exp2(exponents / _PER_OCTAVE).to(device)
+        safety = control.safety ** max(1.0, _SMOOTH / order)
+        self._grow = (safety * e ** (-control.k_i / order)).to(device)
+        self._gain = (e.clamp(1e-4, 1.0) ** (control.k_p / order)).to(device)
+        self._start = ((0.01 / e).clamp(max=1.0) ** (1 / (order + 1))).to(device)
+
+    def __call__(self, squared: Tensor) -> tuple[Tensor, Tensor]:
+        """safety E^(-k_I / p), and max(E, 1e-4)^(k_P / p) for the next step, from E^2; each with shape (B,).
+
+        Where E is nan or inf the first is 0.
+        """
+        index = torch.bucketize(squared, self._edges)
+        return self._grow.take(index), self._gain.take(index)
+
+    def start(self, squared: Tensor) -> Tensor:
+        """min(1, 0.01 / E)^(1 / (p + 1)), from E^2."""
+        return self._start.take(torch.bucketize(squared, self._edges))
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root mean square over each sample's elements, in float64; x with shape (B, *), the result with shape
+def mean_square(x: Tensor) -> Tensor:
+    """Mean square over each sample's elements, in float64; x with shape (B, *), the result with shape
     (B,)."""
-    return flatten(x).to(torch.float64).square().mean(1).sqrt()
+    return flatten(x).to(torch.float64).square().mean(1)

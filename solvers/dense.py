@@ -45,7 +45,7 @@ class DenseOutput:
         _, t, s, h = interval
         k = list(stages)
         for row, c in zip(self.a, self.c, strict=True):
-            k.append(term.drift(t + c * (s - t), y + h * combine(row, k)))
+            k.append(term.drift(torch.lerp(t, s, c), y + h * combine(row, k)))
         return k
 
     def at(self, h: float | Tensor, y: Tensor, stages: Sequence[Tensor], u: float | Tensor) -> Tensor:
@@ -74,7 +74,11 @@ def combine(weights: Sequence[float | Tensor], k: Sequence[Tensor]) -> Tensor:
     """Sum of the stages, without those whose weight is the number 0."""
     total = None
     for w, stage in zip(weights, k, strict=True):
-        if isinstance(w, torch.Tensor) or w:
-            part = stage if isinstance(w, float) and w == 1 else w * stage
-            total = part if total is None else total + part
+        if isinstance(w, Tensor):
+            total = w * stage if total is None else total + w * stage
+        elif w:
+            if total is None:
+                total = stage if w == 1 else w * stage
+            else:
+                total = torch.add(total, stage, alpha=w)
     return torch.zeros_like(k[0]) if total is None else total

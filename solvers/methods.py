@@ -117,7 +117,8 @@ class Integrator(ABC):
     def integrate(
         self, term: Term, y0: Tensor, control: FixedGrid | Adaptive, noise: NoiseSource | None, save: SaveAt
     ) -> Solution:
-        """Solve the term from y0 with shape (B, *)."""
+        """Solve the term from y0 with shape (B, *); raise ``SolverError`` with what there is if it breaks
+        off."""
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,11 @@ class RungeKutta(Method):
         k = [term.drift(t, y) if carry is None else carry]
         y_next = None
         for row, c in zip(self.a, self.c, strict=True):
-            y_stage = y + h * combine(row, k)
-            at_end = c == 1
-            k.append(term.drift(s if at_end else t + c * (s - t), y_stage))
+            y_stage = _moved(y, h, row, k)
+            k.append(term.drift(s if c == 1 else torch.lerp(t, s, c), y_stage))
             y_next = y_stage
         if y_next is None or not self.first_same_as_last:
-            y_next = y + h * combine(self.b, k)
+            y_next = _moved(y, h, self.b, k)
         return Step(y_next, self._error(h, k), k[-1] if self.first_same_as_last else None, k)
 
     def _error(self, h: float | Tensor, k: list[Tensor]) -> Tensor | None:
@@ -204,6 +204,12 @@ class RungeKutta(Method):
         low = h * combine(self.b_error_low, k)
         scale = (error.square() + 0.01 * low.square()).sqrt()
         return error * (error.abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny))
+
+
+def _moved(y: Tensor, h: float | Tensor, weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
+    """y + h sum of weights times stages, with shape (B, *)."""
+    total = combine(weights, k)
+    return torch.addcmul(y, h, total) if isinstance(h, Tensor) else torch.add(y, total, alpha=h)
 
 
 def matching(z: Tensor, y: Tensor) -> Tensor:

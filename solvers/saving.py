@@ -1,8 +1,10 @@
 """What a solution keeps: the end, requested times, every step, or a function of the state at those.
 
-Requested times do not shorten the steps: a time inside a step is read off the dense output of the method
-(``solvers.dense``).  On a fixed grid all samples share the step; under adaptive control every sample is
-interpolated inside its own.  With the end alone saved the memory of a run does not grow with its steps.
+Requested times do not shorten the steps of a method with dense output (``solvers.dense``): a time inside a
+step is read off it.  On a fixed grid all samples share the step; under adaptive control every sample is
+interpolated inside its own.  Methods without dense output, those for SDEs among them, end a step at every
+requested time under adaptive control, and refuse times between the points of a fixed grid.  With the end
+alone saved the memory of a run does not grow with its steps.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ class SaveAt:
     """What a solution keeps: by default the state at the end.
 
     Args:
-        steps: keep the start and the state after every step of a fixed grid.
-        function: applied to (t, y) before keeping; t with shape (), y with shape (B, *).
+        steps: keep the start and the state after every step.  Under adaptive control the times of the
+            solution have shape (S, B), and samples with fewer steps than others repeat their last.
+        function: applied to (t, y) before keeping; t with shape () (with ``steps`` under adaptive control
+            (B,)), y with shape (B, *).
         times: keep the state at these times, in the order of the run, both ends allowed.
 
     Raises:
@@ -51,6 +55,16 @@ class SaveAt:
         """What is kept of the state y at time t."""
         return y if self.function is None else self.function(t, y)
 
+    def check_times(self, t0: float, t1: float) -> None:
+        """Refuse times that do not lie, in order, between the ends of a run.
+
+        Raises:
+            ValueError: such times.
+        """
+        times, direction = list(self.times or ()), math.copysign(1.0, t1 - t0)
+        if any(direction * a > direction * b for a, b in pairwise([t0, *times, t1])):
+            raise ValueError(f"times must run from {t0} to {t1}, got {times[0]} to {times[-1]}")
+
     def check(self, method: Method, control: FixedGrid | Adaptive, hooked: bool) -> None:
         """Refuse times outside the run, or inside steps that cannot be interpolated.
 
@@ -59,12 +73,11 @@ class SaveAt:
         """
         if self.times is None:
             return
-        ends = (control.t0, control.t1) if isinstance(control, Adaptive) else control.ts[[0, -1]].tolist()
-        times, direction = list(self.times), math.copysign(1.0, ends[1] - ends[0])
-        run = [ends[0], *times, ends[1]]
-        if any(direction * a > direction * b for a, b in pairwise(run)):
-            raise ValueError(f"times must run from {ends[0]} to {ends[1]}, got {times[0]} to {times[-1]}")
-        inside = isinstance(control, Adaptive) or not set(times) <= set(control.ts.tolist())
+        if isinstance(control, Adaptive):
+            self.check_times(control.t0, control.t1)
+            return
+        self.check_times(*control.ts[[0, -1]].tolist())
+        inside = not set(self.times) <= set(control.ts.tolist())
         if inside and method.dense is None:
             raise ValueError(
                 f"method {method.name} has no dense output: save times of its grid, or choose another method"
@@ -121,26 +134,55 @@ class GridRecord:
 
 
 class PacedRecord:
-    """What is kept of an adaptive run: every sample passes the requested times in steps of its own."""
+    """What is kept of an adaptive run: every sample passes the requested times in steps of its own, inside
+    them where the method has dense output and at their ends elsewhere."""
 
-    def __init__(self, save: SaveAt, control: Adaptive, y0: Tensor) -> None:
-        self._save, self._sign, self._shape = save, control.direction, y0.shape
+    def __init__(self, save: SaveAt, control: Adaptive, y0: Tensor, dense: bool) -> None:
+        self._save, self._sign, self._y0, self._t1 = save, control.direction, y0, control.t1
         self._times = torch.tensor(save.times or (), dtype=torch.float64, device=y0.device)
         self._clock = self._sign * self._times
-        self._pieces: list[tuple[Tensor, Tensor, Tensor]] = []
-        if save.times and save.times[0] == control.t0:
+        self.interpolates = dense and save.times is not None
+        times = tuple(save.times or ())
+        self._first = int(bool(times) and times[0] == control.t0)
+        self.stops: Tensor | None = None
+        if times and not dense:
+            last = () if times[-1] == control.t1 else (control.t1,)
+            stops = (*times[self._first :], *last)
+            self.stops = torch.tensor(stops, dtype=torch.float64, device=y0.device)
+        self._pieces: list[tuple[Tensor, ...]] = []
+        if self._first or save.steps:
             everyone = torch.arange(len(y0), device=y0.device)
-            self._pieces.append((torch.zeros_like(everyone), everyone, y0))
+            start = torch.full((len(y0),), control.t0, dtype=torch.float64, device=y0.device)
+            self._pieces.append((torch.zeros_like(everyone), everyone, y0, start))
+
+    def ends(
+        self, rows: Tensor, taken: Tensor, stop: Tensor, s: Tensor, accepted: Tensor, y_next: Tensor
+    ) -> None:
+        """Keep the ends y_next with shape (A, *) of accepted steps of the samples ``rows``, if they are
+        wanted.
+
+        Args:
+            taken: number of the step, with shape (A,).
+            stop: number of the next of ``stops``, with shape (A,).
+            s: time of the end, with shape (A,).
+        """
+        if self._save.steps:
+            wanted, number = accepted, taken
+        elif self.stops is not None:
+            number = stop + self._first
+            wanted = accepted & (s == self.stops[stop]) & (number < len(self._times))
+        else:
+            return
+        if bool(wanted.any()):
+            self._pieces.append((number[wanted], rows[wanted], y_next[wanted], s[wanted]))
 
     def due(self, t: Tensor, s: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Which requested times lie in the accepted steps from t to s, each with shape (B,).
+        """Which requested times lie in the accepted steps from t to s, each with shape (A,).
 
         Returns:
             Positions of the samples with any (P,), and per time (M,) its number and the index of its sample
             among the positions; None if there are none.
         """
-        if not len(self._times):
-            return None
         first = torch.searchsorted(self._clock, self._sign * t, right=True)
         count = (torch.searchsorted(self._clock, self._sign * s, right=True) - first) * accepted
         positions = count.nonzero().flatten()
@@ -157,19 +199,41 @@ class PacedRecord:
 
     def keep(self, number: Tensor, rows: Tensor, inside: Tensor, s: Tensor, y_next: Tensor) -> None:
         """Keep interpolated states of the samples ``rows``, or y_next at the end of the step."""
-        at_end = (self._times[number] == s).reshape(-1, *[1] * (y_next.ndim - 1))
-        self._pieces.append((number, rows, torch.where(at_end, y_next, inside)))
+        times = self._times[number]
+        at_end = (times == s).reshape(-1, *[1] * (y_next.ndim - 1))
+        self._pieces.append((number, rows, torch.where(at_end, y_next, inside), times))
 
-    def result(self, y: Tensor, t1: float) -> tuple[Tensor, Tensor]:
-        """Times with shape (S,), what was kept there with shape (S, B, *); nan where a sample never came."""
-        if self._save.times is None:
-            end = torch.tensor(t1, dtype=torch.float64)
+    def result(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Times with shape (S,), with shape (S, B) where every step is kept, and what was kept there with
+        shape (S, B, *), for a run that ended at y.
+
+        A sample that never came to a requested time has nan there; one with fewer steps than others repeats
+        its last.
+        """
+        if self._save.times is None and not self._save.steps:
+            end = torch.tensor(self._t1, dtype=torch.float64)
             return end[None], self._save.of(end, y)[None]
+        steps, count = self._save.steps, len(self._times)
+        numbers, rows, values, times = self._gathered()
+        if steps:
+            count = int(numbers.max()) + 1 if len(numbers) else 1
+        ys = torch.full((count, *self._y0.shape), math.nan, dtype=y.dtype, device=y.device)
+        ys = ys.index_put((numbers, rows), values)
         ts = self._times.to("cpu")
-        ys = torch.full((len(ts), *self._shape), math.nan, dtype=y.dtype, device=y.device)
-        if self._pieces:
-            numbers, rows, values = (torch.cat(parts) for parts in zip(*self._pieces, strict=True))
-            ys = ys.index_put((numbers, rows), values)
+        if steps:
+            ts = torch.zeros((count, len(y)), dtype=torch.float64, device=y.device)
+            ts = ts.index_put((numbers, rows), times)
+            last = torch.bincount(rows, minlength=len(y)) - 1
+            held = torch.arange(count, device=y.device)[:, None].minimum(last)
+            everyone = torch.arange(len(y), device=y.device)
+            ts, ys = ts[held, everyone], ys[held, everyone]
         if self._save.function is None:
             return ts, ys
         return ts, torch.stack([self._save.function(t, state) for t, state in zip(ts, ys, strict=True)])
+
+    def _gathered(self) -> tuple[Tensor, ...]:
+        """Numbers, rows, values and times of all that was kept."""
+        if self._pieces:
+            return tuple(torch.cat(parts) for parts in zip(*self._pieces, strict=True))
+        none = torch.zeros(0, dtype=torch.int64, device=self._y0.device)
+        return none, none, self._y0[:0], none.to(torch.float64)

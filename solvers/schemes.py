@@ -18,7 +18,8 @@ the step are Python floats.
         return steps.y + h * ((1 + ratio / 2) * m[0] - ratio / 2 * m[1])
 
 P and Q turn what the field puts out into what the rule calls an evaluation (a noise prediction, say, into a
-prediction of the clean data), so that it costs a multiplication or two and no function of time.
+prediction of the clean data).  They go into the coefficients, so that this costs one addition at most and no
+function of time.
 """
 
 from __future__ import annotations
@@ -128,26 +129,27 @@ class Combination(NamedTuple):
 
     def __call__(self, y: Tensor, values: Sequence[Tensor], z: Tensor | None) -> Tensor:
         """The state with shape (B, *)."""
-        terms = [(values[position], c) for position, c in self.values]
-        if self.draw:
+        state, pairs, draw = self
+        out = y if state == 1 else state * y
+        fresh = state != 1
+        for position, c in pairs:
+            out = out.add_(values[position], alpha=c) if fresh else torch.add(out, values[position], alpha=c)
+            fresh = True
+        if draw:
             assert z is not None
-            terms.append((z, self.draw))
-        if not terms:
-            return y if self.state == 1 else self.state * y
-        (first, c), *rest = terms
-        out = torch.add(y if self.state == 1 else self.state * y, first, alpha=c)
-        for value, c in rest:
-            out.add_(value, alpha=c)
+            out = out.add_(z, alpha=draw) if fresh else torch.add(out, z, alpha=draw)
         return out
 
 
 class Look(NamedTuple):
-    """One evaluation: when, where (None: at the state itself), and the numbers P and Q."""
+    """One evaluation: when, where (None: at the state itself), and Q / P (None where P = 0).
+
+    What is stored is y + Q / P N, or N where P = 0: the missing factor, P or Q, is in the coefficients.
+    """
 
     time: Tensor
     at: Combination | None
-    keep: float
-    factor: float
+    ratio: float | None
 
 
 class Program(NamedTuple):
@@ -204,8 +206,7 @@ class SchemeMethod(Method):
             programs = term.traced[key] = self._programs(term, grid.ts)
         if not self.ahead:
             return Carry(programs, (), None)
-        first = Look(t, None, *_numbers(term, t))
-        return Carry(programs, (_evaluate(term, first, y, y),), y)
+        return Carry(programs, (_evaluate(term, _look(term, t), y),), y)
 
     def _programs(self, term: Scheme, ts: Tensor) -> list[Program]:
         """The rule in numbers, one program per step."""
@@ -220,39 +221,47 @@ class SchemeMethod(Method):
                 end += 1
             steps = Steps(ts, first, end - first, nodes[first])
             result = term.rule(steps)
-            if steps.values and not self.ahead:
-                steps.looks.insert(0, (steps.t, steps.y))
             traces.append((steps, result))
             first = end
-        times = [time for steps, _ in traces for time, _ in steps.looks]
-        scales = iter(_scales(term, torch.cat(times))) if times else iter(())
+        times = [time for steps, _ in traces for time in self._times(steps)]
+        scales = _scales(term, torch.cat(times)) if times else ()
         programs: list[Program] = []
         for steps, result in traces:
-            looks = [[next(scales) for _ in range(len(steps.t))] for _ in steps.looks]
-            programs += self._numbers_of(steps, result, looks)
+            width = len(steps.t)
+            taken = len(self._times(steps)) * width
+            own, scales = [x[:taken].reshape(-1, width) for x in scales], [x[taken:] for x in scales]
+            programs += self._numbers_of(steps, result, *own)
         return programs
 
-    def _numbers_of(
-        self, steps: Steps, result: Form, scales: list[list[tuple[float, float]]]
-    ) -> list[Program]:
+    @staticmethod
+    def _times(steps: Steps) -> list[Tensor]:
+        """When the values were evaluated, by their keys: those at hand, then the step's own looks."""
+        at_hand = [steps.t, *steps.past] if steps.values else []
+        return [*at_hand, *(time for time, _ in steps.looks)]
+
+    def _numbers_of(self, steps: Steps, result: Form, *scales: Tensor) -> list[Program]:
+        """The programs of steps that are alike; scales are P and Q, by keys."""
         known, count = len(steps.values), len(steps.t)
         own = int(bool(known) and not self.ahead)
         # at run time: past evaluations, the newest first, then those of this step in the order they are made
         order = [*range(own, known), *range(own)]
         position = {key: i for i, key in enumerate(order)}
-        position |= {known + i: known + i for i in range(len(steps.looks) - own)}
-        columns = _combinations([form for _, form in steps.looks] + [result], position, count)
-        times = [time.unbind() for time, _ in steps.looks]
+        position |= {known + i: known + i for i in range(len(steps.looks))}
+        looks = [(steps.t, steps.y)] * own + steps.looks
+        keys = [0] * own + [known + i for i in range(len(steps.looks))]
+        factors, ratios = _factors(*scales) if scales else ([], [])
+        columns = _combinations([form for _, form in looks] + [result], factors, position, count)
+        times = [time.unbind() for time, _ in looks]
         kept = known - 1 if own else steps.kept
         programs = []
         for i in range(count):
             *at, combination = (column[i] for column in columns)
-            looks = tuple(
-                Look(when[i], None if form == _UNMOVED else form, *scale[i])
-                for when, form, scale in zip(times, at, scales, strict=True)
+            made = tuple(
+                Look(when[i], None if form == _UNMOVED else form, ratios[key][i])
+                for when, form, key in zip(times, at, keys, strict=True)
             )
             noisy = bool(combination.draw) or any(form.draw for form in at)
-            programs.append(Program(known - own, looks, combination, kept, noisy))
+            programs.append(Program(known - own, made, combination, kept, noisy))
         return programs
 
     def step(
@@ -262,13 +271,12 @@ class SchemeMethod(Method):
         programs, history, state = carry
         past, looks, result, kept, noisy = programs[interval.number]
         if self.ahead and state is not y:  # somebody moved the state: the evaluation there is made again
-            again = Look(interval.t, None, *_numbers(term, interval.t))
-            history = (_evaluate(term, again, y, y), *history[1:])
+            history = (_evaluate(term, _look(term, interval.t), y), *history[1:])
         z = increment(noise, interval, y) if noisy else None
         values = list(history[:past])
         for look in looks:
             at = y if look.at is None else look.at(y, values, z)
-            values.append(_evaluate(term, look, at, y))
+            values.append(_evaluate(term, look, at))
         y_next = result(y, values, z)
         if kept is not None:
             most = self.nodes if self.ahead else self.nodes - 1
@@ -276,33 +284,47 @@ class SchemeMethod(Method):
         return Step(y_next, None, Carry(programs, history, y_next))
 
 
-def _evaluate(term: Scheme, look: Look, at: Tensor, y: Tensor) -> Tensor:
-    """P at + Q N(u, at) with shape (B, *)."""
+def _evaluate(term: Scheme, look: Look, at: Tensor) -> Tensor:
+    """at + Q / P N(u, at), or N alone, with shape (B, *)."""
     raw = term.drift(look.time, at)
-    if look.keep:
-        return torch.add(look.keep * at, raw, alpha=look.factor)
-    return raw if look.factor == 1 else look.factor * raw
+    return raw if look.ratio is None else torch.add(at, raw, alpha=look.ratio)
 
 
-def _scales(term: Scheme, time: Tensor) -> list[tuple[float, float]]:
-    """(P, Q) at every time of (N,)."""
+def _scales(term: Scheme, time: Tensor) -> list[Tensor]:
+    """P and Q at times with shape (N,)."""
     if term.scale is None:
-        return [(0.0, 1.0)] * len(time)
-    keep, factor = term.scale(time)
-    return list(zip(keep.tolist(), factor.tolist(), strict=True))
+        return [torch.zeros_like(time), torch.ones_like(time)]
+    return list(term.scale(time))
 
 
-def _numbers(term: Scheme, time: Tensor) -> tuple[float, float]:
-    return _scales(term, time.reshape(1))[0]
+def _factors(keep: Tensor, factor: Tensor) -> tuple[list[Tensor], list[list[float | None]]]:
+    """The factor that the coefficients take over, P or Q, and Q / P or None, by keys and steps."""
+    direct = keep == 0
+    ratio = (factor / torch.where(direct, 1.0, keep)).tolist()
+    rows = zip(direct.tolist(), ratio, strict=True)
+    ratios = [[None if d else r for d, r in zip(*row, strict=True)] for row in rows]
+    return list(torch.where(direct, factor, keep).unbind()), ratios
 
 
-def _combinations(forms: list[Form], position: dict[int, int], count: int) -> list[list[Combination]]:
-    """Forms in numbers, step by step.
+def _look(term: Scheme, time: Tensor) -> Look:
+    """The evaluation of a state itself."""
+    _, ratios = _factors(*(x[None] for x in _scales(term, time.reshape(1))))
+    return Look(time, None, ratios[0][0])
+
+
+def _combinations(
+    forms: list[Form], factors: list[Tensor], position: dict[int, int], count: int
+) -> list[list[Combination]]:
+    """Forms in numbers, step by step, with the factors of the values in their coefficients.
 
     Raises:
         ValueError: a coefficient is not finite.
     """
-    entries = [(i, key, c) for i, form in enumerate(forms) for key, c in form.coefficients.items()]
+    entries = [
+        (i, key, c if key < 0 else c * factors[key])
+        for i, form in enumerate(forms)
+        for key, c in form.coefficients.items()
+    ]
     table = torch.stack([torch.as_tensor(c, dtype=torch.float64).expand(count) for _, _, c in entries])
     if not bool(table.isfinite().all()):
         raise ValueError(

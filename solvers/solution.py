@@ -24,11 +24,20 @@ class SolverError(RuntimeError):
         status: the ``Status`` of the first failing sample.
         samples: the failing samples' indices in the batch.
         t, h: time and signed step size at which the first of them failed.
+        solution: what was computed before, as ``throw=False`` would have returned it.
     """
 
-    def __init__(self, message: str, status: Status, samples: tuple[int, ...], t: float, h: float) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: Status,
+        samples: tuple[int, ...],
+        t: float,
+        h: float,
+        solution: Solution,
+    ) -> None:
         super().__init__(message)
-        self.status, self.samples, self.t, self.h = status, samples, t, h
+        self.status, self.samples, self.t, self.h, self.solution = status, samples, t, h, solution
 
 
 @dataclass(frozen=True)
@@ -71,4 +80,4 @@ def finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool) 
     shown = ("sample " if len(failed) == 1 else "samples ") + ", ".join(map(str, failed[:8]))
     shown += (", ..." if len(failed) > 8 else "") + f" of {len(solution.status)} failed"
     message = f"{status.name}: {shown} at t = {where:.9g}, h = {length:.3g}: {cause}"
-    raise SolverError(message, status, tuple(failed), where, length)
+    raise SolverError(message, status, tuple(failed), where, length, solution)

@@ -31,7 +31,6 @@ Stochastic Differential Equations", section 10.3 (Milstein).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -120,7 +119,7 @@ class AdditiveRungeKutta(Method):
                 stage = stage + (self.w[i] * mean * root) * z_w
             if self.area is not None and z_h is not None and self.area[i]:
                 stage = stage + (self.area[i] / _SQRT_12 * mean * root) * z_h
-            k.append(term.drift(t if c == 0 else s if c == 1 else t + c * (s - t), stage))
+            k.append(term.drift(t if c == 0 else s if c == 1 else torch.lerp(t, s, c), stage))
         error = None
         if self.b_error is not None:
             error = h * combine(self.b_error, k) + (total - (g_t * root) * z_w)
@@ -226,17 +225,16 @@ class Milstein(Method):
         moved = y + h * term.drift(t, y)
         if term.noise == "additive":
             return Step(moved + expand_like(term.diffusion(t), y) * w, None, None)
-        if term.diffusion_derivative is not None:
-            g = term.diffusion(t, y)
-            product = g * term.diffusion_derivative(t, y)
-        else:
-            g, product = _vjp(lambda x: term.diffusion(t, x), y)
+        g, product = diffusion_and_product(term, t, y)
         return Step(moved + g * w + product * ((w.square() - variance) / 2), None, None)
 
 
-def _vjp(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
-    """g = function(y) and g dg/dy, elementwise, each with the shape of y."""
-    g, pullback = torch.func.vjp(function, y)[:2]
+def diffusion_and_product(term: SDE, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """g and g dg/dy, elementwise, of a term with diagonal noise, each with the shape (B, *) of y."""
+    if term.diffusion_derivative is not None:
+        g = term.diffusion(t, y, *term.args)
+        return g, g * term.diffusion_derivative(t, y, *term.args)
+    g, pullback = torch.func.vjp(lambda x: term.diffusion(t, x, *term.args), y)[:2]
     return g, pullback(g)[0]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import speed
 from benchmarks.__main__ import main, programs
 from benchmarks.convergence import PANELS, figure, table
 from benchmarks.orders import cases, measure
@@ -52,13 +53,13 @@ def test_the_figure_of_orders_has_a_line_and_a_label_for_every_case(tmp_path: Pa
     measurements = [measure(case, halvings=1) for case in cases(methods) if case.problem != "logistic"]
     drawn = figure(measurements)
     drawn.savefig(tmp_path / "orders.png")
-    titles = {axes.get_title("left").split(",")[0] for axes in drawn.axes if axes.axison}
+    parts = [part for part in drawn.subfigs if part.axes]
+    titles = {part.axes[0].get_title("left").split(",")[0] for part in parts}
     assert titles == set(PANELS.values())
-    legends = [axes.get_legend() for axes in drawn.axes if axes.axison]
-    assert sum(len(legend.get_texts()) for legend in legends) == len(measurements) == 7
+    assert sum(len(part.legends[0].get_texts()) for part in parts) == len(measurements) == 7
     lines = table(measurements).splitlines()
     assert len(lines) == 8
-    assert lines[1].startswith("heun, replicator                deterministic          2")
+    assert lines[1].startswith("heun, replicator                          deterministic          2")
 
 
 def test_the_committed_orders_are_those_of_today() -> None:
@@ -70,3 +71,21 @@ def test_the_committed_orders_are_those_of_today() -> None:
         row = rows[case.method.name, case.problem, case.kind]
         assert row["declared"] == case.declared
         assert abs(row["observed"] - case.declared) <= case.tolerance
+
+
+def test_speeds_are_medians_in_turns_and_errors_are_matched() -> None:
+    calls: list[str] = []
+    seconds = speed.medians(lambda: calls.append("a"), lambda: calls.append("b"))
+    assert calls == ["a", "b"] * (speed.REPEATS + 1)
+    assert all(0 <= s < 1 for s in seconds)
+    truth = torch.ones(4)
+    tolerance, error = speed.at_error(lambda tolerance: truth * (1 + 10 * tolerance), truth, 1e-7 * 10)
+    assert tolerance == pytest.approx(1e-7)
+    assert error == pytest.approx(1e-6, rel=0.2)
+    lines = speed.table([speed.Comparison("uniform", "peer", 0.5, 1.0, 1e-6, 2e-6)]).splitlines()
+    assert "2.00" in lines[1]
+
+
+def test_the_problems_of_the_speed_comparison_fit_their_fields() -> None:
+    for field, args, y0, _ in speed.problems().values():
+        assert field(torch.zeros(len(y0), dtype=y0.dtype), y0, *args).shape == y0.shape

@@ -180,7 +180,7 @@ def eta_family(
     grid: Grid = grids.uniform,
     denoise: bool = True,
 ) -> Sampler:
-    """The reverse family between ODE and SDE (2206.00364, eq. 103; module's text) by any method for SDEs.
+    """The reverse family between ODE and SDE (see the module's text) by any method for SDEs.
 
     Raises:
         ValueError: eta negative or not finite.
@@ -199,8 +199,8 @@ def exponential_integrator(
     grid: Grid = grids.uniform,
     denoise: bool = True,
 ) -> Sampler:
-    """The exponential integrator of the reverse family, the score held constant over a step (2405.14250,
-    table 1); one evaluation per step.
+    """The exponential integrator of the reverse family, the score held constant over a step (2405.14250); one
+    evaluation per step.
 
     Raises:
         ValueError: eta negative or not finite.

@@ -67,7 +67,7 @@ ADAMS_BASHFORTH = (
 
 
 def transfer(k: ReverseSteps, e: Form) -> Form:
-    """DDIM's step with the noise e (2202.09778, eq. 11)."""
+    """DDIM's step with the noise e (2202.09778, the transfer part)."""
     return _transfer(k.x, e, k.t.alpha, k.t.sigma, k.s.alpha, k.s.sigma)
 
 
@@ -84,7 +84,7 @@ def ipndm_rule(k: ReverseSteps) -> Form:
 
 
 def pndm_rule(k: ReverseSteps) -> Form:
-    """Three pseudo Runge-Kutta steps (2202.09778, eq. 13), then pseudo linear multistep (eq. 12)."""
+    """Three pseudo Runge-Kutta steps (2202.09778), then pseudo linear multistep ones."""
     if k.order == 4:
         return ipndm_rule(k)
     t, s, e1 = k.t, k.s, k.m[0]
@@ -113,7 +113,7 @@ def b2(h: Tensor) -> Tensor:
 
 
 def unipc_rule(predicts: str, B: BOfH, corrector: bool) -> Callable[[ReverseSteps], Form]:
-    """UniP-p and UniC-p (2302.04867, algorithms 1 to 4), in noise or data predictions."""
+    """UniP-p and UniC-p (2302.04867, algorithms 1 and 2), in noise or data predictions."""
 
     def rule(k: ReverseSteps) -> Form:
         m, t, s = k.m, k.t, k.s
@@ -216,7 +216,7 @@ def deis(
     grid: Grid = grids.quadratic,
     denoise: bool = True,
 ) -> Sampler:
-    """DEIS tAB-1, 2, 3 (2204.13902, eq. 14 and 15), order degree + 1; one evaluation per step.
+    """DEIS tAB-1, 2, 3 (2204.13902, section 3), order degree + 1; one evaluation per step.
 
     Args:
         degree: of the polynomial in the clock, 0 to 3.
@@ -351,7 +351,7 @@ def unipc(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """UniPC-1, 2, 3 (2302.04867, algorithm 1), order p + 1; one evaluation per step, the last step is not
+    """UniPC-1, 2, 3 (2302.04867), order p + 1; one evaluation per step, the last step is not
     corrected.
 
     Args:

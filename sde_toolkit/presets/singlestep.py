@@ -7,7 +7,7 @@
 
 With h = lam_s - lam_t.  The last step of EDM to sigma = 0 is Euler's.
 
-References: Lu et al., "DPM-Solver" (2206.00927), algorithms 1 to 4; Lu et al., "DPM-Solver++" (2211.01095),
+References: Lu et al., "DPM-Solver" (2206.00927), algorithms 1 and 2; Lu et al., "DPM-Solver++" (2211.01095),
 algorithm 1; Zhang and Chen, DEIS (2204.13902), section 3.3; Karras et al., "Elucidating the Design Space of
 Diffusion-Based Generative Models" (2206.00364), algorithms 1 and 2.
 """
@@ -36,7 +36,7 @@ def dpm_solver_1_rule(k: ReverseSteps) -> Form:
 
 
 def dpm_solver_2_rule(k: ReverseSteps) -> Form:
-    """DPM-Solver-2 with r_1 = 1/2 (2206.00927, algorithm 4)."""
+    """DPM-Solver-2 with r_1 = 1/2 (2206.00927, algorithm 1)."""
     t, s, h, e, r1 = k.t, k.s, k.h, k.m[0], 0.5
     s1 = k.at_lam(t.lam + r1 * h)
     u1 = s1.alpha / t.alpha * k.x - s1.sigma * torch.expm1(r1 * h) * e
@@ -46,7 +46,7 @@ def dpm_solver_2_rule(k: ReverseSteps) -> Form:
 
 
 def dpm_solver_3_rule(k: ReverseSteps) -> Form:
-    """DPM-Solver-3 with r_1 = 1/3, r_2 = 2/3 (2206.00927, algorithm 5)."""
+    """DPM-Solver-3 with r_1 = 1/3, r_2 = 2/3 (2206.00927, algorithm 2)."""
     t, s, h, e, r1, r2 = k.t, k.s, k.h, k.m[0], 1 / 3, 2 / 3
     s1, s2 = k.at_lam(t.lam + r1 * h), k.at_lam(t.lam + r2 * h)
     u1 = s1.alpha / t.alpha * k.x - s1.sigma * torch.expm1(r1 * h) * e

@@ -7,7 +7,7 @@
 
 Data predictions m_0 (at t), m_1, ... of this and earlier steps; h = lam_s - lam_t; one draw z per step.
 
-References: Lu et al., "DPM-Solver++" (2211.01095), appendix B; Xue et al., "SA-Solver: Stochastic Adams
+References: Lu et al., "DPM-Solver++" (2211.01095); Xue et al., "SA-Solver: Stochastic Adams
 Solver for Fast Sampling of Diffusion Models" (2305.14267); Cui et al., "Elucidating the Solution Space of
 Extended Reverse-Time SDE for Diffusion Models" (2309.06169).
 """
@@ -31,7 +31,7 @@ Scale = Callable[[Tensor], Tensor]
 
 
 def sde_dpm_solver_pp_rule(k: ReverseSteps) -> Form:
-    """SDE-DPM-Solver++(1) and (2M) (2211.01095, eq. 18 and 19)."""
+    """SDE-DPM-Solver++(1) and (2M) (2211.01095, its solvers for diffusion SDEs)."""
     m, h, t, s = k.m, k.h, k.t, k.s
     gain = -torch.expm1(-2 * h)
     x = s.sigma / t.sigma * torch.exp(-h) * k.x + s.alpha * gain * m[0] + s.sigma * gain.sqrt() * k.z
@@ -44,7 +44,7 @@ def sde_dpm_solver_pp_rule(k: ReverseSteps) -> Form:
 def sa_solver_rule(
     tau: Scale, predictor_steps: int, corrector_steps: int, released: bool
 ) -> Callable[[ReverseSteps], Form]:
-    """SA-Predictor and SA-Corrector (2305.14267, eq. 14 and 17; algorithm 1), tau constant over a step."""
+    """SA-Predictor and SA-Corrector (2305.14267, algorithm 1), tau constant over a step."""
 
     def rule(k: ReverseSteps) -> Form:
         t, s, tau_t = k.t, k.s, tau(k.t.nsr)
@@ -81,12 +81,13 @@ def constant_tau(tau: float) -> Scale:
 
 
 def er_scale(n: Tensor) -> Tensor:
-    """phi(n) = n (exp(n^0.3) + 10), the paper's choice (2309.06169, ER-SDE 5), with the shape of n."""
+    """phi(n) = n (exp(n^0.3) + 10), the choice that the paper recommends (2309.06169), with the shape of
+    n."""
     return n * (torch.exp(n**0.3) + 10)
 
 
 def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
-    """ER-SDE-Solver-1, 2, 3 (2309.06169, algorithms 1 to 3); its integrals of 1 / phi by quadrature in log
+    """ER-SDE-Solver-1, 2, 3 (2309.06169); its integrals of 1 / phi by quadrature in log
     n."""
 
     def rule(k: ReverseSteps) -> Form:
@@ -124,8 +125,8 @@ def sde_dpm_solver_pp(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """SDE-DPM-Solver++(1) and (2M) (2211.01095, eq. 18 and 19); weak order 1 and 2, strong order 1; one
-    evaluation per step.
+    """SDE-DPM-Solver++(1) and (2M) (2211.01095, its solvers for diffusion SDEs); weak order 1 and 2, strong
+    order 1; one evaluation per step.
 
     Raises:
         ValueError: another order.

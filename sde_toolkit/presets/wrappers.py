@@ -29,7 +29,7 @@ def predictor_corrector(predictor: Sampler, corrector: Corrector | None = None) 
 
 
 def restarting(predictor: Sampler, *restarts: Restart) -> Sampler:
-    """A deterministic sampler that goes through intervals of noise levels again (2306.14878, algorithm 1).
+    """A deterministic sampler that goes through intervals of noise levels again (2306.14878).
 
     Args:
         predictor: deterministic, on a fixed grid, for instance ``edm(18)``.

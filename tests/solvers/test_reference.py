@@ -10,8 +10,25 @@ import torch
 from problems import ALPHA
 from torch import Tensor
 
-from solvers import ODE, SDE, Adaptive, FixedGrid, Recursion, SaveAt, SolverError, Status, expand_like, solve
-from solvers.reference import SCIPY_METHODS, SciPy, TorchSDE
+from solvers import (
+    EULER_MARUYAMA,
+    MILSTEIN,
+    ODE,
+    SDE,
+    SRA1,
+    Adaptive,
+    BrownianTree,
+    FixedGrid,
+    Normals,
+    Recursion,
+    SaveAt,
+    SolverError,
+    Status,
+    StepNormals,
+    expand_like,
+    solve,
+)
+from solvers.reference import SCIPY_METHODS, TORCHSDE_METHODS, SciPy, TorchSDE
 
 
 def linspace(t0: float, t1: float, num_steps: int) -> FixedGrid:
@@ -79,7 +96,7 @@ def test_scipy_names_the_sample_whose_field_breaks(name: str) -> None:
         return torch.where((torch.arange(4) == 2) & (t > 0.5), math.nan, -1.0)[:, None] * y
 
     with pytest.raises(
-        SolverError, match=r"NONFINITE: the field became nan or inf at t = 0\.[5-9]"
+        SolverError, match=r"NONFINITE: sample 2 failed at t = 0\.[5-9].*: the field became nan or inf"
     ) as caught:
         solve(ODE(field), torch.ones(4, 2, dtype=torch.float64), SciPy(name), Adaptive(0.0, 1.0))
     error = caught.value
@@ -101,6 +118,38 @@ def test_scipy_saves_a_function_of_the_end() -> None:
     save = SaveAt(function=lambda t, y: t + y.sum(1))
     solution = solve(ODE(lambda t, y: 0 * y), torch.ones(2, 3), SciPy(), Adaptive(0.0, 0.5), save=save)
     assert solution.ys.tolist() == [[3.5, 3.5]]
+
+
+@pytest.mark.parametrize("name", SCIPY_METHODS)
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, -0.5)])
+def test_scipy_saves_requested_times_and_every_step(name: str, t0: float, t1: float) -> None:
+    y0 = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
+    term, control = ODE(lambda t, y: -2 * y), Adaptive(t0, t1, rtol=1e-8, atol=1e-8)
+    times = torch.linspace(t0, t1, 6, dtype=torch.float64)
+    for wanted in (times, times[1:-1]):
+        solution = solve(term, y0, SciPy(name), control, save=SaveAt(times=wanted))
+        assert torch.equal(solution.ts, wanted)
+        exact = torch.stack([y0 * torch.exp(-2 * (t - t0)) for t in wanted])
+        torch.testing.assert_close(solution.ys, exact, rtol=0, atol=2e-5)
+    steps = solve(term, y0, SciPy(name), control, save=SaveAt(steps=True))
+    assert len(steps.ts) == len(steps.ys) == int(steps.stats.num_steps[0]) + 1
+    assert (float(steps.ts[0]), float(steps.ts[-1])) == (t0, t1)
+    torch.testing.assert_close(steps.y, solve(term, y0, SciPy(name), control).y, rtol=0, atol=0)
+
+
+def test_scipy_hands_over_what_it_has_when_it_breaks_off() -> None:
+    y0, save = torch.ones(2, 1, dtype=torch.float64), SaveAt(times=[0.5, 1.5])
+    solution = solve(ODE(lambda t, y: y * y), y0, SciPy(), Adaptive(0.0, 2.0), save=save, throw=False)
+    assert solution.status.tolist() == [Status.STEP_UNDERFLOW] * 2
+    torch.testing.assert_close(solution.ys[0], 2 * y0, rtol=1e-3, atol=0)
+    assert solution.ys[1].isnan().all()
+    broken = ODE(lambda t, y: torch.where(t > 0.5, math.nan, -y))
+    solution = solve(broken, y0, SciPy(), Adaptive(0.0, 2.0), throw=False)
+    assert solution.status.tolist() == [Status.NONFINITE] * 2
+    assert solution.y.isfinite().all()
+    with pytest.raises(SolverError) as caught:
+        solve(broken, y0, SciPy(), Adaptive(0.0, 2.0))
+    assert torch.equal(caught.value.solution.y, solution.y)
 
 
 def ornstein_uhlenbeck(direction: float) -> SDE:
@@ -179,6 +228,48 @@ def test_torchsde_takes_the_steps_of_the_grid_and_its_evaluations_are_counted(
     assert torch.equal(solution.ys[0], torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (1, 2, 2)])
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0)])
+def test_torchsde_on_our_path_takes_our_steps(shape: tuple[int, ...], t0: float, t1: float) -> None:
+    term = SDE(lambda t, y: (t1 - t0) * y.sin(), lambda t, y: 0.3 + 0.1 * y.cos(), noise="diagonal")
+    y0, tree = torch.ones(4, *shape, dtype=torch.float64), BrownianTree(t0, t1, Normals(5, 4, shape))
+    for name, method in (("euler", EULER_MARUYAMA), ("milstein", MILSTEIN)):
+        theirs = solve(term, y0, TorchSDE(name), linspace(t0, t1, 16), noise=tree)
+        ours = solve(term, y0, method, linspace(t0, t1, 16), noise=tree)
+        torch.testing.assert_close(theirs.y, ours.y, rtol=0, atol=1e-7)
+    additive = SDE(term.drift, lambda t: 1 + t)
+    theirs = solve(additive, y0, TorchSDE("srk"), linspace(t0, t1, 64), noise=tree)
+    ours = solve(additive, y0, SRA1, linspace(t0, t1, 64), noise=tree)
+    torch.testing.assert_close(theirs.y, ours.y, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", [n for n, (calculus, _) in TORCHSDE_METHODS.items() if calculus != "ito"])
+@pytest.mark.parametrize("noise", ["additive", "diagonal"])
+def test_stratonovich_methods_solve_the_same_ito_equation(name: str, noise: str) -> None:
+    diffusion = (lambda t: 0.5 + t) if noise == "additive" else (lambda t, y: 0.5 * y)
+    term = SDE(lambda t, y: -y, diffusion, noise=noise)  # type: ignore[arg-type]
+    y0, tree = torch.ones(64, 2, dtype=torch.float64), BrownianTree(0.0, 1.0, Normals(5, 64, (2,)))
+    if name == "log_ode":  # it draws areas of its own: compare the law
+        y0 = torch.ones(2000, 2, dtype=torch.float64)
+        y = solve(term, y0, TorchSDE(name, seed=3), linspace(0.0, 1.0, 32)).y
+        mean = math.exp(-1.0)
+        spread = float(y.std()) / math.sqrt(y.numel())
+        assert abs(float(y.mean()) - mean) < scipy.stats.norm.isf(ALPHA / 2) * spread + 0.01
+        return
+    theirs = solve(term, y0, TorchSDE(name), linspace(0.0, 1.0, 256), noise=tree)
+    ours = solve(term, y0, MILSTEIN, linspace(0.0, 1.0, 256), noise=tree)
+    assert float((theirs.y - ours.y).square().mean().sqrt()) < 5e-3
+
+
+def test_torchsde_saves_times_of_its_grid() -> None:
+    walk, y0 = SDE(lambda t, y: 0 * y, lambda t: torch.ones_like(t)), torch.zeros(3, 2, dtype=torch.float64)
+    tree = BrownianTree(0.0, 1.0, Normals(5, 3, (2,)))
+    solution = solve(walk, y0, TorchSDE(), linspace(0.0, 1.0, 4), noise=tree, save=SaveAt(times=[0.25, 1.0]))
+    assert solution.ts.tolist() == [0.25, 1.0]
+    for t, y in zip(solution.ts, solution.ys, strict=True):
+        torch.testing.assert_close(y, tree(torch.tensor(0.0), t)[0], rtol=0, atol=1e-6)
+
+
 def test_torchsde_is_reproducible_by_its_seed() -> None:
     def run(seed: int) -> Tensor:
         return solve(ornstein_uhlenbeck(1.0), torch.ones(3), TorchSDE(seed=seed), linspace(0.0, 1.0, 3)).y
@@ -198,7 +289,7 @@ def test_torchsde_reports_samples_that_are_not_finite() -> None:
     ]
 
 
-@pytest.mark.parametrize("make", [lambda: SciPy("RK4"), lambda: SciPy("rk45"), lambda: TorchSDE("heun")])
+@pytest.mark.parametrize("make", [lambda: SciPy("RK4"), lambda: SciPy("rk45"), lambda: TorchSDE("rk4")])
 def test_unknown_methods_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="name must be one of"):
         make()
@@ -214,7 +305,7 @@ def never(*_: Tensor) -> Tensor:
 
 
 FLOW, NOISY, CHAIN = ODE(never), SDE(never, never), Recursion(never, never, noisy=False)
-GRID, ADAPTIVE, STEPS = linspace(0.0, 1.0, 4), Adaptive(0.0, 1.0), SaveAt(steps=True)
+GRID, ADAPTIVE = linspace(0.0, 1.0, 4), Adaptive(0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +314,10 @@ GRID, ADAPTIVE, STEPS = linspace(0.0, 1.0, 4), Adaptive(0.0, 1.0), SaveAt(steps=
         (NOISY, SciPy(), ADAPTIVE, {}, "scipy integrates an ODE, got SDE"),
         (CHAIN, SciPy(), ADAPTIVE, {}, "scipy integrates an ODE, got Recursion"),
         (FLOW, SciPy(), GRID, {}, "scipy chooses its own steps"),
-        (FLOW, SciPy(), ADAPTIVE, {"save": STEPS}, "scipy chooses its own steps"),
+        (FLOW, SciPy(), ADAPTIVE, {"save": SaveAt(times=[0.5, 2.0])}, "times must run from"),
+        (NOISY, TorchSDE(), GRID, {"save": SaveAt(times=[0.3])}, "torchsde has no dense output"),
+        (NOISY, TorchSDE("log_ode"), GRID, {"noise": Normals(0, 2, (1,))}, "asks for areas between"),
+        (NOISY, TorchSDE(), GRID, {"noise": StepNormals(Normals(0, 2, (1,)))}, "BrownianTree or Normals"),
         (FLOW, SciPy(), ADAPTIVE, {"after_step": never}, "after_step needs one of our own methods, got RK45"),
         (FLOW, TorchSDE(), GRID, {}, "torchsde integrates an SDE, got ODE"),
         (NOISY, TorchSDE(), ADAPTIVE, {}, "torchsde takes equal steps"),

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,10 +17,14 @@ from solvers import (
     EULER,
     HEUN,
     ODE,
+    SDE,
+    SRA1,
     TSIT5,
     Adaptive,
+    BrownianTree,
     FixedGrid,
     Method,
+    Normals,
     RungeKutta,
     SaveAt,
     Status,
@@ -244,3 +249,92 @@ def test_checkpoints_keep_the_gradients_and_drop_what_the_steps_would_store() ->
 def test_checkpoints_are_for_fixed_grids() -> None:
     with pytest.raises(ValueError, match="repeats the steps of a FixedGrid"):
         solve(ODE(lambda t, y: y), torch.ones(1, 1), DOPRI5, Adaptive(0, 1), checkpoint=True)
+
+
+NOISY = SDE(lambda t, y: -expand_like(1 + t, y) * y, lambda t: 0.3 + t)
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0)])
+def test_every_step_of_an_adaptive_run_is_kept_at_its_own_time(t0: float, t1: float) -> None:
+    rate, y0 = rates(5), torch.ones(5, 2, dtype=torch.float64)
+    control = Adaptive(t0, t1, rtol=1e-5, atol=1e-5)
+    term = ODE(lambda t, y, rate: (t1 - t0) * drift(t, y, rate), (rate,))
+    end = solve(term, y0, DOPRI5, control)
+    solution = solve(term, y0, DOPRI5, control, save=SaveAt(steps=True))
+    count = int(end.stats.num_steps.max()) + 1
+    assert solution.ts.shape == (count, 5)
+    assert solution.ys.shape == (count, 5, 2)
+    assert torch.equal(solution.y, end.y)
+    assert torch.equal(solution.ts[0], torch.full((5,), t0, dtype=torch.float64))
+    assert torch.equal(solution.ts[-1], torch.full((5,), t1, dtype=torch.float64))
+    for i, steps in enumerate(end.stats.num_steps.tolist()):
+        alone = solve(
+            ODE(term.drift, (rate[i : i + 1],)), y0[i : i + 1], DOPRI5, control, save=SaveAt(steps=True)
+        )
+        assert torch.equal(alone.ts[:, 0], solution.ts[: steps + 1, i])
+        assert torch.equal(alone.ys[:, 0], solution.ys[: steps + 1, i])
+        assert ((alone.ts[:, 0].diff() * (t1 - t0)) > 0).all()
+        # what comes after a sample's last step repeats it
+        assert torch.equal(solution.ts[steps:, i], torch.full((count - steps,), t1, dtype=torch.float64))
+        assert torch.equal(solution.ys[steps:, i], solution.y[i].expand(count - steps, 2))
+        # and each step is the method's own
+        grid = FixedGrid(alone.ts[:, 0])
+        again = solve(
+            ODE(term.drift, (rate[i : i + 1],)), y0[i : i + 1], DOPRI5, grid, save=SaveAt(steps=True)
+        )
+        torch.testing.assert_close(again.ys, alone.ys, rtol=1e-12, atol=1e-12)
+
+
+def test_every_step_of_an_adaptive_sde_run_lies_on_the_path() -> None:
+    y0, normals = torch.zeros(4, 3, dtype=torch.float64), Normals(3, 4, (3,))
+    walk = SDE(lambda t, y: 0 * y, lambda t: torch.ones_like(t))
+    control = Adaptive(0.0, 1.0, rtol=1e-2, atol=1e-2, first_step=0.1)
+    solution = solve(walk, y0, SRA1, control, noise=normals, save=SaveAt(steps=True))
+    tree = BrownianTree(0.0, 1.0, normals)
+    for t, y in list(zip(solution.ts, solution.ys, strict=True))[1:]:
+        torch.testing.assert_close(y, tree(torch.zeros_like(t), t)[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("ends", [True, False])
+def test_steps_end_at_requested_times_without_dense_output(t0: float, t1: float, ends: bool) -> None:
+    inner = [0.1, 0.123456789, 0.5, 0.9] if t1 > t0 else [0.9, 0.5, 0.123456789, 0.1]
+    times = [t0, *inner, t1] if ends else inner
+    y0, normals = torch.ones(6, 2, dtype=torch.float64), Normals(3, 6, (2,))
+    control = Adaptive(t0, t1, rtol=1e-3, atol=1e-3)
+    solution = solve(NOISY, y0, SRA1, control, noise=normals, save=SaveAt(times=times))
+    assert solution.ts.tolist() == times
+    assert solution.ys.shape == (len(times), 6, 2)
+    assert not solution.status.any()
+    fine = FixedGrid(sorted({*times, *torch.linspace(0, 1, 513).tolist()}, reverse=t1 < t0))
+    tree = BrownianTree(t0, t1, normals)
+    exact = solve(NOISY, y0, SRA1, fine, noise=tree, save=SaveAt(times=times)).ys
+    assert float((solution.ys - exact).abs().max()) < 0.02
+    alone = solve(NOISY, y0[2:3], SRA1, control, noise=Normals(3, [2], (2,)), save=SaveAt(times=times))
+    assert torch.equal(alone.ys[:, 0], solution.ys[:, 2])
+
+
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 3.0), (3.0, 0.0)])
+def test_a_step_cut_at_a_requested_time_does_not_make_those_after_it_short(t0: float, t1: float) -> None:
+    method = replace(DOPRI5, dense=None)
+    times = torch.linspace(t0, t1, 4, dtype=torch.float64)[1:-1] + 1e-6
+    rate, y0 = rates(3), torch.ones(3, 2, dtype=torch.float64)
+    term = ODE(lambda t, y, rate: math.copysign(1, t1 - t0) * drift(t, y, rate), (rate,))
+    control = Adaptive(t0, t1, rtol=1e-6, atol=1e-6)
+    cut, plain = (solve(term, y0, method, control, save=save) for save in (SaveAt(times=times), SaveAt()))
+    assert (cut.stats.num_steps <= plain.stats.num_steps + 2 * len(times)).all()
+    dense = solve(term, y0, DOPRI5, control, save=SaveAt(times=times))
+    torch.testing.assert_close(cut.ys, dense.ys, rtol=1e-4, atol=1e-4)
+
+
+def test_a_failed_sample_has_nan_at_times_it_never_came_to() -> None:
+    def field(t: Tensor, y: Tensor, last: Tensor) -> Tensor:
+        return torch.where((t > last)[:, None], math.nan, -y)
+
+    last, y0 = torch.tensor([2.0, 0.55, 2.0]), torch.ones(3, 1, dtype=torch.float64)
+    save = SaveAt(times=[0.25, 0.5, 0.75, 1.0])
+    control = Adaptive(0.0, 1.0, first_step=0.01, rtol=1e-6, atol=1e-6)
+    solution = solve(ODE(field, (last,)), y0, DOPRI5, control, save=save, throw=False)
+    assert solution.status.tolist() == [Status.SUCCESS, Status.NONFINITE, Status.SUCCESS]
+    assert solution.ys[:, 1, 0].isfinite().tolist() == [True, True, False, False]
+    assert solution.ys[:, [0, 2]].isfinite().all()

@@ -1,0 +1,271 @@
+"""Adaptive runs: every sample of the batch at its own pace.
+
+Each sample has its own time t, step size h, error E and status.  One turn of the loop attempts one step of
+every sample that is still on its way: steps with E <= 1 are accepted, the others tried again with a smaller
+h; samples that have come to the end, or failed, leave the batch and cost nothing from then on.
+
+A sample fails as NONFINITE when its state or its error estimate stayed nan or inf after the step was cut
+several times, as STEP_UNDERFLOW when its step fell below the spacing of floating-point times, and as
+MAX_STEPS.  What happens to one sample depends on no other: all operations on the batch are elementwise or
+reduce within a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.brownian import HeldInterval
+from solvers.control import Adaptive, Powers, mean_square
+from solvers.methods import Interval, Method, Step
+from solvers.saving import PacedRecord, SaveAt
+from solvers.solution import Solution, Stats, Status
+from solvers.terms import expand_like
+from solvers.tree import BrownianTree
+
+_NONFINITE_TRIALS = 8
+_SMALLEST_START = 1e-9  # of the interval: a first step never vanishes
+_NO_SLIVER = 1 + 1e-9  # a step that would leave less than this of itself is stretched to the end
+_EPS = torch.finfo(torch.float64).eps
+
+
+@torch.no_grad()
+def first_size(term: Any, y: Tensor, k: Tensor, control: Adaptive, powers: Powers) -> Tensor:
+    """Hairer's starting step size, per sample, with shape (B,) in float64, unsigned; one evaluation."""
+    span = abs(control.t1 - control.t0)
+    if control.first_step is not None:
+        return torch.full((len(y),), min(control.first_step, span), dtype=torch.float64, device=y.device)
+    scale = control.tolerance(y, y)
+    d0, d1 = mean_square(y / scale).sqrt(), mean_square(k / scale).sqrt()
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6 * span, 0.01 * d0 / d1)
+    h0 = h0.nan_to_num(1e-6 * span).clamp(_SMALLEST_START * span, span)
+    signed = control.direction * h0
+    inside = (control.t0 + signed).clamp(min(control.t0, control.t1), max(control.t0, control.t1))
+    k1 = term.drift(inside, y + expand_like(signed, y) * k)
+    d2 = mean_square((k1 - k) / scale).sqrt() / h0
+    largest = torch.maximum(d1, d2)
+    h1 = powers.start(largest.square()) * torch.where(largest > 0.01, 1.0, span)
+    guess = torch.where(largest <= 1e-15, torch.clamp(1e-3 * h0, min=1e-6 * span), h1)
+    return torch.minimum(100 * h0, guess).nan_to_num(1e-6 * span).clamp(_SMALLEST_START * span, span)
+
+
+class _Pace:
+    """Time, step size, last error and counts of the samples on their way, each with shape (A,), and how the
+    runs of all ended, each with shape (B,).
+
+    Attributes:
+        rows: their numbers in the batch.
+        taken: accepted steps; may_grow, unhindered: whose last step was accepted, and whether all were.
+        broken_off: how often in a row the error was nan or inf; None for never.
+        tiny: sizes above this are no underflow at any time of the run.
+        path: their noise, or None.
+        stops: times that steps must end at, the last of them t1; None where t1 is the only one.
+    """
+
+    def __init__(
+        self, y0: Tensor, control: Adaptive, path: BrownianTree | None, stops: Tensor | None
+    ) -> None:
+        count, device = len(y0), y0.device
+        self.control, self.path, self.stops = control, path, stops
+        self.smallest = _EPS**2 * abs(control.t1 - control.t0) if path is None else path.tick
+        self.tiny = max(16 * _EPS * max(abs(control.t0), abs(control.t1)), self.smallest)
+        self.attempts = self.calls = 0
+        self.rows = torch.arange(count, device=device)
+        self.t = torch.full((count,), control.t0, dtype=torch.float64, device=device)
+        self.h, self.gain = torch.zeros_like(self.t), torch.ones_like(self.t)
+        self.may_grow, self.unhindered = torch.ones(count, dtype=torch.bool, device=device), True
+        self.taken, self.extra, self.stop = torch.zeros((3, count), dtype=torch.int64, device=device)
+        self.broken_off: Tensor | None = None
+        self.ended: Tensor | None = None
+        self.end, self.end_t, self.end_h = y0.clone(), self.t.clone(), self.h.clone()
+        self.status, self.nfe, self.all_taken, self.all_rejected = torch.zeros(
+            (4, count), dtype=torch.int64, device=device
+        )
+
+    def propose(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(t, h, s) of the next steps; the last one ends exactly at t1, none goes beyond."""
+        limit = self.control.t1 if self.stops is None else self.stops[self.stop]
+        reach = torch.add(self.t, self.h, alpha=_NO_SLIVER)
+        last = reach >= limit if self.control.direction > 0 else reach <= limit
+        s = torch.where(last, limit, self.t + self.h)
+        if self.path is None:
+            return self.t, torch.where(last, limit - self.t, self.h), s
+        s = torch.where(last, s, self.path.snap(self.t, s))
+        return self.t, s - self.t, s
+
+    def judge(self, h: Tensor, s: Tensor, powers: Powers, error: Tensor) -> tuple[Tensor, bool]:
+        """Accept or reject the steps to s by their E^2, and set time, next size and status.
+
+        Returns:
+            Which steps are accepted, with shape (A,), and whether all are.
+        """
+        control = self.control
+        accepted = error <= 1  # false for nan
+        everyone = bool(accepted.all())
+        grow, gain = powers(error)
+        factor = (grow * self.gain).clamp(control.min_factor, control.max_factor)
+        if not (everyone and self.unhindered):
+            factor = torch.where(accepted & self.may_grow, factor, factor.clamp(max=1.0))
+        following = h * factor
+        if self.stops is not None:
+            following, gain = self._at_stops(accepted, s, following, gain)
+        self.attempts += 1
+        self.may_grow, self.unhindered = accepted, everyone
+        self.taken = self.taken + accepted
+        if everyone:
+            self.t, self.gain = s, gain
+        else:
+            self.t, self.gain = torch.where(accepted, s, self.t), torch.where(accepted, gain, self.gain)
+        self.h = following
+        self._find_ended(h, s, error, everyone)
+        return accepted, everyone
+
+    def _at_stops(
+        self, accepted: Tensor, s: Tensor, following: Tensor, gain: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pass on to the next stop.  A step that was cut to end at one does not make those after it short."""
+        assert self.stops is not None
+        cut = accepted & (s == self.stops[self.stop])
+        self.stop = (self.stop + cut).clamp(max=len(self.stops) - 1)
+        longer = torch.maximum if self.control.direction > 0 else torch.minimum
+        return torch.where(cut, longer(self.h, following), following), torch.where(cut, self.gain, gain)
+
+    def _find_ended(self, h: Tensor, s: Tensor, error: Tensor, everyone: bool) -> None:
+        """Set ``ended``, the samples whose run is over, or None, and their status (see the module's text)."""
+        arrived, size = self.t == self.control.t1, self.h.abs()
+        self.ended = None
+        if (
+            self.attempts < self.control.max_steps
+            and everyone
+            and not bool((arrived | (size <= self.tiny)).any())
+        ):
+            self.broken_off = None
+            return
+        finite = error < math.inf
+        trials = torch.zeros_like(self.rows) if self.broken_off is None else self.broken_off
+        self.broken_off = trials = torch.where(finite, 0, trials + 1)
+        tiny = (size <= (16 * _EPS * s.abs()).clamp(min=self.smallest)) & (size < h.abs())
+        broken = trials > _NONFINITE_TRIALS
+        ended = arrived | tiny | broken | (self.attempts >= self.control.max_steps)
+        if not bool(ended.any()):
+            return
+        status = torch.full_like(self.rows, int(Status.MAX_STEPS))
+        status[tiny] = int(Status.STEP_UNDERFLOW)
+        status[(tiny & ~finite) | broken] = int(Status.NONFINITE)
+        status[arrived] = int(Status.SUCCESS)
+        rows, self.ended = self.rows[ended], ended
+        self.status[rows] = status[ended]
+        self.end_t[rows], self.end_h[rows] = self.t[ended], h[ended]
+
+    def retire(self, y: Tensor) -> Tensor | None:
+        """Take the samples whose run is over out of the batch; return the positions of the others, None for
+        all."""
+        if self.ended is None:
+            return None
+        rows = self.rows[self.ended]
+        self.end[rows] = y[self.ended]
+        self.nfe[rows] = self.calls + self.extra[self.ended]
+        self.all_taken[rows] = self.taken[self.ended]
+        self.all_rejected[rows] = self.attempts - self.taken[self.ended]
+        keep = (~self.ended).nonzero().flatten()
+        for name in ("rows", "t", "h", "gain", "may_grow", "taken", "extra", "stop"):
+            setattr(self, name, getattr(self, name)[keep])
+        if self.broken_off is not None:
+            self.broken_off = self.broken_off[keep]
+        if self.path is not None:
+            self.path = self.path.take(keep)
+        return keep
+
+
+def run_adaptive(
+    bound: Any, counter: Any, y0: Tensor, method: Method, control: Adaptive, path: BrownianTree | None,
+    save: SaveAt,
+) -> tuple[Solution, Tensor, Tensor]:  # fmt: skip
+    """Each sample at its own pace.
+
+    Args:
+        bound: the term with a counted drift.
+        counter: that drift, with its ``calls`` and the samples' own arguments ``args``.
+        y0: start with shape (B, *).
+        method, control, path, save: as given to ``solvers.solve``.
+
+    Returns:
+        The solution and, per sample, the last time and the last step tried, each with shape (B,).
+    """
+    record = PacedRecord(save, control, y0, method.dense is not None)
+    pace, powers = (
+        _Pace(y0, control, path, record.stops),
+        Powers(control, method.error_order or method.order, y0.device),
+    )
+    carry = method.start(bound, pace.t, y0, None)
+    with torch.no_grad():
+        k = carry if carry is not None else bound.drift(pace.t, y0)
+        pace.h = control.direction * first_size(bound, y0, k, control, powers)
+    pace.calls, y = counter.calls, y0
+    while len(pace.rows):
+        before, stop = counter.calls, pace.stop
+        t, h, s = pace.propose()
+        interval = Interval(0, t, s, expand_like(h, y))
+        step = method.step(bound, interval, y, carry, pace.path)
+        with torch.no_grad():
+            assert step.error is not None
+            error = control.squared_error(step.error, y, step.y)
+            accepted, everyone = pace.judge(h, s, powers, error)
+        if step.y.requires_grad and not bool(step.y.isfinite().all()):
+            step = _without(~accepted, method, bound, interval, h, y, carry, pace.path)
+        pace.calls += counter.calls - before
+        _keep(record, pace, method, bound, counter, (t, h, s), stop, accepted, y, step)
+        if everyone:
+            y, carry = step.y, step.carry
+        else:
+            mask = expand_like(accepted, y).bool()
+            y = torch.where(mask, step.y, y)
+            carry = None if carry is None else torch.where(mask, step.carry, carry)
+        keep = pace.retire(y)
+        if keep is not None:
+            y, carry = y[keep], None if carry is None else carry[keep]
+            counter.args = tuple(arg[keep] for arg in counter.args)
+    stats = Stats(pace.nfe, pace.all_taken, pace.all_rejected)
+    return Solution(*record.result(pace.end), stats, pace.status), pace.end_t, pace.end_h
+
+
+def _without(
+    rejected: Tensor, method: Method, term: Any, interval: Interval, h: Tensor, y: Tensor,
+    carry: Tensor | None, path: BrownianTree | None,
+) -> Step:  # fmt: skip
+    """The step again, with length 0 for rejected samples: infinite values that no result depends on would
+    still reach the gradients as 0 * inf."""
+    noise = None if path is None else HeldInterval(path, interval)
+    length = expand_like(torch.where(rejected, 0.0, h), y)
+    s = torch.where(rejected, interval.t, interval.s)
+    return method.step(term, Interval(interval.number, interval.t, s, length), y, carry, noise)
+
+
+def _keep(
+    record: PacedRecord, pace: _Pace, method: Method, term: Any, counter: Any,
+    times: tuple[Tensor, Tensor, Tensor], stop: Tensor, accepted: Tensor, y: Tensor, step: Step,
+) -> None:  # fmt: skip
+    """Save what is wanted of the accepted steps: their ends, or the times inside them, each sample inside its
+    own step."""
+    t, h, s = times
+    if not record.interpolates:
+        record.ends(pace.rows, pace.taken, stop, s, accepted, step.y)
+        return
+    due = record.due(t, s, accepted)
+    if due is None:
+        return
+    positions, number, sample = due
+    assert method.dense is not None
+    t, h, s, y, y_next = (v[positions] for v in (t, h, s, y, step.y))
+    everyone, calls = counter.args, counter.calls
+    counter.args = tuple(arg[positions] for arg in everyone)
+    interval = Interval(0, t, s, expand_like(h, y))
+    stages = method.dense.extend(term, interval, y, [k[positions] for k in step.stages])
+    pace.extra[positions] += counter.calls - calls
+    counter.args = everyone
+    u = record.fraction(number, t[sample], h[sample])
+    inside = method.dense.at(expand_like(h, y)[sample], y[sample], [k[sample] for k in stages], u)
+    record.keep(number, pace.rows[positions][sample], inside, s[sample], y_next[sample])
