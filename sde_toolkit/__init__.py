@@ -74,7 +74,7 @@ _HOME = {
     "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = (*_HOME, "batches", "compare", "config", "features", "grids", "report")
+_MODULES = (*_HOME, "batches", "calibrate", "compare", "config", "features", "grids", "report", "residual")
 
 __all__ = sorted(_MODULE)
 

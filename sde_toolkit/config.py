@@ -332,6 +332,8 @@ DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
 
 GRIDS: dict[str, grids.Grid] = {
     "uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "karras": grids.karras,
+    "arctan": grids.arctan, "arcsinh": grids.arcsinh, "rectified": grids.rectified, "cosine": grids.cosine,
+    "trailing": grids.trailing, "leading": grids.leading, "linspace": grids.linspace,
 }  # fmt: skip
 
 OWN_GRID = "own"

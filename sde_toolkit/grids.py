@@ -7,14 +7,31 @@ process' T, to t_min, both exact:
     quadratic    sqrt(t) uniform                                   (DDIM's choice for CIFAR-10)
     log_snr      lam(t) = log(alpha / sigma) uniform               (DPM-Solver)
     karras       nsr(t)^(1/rho) uniform, rho = 7                   (EDM, eq. 5)
+    arctan       arctan(nsr(t) / c) uniform: optimal for Euler steps in nsr on a Gaussian of std c
+    arcsinh      arcsinh(nsr(t) / c) uniform: logarithmic above c, linear below
+    rectified    nsr(t) / (1 + nsr(t)) uniform: the time of straight paths
+    cosine       the noise-to-signal ratios of the cosine schedule at equal times
     explicit     the times given
 
+and, for networks trained at N indices, index i at the time i T / N, the n indices that an n-step sampler
+looks at (the last step goes on to t_min)
+
+    trailing     N, N - N/n, N - 2 N/n, ..., rounded               from the noise end, which it always holds
+    leading      ..., 2 (N // n) + 1, N // n + 1, 1                from the data end; DDPM code's habit
+    linspace     N, ..., 1 equally spaced, rounded                 both ends
+
+Grids found for one model and one sampler are made in ``sde_toolkit.calibrate``.
+
 References: Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (2010.02502); Lu et al., "DPM-Solver"
-(2206.00927); Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364).
+(2206.00927); Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364);
+Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672) for the cosine schedule;
+Lin et al., "Common Diffusion Noise Schedules and Sample Steps Are Flawed" (2305.08891), table 2, for the
+indices.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +39,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_toolkit.sde import ForwardSDE
+from sde_toolkit.sde import VPSDE, CosineBeta, ForwardSDE
 from solvers import FixedGrid
 
 Function = Callable[[Tensor], Tensor]
@@ -45,6 +62,30 @@ def _spaced(
     u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     ts = inverse(first + (last - first) * u)
     ts[0], ts[-1] = times
+    return ts
+
+
+def _spaced_in_nsr(
+    sde: ForwardSDE, num_steps: int, ends: tuple[float, float | None], clock: Function, inverse: Function
+) -> Tensor:
+    """The same for a clock that is a function of the noise-to-signal ratio."""
+    return _spaced(sde, num_steps, ends, lambda t: clock(sde.nsr(t)), lambda u: sde.inverse_nsr(inverse(u)))
+
+
+def _at_indices(
+    sde: ForwardSDE, num_indices: int, num_steps: int, ends: tuple[float, float | None], indices: Tensor
+) -> Tensor:
+    """The times of decreasing indices, scaled to end at t_max where it is given, then t_min."""
+    if not 1 <= num_steps <= num_indices:
+        raise ValueError(f"num_steps must lie in 1 to the {num_indices} indices, got {num_steps}")
+    if float(indices[0]) > num_indices:
+        raise ValueError(f"offset must keep the indices at or below {num_indices}, got {int(indices[0])}")
+    first, last = _ends(sde, *ends)
+    ts = torch.cat([indices * (first / num_indices), last[None]])
+    if not bool((ts.diff() < 0).all()):
+        raise ValueError(
+            f"t_min must lie below the last index, at {float(ts[-2]):.6g}, got {float(last)}; lower t_min"
+        )
     return ts
 
 
@@ -74,6 +115,11 @@ def log_snr(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None =
     return _spaced(sde, num_steps, (t_min, t_max), sde.lam, lambda lam: sde.inverse_nsr((-lam).exp()))
 
 
+def _require_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite positive number, got {value}")
+
+
 @dataclass(frozen=True)
 class Karras:
     """Equal steps in nsr^(1/rho) (2206.00364, eq. 5)."""
@@ -96,6 +142,115 @@ class Karras:
 
 
 karras = Karras()
+
+
+@dataclass(frozen=True)
+class Arctan:
+    """Equal steps in arctan(nsr / scale), finest near nsr = 0, with infinite noise at a finite distance."""
+
+    scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_positive("scale", self.scale)
+
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+        """Times with shape (num_steps + 1,)."""
+        c = self.scale
+        clock, inverse = lambda n: torch.atan(n / c), lambda u: c * torch.tan(u)
+        return _spaced_in_nsr(sde, num_steps, (t_min, t_max), clock, inverse)
+
+
+@dataclass(frozen=True)
+class Arcsinh:
+    """Equal steps in arcsinh(nsr / scale): of log nsr above ``scale``, of nsr below."""
+
+    scale: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require_positive("scale", self.scale)
+
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+        """Times with shape (num_steps + 1,)."""
+        c = self.scale
+        clock, inverse = lambda n: torch.asinh(n / c), lambda u: c * torch.sinh(u)
+        return _spaced_in_nsr(sde, num_steps, (t_min, t_max), clock, inverse)
+
+
+arctan, arcsinh = Arctan(), Arcsinh()
+
+
+def rectified(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+    """Equal steps in sigma / (alpha + sigma); shape (num_steps + 1,)."""
+    return _spaced_in_nsr(sde, num_steps, (t_min, t_max), lambda n: n / (1 + n), lambda u: u / (1 - u))
+
+
+def cosine(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+    """Equal steps in the time at which the cosine schedule has the ratio nsr (2102.09672, eq. 17); shape
+    (num_steps + 1,)."""
+    schedule = VPSDE(CosineBeta())
+    return _spaced_in_nsr(sde, num_steps, (t_min, t_max), schedule.inverse_nsr, schedule.nsr)
+
+
+@dataclass(frozen=True)
+class Trailing:
+    """The indices N, N - N/n, N - 2 N/n, ..., rounded (2305.08891, table 2), then t_min."""
+
+    num_indices: int = 1000
+
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+        """Times with shape (num_steps + 1,).
+
+        Raises:
+            ValueError: more steps than indices, or t_min at or above the last of them.
+        """
+        N = self.num_indices
+        left = torch.arange(num_steps, dtype=torch.float64) * (N / num_steps)
+        return _at_indices(sde, N, num_steps, (t_min, t_max), (N - left).round())
+
+
+@dataclass(frozen=True)
+class Leading:
+    """The indices k (N // n) + 1 for k = n - 1, ..., 0, then t_min; the first may lie well below N.
+
+    Args:
+        num_indices: N.
+        offset: added to every index.
+    """
+
+    num_indices: int = 1000
+    offset: int = 0
+
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+        """Times with shape (num_steps + 1,).
+
+        Raises:
+            ValueError: more steps than indices, or t_min at or above the last of them.
+        """
+        N = self.num_indices
+        k = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)
+        return _at_indices(sde, N, num_steps, (t_min, t_max), k * (N // num_steps) + 1 + self.offset)
+
+
+@dataclass(frozen=True)
+class Linspace:
+    """n indices from N to 1 at equal distances, rounded, then t_min."""
+
+    num_indices: int = 1000
+
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+        """Times with shape (num_steps + 1,).
+
+        Raises:
+            ValueError: more steps than indices, or t_min at or above the last of them.
+        """
+        N = self.num_indices
+        if num_steps == 1:
+            return _at_indices(sde, N, 1, (t_min, t_max), torch.tensor([float(N)], dtype=torch.float64))
+        indices = torch.linspace(N, 1, num_steps, dtype=torch.float64).round()
+        return _at_indices(sde, N, num_steps, (t_min, t_max), indices)
+
+
+trailing, leading, linspace = Trailing(), Leading(), Linspace()
 
 
 class Explicit:

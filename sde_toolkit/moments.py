@@ -50,6 +50,7 @@ class Moments:
                 f"mean of at least one dimension, got shape {shape}"
             )
         self.kind = kinds[shape]
+        self._made: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         if not bool(self.mean.isfinite().all() & self.covariance.isfinite().all()):
             raise ValueError("mean and covariance must be finite, got nan or inf; clean the data")
         if self.kind == "full" and not torch.allclose(self.covariance, self.covariance.mT):
@@ -77,9 +78,13 @@ class Moments:
         n = self.mean.numel()
         return (self.covariance.flatten() if self.kind == "diagonal" else self.covariance.expand(n)), None
 
-    @cached_property
-    def _back(self) -> Tensor | None:
-        return None if self.axes is None else self.axes.mT.contiguous()
+    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """U and U^T, contiguous, in the type and on the device of ``like``; made once for each."""
+        assert self.axes is not None
+        key = (like.dtype, like.device)
+        if key not in self._made:
+            self._made[key] = (self.axes.to(like), self.axes.mT.contiguous().to(like))
+        return self._made[key]
 
     @property
     def variances(self) -> Tensor:
@@ -104,11 +109,11 @@ class Moments:
     def project(self, y: Tensor) -> Tensor:
         """U^T y with shape (B, n), for y with shape (B, *D), in the type and on the device of y."""
         flat = y.flatten(1)
-        return flat if self.axes is None else _product(flat, self.axes.to(flat))
+        return flat if self.axes is None else _product(flat, self._factors(flat)[0])
 
     def embed(self, r: Tensor) -> Tensor:
         """U r with shape (B, *D), for r with shape (B, n), in the type and on the device of r."""
-        flat = r if self._back is None else _product(r, self._back.to(r))
+        flat = r if self.axes is None else _product(r, self._factors(r)[1])
         return flat.unflatten(-1, self.event_shape)
 
     def diagonal(self) -> Moments:

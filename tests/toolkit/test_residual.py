@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from problems import DIAGONAL, GAUSSIAN, MIXTURE, RING, SDES
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sde_toolkit import samplers
 from sde_toolkit.correctors import AnnealedLangevin
 from sde_toolkit.exact import ExactModel
+from sde_toolkit.metrics import energy_distance
 from sde_toolkit.moments import Moments, isotropic
 from sde_toolkit.networks import MLP
 from sde_toolkit.residual import RULE, ResidualAdams, ResidualGrid, known_moments
@@ -64,8 +66,8 @@ def test_the_error_falls_with_a_high_order(data, name: str) -> None:
         error = sampler.sample(model, 32, seed=2).x - exact_end(model, sampler, 2, 32)
         errors.append(float(error.square().sum(1).sqrt().median()))
     slope = -np.polyfit(np.log(num_steps), np.log(errors), 1)[0]
-    assert slope > RULE.nodes - 0.5
-    assert errors[-1] < 1e-7
+    assert slope > sampler.order + 0.3
+    assert errors[-1] < 3e-7
 
 
 def test_few_steps_beat_the_multistep_methods_of_the_literature() -> None:
@@ -76,6 +78,54 @@ def test_few_steps_beat_the_multistep_methods_of_the_literature() -> None:
         theirs = replace(samplers.dpm_solver_pp(num_steps, order=2), denoise=False)
         error, other = (relative(s.sample(model, 64, seed=0).x, exact) for s in (ours, theirs))
         assert error < bound * other
+
+
+class Impulses:
+    """A noise source for 3-D samples: row 0 gets zeros, every other row one unit impulse in one draw."""
+
+    def __init__(self, num_draws: int) -> None:
+        self.rows = 1 + 3 * (1 + num_draws)
+
+    def draw(self, index: int, stream: int = 0) -> torch.Tensor:
+        z = torch.zeros(self.rows, 3, dtype=torch.float64)
+        first = 1 if stream == samplers.PRIOR else 4 + 3 * index
+        z[first : first + 3] = torch.eye(3, dtype=torch.float64)
+        return z
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("name", SDES)
+def test_with_noise_gaussian_data_have_their_exact_law_at_any_step_count(name: str, eta: float) -> None:
+    model = ExactModel(GAUSSIAN, SDES[name])
+    sde, moments = model.sde, model.moments
+    sampler = samplers.default(model, 3, eta=eta)
+    source = Impulses(4)
+    x = sampler.sample(model, source.rows, noise=source).x
+    spread = x[1:] - x[0]
+    T, t_min = (torch.tensor(t, dtype=torch.float64) for t in (sde.T, sampler.t_min))
+    # the start is the prior's, which the data's marginal at T is not quite: what is left of it fades with rho
+    v_T, v = (sde.alpha(t) ** 2 * moments.variances + sde.sigma(t) ** 2 for t in (T, t_min))
+    rho = (v / sde.alpha(t_min) ** 2 / (v_T / sde.alpha(T) ** 2)) ** (eta**2 / 2)
+    mean = sde.alpha(t_min) * moments.mean
+    mean = (
+        mean - moments.embed((v / v_T).sqrt() * rho * sde.alpha(T) * moments.project(moments.mean[None]))[0]
+    )
+    covariance = moments.axes @ (v * (1 - rho**2 + rho**2 * sde.prior_std**2 / v_T)).diag() @ moments.axes.T
+    torch.testing.assert_close(x[0], mean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(spread.T @ spread, covariance, rtol=0, atol=1e-9)
+    assert (sampler.strong_order, sampler.nfe) == (1.0, 3)
+
+
+def test_with_noise_mixtures_keep_their_law() -> None:
+    model = ExactModel(RING, VPSDE())
+    num_samples = 4000
+    for eta in (0.5, 1.0):
+        x = samplers.default(model, 20, eta=eta).sample(model, num_samples, seed=7).x
+        exact, other = RING.sample(num_samples, 8), RING.sample(num_samples, 9)
+        coarse = samplers.default(model, 2, eta=eta).sample(model, num_samples, seed=7).x
+        at_best, found, poor = (float(energy_distance(y, exact)) for y in (other, x, coarse))
+        assert abs(found) < abs(at_best) + 2e-3
+        assert poor > 2 * abs(found)
 
 
 def test_coarser_moments_still_converge() -> None:
@@ -106,9 +156,10 @@ def test_a_model_without_moments_is_taken_as_isotropic() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_samples_do_not_depend_on_the_batch_size(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_samples_do_not_depend_on_the_batch_size(dtype: torch.dtype, eta: float) -> None:
     model = RowByRow(ExactModel(MIXTURE, VPSDE(), dtype))
-    sampler = samplers.default(model, 6)
+    sampler = samplers.default(model, 6, eta=eta)
     x = sampler.sample(model, 20, seed=4).x
     for batch_size in (1, 7, 64):
         assert torch.equal(sampler.sample(model, 20, seed=4, batch_size=batch_size).x, x)
@@ -160,7 +211,42 @@ def test_what_does_not_fit_is_refused() -> None:
         samplers.default(model, 5, moments=isotropic((2,)))
     with pytest.raises(ValueError, match="make one with default"):
         samplers.default(model, 5).sample(ExactModel(MIXTURE, VPSDE()), 2)
+    with pytest.raises(ValueError, match="eta must be a finite number >= 0, got -1"):
+        samplers.default(model, 5, eta=-1.0)
     with pytest.raises(ValueError, match="num_steps must be at least 2"):
         ResidualGrid(isotropic((2,)))(VPSDE(), 1, 1e-3)
     assert RULE.nodes <= RULE.corrector_nodes
     assert Moments(MIXTURE.mean, MIXTURE.covariance).kind == "full"
+
+
+class Waiting(TorchDispatchMode):
+    """Refuses what would make the host wait for the device, once it is closed."""
+
+    closed = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.default")
+        if self.closed and any(name in str(func) for name in waits):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_nothing_waits_for_the_device_on_the_way(eta: float) -> None:
+    gate = Waiting()
+
+    class Closing(RowByRow):
+        calls = 0
+
+        def raw(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            gate.closed = 1 < self.calls < 6
+            return self.model.raw(x_t, t)
+
+    model = Closing(ExactModel(MIXTURE, VPSDE()))
+    source = Normals(0, 3, model.event_shape)
+    for i in range(12):
+        source.draw(i)
+    with gate:
+        samplers.default(model, 6, eta=eta).sample(model, 3, noise=source)
+    assert model.calls == 6
