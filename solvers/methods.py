@@ -187,11 +187,11 @@ class RungeKutta(Method):
         k = [term.drift(t, y) if carry is None else carry]
         y_next = None
         for row, c in zip(self.a, self.c, strict=True):
-            y_stage = _moved(y, h, row, k)
+            y_stage = plus(y, h, combine(row, k))
             k.append(term.drift(s if c == 1 else torch.lerp(t, s, c), y_stage))
             y_next = y_stage
         if y_next is None or not self.first_same_as_last:
-            y_next = _moved(y, h, self.b, k)
+            y_next = plus(y, h, combine(self.b, k))
         return Step(y_next, self._error(h, k), k[-1] if self.first_same_as_last else None, k)
 
     def _error(self, h: float | Tensor, k: list[Tensor]) -> Tensor | None:
@@ -206,10 +206,9 @@ class RungeKutta(Method):
         return error * (error.abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny))
 
 
-def _moved(y: Tensor, h: float | Tensor, weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
-    """y + h sum of weights times stages, with shape (B, *)."""
-    total = combine(weights, k)
-    return torch.addcmul(y, h, total) if isinstance(h, Tensor) else torch.add(y, total, alpha=h)
+def plus(y: Tensor, factor: float | Tensor, x: Tensor) -> Tensor:
+    """y + factor x with shape (B, *) in one operation."""
+    return torch.addcmul(y, factor, x) if isinstance(factor, Tensor) else torch.add(y, x, alpha=factor)
 
 
 def matching(z: Tensor, y: Tensor) -> Tensor:
@@ -229,6 +228,18 @@ def increment(noise: BrownianMotion | None, interval: Interval, y: Tensor) -> Te
     return matching(noise.increment(interval), y)
 
 
+def diffusions(term: SDE, grid: FixedGrid | None) -> list[float] | None:
+    """g at the times of a fixed grid as numbers, for additive noise that is one number per time and carries
+    no gradient; None for all other."""
+    if grid is None or term.noise != "additive":
+        return None
+    first = term.diffusion(grid.ts[0])
+    if first.ndim or first.requires_grad:
+        return None
+    rest = [term.diffusion(t) for t in grid.ts[1:].unbind()]
+    return list(torch.stack([first, *rest]).tolist())
+
+
 @dataclass(frozen=True)
 class EulerMaruyama(Method):
     """y_s = y + h f(t, y) + g(t) sqrt|h| z: strong and weak order 1 for additive noise, strong 1/2 for
@@ -242,18 +253,27 @@ class EulerMaruyama(Method):
     diagonal_strong_order: float = 0.5
     nfe_per_step: int = 1
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:
-        """Nothing to prepare."""
+    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> list[float] | None:
+        """The diffusion at all times, where it is a number."""
+        return diffusions(term, grid)
 
     def step(
-        self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: BrownianMotion | None
+        self,
+        term: SDE,
+        interval: Interval,
+        y: Tensor,
+        carry: list[float] | None,
+        noise: BrownianMotion | None,
     ) -> Step:
         """One drift, one diffusion, one draw."""
-        _, t, _, h = interval
+        number, t, _, h = interval
         z = increment(noise, interval, y)
         root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
+        if carry is not None and isinstance(h, float):
+            moved = torch.add(y, term.drift(t, y), alpha=h)
+            return Step(torch.add(moved, z, alpha=carry[number] * math.sqrt(abs(h))), None, carry)
         g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
-        return Step(y + h * term.drift(t, y) + (g * root) * z, None, None)
+        return Step(y + h * term.drift(t, y) + (g * root) * z, None, carry)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from torch import Tensor
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
 from solvers.dense import combine
-from solvers.methods import Interval, Method, Step, increment, matching
+from solvers.methods import Interval, Method, Step, diffusions, increment, matching, plus
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)
@@ -95,35 +95,46 @@ class AdditiveRungeKutta(Method):
         """Whether the tableau has an embedded pair."""
         return self.b_error is not None
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:
-        """Nothing to prepare."""
+    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> list[float] | None:
+        """The diffusion at all times, where it is a number."""
+        return diffusions(term, grid)
 
     def step(
-        self, term: SDE, interval: Interval, y: Tensor, carry: None, noise: BrownianMotion | None
+        self,
+        term: SDE,
+        interval: Interval,
+        y: Tensor,
+        carry: list[float] | None,
+        noise: BrownianMotion | None,
     ) -> Step:
         """Stages, solution and embedded error."""
         assert noise is not None
-        _, t, s, h = interval
-        g_t, g_s = expand_like(term.diffusion(t), y), expand_like(term.diffusion(s), y)
+        number, t, s, h = interval
+        g_t: float | Tensor
+        g_s: float | Tensor
+        if carry is None:
+            g_t, g_s = expand_like(term.diffusion(t), y), expand_like(term.diffusion(s), y)
+        else:
+            g_t, g_s = carry[number], carry[number + 1]
         root, mean = _root(h), (g_t + g_s) / 2
         if self.area is None:
             z_w, z_h = increment(noise, interval, y), None
             total = (mean * root) * z_w
         else:
             z_w, z_h = (matching(z, y) for z in noise.increment_and_area(interval))
-            total = (mean * root) * z_w - ((g_s - g_t) * (root / _SQRT_12)) * z_h
+            total = plus((mean * root) * z_w, (g_t - g_s) * (root / _SQRT_12), z_h)
         k: list[Tensor] = []
         for i, (row, c) in enumerate(zip(((), *self.a), (0.0, *self.c), strict=True)):
-            stage = y + h * combine(row, k) if any(row) else y
+            stage = plus(y, h, combine(row, k)) if any(row) else y
             if self.w[i]:
-                stage = stage + (self.w[i] * mean * root) * z_w
+                stage = plus(stage, self.w[i] * mean * root, z_w)
             if self.area is not None and z_h is not None and self.area[i]:
-                stage = stage + (self.area[i] / _SQRT_12 * mean * root) * z_h
+                stage = plus(stage, self.area[i] / _SQRT_12 * mean * root, z_h)
             k.append(term.drift(t if c == 0 else s if c == 1 else torch.lerp(t, s, c), stage))
         error = None
         if self.b_error is not None:
-            error = h * combine(self.b_error, k) + (total - (g_t * root) * z_w)
-        return Step(y + h * combine(self.b, k) + total, error, None)
+            error = h * combine(self.b_error, k) + plus(total, -(g_t * root), z_w)
+        return Step(plus(y, h, combine(self.b, k)) + total, error, carry)
 
 
 def _root(h: float | Tensor) -> float | Tensor:
