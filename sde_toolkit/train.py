@@ -114,18 +114,10 @@ def fit(
         OSError: a checkpoint could not be written (a full disk); earlier ones are untouched.
         ValueError: a count out of range, a data set of another event shape, or a lock that is not held.
     """
-    integer("num_steps", num_steps, 1)
-    integer("batch_size", batch_size, 1)
+    for name, count in (("num_steps", num_steps), ("batch_size", batch_size), ("keep", keep)):
+        integer(name, count, 1)
     integer("checkpoint_every", checkpoint_every, 1)
-    integer("keep", keep, 1)
-    if dataset.event_shape != state.model.event_shape:
-        raise ValueError(
-            f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"
-        )
-    if workdir is not None and not workdir.held:
-        raise ValueError(
-            f"workdir must be locked by this run, got {workdir.path}; use `with WorkdirLock(...) as workdir:`"
-        )
+    _check_parts(state, dataset, workdir)
     state.data = dataset.moments.tensors()
     losses: list[float] = []
 
@@ -146,6 +138,18 @@ def fit(
         if not state.updating:
             save()
         raise
+
+
+def _check_parts(state: TrainState, dataset: Dataset, workdir: WorkdirLock | None) -> None:
+    """Refuse data of another shape, and a directory that is not ours."""
+    if dataset.event_shape != state.model.event_shape:
+        raise ValueError(
+            f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"
+        )
+    if workdir is not None and not workdir.held:
+        raise ValueError(
+            f"workdir must be locked by this run, got {workdir.path}; use `with WorkdirLock(...) as workdir:`"
+        )
 
 
 def _require_finite(state: TrainState, name: str, value: float) -> None:
