@@ -106,15 +106,22 @@ class Moments:
         """Standard deviation along the axis where it is largest."""
         return math.sqrt(float(self.variances.amax()))
 
-    def project(self, y: Tensor) -> Tensor:
-        """U^T y with shape (B, n), for y with shape (B, *D), in the type and on the device of y."""
-        flat = y.flatten(1)
-        return flat if self.axes is None else _product(flat, self._factors(flat)[0])
+    def project(self, y: Tensor, shift: Tensor | None = None) -> Tensor:
+        """U^T y + shift with shape (B, n), for y with shape (B, *D), in the type and on the device of y; shift
+        with shape (n,) or (1, n)."""
+        flat = y if y.ndim == 2 else y.flatten(1)
+        if self.axes is None:
+            return flat if shift is None else flat + shift
+        return _product(flat, self._factors(flat)[0], shift)
 
-    def embed(self, r: Tensor) -> Tensor:
-        """U r with shape (B, *D), for r with shape (B, n), in the type and on the device of r."""
-        flat = r if self.axes is None else _product(r, self._factors(r)[1])
-        return flat.unflatten(-1, self.event_shape)
+    def embed(self, r: Tensor, shift: Tensor | None = None) -> Tensor:
+        """U r + shift with shape (B, *D), for r with shape (B, n), in the type and on the device of r; shift
+        with shape (n,)."""
+        if self.axes is None:
+            flat = r if shift is None else r + shift
+        else:
+            flat = _product(r, self._factors(r)[1], shift)
+        return flat if self.mean.ndim == 1 else flat.unflatten(-1, self.event_shape)
 
     def diagonal(self) -> Moments:
         """The same mean, and the variances of the features alone."""
@@ -137,12 +144,13 @@ _FEWEST_ROWS = 8
 """Products of fewer rows take other paths through the linear algebra, which round differently."""
 
 
-def _product(x: Tensor, factor: Tensor) -> Tensor:
-    """x @ factor for a contiguous factor, the bits of a row free of the number of rows."""
-    missing = _FEWEST_ROWS - len(x)
-    if missing <= 0:
-        return x @ factor
-    return (torch.cat([x, x.new_zeros(missing, x.shape[1])]) @ factor)[: len(x)]
+def _product(x: Tensor, factor: Tensor, shift: Tensor | None) -> Tensor:
+    """x @ factor + shift for a contiguous factor, the bits of a row free of the number of rows."""
+    count, missing = x.shape[0], _FEWEST_ROWS - x.shape[0]
+    if missing > 0:
+        x = torch.cat([x, x.new_zeros(missing, x.shape[1])])
+    product = x @ factor if shift is None else torch.addmm(shift, x, factor)
+    return product if missing <= 0 else product[:count]
 
 
 def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:

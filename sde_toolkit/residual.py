@@ -48,16 +48,17 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.equations import Equation, semilinear
+from sde_toolkit.equations import Equation, linear_part
 from sde_toolkit.moments import Moments, isotropic
 from sde_toolkit.sampler import T_MIN, Sampler
-from sde_toolkit.score import ScoreModel
+from sde_toolkit.score import ScoreModel, conversion
 from sde_toolkit.sde import ForwardSDE
 from solvers import BrownianMotion, FixedGrid, Interval, Method, Semilinear, Step
 from solvers.methods import increment
@@ -179,48 +180,58 @@ class ResidualGrid:
         return density * (1 + (n / (rule.outer * scale_of(self.moments))) ** 2) ** (-rule.decay / 2)
 
 
+@dataclass(frozen=True)
+class RawFlow(Semilinear):
+    """The flow of a model whose drift is what the model puts out; its conversion goes into the weights.
+
+    Args:
+        predicts, data_std: what the model puts out, as for ``ScoreModel``.
+    """
+
+    predicts: str = "noise"
+    data_std: float = 1.0
+
+
 class Part(NamedTuple):
-    """One correction or prediction: weights with shape (n,) and which evaluations, the newest is 0, they
-    multiply."""
+    """What a step adds: weights with shape (2, 1, n), and which evaluations, the newest is 0, they multiply."""
 
     weights: tuple[Tensor, ...]
     which: tuple[int, ...]
-
-    def apply(self, u: Tensor, past: Sequence[Tensor]) -> Tensor:
-        """u plus the weighted evaluations, with shape (B, n)."""
-        for weight, k in zip(self.weights, self.which, strict=True):
-            u = torch.addcmul(u, weight, past[k])
-        return u
 
 
 class Plan(NamedTuple):
     """Coefficients for all times and steps of a grid, in the state's type, on its device.
 
+    The state less the Gaussian's centre, along the axes, is s = std u.  An evaluation is kept as g = U^T raw +
+    shift + mix s, which is q up to a factor that depends on the time alone and is part of the weights.  A step
+    makes a pair with shape (2, B, n): u before the new residual is added, and s after it.
+
     Attributes:
-        centre, std: of the Gaussian along the axes, alpha U^T m and (alpha^2 l + sigma^2)^{1/2}, per time.
-        pull: what multiplies u to give the Gaussian's part of q, per time.
-        lift: 1 / e(n), per time.
-        factor, spread: rho and (1 - rho^2)^{1/2} of every step; none without noise.
-        corrector, predictor: of every step.
+        mean, centre: of the Gaussian, alpha m and alpha U^T m, per time; None where m = 0.
+        shift, mix: per evaluation, that of step i at i; shift None where it is 0.
+        enter, keep: what multiplies s, and u with the newest correction to come, per step.
+        spread: what multiplies the draw, per step; none without noise.
+        moved, usual: the residual of every step, without and with the correction of the step before.
     """
 
-    centre: list[Tensor]
-    std: list[Tensor]
-    pull: list[Tensor]
-    lift: list[float]
-    factor: list[Tensor]
+    mean: list[Tensor] | None
+    centre: list[Tensor] | None
+    shift: list[Tensor] | None
+    mix: list[Tensor]
+    enter: list[Tensor]
+    keep: list[Tensor]
     spread: list[Tensor]
-    corrector: list[Part]
-    predictor: list[Part]
+    moved: list[Part]
+    usual: list[Part]
 
 
 class Carry(NamedTuple):
-    """The plan; u where the last step's residual is added, u after it, the state that this is, and the
+    """The plan; u where the last step's residual is added, s after it, the state that this is, and the
     evaluations so far."""
 
     plan: Plan
-    base: Tensor
-    u: Tensor
+    base: Tensor | None
+    s: Tensor
     x: Tensor
     past: tuple[Tensor, ...]
 
@@ -229,7 +240,7 @@ class Carry(NamedTuple):
 class ResidualAdams(Method):
     """The method of the module's head, on a ``ResidualGrid`` or any other whose first step is closed form.
 
-    It integrates the probability flow of models under ``sde``, a ``Semilinear`` term whose drift is z_hat.
+    It integrates the probability flow of models under ``sde``, as ``RawFlow`` terms.
     """
 
     sde: ForwardSDE
@@ -237,7 +248,7 @@ class ResidualAdams(Method):
     rule: Rule = RULE
     eta: float = 0.0
     name: str = "residual_adams"
-    terms = (Semilinear,)
+    terms = (RawFlow,)
     nfe_per_step: int = 1
     nfe_extra: int = -1
     _memo: dict[tuple[object, ...], Plan] = field(default_factory=dict, repr=False, compare=False)
@@ -258,66 +269,94 @@ class ResidualAdams(Method):
         """1 with noise."""
         return 1.0 if self.eta else None
 
-    def start(self, term: Semilinear, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
+    def start(self, term: RawFlow, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
         """The coefficients of all steps, remembered for the next batch on the same grid."""
         assert grid is not None
-        key = (tuple(grid.ts.tolist()), y.dtype, y.device)
+        key = (tuple(grid.ts.tolist()), y.dtype, y.device, term.predicts, term.data_std)
         if key not in self._memo:
             self._memo.clear()
-            self._memo[key] = self._plan(grid.ts, y)
+            self._memo[key] = self._plan(term, grid.ts, y)
         plan = self._memo[key]
-        u = self._enter(plan, 0, y)
-        return Carry(plan, u, u, y, ())
+        return Carry(plan, None, self._enter(plan, 0, y), y, ())
 
     def step(
-        self, term: Semilinear, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
+        self, term: RawFlow, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
         """The first step is a closed form; every other evaluates, corrects and predicts."""
-        plan, base, u, x, past = carry
+        plan, base, s, x, past = carry
         i = interval.number
-        moved = y is not x  # by a corrector or a threshold: there is nothing to correct then
-        if moved:
-            u = self._enter(plan, i, y)
+        if y is not x:  # moved by a corrector or a threshold: there is nothing to correct then
+            base, s = None, self._enter(plan, i, y)
         if i > 0:
-            z = self.moments.project(term.drift(interval.t, y))
-            past = (torch.addcmul(plan.lift[i] * z, plan.pull[i], u, value=-1), *past[: self._longest - 1])
-            if not moved:
-                u = plan.corrector[i - 1].apply(base, past)
+            shift = None if plan.shift is None else plan.shift[i - 1]
+            g = torch.addcmul(self.moments.project(term.drift(interval.t, y), shift), plan.mix[i - 1], s)
+            past = (g, *past[: self._longest - 1])
+        pair = plan.enter[i] * s if base is None else plan.keep[i] * base
+        weights, which = (plan.moved if base is None else plan.usual)[i]
+        for weight, k in zip(weights, which, strict=True):
+            pair.addcmul_(weight, past[k])
         if self.eta:
-            z = increment(noise, interval, y).flatten(1)
-            base = torch.addcmul(plan.factor[i] * u, plan.spread[i], z)
-        else:
-            base = u
-        u = plan.predictor[i].apply(base, past)
-        y = self._leave(plan, i + 1, u)
-        return Step(y, None, Carry(plan, base, u, y, past))
+            pair.addcmul_(plan.spread[i], increment(noise, interval, y).flatten(1))
+        base, s = pair.unbind()
+        y = self.moments.embed(s, None if plan.mean is None else plan.mean[i + 1])
+        return Step(y, None, Carry(plan, base, s, y, past))
 
-    @property
+    @cached_property
     def _longest(self) -> int:
         return max(self.rule.nodes, self.rule.corrector_nodes)
 
     def _enter(self, plan: Plan, i: int, x: Tensor) -> Tensor:
-        """x with shape (B, *D) -> u with shape (B, n)."""
-        return (self.moments.project(x) - plan.centre[i]) / plan.std[i]
+        """x with shape (B, *D) -> s with shape (B, n)."""
+        r = self.moments.project(x)
+        return r if plan.centre is None else r - plan.centre[i]
 
-    def _leave(self, plan: Plan, i: int, u: Tensor) -> Tensor:
-        """u with shape (B, n) -> x with shape (B, *D)."""
-        return self.moments.embed(torch.addcmul(plan.centre[i], plan.std[i], u))
-
-    def _plan(self, ts: Tensor, y: Tensor) -> Plan:
+    def _plan(self, term: RawFlow, ts: Tensor, y: Tensor) -> Plan:
         sde, variances, scale = self.sde, self.moments.variances, scale_of(self.moments)
-        alpha, sigma, nsr = (f(ts) for f in (sde.alpha, sde.sigma, sde.nsr))
-        mean = self.moments.project(self.moments.mean.unsqueeze(0))
-        std = (alpha.square()[:, None] * variances + sigma.square()[:, None]).sqrt()
-        envelope = self._envelope(nsr)
-        pull = (sigma / envelope)[:, None] / std.clamp(min=torch.finfo(torch.float64).tiny)
-        v = torch.atan(nsr / (self.rule.bend * scale)).tolist()
-        corrector, predictor = self._nodes(v)
-        means, stds, pulls = (list(x.to(y).unbind()) for x in (alpha[:, None] * mean, std, pull))
-        parts = (self._parts(nsr, nodes, y) for nodes in (corrector, predictor))
-        factor = self._shrink(nsr[:-1, None], nsr[1:, None])
-        factors, spreads = (list(x.to(y).unbind()) for x in (factor, (1 - factor.square()).sqrt()))
-        return Plan(means, stds, pulls, (1 / envelope).tolist(), factors, spreads, *parts)
+        alpha, sigma, nsr = (f(ts)[:, None] for f in (sde.alpha, sde.sigma, sde.nsr))
+        std = (alpha.square() * variances + sigma.square()).sqrt()
+        factor = self._shrink(nsr[:-1], nsr[1:])
+        # z_hat = keep x + scaled raw, at the evaluations
+        keep, scaled = conversion(term.predicts, "noise", alpha[1:-1], sigma[1:-1], term.data_std)
+        v = torch.atan(nsr[:, 0] / (self.rule.bend * scale)).tolist()
+        correctors, predictors = self._nodes(v)
+        units = scaled / self._envelope(nsr[1:-1])
+        predicted = self._table(nsr[:, 0], predictors, units, 1)
+        # the correction of a step is made by the next
+        correctors = correctors[:-1]
+        corrected = torch.cat([torch.zeros_like(predicted[:1]), self._table(nsr[:, 0], correctors, units, 0)])
+        corrected = corrected * factor[:, None]
+        ends = std[1:, None]
+
+        def pairs(first: Tensor, second: Tensor) -> list[Tensor]:
+            return list(torch.stack([first, second], -2).unsqueeze(-2).to(y).unbind())
+
+        def parts(first: Tensor, second: Tensor, nodes: Sequence[Nodes]) -> list[Part]:
+            found = []
+            for weights, chosen in zip(pairs(first, second), nodes, strict=True):
+                which = sorted({k for _, k in chosen if k is not None})
+                found.append(Part(tuple(weights[k] for k in which), tuple(which)))
+            return found
+
+        spread = (1 - factor.square()).sqrt()
+        start = 1 / std[:-1]
+        mean = alpha * self.moments.mean.flatten()
+        centre = alpha * self.moments.project(self.moments.mean.unsqueeze(0))
+        offset = None if not bool(mean.any()) else keep / scaled * centre[1:-1]
+        return Plan(
+            None if offset is None else list(mean.to(y).unbind()),
+            None if offset is None else list(centre.to(y).unbind()),
+            None if offset is None or not bool(offset.any()) else list(offset.to(y).unbind()),
+            list(((keep - sigma[1:-1] / std[1:-1].square()) / scaled).to(y).unbind()),
+            pairs(start * factor, start * std[1:] * factor),
+            pairs(factor, std[1:] * factor),
+            pairs(spread, std[1:] * spread) if self.eta else [],
+            parts(torch.zeros_like(predicted), ends * predicted, predictors),
+            parts(
+                corrected,
+                ends * (corrected + predicted),
+                [[*c, *p] for c, p in zip([[], *correctors], predictors, strict=True)],
+            ),
+        )
 
     def _shrink(self, start: Tensor, end: Tensor) -> Tensor:
         """rho(end, start), for ratios that broadcast against shape (n,)."""
@@ -347,18 +386,28 @@ class ResidualAdams(Method):
             return chosen
         return [*chosen[:nearer], (_AFTER, None), *chosen[nearer:]][:count]
 
-    def _parts(self, nsr: Tensor, nodes: Sequence[Nodes], y: Tensor) -> list[Part]:
-        """The weights of all steps, those with equally many nodes together."""
-        found: dict[int, Part] = {}
+    def _table(self, nsr: Tensor, nodes: Sequence[Nodes], units: Tensor, lag: int) -> Tensor:
+        """Weights of the evaluations in every step with shape (N, K, n), those with equally many nodes made
+        together.
+
+        Args:
+            nsr: at all times.
+            nodes: of the first N steps.
+            units: q over what is kept of an evaluation, with shape (M, 1).
+            lag: evaluation k of step i has the entry i - k - lag there.
+        """
+        table = torch.zeros(len(nodes), self._longest, len(self.moments.variances), dtype=torch.float64)
         for count in {len(chosen) for chosen in nodes}:
             steps = [i for i, chosen in enumerate(nodes) if len(chosen) == count]
             at = torch.tensor([[value for value, _ in nodes[i]] for i in steps], dtype=torch.float64)
             index = torch.tensor(steps)
-            weights = self._integrals(nsr[index], nsr[index + 1], at).to(y)
-            for i, w in zip(steps, weights, strict=True):
-                used = [(w[j], k) for j, (_, k) in enumerate(nodes[i]) if k is not None]
-                found[i] = Part(tuple(w for w, _ in used), tuple(k for _, k in used))
-        return [found[i] for i in range(len(nodes))]
+            weights = self._integrals(nsr[index], nsr[index + 1], at)
+            chosen = [(m, j, i, nodes[i][j][1]) for m, i in enumerate(steps) for j in range(count)]
+            used = [entry for entry in chosen if entry[3] is not None]
+            if used:
+                m, j, i, k = torch.tensor(used).unbind(1)
+                table[i, k] = weights[m, j] * units[i - k - lag]
+        return table
 
     def _integrals(self, start: Tensor, end: Tensor, at: Tensor) -> Tensor:
         """w_j with shape (M, k, n) for M steps; ``at`` with shape (M, k) are the values of v at the nodes."""
@@ -382,7 +431,7 @@ class ResidualAdams(Method):
 
 @dataclass(frozen=True)
 class ResidualFlow:
-    """model -> the probability flow with the drift z_hat, for models of one process and event shape.
+    """model -> the probability flow as a ``RawFlow``, for models of one process and event shape.
 
     Raises (when called):
         ValueError: a model of another process or event shape.
@@ -399,7 +448,16 @@ class ResidualFlow:
                 f"this default sampler was made for {self.sde} and event shape {self.event_shape}, got a "
                 f"model of {model.sde} and {model.event_shape}; make one with default(model)"
             )
-        return semilinear("noise", self.eta)(model)
+        known = linear_part(model.sde, "noise", self.eta)
+        term = RawFlow(
+            lambda t, x: model.raw(x, t),
+            integral=known.integral,
+            source=known.source,
+            diffusion=known.diffusion,
+            predicts=model.predicts,
+            data_std=model.data_std,
+        )
+        return Equation(term, model.sde.T)
 
 
 def default(

@@ -127,7 +127,7 @@ class CountedModel(ScoreModel):
 
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The model's own prediction at x_t with shape (B, *)."""
-        self.rows += len(x_t)
+        self.rows += x_t.shape[0]
         raw = self._model.raw(x_t, t)
         if self._remember:
             self._latest = x_t, t, raw
