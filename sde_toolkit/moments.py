@@ -146,11 +146,11 @@ _FEWEST_ROWS = 8
 
 def _product(x: Tensor, factor: Tensor, shift: Tensor | None) -> Tensor:
     """x @ factor + shift for a contiguous factor, the bits of a row free of the number of rows."""
-    count, missing = x.shape[0], _FEWEST_ROWS - x.shape[0]
-    if missing > 0:
-        x = torch.cat([x, x.new_zeros(missing, x.shape[1])])
-    product = x @ factor if shift is None else torch.addmm(shift, x, factor)
-    return product if missing <= 0 else product[:count]
+    count = x.shape[0]
+    if count < _FEWEST_ROWS:
+        x = torch.cat([x, x.new_zeros(_FEWEST_ROWS - count, x.shape[1])])
+        return _product(x, factor, shift)[:count]
+    return torch.mm(x, factor) if shift is None else torch.addmm(shift, x, factor)
 
 
 def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:

@@ -193,7 +193,7 @@ class RawFlow(Semilinear):
 
 
 class Part(NamedTuple):
-    """What a step adds: weights with shape (2, 1, n), and which evaluations, the newest is 0, they multiply."""
+    """What a step adds: weights with shape (n,), and which evaluations, the newest is 0, they multiply."""
 
     weights: tuple[Tensor, ...]
     which: tuple[int, ...]
@@ -202,35 +202,34 @@ class Part(NamedTuple):
 class Plan(NamedTuple):
     """Coefficients for all times and steps of a grid, in the state's type, on its device.
 
-    The state less the Gaussian's centre, along the axes, is s = std u.  An evaluation is kept as g = U^T raw +
-    shift + mix s, which is q up to a factor that depends on the time alone and is part of the weights.  A step
-    makes a pair with shape (2, B, n): u before the new residual is added, and s after it.
+    The state is kept along the axes and less the Gaussian's centre, s = U^T x - alpha U^T m = std u, and an
+    evaluation as g = U^T raw + shift + mix s, which is q up to a factor of the time alone that the weights
+    have taken over.  To correct a step and to predict the next is one sum,
+
+        s' = keep s + sum_k w_k g_k,        w = std' (rho (corrector - predictor of the step before) + predictor)
 
     Attributes:
         mean, centre: of the Gaussian, alpha m and alpha U^T m, per time; None where m = 0.
-        shift, mix: per evaluation, that of step i at i; shift None where it is 0.
-        enter, keep: what multiplies s, and u with the newest correction to come, per step.
+        shift, mix: per evaluation, that of step i at i - 1; shift None where it is 0.
+        keep: what multiplies s, per step.
         spread: what multiplies the draw, per step; none without noise.
-        moved, usual: the residual of every step, without and with the correction of the step before.
+        usual, moved: the sum of every step, and that without a correction.
     """
 
     mean: list[Tensor] | None
     centre: list[Tensor] | None
     shift: list[Tensor] | None
     mix: list[Tensor]
-    enter: list[Tensor]
     keep: list[Tensor]
     spread: list[Tensor]
-    moved: list[Part]
     usual: list[Part]
+    moved: list[Part]
 
 
 class Carry(NamedTuple):
-    """The plan; u where the last step's residual is added, s after it, the state that this is, and the
-    evaluations so far."""
+    """The plan, s with shape (B, n), the state that it is, and the evaluations so far."""
 
     plan: Plan
-    base: Tensor | None
     s: Tensor
     x: Tensor
     past: tuple[Tensor, ...]
@@ -277,33 +276,33 @@ class ResidualAdams(Method):
             self._memo.clear()
             self._memo[key] = self._plan(term, grid.ts, y)
         plan = self._memo[key]
-        return Carry(plan, None, self._enter(plan, 0, y), y, ())
+        return Carry(plan, self._enter(plan, 0, y), y, ())
 
     def step(
         self, term: RawFlow, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
         """The first step is a closed form; every other evaluates, corrects and predicts."""
-        plan, base, s, x, past = carry
-        i = interval.number
+        plan, s, x, past = carry
+        i, parts = interval.number, plan.usual
         if y is not x:  # moved by a corrector or a threshold: there is nothing to correct then
-            base, s = None, self._enter(plan, i, y)
+            s, parts = self._enter(plan, i, y), plan.moved
         if i > 0:
             shift = None if plan.shift is None else plan.shift[i - 1]
-            g = torch.addcmul(self.moments.project(term.drift(interval.t, y), shift), plan.mix[i - 1], s)
-            past = (g, *past[: self._longest - 1])
-        pair = plan.enter[i] * s if base is None else plan.keep[i] * base
-        weights, which = (plan.moved if base is None else plan.usual)[i]
+            r = self.moments.project(term.drift(interval.t, y), shift)
+            past = (torch.addcmul(r, plan.mix[i - 1], s), *past[: self._longest - 1])
+        s = plan.keep[i] * s
+        weights, which = parts[i]
         for weight, k in zip(weights, which, strict=True):
-            pair.addcmul_(weight, past[k])
+            s.addcmul_(weight, past[k])
         if self.eta:
-            pair.addcmul_(plan.spread[i], increment(noise, interval, y).flatten(1))
-        base, s = pair.unbind()
+            s.addcmul_(plan.spread[i], increment(noise, interval, y).flatten(1))
         y = self.moments.embed(s, None if plan.mean is None else plan.mean[i + 1])
-        return Step(y, None, Carry(plan, base, s, y, past))
+        return Step(y, None, Carry(plan, s, y, past))
 
     @cached_property
     def _longest(self) -> int:
-        return max(self.rule.nodes, self.rule.corrector_nodes)
+        """Evaluations that a step may use."""
+        return max(self.rule.nodes + 1, self.rule.corrector_nodes)
 
     def _enter(self, plan: Plan, i: int, x: Tensor) -> Tensor:
         """x with shape (B, *D) -> s with shape (B, n)."""
@@ -321,41 +320,36 @@ class ResidualAdams(Method):
         correctors, predictors = self._nodes(v)
         units = scaled / self._envelope(nsr[1:-1])
         predicted = self._table(nsr[:, 0], predictors, units, 1)
-        # the correction of a step is made by the next
-        correctors = correctors[:-1]
-        corrected = torch.cat([torch.zeros_like(predicted[:1]), self._table(nsr[:, 0], correctors, units, 0)])
-        corrected = corrected * factor[:, None]
-        ends = std[1:, None]
-
-        def pairs(first: Tensor, second: Tensor) -> list[Tensor]:
-            return list(torch.stack([first, second], -2).unsqueeze(-2).to(y).unbind())
-
-        def parts(first: Tensor, second: Tensor, nodes: Sequence[Nodes]) -> list[Part]:
-            found = []
-            for weights, chosen in zip(pairs(first, second), nodes, strict=True):
-                which = sorted({k for _, k in chosen if k is not None})
-                found.append(Part(tuple(weights[k] for k in which), tuple(which)))
-            return found
-
-        spread = (1 - factor.square()).sqrt()
-        start = 1 / std[:-1]
+        corrected = self._table(nsr[:, 0], correctors[:-1], units, 0)
+        # the correction of a step is made by the next: what predicted it goes, one evaluation older by then
+        corrected[:, 1:] -= predicted[:-1, :-1]
+        corrected = factor[:, None] * torch.cat([torch.zeros_like(predicted[:1]), corrected])
+        end = std[1:]
+        used = [[k for _, k in chosen if k is not None] for chosen in predictors]
+        older = [[], *([k + 1 for k in which] for which in used[:-1])]
+        newer = [[], *([k for _, k in chosen if k is not None] for chosen in correctors[:-1])]
+        every = [sorted({*a, *b, *c}) for a, b, c in zip(used, older, newer, strict=True)]
         mean = alpha * self.moments.mean.flatten()
         centre = alpha * self.moments.project(self.moments.mean.unsqueeze(0))
-        offset = None if not bool(mean.any()) else keep / scaled * centre[1:-1]
+        centred = not bool(mean.any())
+        shift = keep / scaled * centre[1:-1]
+
+        def table(x: Tensor) -> list[Tensor]:
+            return list(x.to(y).unbind())
+
+        def parts(weights: Tensor, which: Sequence[Sequence[int]]) -> list[Part]:
+            rows = zip(table(end[:, None] * weights), which, strict=True)
+            return [Part(tuple(row[k] for k in ks), tuple(ks)) for row, ks in rows]
+
         return Plan(
-            None if offset is None else list(mean.to(y).unbind()),
-            None if offset is None else list(centre.to(y).unbind()),
-            None if offset is None or not bool(offset.any()) else list(offset.to(y).unbind()),
-            list(((keep - sigma[1:-1] / std[1:-1].square()) / scaled).to(y).unbind()),
-            pairs(start * factor, start * std[1:] * factor),
-            pairs(factor, std[1:] * factor),
-            pairs(spread, std[1:] * spread) if self.eta else [],
-            parts(torch.zeros_like(predicted), ends * predicted, predictors),
-            parts(
-                corrected,
-                ends * (corrected + predicted),
-                [[*c, *p] for c, p in zip([[], *correctors], predictors, strict=True)],
-            ),
+            None if centred else table(mean),
+            None if centred else table(centre),
+            table(shift) if bool(shift.any()) else None,
+            table((keep - sigma[1:-1] / std[1:-1].square()) / scaled),
+            table(factor * end / std[:-1]),
+            table((1 - factor.square()).sqrt() * end) if self.eta else [],
+            parts(corrected + predicted, every),
+            parts(predicted, used),
         )
 
     def _shrink(self, start: Tensor, end: Tensor) -> Tensor:
