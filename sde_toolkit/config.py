@@ -272,8 +272,10 @@ def sampler_options(name: str) -> tuple[str, ...]:
 
 
 def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Candidate]:
-    """Every sampler of ``config.comparison`` at every step count, the adaptive ones once; for ``model``, which
-    only the sampler "default" needs."""
+    """Every sampler of ``config.comparison`` at every step count, the adaptive ones once.
+
+    The model is that of ``build_sampler``.
+    """
     candidates = []
     for name in config.comparison.samplers:
         for num_steps in (None,) if is_adaptive(name) else config.comparison.num_steps:

@@ -56,7 +56,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.equations import Equation, linear_part
-from sde_toolkit.moments import Moments, isotropic
+from sde_toolkit.moments import Moments, Rotation
+from sde_toolkit.residual_grid import NOISY_RULE, RULE, ResidualGrid, Rule, known_moments, scale_of
 from sde_toolkit.sampler import T_MIN, Sampler
 from sde_toolkit.score import ScoreModel, conversion
 from sde_toolkit.sde import ForwardSDE
@@ -68,9 +69,6 @@ _POINTS = 24
 """Gauss-Legendre points per step, in arcsinh(5 n / s)."""
 
 _MOST_ELEMENTS = 1 << 21
-_CLOCK_POINTS = 4001
-_TOP, _RESOLVED = 1e4, 1e-3
-"""Ratios, in units of the scale: what counts as infinite, and where the table of the clock turns linear."""
 
 _BEFORE = math.pi / 2
 _AFTER = 0.0
@@ -79,105 +77,6 @@ _AFTER = 0.0
 
 Nodes = list[tuple[float, int | None]]
 """Values of v, and which evaluation they belong to, the newest is 0; None where q is known to vanish."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The constants of the default sampler; lengths are in units of the data's scale.
-
-    Args:
-        nodes: of the polynomial that predicts a step, anchors included.
-        corrector_nodes: of the polynomial that corrects it, the new node and anchors included.
-        bend: c_v, in v = arctan(n / c_v).
-        inner, weight, outer, decay: c_a, g, c_b and p of the clock.
-        first, last: lengths in the clock of the first and the last step, in units of the others.
-        envelope, power: c_e and b of the envelope.
-        reach: the node at n = 0 takes the place of older ones when it is nearer, its distance in v times
-            ``reach``.
-    """
-
-    nodes: int = 5
-    corrector_nodes: int = 6
-    bend: float = 0.5
-    inner: float = 0.3
-    weight: float = 0.8
-    outer: float = 0.45
-    decay: float = 0.8
-    first: float = 0.9
-    last: float = 0.7
-    envelope: float = 1.0
-    power: float = 0.5
-    reach: float = 1.0
-
-
-RULE = Rule()
-"""One choice for all data: found by random search on rings and mixtures in 2 to 64 dimensions, then settled
-among near equals on ``benchmarks.flows`` and the digits network."""
-
-NOISY_RULE = Rule(nodes=2, corrector_nodes=3)
-"""With noise: polynomials through more evaluations, which the noise has made rough, only amplify it."""
-
-
-def scale_of(moments: Moments) -> float:
-    """The data's scale s = (sum l^2 / sum l)^{1/2}."""
-    l = moments.variances  # noqa: E741
-    return math.sqrt(float(l.square().sum() / l.sum()))
-
-
-def known_moments(model: ScoreModel) -> Moments:
-    """The model's moments; mean 0 and variance data_std^2 where it has none."""
-    return isotropic(model.event_shape, model.data_std) if model.moments is None else model.moments
-
-
-@dataclass(frozen=True)
-class ResidualGrid:
-    """The times T, t_1, ..., t_N, t_min of N = num_steps - 1 evaluations, equally spaced in the clock."""
-
-    moments: Moments
-    rule: Rule = RULE
-    _memo: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
-        """Times with shape (num_steps + 1,); at least 2 steps.
-
-        Raises:
-            ValueError: fewer steps.
-        """
-        if num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, a start and an end, got {num_steps}")
-        ends = torch.tensor([sde.T if t_max is None else t_max, t_min], dtype=torch.float64)
-        start, end = sde.nsr(ends).tolist()
-        key = (num_steps - 1, start, end)
-        if key not in self._memo:
-            self._memo.clear()
-            self._memo[key] = torch.from_numpy(self.ratios(*key))
-        return torch.cat([ends[:1], sde.inverse_nsr(self._memo[key]), ends[1:]])
-
-    def ratios(self, count: int, start: float, end: float) -> np.ndarray:
-        """The ratios of ``count`` evaluations between ``start`` and ``end``, decreasing."""
-        rule, scale = self.rule, scale_of(self.moments)
-        unit = _RESOLVED * scale
-        x = np.linspace(math.asinh(end / unit), math.asinh(_TOP * scale / unit), _CLOCK_POINTS)
-        density = self._density(unit * np.sinh(x)) * unit * np.cosh(x)
-        tau = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
-        step = tau[-1] / (count - 1 + rule.first + rule.last)
-        # a process that ends before the clock's first evaluation is looked at near its end
-        highest = np.interp(math.asinh(start * (1 - 0.5 / count) / unit), x, tau)
-        if tau[-1] - rule.first * step > highest:
-            step = highest / (count - 1 + rule.last)
-        at = step * (rule.last + np.arange(count - 1, -1, -1))
-        return unit * np.sinh(np.interp(at, tau, x))
-
-    def _density(self, n: np.ndarray) -> np.ndarray:
-        """d tau / dn with the shape of n."""
-        rule, variances = self.rule, self.moments.variances
-        # equal variances count once: an isotropic covariance of any size costs nothing
-        values, counts = (a.numpy() for a in variances.clamp(min=1e-300).unique(return_counts=True))
-        weights = counts * values**rule.weight
-        density = np.zeros_like(n)
-        for share, value in zip(weights / weights.sum(), values, strict=True):
-            density += share / np.sqrt(n**2 + rule.inner**2 * value)
-        return density * (1 + (n / (rule.outer * scale_of(self.moments))) ** 2) ** (-rule.decay / 2)
 
 
 @dataclass(frozen=True)
@@ -206,9 +105,10 @@ class Plan(NamedTuple):
     evaluation as g = U^T raw + shift + mix s, which is q up to a factor of the time alone that the weights
     have taken over.  To correct a step and to predict the next is one sum,
 
-        s' = keep s + sum_k w_k g_k,        w = std' (rho (corrector - predictor of the step before) + predictor)
+        s' = keep s + sum_k w_k g_k,    w = std' (rho (corrector - predictor of the step before) + predictor)
 
     Attributes:
+        project, embed: the rotations into the axes and back.
         mean, centre: of the Gaussian, alpha m and alpha U^T m, per time; None where m = 0.
         shift, mix: per evaluation, that of step i at i - 1; shift None where it is 0.
         keep: what multiplies s, per step.
@@ -216,6 +116,8 @@ class Plan(NamedTuple):
         usual, moved: the sum of every step, and that without a correction.
     """
 
+    project: Rotation
+    embed: Rotation
     mean: list[Tensor] | None
     centre: list[Tensor] | None
     shift: list[Tensor] | None
@@ -271,7 +173,7 @@ class ResidualAdams(Method):
     def start(self, term: RawFlow, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
         """The coefficients of all steps, remembered for the next batch on the same grid."""
         assert grid is not None
-        key = (tuple(grid.ts.tolist()), y.dtype, y.device, term.predicts, term.data_std)
+        key = (grid.values, y.dtype, y.device, term.predicts, term.data_std)
         if key not in self._memo:
             self._memo.clear()
             self._memo[key] = self._plan(term, grid.ts, y)
@@ -288,7 +190,7 @@ class ResidualAdams(Method):
             s, parts = self._enter(plan, i, y), plan.moved
         if i > 0:
             shift = None if plan.shift is None else plan.shift[i - 1]
-            r = self.moments.project(term.drift(interval.t, y), shift)
+            r = plan.project(term.drift(interval.t, y), shift)
             past = (torch.addcmul(r, plan.mix[i - 1], s), *past[: self._longest - 1])
         s = plan.keep[i] * s
         weights, which = parts[i]
@@ -296,7 +198,7 @@ class ResidualAdams(Method):
             s.addcmul_(weight, past[k])
         if self.eta:
             s.addcmul_(plan.spread[i], increment(noise, interval, y).flatten(1))
-        y = self.moments.embed(s, None if plan.mean is None else plan.mean[i + 1])
+        y = plan.embed(s, None if plan.mean is None else plan.mean[i + 1])
         return Step(y, None, Carry(plan, s, y, past))
 
     @cached_property
@@ -306,7 +208,7 @@ class ResidualAdams(Method):
 
     def _enter(self, plan: Plan, i: int, x: Tensor) -> Tensor:
         """x with shape (B, *D) -> s with shape (B, n)."""
-        r = self.moments.project(x)
+        r = plan.project(x)
         return r if plan.centre is None else r - plan.centre[i]
 
     def _plan(self, term: RawFlow, ts: Tensor, y: Tensor) -> Plan:
@@ -342,6 +244,7 @@ class ResidualAdams(Method):
             return [Part(tuple(row[k] for k in ks), tuple(ks)) for row, ks in rows]
 
         return Plan(
+            *self.moments.rotations(y),
             None if centred else table(mean),
             None if centred else table(centre),
             table(shift) if bool(shift.any()) else None,

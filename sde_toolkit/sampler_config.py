@@ -67,8 +67,10 @@ Build = Callable[[int | None, Mapping[str, Any], Grid | None, ScoreModel | None]
 
 @dataclass(frozen=True)
 class Choice:
-    """A sampler by name: the fields that it takes, and ``build(num_steps, fields, grid, model)``; grid None is
-    its own, and the model matters only to a sampler that is made for one."""
+    """A sampler by name: the fields that it takes, and ``build(num_steps, fields, grid, model)``.
+
+    The grid None is its own; the model matters only to a sampler that is made for one.
+    """
 
     fields: tuple[str, ...]
     build: Build

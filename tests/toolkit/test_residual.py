@@ -14,7 +14,8 @@ from sde_toolkit.exact import ExactModel
 from sde_toolkit.metrics import energy_distance
 from sde_toolkit.moments import Moments, isotropic
 from sde_toolkit.networks import MLP
-from sde_toolkit.residual import RULE, ResidualAdams, ResidualGrid, known_moments
+from sde_toolkit.residual import ResidualAdams
+from sde_toolkit.residual_grid import RULE, ResidualGrid, known_moments
 from sde_toolkit.score import NetworkModel, ScoreModel
 from sde_toolkit.sde import VPSDE
 from solvers import Normals
