@@ -181,11 +181,11 @@ def sample(options: argparse.Namespace) -> None:
     run = open_model(options, overrides)
     settings = run.config.sampling
     _warn_without_effect(settings.sampler, overrides)
-    sampler = build_sampler(run.config)
+    sampler = build_sampler(run.config, model=run.model)
     samples = sampler.sample(
         run.model, settings.num_samples, seed=settings.seed, batch_size=settings.batch_size
     )
-    label = experiment.Candidate(settings.sampler, sampler.num_steps, sampler, sampler.settings).label
+    label = experiment.Candidate.of(settings.sampler, sampler).label
     stem = _output(options) / "samples" / f"{label}-seed{settings.seed}"
     runs.save_samples(stem.with_name(stem.name + ".npz"), samples, run.config, run.fingerprint)
     picture = results.picture_of_samples(samples, build_dataset(run.config), label)

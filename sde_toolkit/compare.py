@@ -42,6 +42,11 @@ class Candidate:
     sampler: Sampler
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, name: str, sampler: Sampler) -> Candidate:
+        """The candidate with the step count and the settings that the sampler states."""
+        return cls(name, sampler.settings.get("num_steps"), sampler, sampler.settings)
+
     @property
     def label(self) -> str:
         """Name and step count or tolerance, as in "ddim-20" or "dopri5-rtol0.001"; fit for a file name."""

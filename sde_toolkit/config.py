@@ -38,7 +38,7 @@ from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
 from sde_toolkit.overrides import Schema, Variants, complete, defaults, nearest, override, read_json, to_json
 from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS
-from sde_toolkit.score import PREDICTIONS, NetworkModel
+from sde_toolkit.score import PREDICTIONS, NetworkModel, ScoreModel
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
 
@@ -231,22 +231,28 @@ def build_grid(name: str) -> grids.Grid:
     return GRIDS[name]
 
 
-def build_sampler(config: Config, name: str | None = None, num_steps: int | None = None) -> samplers.Sampler:
+def build_sampler(
+    config: Config,
+    name: str | None = None,
+    num_steps: int | None = None,
+    model: ScoreModel | None = None,
+) -> samplers.Sampler:
     """A sampler with the options of ``config.sampling`` that it takes.
 
     Args:
         config: its section ``sampling`` is used.
         name: ``config.sampling.sampler`` if not given.
         num_steps: ``config.sampling.num_steps`` if not given; without effect on the adaptive samplers.
+        model: what will be sampled; only the sampler "default", which is made for one, needs it.
 
     Raises:
-        ValueError: the name is unknown, or an option is out of range.
+        ValueError: the name is unknown, an option is out of range, or the model is missing.
     """
     name = config.sampling.sampler if name is None else name
     _need("sampler", name, SAMPLERS)
     grid = None if config.sampling.grid == OWN_GRID else build_grid(config.sampling.grid)
     count = config.sampling.num_steps if num_steps is None else num_steps
-    return SAMPLERS[name].build(count, config.sampling, grid)
+    return SAMPLERS[name].build(count, config.sampling, grid, model)
 
 
 def is_adaptive(name: str) -> bool:
@@ -265,12 +271,15 @@ def sampler_options(name: str) -> tuple[str, ...]:
     return SAMPLERS[name].fields
 
 
-def build_candidates(config: Config) -> list[Candidate]:
-    """Every sampler of ``config.comparison`` at every step count; the adaptive ones once."""
+def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Candidate]:
+    """Every sampler of ``config.comparison`` at every step count, the adaptive ones once.
+
+    The model is that of ``build_sampler``.
+    """
     candidates = []
     for name in config.comparison.samplers:
         for num_steps in (None,) if is_adaptive(name) else config.comparison.num_steps:
-            sampler = build_sampler(config, name, num_steps)
+            sampler = build_sampler(config, name, num_steps, model)
             candidates.append(Candidate(name, num_steps, sampler, sampler.settings))
     return candidates
 

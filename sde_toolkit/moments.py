@@ -13,12 +13,15 @@ knows less of the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Rotation = Callable[..., Tensor]
+"""A rotation of states, (B, *D) -> (B, n) or back; it may be given a shift with shape (n,) to add."""
 
 MAX_FULL = 1024
 """Largest number of features of which the full covariance is stored: 8 MiB."""
@@ -86,17 +89,17 @@ class Moments:
             self._made[key] = (self.axes.to(like), self.axes.mT.contiguous().to(like))
         return self._made[key]
 
-    @property
+    @cached_property
     def variances(self) -> Tensor:
         """Variances along the axes, with shape (n,): the eigenvalues of the covariance."""
         return self._spectrum[0].clamp(min=0)
 
-    @property
+    @cached_property
     def axes(self) -> Tensor | None:
         """The eigenvectors, in columns, with shape (n, n); None where they are the coordinate axes."""
         return self._spectrum[1]
 
-    @property
+    @cached_property
     def std(self) -> float:
         """Root-mean-square standard deviation over the features."""
         return math.sqrt(float(self.variances.mean()))
@@ -108,13 +111,25 @@ class Moments:
 
     def project(self, y: Tensor) -> Tensor:
         """U^T y with shape (B, n), for y with shape (B, *D), in the type and on the device of y."""
-        flat = y.flatten(1)
-        return flat if self.axes is None else _product(flat, self._factors(flat)[0])
+        return self.rotations(y)[0](y)
 
     def embed(self, r: Tensor) -> Tensor:
         """U r with shape (B, *D), for r with shape (B, n), in the type and on the device of r."""
-        flat = r if self.axes is None else _product(r, self._factors(r)[1])
-        return flat.unflatten(-1, self.event_shape)
+        return self.rotations(r)[1](r)
+
+    def rotations(self, like: Tensor) -> tuple[Rotation, Rotation]:
+        """``project`` and ``embed`` for the type and the device of ``like``, with nothing left to look up."""
+        into, out = (None, None) if self.axes is None else self._factors(like)
+        flat = self.mean.ndim == 1
+
+        def project(y: Tensor, shift: Tensor | None = None) -> Tensor:
+            return _product(y if flat else y.flatten(1), into, shift)
+
+        def embed(r: Tensor, shift: Tensor | None = None) -> Tensor:
+            x = _product(r, out, shift)
+            return x if flat else x.unflatten(-1, self.event_shape)
+
+        return project, embed
 
     def diagonal(self) -> Moments:
         """The same mean, and the variances of the features alone."""
@@ -137,12 +152,15 @@ _FEWEST_ROWS = 8
 """Products of fewer rows take other paths through the linear algebra, which round differently."""
 
 
-def _product(x: Tensor, factor: Tensor) -> Tensor:
-    """x @ factor for a contiguous factor, the bits of a row free of the number of rows."""
-    missing = _FEWEST_ROWS - len(x)
-    if missing <= 0:
-        return x @ factor
-    return (torch.cat([x, x.new_zeros(missing, x.shape[1])]) @ factor)[: len(x)]
+def _product(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
+    """x @ factor + shift for a contiguous factor, 1 if None, the bits of a row free of the number of rows."""
+    if factor is None:
+        return x if shift is None else x + shift
+    count = x.shape[0]
+    if count < _FEWEST_ROWS:
+        x = torch.cat([x, x.new_zeros(_FEWEST_ROWS - count, x.shape[1])])
+        return _product(x, factor, shift)[:count]
+    return torch.mm(x, factor) if shift is None else torch.addmm(shift, x, factor)
 
 
 def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:

@@ -48,16 +48,18 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.equations import Equation, semilinear
-from sde_toolkit.moments import Moments, isotropic
+from sde_toolkit.equations import Equation, linear_part
+from sde_toolkit.moments import Moments, Rotation
+from sde_toolkit.residual_grid import NOISY_RULE, RULE, ResidualGrid, Rule, known_moments, scale_of
 from sde_toolkit.sampler import T_MIN, Sampler
-from sde_toolkit.score import ScoreModel
+from sde_toolkit.score import ScoreModel, conversion
 from sde_toolkit.sde import ForwardSDE
 from solvers import BrownianMotion, FixedGrid, Interval, Method, Semilinear, Step
 from solvers.methods import increment
@@ -67,9 +69,6 @@ _POINTS = 24
 """Gauss-Legendre points per step, in arcsinh(5 n / s)."""
 
 _MOST_ELEMENTS = 1 << 21
-_CLOCK_POINTS = 4001
-_TOP, _RESOLVED = 1e4, 1e-3
-"""Ratios, in units of the scale: what counts as infinite, and where the table of the clock turns linear."""
 
 _BEFORE = math.pi / 2
 _AFTER = 0.0
@@ -81,146 +80,59 @@ Nodes = list[tuple[float, int | None]]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The constants of the default sampler; lengths are in units of the data's scale.
+class RawFlow(Semilinear):
+    """The flow of a model whose drift is what the model puts out; its conversion goes into the weights.
 
     Args:
-        nodes: of the polynomial that predicts a step, anchors included.
-        corrector_nodes: of the polynomial that corrects it, the new node and anchors included.
-        bend: c_v, in v = arctan(n / c_v).
-        inner, weight, outer, decay: c_a, g, c_b and p of the clock.
-        first, last: lengths in the clock of the first and the last step, in units of the others.
-        envelope, power: c_e and b of the envelope.
-        reach: the node at n = 0 takes the place of older ones when it is nearer, its distance in v times
-            ``reach``.
+        predicts, data_std: what the model puts out, as for ``ScoreModel``.
     """
 
-    nodes: int = 5
-    corrector_nodes: int = 6
-    bend: float = 0.5
-    inner: float = 0.3
-    weight: float = 0.8
-    outer: float = 0.45
-    decay: float = 0.8
-    first: float = 0.9
-    last: float = 0.7
-    envelope: float = 1.0
-    power: float = 0.5
-    reach: float = 1.0
-
-
-RULE = Rule()
-"""One choice for all data: found by random search on rings and mixtures in 2 to 64 dimensions, then settled
-among near equals on ``benchmarks.flows`` and the digits network."""
-
-NOISY_RULE = Rule(nodes=2, corrector_nodes=3)
-"""With noise: polynomials through more evaluations, which the noise has made rough, only amplify it."""
-
-
-def scale_of(moments: Moments) -> float:
-    """The data's scale s = (sum l^2 / sum l)^{1/2}."""
-    l = moments.variances  # noqa: E741
-    return math.sqrt(float(l.square().sum() / l.sum()))
-
-
-def known_moments(model: ScoreModel) -> Moments:
-    """The model's moments; mean 0 and variance data_std^2 where it has none."""
-    return isotropic(model.event_shape, model.data_std) if model.moments is None else model.moments
-
-
-@dataclass(frozen=True)
-class ResidualGrid:
-    """The times T, t_1, ..., t_N, t_min of N = num_steps - 1 evaluations, equally spaced in the clock."""
-
-    moments: Moments
-    rule: Rule = RULE
-    _memo: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
-        """Times with shape (num_steps + 1,); at least 2 steps.
-
-        Raises:
-            ValueError: fewer steps.
-        """
-        if num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, a start and an end, got {num_steps}")
-        ends = torch.tensor([sde.T if t_max is None else t_max, t_min], dtype=torch.float64)
-        start, end = sde.nsr(ends).tolist()
-        key = (num_steps - 1, start, end)
-        if key not in self._memo:
-            self._memo.clear()
-            self._memo[key] = torch.from_numpy(self.ratios(*key))
-        return torch.cat([ends[:1], sde.inverse_nsr(self._memo[key]), ends[1:]])
-
-    def ratios(self, count: int, start: float, end: float) -> np.ndarray:
-        """The ratios of ``count`` evaluations between ``start`` and ``end``, decreasing."""
-        rule, scale = self.rule, scale_of(self.moments)
-        unit = _RESOLVED * scale
-        x = np.linspace(math.asinh(end / unit), math.asinh(_TOP * scale / unit), _CLOCK_POINTS)
-        density = self._density(unit * np.sinh(x)) * unit * np.cosh(x)
-        tau = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
-        step = tau[-1] / (count - 1 + rule.first + rule.last)
-        # a process that ends before the clock's first evaluation is looked at near its end
-        highest = np.interp(math.asinh(start * (1 - 0.5 / count) / unit), x, tau)
-        if tau[-1] - rule.first * step > highest:
-            step = highest / (count - 1 + rule.last)
-        at = step * (rule.last + np.arange(count - 1, -1, -1))
-        return unit * np.sinh(np.interp(at, tau, x))
-
-    def _density(self, n: np.ndarray) -> np.ndarray:
-        """d tau / dn with the shape of n."""
-        rule, variances = self.rule, self.moments.variances
-        # equal variances count once: an isotropic covariance of any size costs nothing
-        values, counts = (a.numpy() for a in variances.clamp(min=1e-300).unique(return_counts=True))
-        weights = counts * values**rule.weight
-        density = np.zeros_like(n)
-        for share, value in zip(weights / weights.sum(), values, strict=True):
-            density += share / np.sqrt(n**2 + rule.inner**2 * value)
-        return density * (1 + (n / (rule.outer * scale_of(self.moments))) ** 2) ** (-rule.decay / 2)
+    predicts: str = "noise"
+    data_std: float = 1.0
 
 
 class Part(NamedTuple):
-    """One correction or prediction: weights with shape (n,) and which evaluations, the newest is 0, they
-    multiply."""
+    """What a step adds: weights with shape (n,), and which evaluations, the newest is 0, they multiply."""
 
     weights: tuple[Tensor, ...]
     which: tuple[int, ...]
-
-    def apply(self, u: Tensor, past: Sequence[Tensor]) -> Tensor:
-        """u plus the weighted evaluations, with shape (B, n)."""
-        for weight, k in zip(self.weights, self.which, strict=True):
-            u = torch.addcmul(u, weight, past[k])
-        return u
 
 
 class Plan(NamedTuple):
     """Coefficients for all times and steps of a grid, in the state's type, on its device.
 
+    The state is kept along the axes and less the Gaussian's centre, s = U^T x - alpha U^T m = std u, and an
+    evaluation as g = U^T raw + shift + mix s, which is q up to a factor of the time alone that the weights
+    have taken over.  To correct a step and to predict the next is one sum,
+
+        s' = keep s + sum_k w_k g_k,    w = std' (rho (corrector - predictor of the step before) + predictor)
+
     Attributes:
-        centre, std: of the Gaussian along the axes, alpha U^T m and (alpha^2 l + sigma^2)^{1/2}, per time.
-        pull: what multiplies u to give the Gaussian's part of q, per time.
-        lift: 1 / e(n), per time.
-        factor, spread: rho and (1 - rho^2)^{1/2} of every step; none without noise.
-        corrector, predictor: of every step.
+        project, embed: the rotations into the axes and back.
+        mean, centre: of the Gaussian, alpha m and alpha U^T m, per time; None where m = 0.
+        shift, mix: per evaluation, that of step i at i - 1; shift None where it is 0.
+        keep: what multiplies s, per step.
+        spread: what multiplies the draw, per step; none without noise.
+        usual, moved: the sum of every step, and that without a correction.
     """
 
-    centre: list[Tensor]
-    std: list[Tensor]
-    pull: list[Tensor]
-    lift: list[float]
-    factor: list[Tensor]
+    project: Rotation
+    embed: Rotation
+    mean: list[Tensor] | None
+    centre: list[Tensor] | None
+    shift: list[Tensor] | None
+    mix: list[Tensor]
+    keep: list[Tensor]
     spread: list[Tensor]
-    corrector: list[Part]
-    predictor: list[Part]
+    usual: list[Part]
+    moved: list[Part]
 
 
 class Carry(NamedTuple):
-    """The plan; u where the last step's residual is added, u after it, the state that this is, and the
-    evaluations so far."""
+    """The plan, s with shape (B, n), the state that it is, and the evaluations so far."""
 
     plan: Plan
-    base: Tensor
-    u: Tensor
+    s: Tensor
     x: Tensor
     past: tuple[Tensor, ...]
 
@@ -229,7 +141,7 @@ class Carry(NamedTuple):
 class ResidualAdams(Method):
     """The method of the module's head, on a ``ResidualGrid`` or any other whose first step is closed form.
 
-    It integrates the probability flow of models under ``sde``, a ``Semilinear`` term whose drift is z_hat.
+    It integrates the probability flow of models under ``sde``, as ``RawFlow`` terms.
     """
 
     sde: ForwardSDE
@@ -237,7 +149,7 @@ class ResidualAdams(Method):
     rule: Rule = RULE
     eta: float = 0.0
     name: str = "residual_adams"
-    terms = (Semilinear,)
+    terms = (RawFlow,)
     nfe_per_step: int = 1
     nfe_extra: int = -1
     _memo: dict[tuple[object, ...], Plan] = field(default_factory=dict, repr=False, compare=False)
@@ -258,66 +170,90 @@ class ResidualAdams(Method):
         """1 with noise."""
         return 1.0 if self.eta else None
 
-    def start(self, term: Semilinear, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
+    def start(self, term: RawFlow, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
         """The coefficients of all steps, remembered for the next batch on the same grid."""
         assert grid is not None
-        key = (tuple(grid.ts.tolist()), y.dtype, y.device)
+        key = (grid.values, y.dtype, y.device, term.predicts, term.data_std)
         if key not in self._memo:
             self._memo.clear()
-            self._memo[key] = self._plan(grid.ts, y)
+            self._memo[key] = self._plan(term, grid.ts, y)
         plan = self._memo[key]
-        u = self._enter(plan, 0, y)
-        return Carry(plan, u, u, y, ())
+        return Carry(plan, self._enter(plan, 0, y), y, ())
 
     def step(
-        self, term: Semilinear, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
+        self, term: RawFlow, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
         """The first step is a closed form; every other evaluates, corrects and predicts."""
-        plan, base, u, x, past = carry
-        i = interval.number
-        moved = y is not x  # by a corrector or a threshold: there is nothing to correct then
-        if moved:
-            u = self._enter(plan, i, y)
+        plan, s, x, past = carry
+        i, parts = interval.number, plan.usual
+        if y is not x:  # moved by a corrector or a threshold: there is nothing to correct then
+            s, parts = self._enter(plan, i, y), plan.moved
         if i > 0:
-            z = self.moments.project(term.drift(interval.t, y))
-            past = (torch.addcmul(plan.lift[i] * z, plan.pull[i], u, value=-1), *past[: self._longest - 1])
-            if not moved:
-                u = plan.corrector[i - 1].apply(base, past)
+            shift = None if plan.shift is None else plan.shift[i - 1]
+            r = plan.project(term.drift(interval.t, y), shift)
+            past = (torch.addcmul(r, plan.mix[i - 1], s), *past[: self._longest - 1])
+        s = plan.keep[i] * s
+        weights, which = parts[i]
+        for weight, k in zip(weights, which, strict=True):
+            s.addcmul_(weight, past[k])
         if self.eta:
-            z = increment(noise, interval, y).flatten(1)
-            base = torch.addcmul(plan.factor[i] * u, plan.spread[i], z)
-        else:
-            base = u
-        u = plan.predictor[i].apply(base, past)
-        y = self._leave(plan, i + 1, u)
-        return Step(y, None, Carry(plan, base, u, y, past))
+            s.addcmul_(plan.spread[i], increment(noise, interval, y).flatten(1))
+        y = plan.embed(s, None if plan.mean is None else plan.mean[i + 1])
+        return Step(y, None, Carry(plan, s, y, past))
 
-    @property
+    @cached_property
     def _longest(self) -> int:
-        return max(self.rule.nodes, self.rule.corrector_nodes)
+        """Evaluations that a step may use."""
+        return max(self.rule.nodes + 1, self.rule.corrector_nodes)
 
     def _enter(self, plan: Plan, i: int, x: Tensor) -> Tensor:
-        """x with shape (B, *D) -> u with shape (B, n)."""
-        return (self.moments.project(x) - plan.centre[i]) / plan.std[i]
+        """x with shape (B, *D) -> s with shape (B, n)."""
+        r = plan.project(x)
+        return r if plan.centre is None else r - plan.centre[i]
 
-    def _leave(self, plan: Plan, i: int, u: Tensor) -> Tensor:
-        """u with shape (B, n) -> x with shape (B, *D)."""
-        return self.moments.embed(torch.addcmul(plan.centre[i], plan.std[i], u))
-
-    def _plan(self, ts: Tensor, y: Tensor) -> Plan:
+    def _plan(self, term: RawFlow, ts: Tensor, y: Tensor) -> Plan:
         sde, variances, scale = self.sde, self.moments.variances, scale_of(self.moments)
-        alpha, sigma, nsr = (f(ts) for f in (sde.alpha, sde.sigma, sde.nsr))
-        mean = self.moments.project(self.moments.mean.unsqueeze(0))
-        std = (alpha.square()[:, None] * variances + sigma.square()[:, None]).sqrt()
-        envelope = self._envelope(nsr)
-        pull = (sigma / envelope)[:, None] / std.clamp(min=torch.finfo(torch.float64).tiny)
-        v = torch.atan(nsr / (self.rule.bend * scale)).tolist()
-        corrector, predictor = self._nodes(v)
-        means, stds, pulls = (list(x.to(y).unbind()) for x in (alpha[:, None] * mean, std, pull))
-        parts = (self._parts(nsr, nodes, y) for nodes in (corrector, predictor))
-        factor = self._shrink(nsr[:-1, None], nsr[1:, None])
-        factors, spreads = (list(x.to(y).unbind()) for x in (factor, (1 - factor.square()).sqrt()))
-        return Plan(means, stds, pulls, (1 / envelope).tolist(), factors, spreads, *parts)
+        alpha, sigma, nsr = (f(ts)[:, None] for f in (sde.alpha, sde.sigma, sde.nsr))
+        std = (alpha.square() * variances + sigma.square()).sqrt()
+        factor = self._shrink(nsr[:-1], nsr[1:])
+        # z_hat = keep x + scaled raw, at the evaluations
+        keep, scaled = conversion(term.predicts, "noise", alpha[1:-1], sigma[1:-1], term.data_std)
+        v = torch.atan(nsr[:, 0] / (self.rule.bend * scale)).tolist()
+        correctors, predictors = self._nodes(v)
+        units = scaled / self._envelope(nsr[1:-1])
+        predicted = self._table(nsr[:, 0], predictors, units, 1)
+        corrected = self._table(nsr[:, 0], correctors[:-1], units, 0)
+        # the correction of a step is made by the next: what predicted it goes, one evaluation older by then
+        corrected[:, 1:] -= predicted[:-1, :-1]
+        corrected = factor[:, None] * torch.cat([torch.zeros_like(predicted[:1]), corrected])
+        end = std[1:]
+        used = [[k for _, k in chosen if k is not None] for chosen in predictors]
+        older = [[], *([k + 1 for k in which] for which in used[:-1])]
+        newer = [[], *([k for _, k in chosen if k is not None] for chosen in correctors[:-1])]
+        every = [sorted({*a, *b, *c}) for a, b, c in zip(used, older, newer, strict=True)]
+        mean = alpha * self.moments.mean.flatten()
+        centre = alpha * self.moments.project(self.moments.mean.unsqueeze(0))
+        centred = not bool(mean.any())
+        shift = keep / scaled * centre[1:-1]
+
+        def table(x: Tensor) -> list[Tensor]:
+            return list(x.to(y).unbind())
+
+        def parts(weights: Tensor, which: Sequence[Sequence[int]]) -> list[Part]:
+            rows = zip(table(end[:, None] * weights), which, strict=True)
+            return [Part(tuple(row[k] for k in ks), tuple(ks)) for row, ks in rows]
+
+        return Plan(
+            *self.moments.rotations(y),
+            None if centred else table(mean),
+            None if centred else table(centre),
+            table(shift) if bool(shift.any()) else None,
+            table((keep - sigma[1:-1] / std[1:-1].square()) / scaled),
+            table(factor * end / std[:-1]),
+            table((1 - factor.square()).sqrt() * end) if self.eta else [],
+            parts(corrected + predicted, every),
+            parts(predicted, used),
+        )
 
     def _shrink(self, start: Tensor, end: Tensor) -> Tensor:
         """rho(end, start), for ratios that broadcast against shape (n,)."""
@@ -347,18 +283,28 @@ class ResidualAdams(Method):
             return chosen
         return [*chosen[:nearer], (_AFTER, None), *chosen[nearer:]][:count]
 
-    def _parts(self, nsr: Tensor, nodes: Sequence[Nodes], y: Tensor) -> list[Part]:
-        """The weights of all steps, those with equally many nodes together."""
-        found: dict[int, Part] = {}
+    def _table(self, nsr: Tensor, nodes: Sequence[Nodes], units: Tensor, lag: int) -> Tensor:
+        """Weights of the evaluations in every step with shape (N, K, n), those with equally many nodes made
+        together.
+
+        Args:
+            nsr: at all times.
+            nodes: of the first N steps.
+            units: q over what is kept of an evaluation, with shape (M, 1).
+            lag: evaluation k of step i has the entry i - k - lag there.
+        """
+        table = torch.zeros(len(nodes), self._longest, len(self.moments.variances), dtype=torch.float64)
         for count in {len(chosen) for chosen in nodes}:
             steps = [i for i, chosen in enumerate(nodes) if len(chosen) == count]
             at = torch.tensor([[value for value, _ in nodes[i]] for i in steps], dtype=torch.float64)
             index = torch.tensor(steps)
-            weights = self._integrals(nsr[index], nsr[index + 1], at).to(y)
-            for i, w in zip(steps, weights, strict=True):
-                used = [(w[j], k) for j, (_, k) in enumerate(nodes[i]) if k is not None]
-                found[i] = Part(tuple(w for w, _ in used), tuple(k for _, k in used))
-        return [found[i] for i in range(len(nodes))]
+            weights = self._integrals(nsr[index], nsr[index + 1], at)
+            chosen = [(m, j, i, nodes[i][j][1]) for m, i in enumerate(steps) for j in range(count)]
+            used = [entry for entry in chosen if entry[3] is not None]
+            if used:
+                m, j, i, k = torch.tensor(used).unbind(1)
+                table[i, k] = weights[m, j] * units[i - k - lag]
+        return table
 
     def _integrals(self, start: Tensor, end: Tensor, at: Tensor) -> Tensor:
         """w_j with shape (M, k, n) for M steps; ``at`` with shape (M, k) are the values of v at the nodes."""
@@ -382,7 +328,7 @@ class ResidualAdams(Method):
 
 @dataclass(frozen=True)
 class ResidualFlow:
-    """model -> the probability flow with the drift z_hat, for models of one process and event shape.
+    """model -> the probability flow as a ``RawFlow``, for models of one process and event shape.
 
     Raises (when called):
         ValueError: a model of another process or event shape.
@@ -399,7 +345,16 @@ class ResidualFlow:
                 f"this default sampler was made for {self.sde} and event shape {self.event_shape}, got a "
                 f"model of {model.sde} and {model.event_shape}; make one with default(model)"
             )
-        return semilinear("noise", self.eta)(model)
+        known = linear_part(model.sde, "noise", self.eta)
+        term = RawFlow(
+            lambda t, x: model.raw(x, t),
+            integral=known.integral,
+            source=known.source,
+            diffusion=known.diffusion,
+            predicts=model.predicts,
+            data_std=model.data_std,
+        )
+        return Equation(term, model.sde.T)
 
 
 def default(

@@ -111,7 +111,7 @@ def samples_path(directory: Path, candidate: Candidate, seed: int) -> Path:
 
 def candidates(run: Run) -> list[Candidate]:
     """What the run's configuration asks to be compared."""
-    return build_candidates(run.config)
+    return build_candidates(run.config, run.model)
 
 
 def run_comparison(
@@ -159,8 +159,8 @@ def headline(run: Run, directory: Path) -> tuple[Record, Reference]:
     The record is kept with the others, and reused from there.
     """
     metric = build_metrics(run.config, build_dataset(run.config))[0]
-    sampler = build_sampler(run.config)
-    candidate = Candidate(run.config.sampling.sampler, sampler.num_steps, sampler, sampler.settings)
+    sampler = build_sampler(run.config, model=run.model)
+    candidate = Candidate.of(run.config.sampling.sampler, sampler)
     path, count = records_path(directory), min(len(metric.real), MOST_SAMPLES)
     old, references = load_records(path)
     (record,) = compare(

@@ -38,6 +38,7 @@ from sde_toolkit.grids import Grid
 from sde_toolkit.moments import Moments
 from sde_toolkit.restarts import Restart, restarted
 from sde_toolkit.score import ScoreModel
+from sde_toolkit.sde import ForwardSDE
 from sde_toolkit.thresholds import Threshold, Thresholded
 from solvers import (
     EULER,
@@ -127,7 +128,7 @@ class CountedModel(ScoreModel):
 
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The model's own prediction at x_t with shape (B, *)."""
-        self.rows += len(x_t)
+        self.rows += x_t.shape[0]
         raw = self._model.raw(x_t, t)
         if self._remember:
             self._latest = x_t, t, raw
@@ -190,6 +191,9 @@ class Sampler:
     rtol: float = 1e-5
     atol: float = 1e-5
     options: Mapping[str, Any] = field(default_factory=dict)
+    _grids: dict[tuple[ForwardSDE, float], FixedGrid] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and operator.index(self.num_steps) < 1:
@@ -319,7 +323,11 @@ class Sampler:
     def _control(self, model: ScoreModel, equation: Equation) -> FixedGrid | Adaptive:
         if self.num_steps is None:
             return Adaptive(equation.start, self.t_min, rtol=self.rtol, atol=self.atol)
-        return FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, equation.start))
+        key = (model.sde, equation.start)
+        if key not in self._grids:  # the latest alone is kept
+            self._grids.clear()
+            self._grids[key] = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, equation.start))
+        return self._grids[key]
 
     @torch.no_grad()
     def _run(

@@ -15,6 +15,7 @@ from sde_toolkit import equations, samplers
 from sde_toolkit.correctors import AnnealedLangevin, Corrector, Langevin
 from sde_toolkit.grids import Grid
 from sde_toolkit.samplers import Sampler
+from sde_toolkit.score import ScoreModel
 from solvers import DOP853, HEUN, MIDPOINT, RK4, SHARK, SOSRA, SRA1, STOCHASTIC_HEUN, TSIT5
 from solvers.reference import SCIPY_METHODS, SciPy, TorchSDE
 
@@ -61,13 +62,15 @@ NAMES: dict[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """Fields of ``config.sampling`` that hold names, and what the names stand for."""
 
-Build = Callable[[int | None, Mapping[str, Any], Grid | None], Sampler]
+Build = Callable[[int | None, Mapping[str, Any], Grid | None, ScoreModel | None], Sampler]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A sampler by name: the fields that it takes, and ``build(num_steps, fields, grid)``; grid None is its
-    own."""
+    """A sampler by name: the fields that it takes, and ``build(num_steps, fields, grid, model)``.
+
+    The grid None is its own; the model matters only to a sampler that is made for one.
+    """
 
     fields: tuple[str, ...]
     build: Build
@@ -88,7 +91,9 @@ def _fixed(make: Callable[..., Sampler], *same: str, gridded: bool = True, **ren
     """A sampler on a fixed grid; ``renamed`` maps its arguments to fields of other names."""
     fields = {**{name: name for name in same}, **renamed}
 
-    def build(num_steps: int | None, s: Mapping[str, Any], grid: Grid | None) -> Sampler:
+    def build(
+        num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
+    ) -> Sampler:
         more = {} if grid is None or not gridded else {"grid": grid}
         sampler = make(num_steps, t_min=s["t_min"], denoise=s["denoise"], **more, **_values(s, fields))
         return _wrapped(sampler, s)
@@ -100,7 +105,9 @@ def _fixed(make: Callable[..., Sampler], *same: str, gridded: bool = True, **ren
 def _adaptive(make: Callable[..., Sampler], *same: str) -> Choice:
     names = ("rtol", "atol", "t_min", "denoise", *same)
 
-    def build(num_steps: int | None, s: Mapping[str, Any], grid: Grid | None) -> Sampler:
+    def build(
+        num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
+    ) -> Sampler:
         return _thresholded(make(**_values(s, {name: name for name in names})), s)
 
     return Choice((*names, *_THRESHOLD), build)
@@ -167,12 +174,24 @@ PREDICTORS: dict[str, Choice] = {
 }
 
 
-def _predictor_corrector(num_steps: int | None, s: Mapping[str, Any], grid: Grid | None) -> Sampler:
-    predictor = PREDICTORS[s["predictor"]].build(num_steps, s, grid)
+def _predictor_corrector(
+    num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
+) -> Sampler:
+    predictor = PREDICTORS[s["predictor"]].build(num_steps, s, grid, model)
     return samplers.predictor_corrector(predictor, CORRECTORS[s["corrector"]](s["snr"], s["corrector_steps"]))
 
 
+def _default(
+    num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
+) -> Sampler:
+    if model is None:
+        raise ValueError("sampler 'default' uses the moments of the data: build it with model=")
+    assert num_steps is not None
+    return _thresholded(samplers.default(model, num_steps, t_min=s["t_min"], eta=s["eta"]), s)
+
+
 SAMPLERS: dict[str, Choice] = {
+    "default": Choice(("num_steps", "t_min", "eta", *_THRESHOLD), _default),
     **PREDICTORS,
     "predictor_corrector": Choice(
         (*PREDICTORS["reverse_diffusion"].fields, "predictor", "corrector", "snr", "corrector_steps"),

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -62,6 +63,21 @@ class FixedGrid:
                 "the times of a grid must strictly increase or strictly decrease; sort them, drop duplicates"
             )
         self.ts = grid
+
+    @cached_property
+    def times(self) -> tuple[Tensor, ...]:
+        """The times one by one, with shape ()."""
+        return self.ts.unbind()
+
+    @cached_property
+    def values(self) -> tuple[float, ...]:
+        """The times as numbers."""
+        return tuple(self.ts.tolist())
+
+    @cached_property
+    def lengths(self) -> tuple[float, ...]:
+        """The signed lengths of the steps."""
+        return tuple(self.ts.diff().tolist())
 
     @property
     def num_steps(self) -> int:

@@ -181,7 +181,7 @@ def _steps(
     checkpoint: bool = False,
 ) -> Iterator[tuple[Interval, Tensor, Step, Tensor]]:
     """Every step of a fixed grid: its interval, the state before, the step, the state after."""
-    times, lengths = grid.ts.unbind(), grid.ts.diff().tolist()
+    times, lengths = grid.times, grid.lengths
     advance = partial(_checkpoint, method.step, use_reentrant=False) if checkpoint else method.step
     carry = method.start(term, times[0], y, grid)
     for index, h in enumerate(lengths):

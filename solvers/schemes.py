@@ -200,7 +200,7 @@ class SchemeMethod(Method):
     def start(self, term: Scheme, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
         """The programs of all steps; the first evaluation where steps look ahead."""
         assert grid is not None
-        key = self, tuple(grid.ts.tolist())
+        key = self, grid.values
         programs = term.traced.get(key)
         if programs is None:
             programs = term.traced[key] = self._programs(term, grid.ts)

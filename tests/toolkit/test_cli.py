@@ -64,6 +64,23 @@ def test_sample_writes_arrays_and_a_picture(workdir, capsys):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+def test_the_default_sampler_has_a_name(workdir, capsys, tmp_path):
+    words = [f"--workdir={workdir}", f"--output={tmp_path}"]
+    assert cli.main(["sample", *words, "--sampler=default", "--num_steps=20", "--num_samples=3"]) == 0
+    shown = capsys.readouterr()
+    assert "3 samples by default-20: 20 network evaluations each" in shown.out
+    assert "warning" not in shown.err
+    with np.load(tmp_path / "samples" / "default-20-seed0.npz", allow_pickle=False) as arrays:
+        assert arrays["x"].shape == (3, 2)
+        assert json.loads(str(arrays["note"]))["settings"]["moments"] == "full"
+    words = ["compare", *words, "--samplers=default,ddim", "--num_steps=2,4", "--metrics=energy"]
+    assert cli.main(words) == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert rows == [["default", "2", "2"], ["default", "4", "4"], ["ddim", "2", "3"], ["ddim", "4", "5"]]
+    assert cli.main(words) == 0
+    assert "reused 4 of 4 entries" in capsys.readouterr().err
+
+
 def test_options_without_effect_are_told(workdir, capsys, tmp_path):
     words = ["sample", f"--workdir={workdir}", "--sampler=dopri5", "--num_steps=3", f"--output={tmp_path}"]
     assert cli.main([*words, "--num_samples=2", "--config.sampling.rtol=0.1"]) == 0

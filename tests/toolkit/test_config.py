@@ -14,6 +14,7 @@ from sde_toolkit import config as c
 from sde_toolkit import grids, networks, samplers
 from sde_toolkit.correctors import AnnealedLangevin, Langevin
 from sde_toolkit.loss import DenoisingLoss
+from sde_toolkit.moments import Moments
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
 from solvers import RK4, SHARK
@@ -81,12 +82,27 @@ def test_sampler_takes_exactly_the_options_it_declares(tiny, name):
     config = c.override_config(
         tiny, {"sampling.t_min": 0.02, "sampling.denoise": "no", "sampling.grid": "karras"}
     )
-    sampler = c.build_sampler(config, name, 3)
+    model = c.build_model(config, (2,), 1.0)
+    sampler = c.build_sampler(config, name, 3, model)
     assert sampler.t_min == 0.02
     assert not sampler.denoise
-    assert ("num_steps" in c.sampler_options(name)) == (sampler.num_steps == 3) == (not c.is_adaptive(name))
-    samples = sampler.sample(c.build_model(config, (2,), 1.0), 2)
+    states = sampler.settings.get("num_steps") == 3
+    assert ("num_steps" in c.sampler_options(name)) == states == (not c.is_adaptive(name))
+    samples = sampler.sample(model, 2)
     assert samples.x.shape == (2, 2)
+
+
+def test_the_default_sampler_is_made_for_a_model(tiny):
+    config = c.override_config(tiny, {"sampling.eta": 0.5, "sampling.threshold": "static"})
+    moments = Moments([1.0, 2.0], [[2.0, 0.5], [0.5, 1.0]])
+    model = c.build_model(config, (2,), 1.0, moments)
+    sampler = c.build_sampler(config, "default", 5, model)
+    assert (sampler.options["eta"], sampler.options["moments"], sampler.nfe) == (0.5, "full", 5)
+    assert sampler.threshold is not None
+    config = c.override_config(tiny, {"comparison.samplers": "default", "comparison.num_steps": (2, 5)})
+    assert [made.label for made in c.build_candidates(config, model)] == ["default-2", "default-5"]
+    with pytest.raises(ValueError, match="uses the moments of the data: build it with model="):
+        c.build_sampler(config, "default", 5)
 
 
 def test_corrector_options(tiny):

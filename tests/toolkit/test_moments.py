@@ -79,3 +79,19 @@ def test_what_is_no_covariance_is_refused() -> None:
         Moments(mean, float("nan"))
     with pytest.raises(ValueError, match=r"moments must have the event shape \(2,\), got \(3,\)"):
         NetworkModel(MLP((2,), width=4, depth=1), VPSDE(), "noise", (2,), moments=isotropic((3,)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_bits_of_a_rotated_row_do_not_depend_on_the_others(n: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(n)
+    root = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    moments = Moments(torch.zeros(n), root @ root.mT + torch.eye(n, dtype=torch.float64))
+    y = torch.randn(300, n, generator=generator, dtype=torch.float64).to(dtype)
+    shift = y[0].clone()
+    for rotate in moments.rotations(y):
+        for more in ((), (shift,)):
+            whole = rotate(y, *more)
+            for size in (1, 2, 7, 8, 9, 16, 33, 64, 100, 129, 256):
+                assert torch.equal(rotate(y[-size:].clone(), *more), whole[-size:])
+        torch.testing.assert_close(rotate(y, shift), rotate(y) + shift)

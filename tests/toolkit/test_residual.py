@@ -14,7 +14,8 @@ from sde_toolkit.exact import ExactModel
 from sde_toolkit.metrics import energy_distance
 from sde_toolkit.moments import Moments, isotropic
 from sde_toolkit.networks import MLP
-from sde_toolkit.residual import RULE, ResidualAdams, ResidualGrid, known_moments
+from sde_toolkit.residual import ResidualAdams
+from sde_toolkit.residual_grid import RULE, ResidualGrid, known_moments
 from sde_toolkit.score import NetworkModel, ScoreModel
 from sde_toolkit.sde import VPSDE
 from solvers import Normals
@@ -250,3 +251,20 @@ def test_nothing_waits_for_the_device_on_the_way(eta: float) -> None:
     with gate:
         samplers.default(model, 6, eta=eta).sample(model, 3, noise=source)
     assert model.calls == 6
+
+
+def test_a_grid_is_made_once_for_all_runs_of_a_sampler() -> None:
+    calls = []
+
+    def grid(sde, num_steps: int, t_min: float, t_max: float | None = None) -> torch.Tensor:
+        calls.append(num_steps)
+        return torch.linspace(sde.T, t_min, num_steps + 1, dtype=torch.float64)
+
+    model = ExactModel(MIXTURE, VPSDE())
+    sampler = samplers.ddim(4, grid=grid)
+    for _ in range(2):
+        sampler.sample(model, 4, batch_size=2)
+    assert calls == [4]
+    sampler.sample(ExactModel(MIXTURE, VPSDE()), 4)
+    replace(sampler, num_steps=5).sample(model, 4)
+    assert calls == [4, 4, 5]
