@@ -228,16 +228,24 @@ def increment(noise: BrownianMotion | None, interval: Interval, y: Tensor) -> Te
     return matching(noise.increment(interval), y)
 
 
-def diffusions(term: SDE, grid: FixedGrid | None) -> list[float] | None:
-    """g at the times of a fixed grid as numbers, for additive noise that is one number per time and carries
-    no gradient; None for all other."""
-    if grid is None or term.noise != "additive":
-        return None
-    first = term.diffusion(grid.ts[0])
-    if first.ndim or first.requires_grad:
-        return None
-    rest = [term.diffusion(t) for t in grid.ts[1:].unbind()]
-    return list(torch.stack([first, *rest]).tolist())
+class Diffusions:
+    """g at the times of a fixed grid as numbers, made when it is first asked for; for additive noise that is
+    one number per time and carries no gradient."""
+
+    def __init__(self, term: SDE, grid: FixedGrid | None) -> None:
+        self._term, self._grid = term, grid
+        self._made = grid is None or term.noise != "additive"
+        self._numbers: list[float] | None = None
+
+    def __call__(self) -> list[float] | None:
+        """One number per time, or None where g is something else."""
+        if not self._made:
+            assert self._grid is not None
+            self._made = True
+            first, *rest = (self._term.diffusion(t) for t in self._grid.ts.unbind())
+            if not (first.ndim or first.requires_grad):
+                self._numbers = list(torch.stack([first, *rest]).tolist())
+        return self._numbers
 
 
 @dataclass(frozen=True)
@@ -253,25 +261,26 @@ class EulerMaruyama(Method):
     diagonal_strong_order: float = 0.5
     nfe_per_step: int = 1
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> list[float] | None:
+    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions:
         """The diffusion at all times, where it is a number."""
-        return diffusions(term, grid)
+        return Diffusions(term, grid)
 
     def step(
         self,
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: list[float] | None,
+        carry: Diffusions,
         noise: BrownianMotion | None,
     ) -> Step:
         """One drift, one diffusion, one draw."""
         number, t, _, h = interval
         z = increment(noise, interval, y)
         root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
-        if carry is not None and isinstance(h, float):
+        numbers = carry()
+        if numbers is not None and isinstance(h, float):
             moved = torch.add(y, term.drift(t, y), alpha=h)
-            return Step(torch.add(moved, z, alpha=carry[number] * math.sqrt(abs(h))), None, carry)
+            return Step(torch.add(moved, z, alpha=numbers[number] * math.sqrt(abs(h))), None, carry)
         g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
         return Step(y + h * term.drift(t, y) + (g * root) * z, None, carry)
 

@@ -39,7 +39,7 @@ from torch import Tensor
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
 from solvers.dense import combine
-from solvers.methods import Interval, Method, Step, diffusions, increment, matching, plus
+from solvers.methods import Diffusions, Interval, Method, Step, increment, matching, plus
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)
@@ -95,34 +95,36 @@ class AdditiveRungeKutta(Method):
         """Whether the tableau has an embedded pair."""
         return self.b_error is not None
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> list[float] | None:
+    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions:
         """The diffusion at all times, where it is a number."""
-        return diffusions(term, grid)
+        return Diffusions(term, grid)
 
     def step(
         self,
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: list[float] | None,
+        carry: Diffusions,
         noise: BrownianMotion | None,
     ) -> Step:
         """Stages, solution and embedded error."""
         assert noise is not None
         number, t, s, h = interval
-        g_t: float | Tensor
-        g_s: float | Tensor
-        if carry is None:
-            g_t, g_s = expand_like(term.diffusion(t), y), expand_like(term.diffusion(s), y)
-        else:
-            g_t, g_s = carry[number], carry[number + 1]
-        root, mean = _root(h), (g_t + g_s) / 2
         if self.area is None:
             z_w, z_h = increment(noise, interval, y), None
-            total = (mean * root) * z_w
         else:
             z_w, z_h = (matching(z, y) for z in noise.increment_and_area(interval))
-            total = plus((mean * root) * z_w, (g_t - g_s) * (root / _SQRT_12), z_h)
+        numbers = carry()
+        g_t: float | Tensor
+        g_s: float | Tensor
+        if numbers is None:
+            g_t, g_s = expand_like(term.diffusion(t), y), expand_like(term.diffusion(s), y)
+        else:
+            g_t, g_s = numbers[number], numbers[number + 1]
+        root, mean = _root(h), (g_t + g_s) / 2
+        total = (mean * root) * z_w
+        if z_h is not None:
+            total = plus(total, (g_t - g_s) * (root / _SQRT_12), z_h)
         k: list[Tensor] = []
         for i, (row, c) in enumerate(zip(((), *self.a), (0.0, *self.c), strict=True)):
             stage = plus(y, h, combine(row, k)) if any(row) else y
