@@ -87,7 +87,7 @@ def parity() -> None:
 
 def law() -> None:
     """Part C."""
-    from benchmarks import peer_azula, peer_diffusers, peer_law, peer_ours
+    from benchmarks import peer_azula, peer_diffusers, peer_energy, peer_law, peer_ours
 
     laws, more = peer_law.Laws(), peer_law.Laws(peer_law.MORE, peer_law.SEED + 1)
     peers = [*peer_diffusers.stochastic(), *peer_azula.stochastic()]
@@ -99,7 +99,7 @@ def law() -> None:
     settings = _settings(
         evaluations=peer_law.EVALUATIONS,
         samples=(laws.samples, more.samples),
-        draws=(laws.num_truth, more.num_truth),
+        directions=peer_energy.DIRECTIONS,
         seeds=(laws.seed, more.seed),
         floors=(laws.floor, more.floor),
     )

@@ -10,10 +10,21 @@ import math
 import pytest
 import torch
 
-from benchmarks import flows, peer_diffusers, peer_flow, peer_law, peer_models, peer_ours, peer_parity, peers
+from benchmarks import (
+    flows,
+    peer_diffusers,
+    peer_energy,
+    peer_flow,
+    peer_law,
+    peer_models,
+    peer_ours,
+    peer_parity,
+    peers,
+)
 from benchmarks.record import RESULTS
 from sde_toolkit.exact import ExactModel, Gaussian
 from sde_toolkit.sde import VESDE, VPSDE
+from solvers import Normals
 
 pytestmark = [  # of diffusers, about itself
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -134,7 +145,6 @@ def test_a_departure_without_a_reason_is_a_complaint():
 
 
 def test_impulses_give_the_law_of_a_peer_that_is_run_on_samples(monkeypatch):
-    monkeypatch.setattr(peer_law, "TRUTH", 200)
     monkeypatch.setattr(peer_law, "SAMPLES", 100)
     laws = peer_law.Laws()
     peer = next(p for p in peer_diffusers.stochastic() if p.name == "DDPM, small variance")
@@ -152,10 +162,27 @@ def test_impulses_give_the_law_of_a_peer_that_is_run_on_samples(monkeypatch):
     assert laws.w2(response, True) > 0
 
 
-def test_energy_distance_is_unbiased_for_exact_draws():
-    x, y = (torch.randn(400, 2, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
-    assert peer_law.mean_distance(torch.tensor([[0.0], [1.0], [3.0]])) == pytest.approx(2.0)
-    assert abs(peer_law.mean_distance(x) - peer_law.mean_distance(y)) < 0.2
+def test_energy_distance_by_projections_is_that_of_the_definition():
+    data, other = flows.mixture(8, seed=0), flows.mixture(8, seed=5)
+    law = peer_energy.project(data, 0.9, 0.2, num=2048)
+    x = other.sample(3000, seed=1)
+    y = 0.9 * data.sample(3000, seed=2) + 0.2 * Normals(3, 3000, (8,)).draw(0)
+    pairs = 3000 / 2999  # means over i != j
+    expected = 2 * torch.cdist(x, y).mean() - pairs * (torch.cdist(x, x).mean() + torch.cdist(y, y).mean())
+    value, error = law.energy(x)
+    # the directions are many, but not all, and y is a sample
+    assert value == pytest.approx(float(expected), rel=0.05)
+    assert 0 < error < 0.05 * value
+
+
+def test_energy_distance_of_exact_draws_is_noise_that_falls_as_one_over_n():
+    law = peer_energy.project(flows.ring(), 1.0, 0.0)
+    small, large = (
+        max(abs(law.energy(flows.ring().sample(n, seed=k))[0]) for k in range(4)) for n in (500, 20000)
+    )
+    assert 0 < small < 10 / 500
+    assert large < 10 / 20000
+    assert float(peer_energy.mean_distance(torch.tensor([3.0, 0.0, 1.0]))) == pytest.approx(2.0)
 
 
 def test_missing_peers_are_named_with_the_remedy(monkeypatch, capsys):
