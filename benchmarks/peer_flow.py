@@ -5,7 +5,7 @@ own fine solution (Dormand-Prince at rtol 1e-6 in float64).  Every sampler start
 look at the model 5, 10, 20 or 50 times; one whose looks do not add up to that takes the nearest number below.
 
 On the network a few paths out of many make most of the error, other ones for other samplers: figures from
-other starts do not compare (on 16 points our default has .6 to 1.4 times its error on 64), and the same
+other starts do not compare (on 16 points our default has .6 to 1.6 times its error on 64), and the same
 starts are used for all.
 """
 
