@@ -63,8 +63,11 @@ class Projections:
     variances: Tensor
 
     def energy(self, x: Tensor) -> tuple[float, float]:
-        """Unbiased squared distance of samples x with shape (n, D), and the standard error that is due to
-        their first-order fluctuations; to this comes the noise that exact draws have, too."""
+        """Unbiased squared distance of samples x with shape (n, D), and its standard error.
+
+        The error is of first order in the samples' fluctuations and includes what the estimate of their
+        influence adds: for exact draws it is about twice the true one.
+        """
         num_features, n = self.theta.shape[1], len(x)
         total, linear = 0.0, torch.zeros(n, dtype=torch.float64)
         pairs = self.weights[:, None] * self.weights

@@ -244,7 +244,7 @@ class Duel:
 
     Attributes:
         problem, nfe: the column.
-        peer, ours: (distance, standard error, title); the error comes on top of the floor.
+        peer, ours: (distance, standard error, title); near the floor the error is an upper bound.
         floor: noise of the distance; 0 where it is exact.
         ratio: ours over the peer's, both at least the floor.
     """

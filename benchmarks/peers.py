@@ -52,7 +52,8 @@ def flow() -> None:
     on = [*flows.problems(), peer_flow.digits_problem()]
     peers = [*peer_diffusers.deterministic(), *peer_azula.deterministic()]
     entries = [*peer_ours.deterministic(), peer_ours.default()]
-    rows = peer_flow.measure(peers, entries, on)
+    screen = peer_flow.digits_problem(peer_flow.SCREEN_POINTS, peer_flow.SCREEN_SEED)
+    rows = peer_flow.measure(peers, entries, on, screen=screen)
     chosen = [row for row in rows if row.library == peer_flow.OURS and row.sampler == peer_flow.DEFAULT]
     summaries = []
     for i, nfe in enumerate(peer_flow.EVALUATIONS):
@@ -61,7 +62,7 @@ def flow() -> None:
     settings = _settings(
         evaluations=peer_flow.EVALUATIONS,
         points=flows.NUM_POINTS,
-        network_points=peer_flow.DIGITS_POINTS,
+        network_points=(peer_flow.SCREEN_POINTS, peer_flow.DIGITS_POINTS),
         gaussian=[p.name for p in on if p.gaussian],
     )
     write_result("peers_flow", settings, {"rows": peer_flow.records(rows), "default": summaries})
