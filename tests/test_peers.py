@@ -122,6 +122,23 @@ def test_the_summary_holds_the_default_against_the_best_peer_of_each_column():
     assert peer_flow.records(rows)[0]["errors"]["hard"] == [None]
 
 
+def test_on_the_network_one_set_of_starts_chooses_and_another_judges():
+    screen = flows.make_problem("screen", SMALL, VPSDE(), seed=1)
+    judge = flows.make_problem(peer_flow.NETWORK, SMALL, VPSDE(), seed=2)
+
+    def row(library, sampler, schedule, exact, first, then):
+        made = peer_flow.Row(library, sampler, schedule, {"exact": [exact]})
+        return made, lambda p, nfe: first if p is screen else then
+
+    peers_ = [row("azula", "a", str(k), 1.0, 1.0 + k, 9.0 - k) for k in range(6)]
+    ours = [row("sde_toolkit", "b", "good", 0.1, 5.0, 0.5), row("sde_toolkit", "b", "bad", 0.2, 1.0, 0.1)]
+    default = row("sde_toolkit", "default", "", 0.1, 9.0, 0.7)
+    found = [*peers_, *ours, default]
+    peer_flow.on_network(found, judge, screen, [5])
+    errors = [r.errors[peer_flow.NETWORK][0] for r, _ in found]
+    assert errors == [9.0, 8.0, 7.0, 6.0, math.inf, math.inf, 0.5, math.inf, 0.7]
+
+
 def test_a_start_is_handed_to_our_samplers_unchanged(problem):
     noise = peer_ours.FromStart(problem.x_T, problem.model)
     assert torch.equal(problem.model.sde.prior_sample(noise.draw(0, 1)), problem.x_T)
