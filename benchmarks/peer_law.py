@@ -247,6 +247,7 @@ class Duel:
         peer, ours: (distance, standard error, title); near the floor the error is an upper bound.
         floor: noise of the distance; 0 where it is exact.
         ratio: ours over the peer's, both at least the floor.
+        resolved: whether one of the two is above twice its noise; otherwise the ratio says nothing.
     """
 
     problem: str
@@ -255,6 +256,7 @@ class Duel:
     ours: tuple[float, float, str]
     floor: float
     ratio: float
+    resolved: bool
 
 
 def duels(pairs: Sequence[Pair], laws: Laws) -> list[Duel]:
@@ -274,7 +276,9 @@ def duels(pairs: Sequence[Pair], laws: Laws) -> list[Duel]:
                     again = [(r.errors[problem][i], 0.0, w.title) for r, w in side]
                 sides.append(min(again))
             peer, our = sides
-            made.append(Duel(problem, nfe, peer, our, floor, max(our[0], floor) / max(peer[0], floor)))
+            ratio = max(our[0], floor) / max(peer[0], floor)
+            resolved = any(value > 2 * max(floor, error) for value, error, _ in sides)
+            made.append(Duel(problem, nfe, peer, our, floor, ratio, resolved))
     return made
 
 
@@ -305,6 +309,7 @@ def comparison(made: Sequence[Duel]) -> str:
     for d in made:
         sides = "".join(f"{f'{value:.3g} +- {error:.1g}':>21}" for value, error, _ in (d.peer, d.ours))
         lines.append(f"{f'{d.problem} {d.nfe}':<14}{sides}{d.floor:>10.2g}{d.ratio:>8.2g}")
+        lines[-1] += "" if d.resolved else " (both noise)"
         lines[-1] += f"   {d.peer[2]} | {d.ours[2]}"
     return "\n".join(lines)
 
