@@ -11,7 +11,7 @@
 Peers are driven by our models over the range of noise levels of our processes (``peer_models``), each under
 every schedule that its library offers for that range (``peer_diffusers``, ``peer_azula``); a column's best
 peer is the best of them all, chosen in hindsight, while our default has one fixed rule.  All four parts take
-about half an hour on one core.
+about an hour on one core.
 """
 
 from __future__ import annotations
