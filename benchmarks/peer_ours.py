@@ -80,9 +80,13 @@ class Entry:
         return None
 
 
-def default() -> Entry:
+def default(eta: float = 0.0) -> Entry:
     """The default sampler, on the grid of its own."""
-    return Entry("default", "its own grid", lambda n, t_min, model: samplers.default(model, n, t_min=t_min))
+
+    def made(n: int, t_min: float, model: ScoreModel) -> Sampler:
+        return samplers.default(model, n, t_min=t_min, eta=eta)
+
+    return Entry(f"default, eta {eta:g}" if eta else "default", "its own grid", made)
 
 
 def _entries(makers: dict[str, tuple[Make, dict[str, Any]]]) -> Iterator[Entry]:
@@ -157,6 +161,8 @@ def stochastic() -> Iterator[Entry]:
             options = {"predictor_steps": past, "corrector_steps": corrections, "tau": tau}
             makers[f"sa_solver P{past} C{corrections}, tau {tau:g}"] = s.sa_solver, options
     yield from _entries(makers)
+    for eta in (0.1, 0.3, 1.0):
+        yield default(eta)
     for label, corrector in (("langevin", Langevin()), ("annealed langevin", AnnealedLangevin())):
         for predictor, make in (("reverse_diffusion", s.reverse_diffusion), ("ddim", s.ddim)):
             for grid_label, grid in GRIDS.items():

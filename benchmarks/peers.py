@@ -11,7 +11,7 @@
 Peers are driven by our models over the range of noise levels of our processes (``peer_models``), each under
 every schedule that its library offers for that range (``peer_diffusers``, ``peer_azula``); a column's best
 peer is the best of them all, chosen in hindsight, while our default has one fixed rule.  All four parts take
-about half an hour on one core.
+about an hour on one core.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def flow() -> None:
     on = [*flows.problems(), peer_flow.digits_problem()]
     peers = [*peer_diffusers.deterministic(), *peer_azula.deterministic()]
     entries = [*peer_ours.deterministic(), peer_ours.default()]
-    rows = peer_flow.measure(peers, entries, on)
+    screen = peer_flow.digits_problem(peer_flow.SCREEN_POINTS, peer_flow.SCREEN_SEED)
+    rows = peer_flow.measure(peers, entries, on, screen=screen)
     chosen = [row for row in rows if row.library == peer_flow.OURS and row.sampler == peer_flow.DEFAULT]
     summaries = []
     for i, nfe in enumerate(peer_flow.EVALUATIONS):
@@ -61,7 +62,7 @@ def flow() -> None:
     settings = _settings(
         evaluations=peer_flow.EVALUATIONS,
         points=flows.NUM_POINTS,
-        network_points=peer_flow.DIGITS_POINTS,
+        network_points=(peer_flow.SCREEN_POINTS, peer_flow.DIGITS_POINTS),
         gaussian=[p.name for p in on if p.gaussian],
     )
     write_result("peers_flow", settings, {"rows": peer_flow.records(rows), "default": summaries})
@@ -87,7 +88,7 @@ def parity() -> None:
 
 def law() -> None:
     """Part C."""
-    from benchmarks import peer_azula, peer_diffusers, peer_law, peer_ours
+    from benchmarks import peer_azula, peer_diffusers, peer_energy, peer_law, peer_ours
 
     laws, more = peer_law.Laws(), peer_law.Laws(peer_law.MORE, peer_law.SEED + 1)
     peers = [*peer_diffusers.stochastic(), *peer_azula.stochastic()]
@@ -99,7 +100,7 @@ def law() -> None:
     settings = _settings(
         evaluations=peer_law.EVALUATIONS,
         samples=(laws.samples, more.samples),
-        draws=(laws.num_truth, more.num_truth),
+        directions=peer_energy.DIRECTIONS,
         seeds=(laws.seed, more.seed),
         floors=(laws.floor, more.floor),
     )

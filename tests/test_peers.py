@@ -10,10 +10,21 @@ import math
 import pytest
 import torch
 
-from benchmarks import flows, peer_diffusers, peer_flow, peer_law, peer_models, peer_ours, peer_parity, peers
+from benchmarks import (
+    flows,
+    peer_diffusers,
+    peer_energy,
+    peer_flow,
+    peer_law,
+    peer_models,
+    peer_ours,
+    peer_parity,
+    peers,
+)
 from benchmarks.record import RESULTS
 from sde_toolkit.exact import ExactModel, Gaussian
 from sde_toolkit.sde import VESDE, VPSDE
+from solvers import Normals
 
 pytestmark = [  # of diffusers, about itself
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -111,6 +122,23 @@ def test_the_summary_holds_the_default_against_the_best_peer_of_each_column():
     assert peer_flow.records(rows)[0]["errors"]["hard"] == [None]
 
 
+def test_on_the_network_one_set_of_starts_chooses_and_another_judges():
+    screen = flows.make_problem("screen", SMALL, VPSDE(), seed=1)
+    judge = flows.make_problem(peer_flow.NETWORK, SMALL, VPSDE(), seed=2)
+
+    def row(library, sampler, schedule, exact, first, then):
+        made = peer_flow.Row(library, sampler, schedule, {"exact": [exact]})
+        return made, lambda p, nfe: first if p is screen else then
+
+    peers_ = [row("azula", "a", str(k), 1.0, 1.0 + k, 9.0 - k) for k in range(6)]
+    ours = [row("sde_toolkit", "b", "good", 0.1, 5.0, 0.5), row("sde_toolkit", "b", "bad", 0.2, 1.0, 0.1)]
+    default = row("sde_toolkit", "default", "", 0.1, 9.0, 0.7)
+    found = [*peers_, *ours, default]
+    peer_flow.on_network(found, judge, screen, [5])
+    errors = [r.errors[peer_flow.NETWORK][0] for r, _ in found]
+    assert errors == [9.0, 8.0, 7.0, 6.0, math.inf, math.inf, 0.5, math.inf, 0.7]
+
+
 def test_a_start_is_handed_to_our_samplers_unchanged(problem):
     noise = peer_ours.FromStart(problem.x_T, problem.model)
     assert torch.equal(problem.model.sde.prior_sample(noise.draw(0, 1)), problem.x_T)
@@ -134,7 +162,6 @@ def test_a_departure_without_a_reason_is_a_complaint():
 
 
 def test_impulses_give_the_law_of_a_peer_that_is_run_on_samples(monkeypatch):
-    monkeypatch.setattr(peer_law, "TRUTH", 200)
     monkeypatch.setattr(peer_law, "SAMPLES", 100)
     laws = peer_law.Laws()
     peer = next(p for p in peer_diffusers.stochastic() if p.name == "DDPM, small variance")
@@ -152,10 +179,27 @@ def test_impulses_give_the_law_of_a_peer_that_is_run_on_samples(monkeypatch):
     assert laws.w2(response, True) > 0
 
 
-def test_energy_distance_is_unbiased_for_exact_draws():
-    x, y = (torch.randn(400, 2, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
-    assert peer_law.mean_distance(torch.tensor([[0.0], [1.0], [3.0]])) == pytest.approx(2.0)
-    assert abs(peer_law.mean_distance(x) - peer_law.mean_distance(y)) < 0.2
+def test_energy_distance_by_projections_is_that_of_the_definition():
+    data, other = flows.mixture(8, seed=0), flows.mixture(8, seed=5)
+    law = peer_energy.project(data, 0.9, 0.2, num=2048)
+    x = other.sample(3000, seed=1)
+    y = 0.9 * data.sample(3000, seed=2) + 0.2 * Normals(3, 3000, (8,)).draw(0)
+    pairs = 3000 / 2999  # means over i != j
+    expected = 2 * torch.cdist(x, y).mean() - pairs * (torch.cdist(x, x).mean() + torch.cdist(y, y).mean())
+    value, error = law.energy(x)
+    # the directions are many, but not all, and y is a sample
+    assert value == pytest.approx(float(expected), rel=0.05)
+    assert 0 < error < 0.05 * value
+
+
+def test_energy_distance_of_exact_draws_is_noise_that_falls_as_one_over_n():
+    law = peer_energy.project(flows.ring(), 1.0, 0.0)
+    small, large = (
+        max(abs(law.energy(flows.ring().sample(n, seed=k))[0]) for k in range(4)) for n in (500, 20000)
+    )
+    assert 0 < small < 10 / 500
+    assert large < 10 / 20000
+    assert float(peer_energy.mean_distance(torch.tensor([3.0, 0.0, 1.0]))) == pytest.approx(2.0)
 
 
 def test_missing_peers_are_named_with_the_remedy(monkeypatch, capsys):
