@@ -232,15 +232,13 @@ class Diffusions:
     """g at the times of a fixed grid as numbers, made when it is first asked for; for additive noise that is
     one number per time and carries no gradient."""
 
-    def __init__(self, term: SDE, grid: FixedGrid | None) -> None:
-        self._term, self._grid = term, grid
-        self._made = grid is None or term.noise != "additive"
+    def __init__(self, term: SDE, grid: FixedGrid) -> None:
+        self._term, self._grid, self._made = term, grid, term.noise != "additive"
         self._numbers: list[float] | None = None
 
     def __call__(self) -> list[float] | None:
         """One number per time, or None where g is something else."""
         if not self._made:
-            assert self._grid is not None
             self._made = True
             first, *rest = (self._term.diffusion(t) for t in self._grid.ts.unbind())
             if not (first.ndim or first.requires_grad):
@@ -261,23 +259,23 @@ class EulerMaruyama(Method):
     diagonal_strong_order: float = 0.5
     nfe_per_step: int = 1
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions:
-        """The diffusion at all times, where it is a number."""
-        return Diffusions(term, grid)
+    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions | None:
+        """The diffusion at all times of a fixed grid."""
+        return None if grid is None else Diffusions(term, grid)
 
     def step(
         self,
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: Diffusions,
+        carry: Diffusions | None,
         noise: BrownianMotion | None,
     ) -> Step:
         """One drift, one diffusion, one draw."""
         number, t, _, h = interval
         z = increment(noise, interval, y)
         root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
-        numbers = carry()
+        numbers = None if carry is None else carry()
         if numbers is not None and isinstance(h, float):
             moved = torch.add(y, term.drift(t, y), alpha=h)
             return Step(torch.add(moved, z, alpha=numbers[number] * math.sqrt(abs(h))), None, carry)

@@ -95,16 +95,16 @@ class AdditiveRungeKutta(Method):
         """Whether the tableau has an embedded pair."""
         return self.b_error is not None
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions:
-        """The diffusion at all times, where it is a number."""
-        return Diffusions(term, grid)
+    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions | None:
+        """The diffusion at all times of a fixed grid."""
+        return None if grid is None else Diffusions(term, grid)
 
     def step(
         self,
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: Diffusions,
+        carry: Diffusions | None,
         noise: BrownianMotion | None,
     ) -> Step:
         """Stages, solution and embedded error."""
@@ -114,7 +114,7 @@ class AdditiveRungeKutta(Method):
             z_w, z_h = increment(noise, interval, y), None
         else:
             z_w, z_h = (matching(z, y) for z in noise.increment_and_area(interval))
-        numbers = carry()
+        numbers = None if carry is None else carry()
         g_t: float | Tensor
         g_s: float | Tensor
         if numbers is None:
