@@ -1,5 +1,6 @@
 """The command line: the whole path on tiny data, one sentence for every mistake, and exit codes."""
 
+import functools
 import json
 import os
 import re
@@ -293,7 +294,8 @@ def test_interrupt_says_what_was_saved(tmp_path, request_to_stop):
         *TINY,
     ]
     long = [*words, "--config.training.num_steps=1000000", "--config.training.log_every=1"]
-    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True) as process:
+    default = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
+    with subprocess.Popen(long, stderr=subprocess.PIPE, text=True, preexec_fn=default) as process:
         history = tmp_path / "run" / "history.csv"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (history.exists() and len(history.read_text().split()) > 5):
