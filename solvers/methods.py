@@ -211,6 +211,11 @@ def plus(y: Tensor, factor: float | Tensor, x: Tensor) -> Tensor:
     return torch.addcmul(y, factor, x) if isinstance(factor, Tensor) else torch.add(y, x, alpha=factor)
 
 
+def root(h: float | Tensor) -> float | Tensor:
+    """sqrt|h|, the standard deviation of W over a step."""
+    return math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
+
+
 def matching(z: Tensor, y: Tensor) -> Tensor:
     """Return noise with the shape and the type of the state; any other would broadcast or promote."""
     if z.shape != y.shape or z.dtype != y.dtype:
@@ -274,13 +279,13 @@ class EulerMaruyama(Method):
         """One drift, one diffusion, one draw."""
         number, t, _, h = interval
         z = increment(noise, interval, y)
-        root = math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
         numbers = None if carry is None else carry()
-        if numbers is not None and isinstance(h, float):
-            moved = torch.add(y, term.drift(t, y), alpha=h)
-            return Step(torch.add(moved, z, alpha=numbers[number] * math.sqrt(abs(h))), None, carry)
-        g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
-        return Step(y + h * term.drift(t, y) + (g * root) * z, None, carry)
+        g: float | Tensor
+        if numbers is not None:
+            g = numbers[number]
+        else:
+            g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
+        return Step(plus(plus(y, h, term.drift(t, y)), g * root(h), z), None, carry)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from torch import Tensor
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
 from solvers.dense import combine
-from solvers.methods import Diffusions, Interval, Method, Step, increment, matching, plus
+from solvers.methods import Diffusions, Interval, Method, Step, increment, matching, plus, root
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)
@@ -121,27 +121,22 @@ class AdditiveRungeKutta(Method):
             g_t, g_s = expand_like(term.diffusion(t), y), expand_like(term.diffusion(s), y)
         else:
             g_t, g_s = numbers[number], numbers[number + 1]
-        root, mean = _root(h), (g_t + g_s) / 2
-        total = (mean * root) * z_w
+        deviation, mean = root(h), (g_t + g_s) / 2
+        total = (mean * deviation) * z_w
         if z_h is not None:
-            total = plus(total, (g_t - g_s) * (root / _SQRT_12), z_h)
+            total = plus(total, (g_t - g_s) * (deviation / _SQRT_12), z_h)
         k: list[Tensor] = []
         for i, (row, c) in enumerate(zip(((), *self.a), (0.0, *self.c), strict=True)):
             stage = plus(y, h, combine(row, k)) if any(row) else y
             if self.w[i]:
-                stage = plus(stage, self.w[i] * mean * root, z_w)
+                stage = plus(stage, self.w[i] * mean * deviation, z_w)
             if self.area is not None and z_h is not None and self.area[i]:
-                stage = plus(stage, self.area[i] / _SQRT_12 * mean * root, z_h)
+                stage = plus(stage, self.area[i] / _SQRT_12 * mean * deviation, z_h)
             k.append(term.drift(t if c == 0 else s if c == 1 else torch.lerp(t, s, c), stage))
         error = None
         if self.b_error is not None:
-            error = h * combine(self.b_error, k) + plus(total, -(g_t * root), z_w)
+            error = h * combine(self.b_error, k) + plus(total, -(g_t * deviation), z_w)
         return Step(plus(y, h, combine(self.b, k)) + total, error, carry)
-
-
-def _root(h: float | Tensor) -> float | Tensor:
-    """sqrt|h|."""
-    return math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
 
 
 STOCHASTIC_HEUN = AdditiveRungeKutta(
@@ -233,8 +228,8 @@ class Milstein(Method):
     ) -> Step:
         """One drift, one diffusion with its derivative, one draw."""
         _, t, _, h = interval
-        root = _root(h)
-        w, variance = root * increment(noise, interval, y), root * root
+        deviation = root(h)
+        w, variance = deviation * increment(noise, interval, y), deviation * deviation
         moved = y + h * term.drift(t, y)
         if term.noise == "additive":
             return Step(moved + expand_like(term.diffusion(t), y) * w, None, None)
