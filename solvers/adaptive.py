@@ -89,6 +89,8 @@ class _Pace:
         """(t, h, s) of the next steps; the last one ends exactly at t1, none goes beyond."""
         limit = self.control.t1 if self.stops is None else self.stops[self.stop]
         reach = torch.add(self.t, self.h, alpha=_NO_SLIVER)
+        if self.path is not None:  # what is left must be longer than the path's resolution
+            reach = reach + 2 * self.control.direction * self.path.tick
         last = reach >= limit if self.control.direction > 0 else reach <= limit
         s = torch.where(last, limit, self.t + self.h)
         if self.path is None:

@@ -24,6 +24,7 @@ from solvers import (
     FixedGrid,
     Interval,
     Normals,
+    SaveAt,
     SolverError,
     Status,
     solve,
@@ -332,3 +333,19 @@ def test_a_rejected_step_that_broke_leaves_the_gradients_finite() -> None:
     assert int(solution.stats.num_rejected.min()) > 0
     (found,) = torch.autograd.grad(solution.y[reached].sum(), y0)
     assert bool(found.isfinite().all())
+
+
+@pytest.mark.parametrize("offset", [-0.4, 0.4, 0.6])
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (1.0, 0.0)])
+def test_a_step_that_ends_a_fraction_of_a_tick_from_a_requested_time_reaches_it(
+    t0: float, t1: float, offset: float
+) -> None:
+    normals, step = Normals(3, 4, (2,)), 2.0**-12
+    tree = BrownianTree(t0, t1, normals)
+    time = t0 + (t1 - t0) * (step + offset * tree.tick)
+    walk = SDE(lambda t, y: 0 * y, lambda t: torch.ones_like(t))
+    control = Adaptive(t0, t1, rtol=0.1, atol=0.1, first_step=step)
+    y0 = torch.zeros(4, 2, dtype=FLOAT64)
+    solution = solve(walk, y0, SRA1, control, noise=tree, save=SaveAt(times=[time]))
+    expected = tree(tensor(t0).squeeze(), tensor(time).squeeze())[0]
+    torch.testing.assert_close(solution.ys[0], expected, rtol=0, atol=1e-9)
