@@ -17,7 +17,7 @@ from sde_toolkit.grids import Grid
 from sde_toolkit.samplers import Sampler
 from sde_toolkit.score import ScoreModel
 from solvers import DOP853, HEUN, MIDPOINT, RK4, SHARK, SOSRA, SRA1, STOCHASTIC_HEUN, TSIT5
-from solvers.reference import SCIPY_METHODS, SciPy, TorchSDE
+from solvers.reference import SCIPY_METHODS, TORCHSDE_METHODS, SciPy, TorchSDE
 
 FIELDS: dict[str, Any] = {
     "sampler": "ddim", "num_steps": 50, "num_samples": 64, "seed": 0, "batch_size": 256,
@@ -139,9 +139,7 @@ def _sa_solver(num_steps: int, *, order: int = 2, **options: Any) -> Sampler:
 
 
 def _torchsde(name: str) -> Callable[..., Sampler]:
-    return lambda num_steps, *, seed, **options: samplers.foreign_sde(
-        TorchSDE(name, seed), num_steps, **options
-    )
+    return lambda num_steps, **options: samplers.foreign_sde(TorchSDE(name), num_steps, **options)
 
 
 PREDICTORS: dict[str, Choice] = {
@@ -209,8 +207,9 @@ SAMPLERS: dict[str, Choice] = {
         for name in SCIPY_METHODS
     },
     **{
-        f"torchsde_{name}": _fixed(_torchsde(name), "seed", gridded=False)
-        for name in ("euler", "milstein", "srk")
+        f"torchsde_{name}": _fixed(_torchsde(name), gridded=False)
+        for name, (_, areas) in TORCHSDE_METHODS.items()
+        if areas != "foster"  # asks for areas that a path of single numbers has not
     },
 }
 """Every sampler by name."""

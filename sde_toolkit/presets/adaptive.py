@@ -75,7 +75,7 @@ def foreign_sde(method: Integrator, num_steps: int, *, t_min: float = T_MIN, den
     """A foreign solver on the reverse SDE with equal steps, for instance
     ``solvers.reference.TorchSDE("srk")``.
 
-    It draws its own noise: its samples depend on the batch size and not on the sampler's seed.
+    It runs on the Brownian tree of the sampler's seed, so that its samples do not depend on the batch size.
     """
     name = f"torchsde_{method.name}"
     return Sampler(name, reverse_sde, method, num_steps, t_min, grids.uniform, denoise)

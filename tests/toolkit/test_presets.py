@@ -383,11 +383,16 @@ def test_an_adaptive_sde_keeps_the_variance_after_rejections(method):
     assert float(x.var()) == pytest.approx(0.25, abs=5 * 0.25 * math.sqrt(2 / 2000) + 0.005)
 
 
-def test_torchsde_runs_on_the_reverse_sde():
+@pytest.mark.parametrize("name", ["euler", "srk", "heun"])
+def test_torchsde_runs_on_the_reverse_sde_and_on_the_samplers_own_noise(name):
     model = ExactModel(SCALAR, VPSDE())
-    samples = samplers.foreign_sde(TorchSDE("euler", seed=1), 50).sample(model, 500)
+    sampler = samplers.foreign_sde(TorchSDE(name), 50)
+    samples = sampler.sample(model, 500, seed=3)
     assert samples.nfe >= 51
     assert float(samples.x.mean()) == pytest.approx(0.7, abs=0.15)
+    some = sampler.sample(model, 3, seed=3, first_sample=17, batch_size=2)
+    assert torch.allclose(some.x, samples.x[17:20], rtol=0, atol=1e-12)
+    assert not torch.allclose(sampler.sample(model, 3, seed=4).x, samples.x[:3])
 
 
 def test_adaptive_presets_follow_the_flow():
