@@ -26,6 +26,7 @@ import torch
 from benchmarks.flows import FlowProblem
 from benchmarks.peer_models import Look, Peer
 from benchmarks.peer_ours import Entry, FromStart
+from benchmarks.record import digits
 from sde_toolkit.runs import open_shipped
 from sde_toolkit.samplers import T_MIN, dopri5
 from sde_toolkit.score import NetworkModel
@@ -228,10 +229,6 @@ def table(rows: Sequence[Row], on: Sequence[FlowProblem], i: int, nfe: int) -> s
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows for JSON, four digits of every error, null where a sampler does not reach the end."""
-
-    def digits(value: float) -> float | None:
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-
     return [
         {
             "library": r.library,

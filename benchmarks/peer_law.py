@@ -29,6 +29,7 @@ from benchmarks.flows import NSR_MIN, mixture, ring
 from benchmarks.peer_energy import project
 from benchmarks.peer_models import Look, Peer
 from benchmarks.peer_ours import Entry
+from benchmarks.record import digits
 from sde_toolkit.correctors import Langevin
 from sde_toolkit.exact import ExactData, ExactModel, Gaussian
 from sde_toolkit.samplers import PRIOR
@@ -316,10 +317,6 @@ def comparison(made: Sequence[Duel]) -> str:
 
 def records(rows: Sequence[LawRow]) -> list[dict[str, Any]]:
     """The rows for JSON, four digits of every distance, null where there is none."""
-
-    def digits(value: float) -> float | None:
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-
     return [
         {
             "library": r.library,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -32,6 +33,11 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     return {"versions": versions, "machine": machine}
+
+
+def digits(value: float) -> float | None:
+    """Four digits of a number for JSON, null where it is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def _plain(value: Any) -> Any:
