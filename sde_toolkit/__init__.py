@@ -70,7 +70,10 @@ _HOME = {
     ),
     "discrete": ("ChainSDE", "IndexedModel"),
     "correctors": ("Langevin", "AnnealedLangevin"),
-    "likelihood": ("LogLikelihood", "log_likelihood", "moment_matched_prior"),
+    "budget": ("Budget",),
+    "divergence": ("ExactDivergence", "HutchPlusPlus", "Hutchinson"),
+    "latent": ("Latents", "decode", "encode", "interpolate"),
+    "likelihood": ("LogLikelihood", "differentiable_log_likelihood", "log_likelihood"),
     "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -31,6 +31,7 @@ from sde_toolkit.config import (
     sampler_options,
 )
 from sde_toolkit.files import atomic_write
+from sde_toolkit.processes import leading
 from sde_toolkit.report import format_table, plus_minus
 from sde_toolkit.runs import Run, Start
 from sde_toolkit.train import StepInfo
@@ -211,9 +212,15 @@ def likelihood(options: argparse.Namespace) -> None:
     overrides = _given(options, "likelihood", ("split", "num_examples"))
     run = open_model(options, overrides)
     directory = _output(options)
-    note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
+    if leading():
+        note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
     found, reused = results.likelihood(run, directory)
+    if not leading():
+        return
     print(("reused: " if reused else "") + found.sentence)
+    if found.budget:
+        print(f"a value may be off by (mean correction, size; {run.config.likelihood.checked} examples)")
+        print("\n".join(f"  {line}" for line in found.budget))
     print(f"per example  {results.likelihood_path(directory, found.split)}")
 
 

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from ml_collections import FrozenConfigDict as Config
 from torch import Tensor, nn
 
-from sde_toolkit import configs, data, features, grids, metrics, networks, samplers
+from sde_toolkit import configs, data, features, grids, likelihood_config, metrics, networks, samplers
 from sde_toolkit.compare import Candidate, Metric
 from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
@@ -65,8 +65,7 @@ SCHEMA: Schema = {
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
     "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2},
     "sampling": dict(FIELDS),
-    "likelihood": {"split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "rtol": 1e-4,
-                   "atol": 1e-4, "t_min": 1e-5, "batch_size": 256, "seed": 0},
+    "likelihood": dict(likelihood_config.FIELDS),
     "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
                    "metrics": ("energy",), "real": "all"},
 }  # fmt: skip
@@ -165,7 +164,8 @@ def _checked(config: ConfigDict) -> Config:
         _need("config.comparison.metrics", name, DISTANCES)
     _need("config.comparison.real", config.comparison.real, REAL)
     _need("config.likelihood.split", config.likelihood.split, REAL)
-    _need("config.likelihood.divergence", config.likelihood.divergence, DIVERGENCES)
+    for field, names in likelihood_config.NAMES.items():
+        _need(f"config.likelihood.{field}", config.likelihood[field], names)
     return Config(config)
 
 
@@ -311,8 +311,7 @@ def held_out(config: Config, dataset: data.Dataset) -> Tensor:
 
 def likelihood_options(config: Config, dataset: data.Dataset) -> dict[str, Any]:
     """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as ``config.likelihood`` says."""
-    options = {name: config.likelihood[name] for name in ("rtol", "atol", "t_min", "seed", "batch_size")}
-    options["num_probes"] = DIVERGENCES[config.likelihood.divergence](config.likelihood.num_probes)
+    options = likelihood_config.build_options(config.likelihood)
     return options | {"log_det_per_dim": dataset.scaling.log_det_per_dim}
 
 
@@ -325,8 +324,6 @@ REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
     "test": lambda dataset: dataset.scaled_test(),
     "all": lambda dataset: torch.cat([dataset.scaled_train(), dataset.scaled_test()]),
 }
-
-DIVERGENCES: dict[str, Callable[[int], int | None]] = {"exact": lambda k: None, "probes": lambda k: k}
 
 DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
     "frechet": (

@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from sde_toolkit import config as c
 from sde_toolkit import grids, networks, samplers
 from sde_toolkit.correctors import AnnealedLangevin, Langevin
+from sde_toolkit.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
-from solvers import RK4, SHARK
+from solvers import AB4, RK4, SHARK
 
 
 @pytest.fixture(scope="module")
@@ -237,9 +238,15 @@ def test_loaded_config_is_frozen():
 
 def test_likelihood_options(tiny):
     dataset = c.build_dataset(tiny)
-    assert c.likelihood_options(tiny, dataset)["num_probes"] is None
+    assert c.likelihood_options(tiny, dataset)["divergence"] == ExactDivergence()
     probed = c.override_config(tiny, {"likelihood.divergence": "probes", "likelihood.num_probes": 3})
-    assert c.likelihood_options(probed, dataset)["num_probes"] == 3
+    assert c.likelihood_options(probed, dataset)["divergence"] == Hutchinson(3)
+    sketched = {"likelihood.divergence": "hutch++", "likelihood.method": "ab4", "likelihood.num_steps": 12}
+    options = c.likelihood_options(c.override_config(tiny, sketched), dataset)
+    assert options["divergence"] == HutchPlusPlus(1)
+    assert (options["method"], options["num_steps"]) == (AB4, 12)
+    with pytest.raises(ValueError, match="did you mean 'tweedie'"):
+        c.override_config(tiny, {"likelihood.data_end": "twedie"})
     few = c.override_config(tiny, {"likelihood.num_examples": 5, "likelihood.split": "all"})
     assert len(c.held_out(few, dataset)) == 5
     assert len(c.held_out(c.override_config(few, {"likelihood.num_examples": 0}), dataset)) == 96

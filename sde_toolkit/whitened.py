@@ -1,0 +1,251 @@
+"""The probability flow and its density in whitened coordinates, where a Gaussian is at rest.
+
+In the scale-free state y = x_t / alpha with the ratio n = sigma / alpha the flow is dy/dn = z_hat(y, n).
+With the data's mean m and covariance S = U diag(l) U^T (``sde_toolkit.moments``) let
+
+    u = (l + n^2)^{-1/2} U^T (y - m),        x = alpha (m + U (l + n^2)^{1/2} u)
+
+Then only what the model knows beyond the Gaussian N(m, S) moves points and densities:
+
+    du/dn        =  (l + n^2)^{-1/2} [ U^T z_hat - n (l + n^2)^{-1/2} u ]
+    d log q/dn   = -( div_y z_hat - sum_i n / (l_i + n^2) ),                  q the density of u
+
+where the divergence is the trace of d z_hat / dy less that of the Gaussian's n U (l + n^2)^{-1} U^T.  A
+multiple of this known matrix is taken off before a trace is estimated (a control variate); with all of it,
+every estimate for a Gaussian with these moments is exact.  Where noise dominates, u is N(0, I) up to the
+third cumulant of the data over n^3.
+
+The equation is solved in the clock
+
+    tau = artanh(k n / (n^2 + a^2)^{1/2}) / k,                 k^2 = 1 - (a / b)^2
+    dn/dtau = (n^2 + a^2)^{1/2} (1 + n^2 / b^2)
+
+linear in n below a, logarithmic between a and b, and finite at n = infinity.  Any l > 0 and any a < b give
+correct values; those of the data make the flow slow.
+
+References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+(2011.13456), appendix D; Wang and Vastola, "The Unreasonable Effectiveness of Gaussian Score Approximation"
+(2412.09726).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.divergence import Divergence, JacobianProducts, Product
+from sde_toolkit.moments import FEWEST_ROWS, Moments
+from sde_toolkit.residual_grid import known_moments, scale_of
+from sde_toolkit.score import ScoreModel
+from solvers import ODE
+from solvers.terms import expand_like
+
+INNER, OUTER = 0.1, 3.0
+"""a and b, in units of the data's scale."""
+
+_LEAST = 1e-12
+"""Smallest l, in units of the largest: coordinates along an axis without variance."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """tau of the module's head, for lengths 0 < a < b."""
+
+    a: float
+    b: float
+
+    @property
+    def _k(self) -> float:
+        return math.sqrt(1 - (self.a / self.b) ** 2)
+
+    def of(self, nsr: Tensor) -> Tensor:
+        """tau, with the shape of ``nsr``."""
+        return torch.atanh(self._k * nsr / (nsr.square() + self.a**2).sqrt()) / self._k
+
+    def ratio(self, tau: Tensor) -> Tensor:
+        """n, with the shape of ``tau``."""
+        s = torch.tanh(self._k * tau) / self._k
+        return self.a * s / ((1 - s) * (1 + s)).sqrt()
+
+    def rate(self, nsr: Tensor) -> Tensor:
+        """dn/dtau, with the shape of ``nsr``."""
+        return (nsr.square() + self.a**2).sqrt() * (1 + (nsr / self.b).square())
+
+
+class WhitenedFlow:
+    """The flow of a model between t_min and T, in the coordinates and the clock of the module's head.
+
+    States u have shape (B, n) and type float64, whatever the model's; times tau are float64.
+
+    Args:
+        model: any ``ScoreModel``.
+        t_min: the earliest time; the process must have noise there.
+        moments: of the data; the model's own when None, mean 0 and variance data_std^2 where it has none.
+
+    Attributes:
+        variances: l with shape (n,), float64; num_features: n.
+        clock, tau_min, tau_max: the clock and its range.
+    """
+
+    def __init__(self, model: ScoreModel, t_min: float, moments: Moments | None = None) -> None:
+        self.model, self.t_min = model, t_min
+        self.moments = known_moments(model) if moments is None else moments
+        scale = scale_of(self.moments)
+        self.clock = Clock(INNER * scale, OUTER * scale)
+        variances = self.moments.variances
+        self.variances = variances.clamp(min=_LEAST * float(variances.amax())).to(model.device)
+        self._mean = self.moments.mean.to(model.device)
+        self.num_features = self._mean.numel()
+        ends = torch.tensor([t_min, model.sde.T], dtype=torch.float64)
+        self.tau_min, self.tau_max = self.clock.of(model.sde.nsr(ends)).tolist()
+
+    def _std(self, nsr: Tensor) -> Tensor:
+        """(l + n^2)^{1/2} with shape (n,) or (B, n)."""
+        return (self.variances + nsr.square()[..., None]).sqrt()
+
+    def enter(self, x: Tensor, t: float) -> Tensor:
+        """u with shape (B, n), for x with shape (B, *) at one time."""
+        alpha, nsr = self.level(t)
+        y = x.to(torch.float64) / alpha - self._mean
+        return self.moments.project(y) / self._std(nsr)
+
+    def leave(self, u: Tensor, t: float) -> Tensor:
+        """x with shape (B, *), float64, for u with shape (B, n) at one time."""
+        alpha, nsr = self.level(t)
+        return alpha * (self._mean + self.moments.embed(self._std(nsr) * u))
+
+    def log_scale(self, t: float) -> float:
+        """log |dx/du| at a time, in nats."""
+        alpha, nsr = self.level(t)
+        return float((alpha * self._std(nsr)).log().sum())
+
+    def level(self, t: float) -> tuple[Tensor, Tensor]:
+        """alpha and n at a time, with shape ()."""
+        time = torch.tensor(t, dtype=torch.float64)
+        return self.model.sde.alpha(time), self.model.sde.nsr(time)
+
+    def time(self, nsr: Tensor) -> Tensor:
+        """t in [t_min, T], with the shape of ``nsr``."""
+        return self.model.sde.inverse_nsr(nsr).clamp(self.t_min, self.model.sde.T)
+
+    def states(self) -> ODE:
+        """du/dtau, for u with shape (B, n)."""
+
+        def drift(tau: Tensor, u: Tensor) -> Tensor:
+            nsr = self.clock.ratio(tau)
+            count = len(u)
+            if count < FEWEST_ROWS:
+                u, nsr = _padded(u), _padded(nsr)
+            z_hat = self.model.noise(self._point(u, nsr), self.time(nsr))
+            return self._motion(self.moments.project(z_hat.to(u)), u, nsr)[:count]
+
+        return ODE(drift)
+
+    def densities(
+        self, divergence: Divergence, probes: Tensor | None = None, create_graph: bool = False
+    ) -> ODE:
+        """d/dtau of u and of the k columns of -log q, together with shape (B, n + k).
+
+        Args:
+            divergence: how the trace is found.
+            probes: what it drew, with shape (B, m, n).
+            create_graph: whether autograd shall know the result as a function of the state.
+        """
+
+        def drift(tau: Tensor, y: Tensor, *rows: Tensor) -> Tensor:
+            u, nsr = y[:, : self.num_features], self.clock.ratio(tau)
+            z_hat, columns = self.look(u, nsr, divergence, rows[0] if rows else None, create_graph)
+            rate = expand_like(self.clock.rate(nsr), columns)
+            return torch.cat([self._motion(z_hat, u, nsr), rate * columns], dim=1)
+
+        return ODE(drift, args=() if probes is None else (probes,))
+
+    def look(
+        self,
+        u: Tensor,
+        nsr: Tensor,
+        divergence: Divergence,
+        probes: Tensor | None = None,
+        create_graph: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """One evaluation: U^T z_hat with shape (B, n), and div_y z_hat - sum n / (l + n^2) with shape (B, k).
+
+        Args:
+            u: with shape (B, n).
+            nsr: the ratio n with shape () or (B,).
+            divergence, probes, create_graph: as for ``densities``.
+        """
+        count = len(u)
+        if count < FEWEST_ROWS:  # a few rows are padded, so that they round as they do among others
+            u, nsr = _padded(u), _padded(nsr)
+            probes = None if probes is None else _padded(probes)
+        z_hat, columns = self._look(u, nsr, divergence, probes, create_graph)
+        return z_hat[:count], columns[:count]
+
+    def _look(
+        self, u: Tensor, nsr: Tensor, divergence: Divergence, probes: Tensor | None, create_graph: bool
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = self._point(u if create_graph else u.detach(), nsr)
+            x = x if x.requires_grad else x.requires_grad_()
+            z_hat = self.model.noise(x, self.time(nsr))
+            known = nsr[..., None] / self._std(nsr).square()
+            product = self._residual(
+                JacobianProducts(z_hat, x, create_graph), nsr, divergence.control * known
+            )
+            away = (divergence.control - 1) * known.sum(-1)
+            columns = divergence.trace(product, probes, u) + expand_like(away, u)
+            z_hat = self.moments.project(z_hat.to(u))
+        return (z_hat, columns) if create_graph else (z_hat.detach(), columns.detach())
+
+    def log_ratio(self, u: Tensor, t: float, num_points: int = 4) -> Tensor:
+        """log p_t(x) - log p_t(x at u = 0) less the same for the Gaussian, with shape (B,), in nats.
+
+        The integral of the model's score less the Gaussian's along the straight line from u = 0, by the
+        Gauss-Legendre rule; ``num_points`` evaluations.
+        """
+        _, nsr = self.level(t)
+        std, total = self._std(nsr), u.new_zeros(len(u))
+        for point, weight in zip(*np.polynomial.legendre.leggauss(num_points), strict=True):
+            here = (1 + point) / 2 * u
+            with torch.no_grad():
+                z_hat = self.model.noise(self._point(here, nsr), self.time(nsr))
+            residual = self.moments.project(z_hat.to(u)) - nsr / std * here
+            total -= weight / 2 * (std / nsr * residual * u).sum(1)
+        return total
+
+    def _point(self, u: Tensor, nsr: Tensor) -> Tensor:
+        """x in the model's type, with shape (B, *)."""
+        y = self._mean + self.moments.embed(self._std(nsr) * u)
+        return (expand_like(self.model.sde.alpha(self.time(nsr)), y) * y).to(self.model.dtype)
+
+    def _motion(self, z_hat: Tensor, u: Tensor, nsr: Tensor) -> Tensor:
+        """du/dtau with shape (B, n), for z_hat along the axes."""
+        std = self._std(nsr)
+        residual = (z_hat - nsr[..., None] / std * u) / std
+        return expand_like(self.clock.rate(nsr), residual) * residual
+
+    def _residual(self, jacobian: JacobianProducts, nsr: Tensor, diagonal: Tensor) -> Product:
+        """Products with U^T (d z_hat / dy) U less a diagonal with shape (n,) or (B, n)."""
+        alpha, diagonal = self.model.sde.alpha(self.time(nsr)), diagonal.unsqueeze(-2)
+        shape = self.model.event_shape
+
+        def product(vectors: Tensor) -> Tensor:
+            batch, count, n = vectors.shape
+            across = self.moments.embed(vectors.reshape(-1, n)).reshape(batch, count, *shape)
+            found = jacobian(across.to(self.model.dtype)).to(vectors).reshape(-1, *shape)
+            along = self.moments.project(found).reshape(batch, count, n)
+            return expand_like(alpha, along) * along - diagonal * vectors
+
+        return product
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """A few rows, and the first of them again, up to where their number has no influence on rounding."""
+    if rows.ndim == 0:
+        return rows
+    return torch.cat([rows, rows[:1].expand(FEWEST_ROWS - len(rows), *rows.shape[1:])])
