@@ -17,11 +17,14 @@ third cumulant of the data over n^3.
 
 The equation is solved in the clock
 
-    tau = artanh(k n / (n^2 + a^2)^{1/2}) / k,                 k^2 = 1 - (a / b)^2
-    dn/dtau = (n^2 + a^2)^{1/2} (1 + n^2 / b^2)
+    dn/dtau = (n^2 + a^2)^{1/2} (1 + n / b),        tau(0) = 0
 
-linear in n below a, logarithmic between a and b, and finite at n = infinity.  Any l > 0 and any a < b give
-correct values; those of the data make the flow slow.
+linear in n below a, logarithmic between a and b, and in 1 / n beyond, where the flow has a series in 1 / n.
+In w = tanh(arcsinh(n / a) / 2), with e = a / b and k^2 = 1 + e^2, it is
+
+    k tau = log(1 + w (k + e)) - log(1 - w (k - e))
+
+Any l > 0, m, a and b give correct values; those of the data make the flow slow.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), appendix D; Wang and Vastola, "The Unreasonable Effectiveness of Gaussian Score Approximation"
@@ -44,7 +47,7 @@ from sde_toolkit.score import ScoreModel
 from solvers import ODE
 from solvers.terms import expand_like
 
-INNER, OUTER = 0.1, 3.0
+INNER, OUTER = 0.15, 1.5
 """a and b, in units of the data's scale."""
 
 _LEAST = 1e-12
@@ -53,27 +56,31 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Clock:
-    """tau of the module's head, for lengths 0 < a < b."""
+    """tau of the module's head, for positive lengths a and b."""
 
     a: float
     b: float
 
     @property
     def _k(self) -> float:
-        return math.sqrt(1 - (self.a / self.b) ** 2)
+        return math.hypot(1, self.a / self.b)
 
     def of(self, nsr: Tensor) -> Tensor:
         """tau, with the shape of ``nsr``."""
-        return torch.atanh(self._k * nsr / (nsr.square() + self.a**2).sqrt()) / self._k
+        k, e = self._k, self.a / self.b
+        w = nsr / (self.a + (nsr.square() + self.a**2).sqrt())
+        return (torch.log1p(w * (k + e)) - torch.log1p(-w * (k - e))) / k
 
     def ratio(self, tau: Tensor) -> Tensor:
         """n, with the shape of ``tau``."""
-        s = torch.tanh(self._k * tau) / self._k
-        return self.a * s / ((1 - s) * (1 + s)).sqrt()
+        k, e = self._k, self.a / self.b
+        grown = torch.expm1(k * tau)
+        w = grown / (k + e + (k - e) * (1 + grown))
+        return 2 * self.a * w / ((1 - w) * (1 + w))
 
     def rate(self, nsr: Tensor) -> Tensor:
         """dn/dtau, with the shape of ``nsr``."""
-        return (nsr.square() + self.a**2).sqrt() * (1 + (nsr / self.b).square())
+        return (nsr.square() + self.a**2).sqrt() * (1 + nsr / self.b)
 
 
 class WhitenedFlow:
