@@ -121,14 +121,14 @@ def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int]) -> Entr
     if density.data_end == "reconstruction":
         return Entry(zero, zero, "reconstruction minus entropy: a bound, nothing is left out")
     flow = density.flow
-    alpha, nsr = flow.level(flow.t_min)
+    alpha, nsr = flow.start.alpha, flow.start.nsr
     probes = density.probes(samples, x.device)
     if density.data_end == "tweedie":
         _, higher = density.unblur(alpha * x.to(torch.float64), probes)
         return Entry(zero, higher, "the size of the next order")
     x_t = x.to(torch.float64)
     blur, higher = density.unblur(x_t, probes)
-    z_hat, _ = flow.look(flow.enter(x_t, flow.t_min), nsr, density.divergence, probes)
+    z_hat, _ = flow.look(flow.enter(x_t, flow.start), flow.start, density.divergence, probes)
     # from y = x / alpha to y = x, along the score -z_hat / n
     moved = (z_hat * flow.moments.project(x_t)).sum(1) * (1 / alpha - 1) / nsr
     shift = blur.mean(1) + moved + x[0].numel() * alpha.log()
@@ -136,11 +136,11 @@ def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int]) -> Entr
 
 
 def _prior(density: FlowDensity, u: Tensor) -> Entry:
-    flow, end = density.flow, density.flow.model.sde.T
+    flow = density.flow
     normals = Normals(density.seed, _NORMALIZER_DRAWS, (flow.num_features,), u.dtype, u.device)
-    ratios = flow.log_ratio(normals.draw(0, _NORMALIZER_STREAM), end)
+    ratios = flow.log_ratio(normals.draw(0, _NORMALIZER_STREAM))
     weights = ratios.exp()
     gaussian = replace(density, prior="gaussian")
-    exact = gaussian.log_prior(u) + flow.log_ratio(u, end) - weights.mean().log()
+    exact = gaussian.log_prior(u) + flow.log_ratio(u) - weights.mean().log()
     error = weights.std() / weights.mean() / math.sqrt(_NORMALIZER_DRAWS)
     return Entry(exact - density.log_prior(u), error.expand(len(u)), "line integral of the score at T")

@@ -95,13 +95,13 @@ class FlowDensity:
         normals = Normals(self.seed, samples, (n,), torch.float64, x.device)
         probes = self.probes(samples, x.device)
         x_t, offset, extra = self._data_end(x.to(torch.float64), normals, probes)
-        u = flow.enter(x_t, flow.t_min)
+        u = flow.enter(x_t, flow.start)
         count = self.divergence.columns(n)
         term = flow.densities(self.divergence, probes, differentiable)
         state = torch.cat([u, u.new_zeros(len(u), count)], dim=1)
         solution = solve(term, state, self.method, self.control, checkpoint=differentiable)
         u, change = solution.y[:, :n], solution.y[:, n:]
-        nats = self.log_prior(u)[:, None] + change - flow.log_scale(flow.t_min) + offset
+        nats = self.log_prior(u)[:, None] + change - flow.log_scale(flow.start) + offset
         return Columns(nats, u, solution.stats.nfe + extra)
 
     def probes(self, samples: Sequence[int], device: torch.device) -> Tensor | None:
@@ -120,7 +120,7 @@ class FlowDensity:
         """Log-density of u at T with shape (B,), for u with shape (B, n)."""
         if self.prior == "gaussian":
             return -0.5 * (u.square() + _LOG_2PI).sum(1)
-        end = self.flow.model.sde.T
+        end = self.flow.end
         prior = self.flow.model.sde.prior_log_prob if isinstance(self.prior, str) else self.prior
         return prior(self.flow.leave(u, end)) + self.flow.log_scale(end)
 
@@ -140,7 +140,7 @@ class FlowDensity:
         if self.data_end == "none":
             return x, 0.0, 0
         flow = self.flow
-        alpha, _ = flow.level(flow.t_min)
+        alpha = flow.start.alpha
         if self.data_end == "tweedie":
             blur, _ = self.unblur(alpha * x, probes)
             return alpha * x, blur + x[0].numel() * alpha.log(), 1
@@ -154,11 +154,10 @@ class FlowDensity:
         The second, with shape (B,), is the difference that the Gaussian's own terms of higher order make.
         """
         flow = self.flow
-        _, nsr = flow.level(flow.t_min)
-        u, variances = flow.enter(x_t, flow.t_min), flow.variances
-        z_hat, columns = flow.look(u, nsr, self.divergence, probes)
-        total = variances + nsr.square()
-        r = total.sqrt() * u
+        nsr, std, variances = flow.start.nsr, flow.start.std, flow.variances
+        u = flow.enter(x_t, flow.start)
+        z_hat, columns = flow.look(u, flow.start, self.divergence, probes)
+        total, r = std.square(), std * u
         known = (nsr.square() / total).sum()
         first = 0.5 * (nsr * columns + known - z_hat.square().sum(1, keepdim=True))
         gaussian = 0.5 * (known - (nsr / total * r).square().sum(1))
@@ -171,11 +170,10 @@ class FlowDensity:
     def _reconstruct(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """x_t = alpha x + sigma z, and log r(x | x_t) - log N(x_t; alpha x, sigma^2) with shape (B,)."""
         flow = self.flow
-        alpha, nsr = flow.level(flow.t_min)
+        alpha, nsr = flow.start.alpha, flow.start.nsr
         x_t = alpha * (x + nsr * z)
-        t = torch.tensor(flow.t_min, dtype=torch.float64)
         with torch.no_grad():
-            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), t).to(x)
+            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time).to(x)
         variances = flow.variances * nsr.square() / (flow.variances + nsr.square())
         away = flow.moments.project(x - x0_hat)
         decoder = (away.square() / variances + variances.log()).sum(1)

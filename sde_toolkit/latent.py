@@ -77,7 +77,7 @@ def encode(
     flow = WhitenedFlow(model, t_min, moments)
     control = Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
     with torch.no_grad():
-        solution = solve(flow.states(), flow.enter(x, t_min), method, control)
+        solution = solve(flow.states(), flow.enter(x, flow.start), method, control)
     z = flow.moments.embed(solution.y).to(x.dtype)
     error = None
     if round_trip:
@@ -105,7 +105,7 @@ def decode(
     control = Adaptive(flow.tau_max, flow.tau_min, rtol=rtol, atol=atol)
     with torch.no_grad():
         solution = solve(flow.states(), flow.moments.project(z.to(torch.float64)), method, control)
-    return flow.leave(solution.y, t_min).to(z.dtype)
+    return flow.leave(solution.y, flow.start).to(z.dtype)
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def log_likelihood(
         nats=nats,
         bits_per_dim=-(nats / dims + log_det_per_dim) / math.log(2),
         standard_error=divergence.standard_error(found.nats, dims),
-        latent=flow.leave(found.u, model.sde.T).to(x.dtype),
+        latent=flow.leave(found.u, flow.end).to(x.dtype),
         nfe=found.nfe,
         budget=budget,
         seconds=time.perf_counter() - start,

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -83,6 +84,27 @@ class Clock:
         return (nsr.square() + self.a**2).sqrt() * (1 + nsr / self.b)
 
 
+class Level(NamedTuple):
+    """A noise level, or one for each of B samples.
+
+    Attributes:
+        nsr, time, alpha: n, t and alpha with shape () or (B,).
+        std: (l + n^2)^{1/2} with shape (n,) or (B, n).
+        rate: dn/dtau with shape () or (B,).
+    """
+
+    nsr: Tensor
+    time: Tensor
+    alpha: Tensor
+    std: Tensor
+    rate: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """The Gaussian's part of d z_hat / dy along the axes, n / (l + n^2), with shape (n,) or (B, n)."""
+        return self.nsr[..., None] / self.std.square()
+
+
 class WhitenedFlow:
     """The flow of a model between t_min and T, in the coordinates and the clock of the module's head.
 
@@ -96,6 +118,7 @@ class WhitenedFlow:
     Attributes:
         variances: l with shape (n,), float64; num_features: n.
         clock, tau_min, tau_max: the clock and its range.
+        start, end: the levels at t_min and at T.
     """
 
     def __init__(self, model: ScoreModel, t_min: float, moments: Moments | None = None) -> None:
@@ -107,48 +130,49 @@ class WhitenedFlow:
         self.variances = variances.clamp(min=_LEAST * float(variances.amax())).to(model.device)
         self._mean = self.moments.mean.to(model.device)
         self.num_features = self._mean.numel()
+        self._project, self._embed = self.moments.rotations(self.variances)
+        self._levels: dict[float, Level] = {}
         ends = torch.tensor([t_min, model.sde.T], dtype=torch.float64)
-        self.tau_min, self.tau_max = self.clock.of(model.sde.nsr(ends)).tolist()
+        ratios = model.sde.nsr(ends)
+        self.tau_min, self.tau_max = self.clock.of(ratios).tolist()
+        self.start, self.end = (self._level(n, t) for n, t in zip(ratios, ends, strict=True))
 
-    def _std(self, nsr: Tensor) -> Tensor:
-        """(l + n^2)^{1/2} with shape (n,) or (B, n)."""
-        return (self.variances + nsr.square()[..., None]).sqrt()
+    def _level(self, nsr: Tensor, time: Tensor) -> Level:
+        std = (self.variances + nsr.square()[..., None]).sqrt()
+        return Level(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))
 
-    def enter(self, x: Tensor, t: float) -> Tensor:
-        """u with shape (B, n), for x with shape (B, *) at one time."""
-        alpha, nsr = self.level(t)
-        y = x.to(torch.float64) / alpha - self._mean
-        return self.moments.project(y) / self._std(nsr)
+    def at(self, tau: Tensor) -> Level:
+        """The level at a time of the clock with shape () or (B,); those with shape () are remembered."""
+        if tau.ndim:
+            return self._at(tau)
+        key = float(tau)
+        if key not in self._levels:
+            self._levels[key] = self._at(tau)
+        return self._levels[key]
 
-    def leave(self, u: Tensor, t: float) -> Tensor:
-        """x with shape (B, *), float64, for u with shape (B, n) at one time."""
-        alpha, nsr = self.level(t)
-        return alpha * (self._mean + self.moments.embed(self._std(nsr) * u))
+    def _at(self, tau: Tensor) -> Level:
+        nsr = self.clock.ratio(tau)
+        return self._level(nsr, self.model.sde.inverse_nsr(nsr).clamp(self.t_min, self.model.sde.T))
 
-    def log_scale(self, t: float) -> float:
-        """log |dx/du| at a time, in nats."""
-        alpha, nsr = self.level(t)
-        return float((alpha * self._std(nsr)).log().sum())
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        """u with shape (B, n), for x with shape (B, *)."""
+        return self._project(x.to(torch.float64) / level.alpha - self._mean) / level.std
 
-    def level(self, t: float) -> tuple[Tensor, Tensor]:
-        """alpha and n at a time, with shape ()."""
-        time = torch.tensor(t, dtype=torch.float64)
-        return self.model.sde.alpha(time), self.model.sde.nsr(time)
+    def leave(self, u: Tensor, level: Level) -> Tensor:
+        """x with shape (B, *), float64, for u with shape (B, n)."""
+        y = self._mean + self._embed(level.std * u)
+        return expand_like(level.alpha, y) * y
 
-    def time(self, nsr: Tensor) -> Tensor:
-        """t in [t_min, T], with the shape of ``nsr``."""
-        return self.model.sde.inverse_nsr(nsr).clamp(self.t_min, self.model.sde.T)
+    def log_scale(self, level: Level) -> Tensor:
+        """log |dx/du|, in nats, with shape () or (B,)."""
+        return (level.alpha[..., None] * level.std).log().sum(-1)
 
     def states(self) -> ODE:
         """du/dtau, for u with shape (B, n)."""
 
         def drift(tau: Tensor, u: Tensor) -> Tensor:
-            nsr = self.clock.ratio(tau)
-            count = len(u)
-            if count < FEWEST_ROWS:
-                u, nsr = _padded(u), _padded(nsr)
-            z_hat = self.model.noise(self._point(u, nsr), self.time(nsr))
-            return self._motion(self.moments.project(z_hat.to(u)), u, nsr)[:count]
+            level = self.at(tau)
+            return self._motion(self.noise(u, level), u, level)
 
         return ODE(drift)
 
@@ -164,17 +188,25 @@ class WhitenedFlow:
         """
 
         def drift(tau: Tensor, y: Tensor, *rows: Tensor) -> Tensor:
-            u, nsr = y[:, : self.num_features], self.clock.ratio(tau)
-            z_hat, columns = self.look(u, nsr, divergence, rows[0] if rows else None, create_graph)
-            rate = expand_like(self.clock.rate(nsr), columns)
-            return torch.cat([self._motion(z_hat, u, nsr), rate * columns], dim=1)
+            u, level = y[:, : self.num_features], self.at(tau)
+            z_hat, columns = self.look(u, level, divergence, rows[0] if rows else None, create_graph)
+            change = expand_like(level.rate, columns) * columns
+            return torch.cat([self._motion(z_hat, u, level), change], dim=1)
 
         return ODE(drift, args=() if probes is None else (probes,))
+
+    def noise(self, u: Tensor, level: Level) -> Tensor:
+        """One evaluation: U^T z_hat with shape (B, n)."""
+        count = len(u)
+        u, level = _padded(u, level)
+        with torch.no_grad():
+            z_hat = self.model.noise(self.leave(u, level).to(self.model.dtype), level.time)
+        return self._project(z_hat.to(u))[:count]
 
     def look(
         self,
         u: Tensor,
-        nsr: Tensor,
+        level: Level,
         divergence: Divergence,
         probes: Tensor | None = None,
         create_graph: bool = False,
@@ -183,76 +215,67 @@ class WhitenedFlow:
 
         Args:
             u: with shape (B, n).
-            nsr: the ratio n with shape () or (B,).
+            level: where.
             divergence, probes, create_graph: as for ``densities``.
         """
         count = len(u)
-        if count < FEWEST_ROWS:  # a few rows are padded, so that they round as they do among others
-            u, nsr = _padded(u), _padded(nsr)
-            probes = None if probes is None else _padded(probes)
-        z_hat, columns = self._look(u, nsr, divergence, probes, create_graph)
-        return z_hat[:count], columns[:count]
-
-    def _look(
-        self, u: Tensor, nsr: Tensor, divergence: Divergence, probes: Tensor | None, create_graph: bool
-    ) -> tuple[Tensor, Tensor]:
+        if probes is not None and count < FEWEST_ROWS:
+            probes = _repeated(probes)
+        u, level = _padded(u if create_graph else u.detach(), level)
         with torch.enable_grad():
-            x = self._point(u if create_graph else u.detach(), nsr)
+            x = self.leave(u, level).to(self.model.dtype)
             x = x if x.requires_grad else x.requires_grad_()
-            z_hat = self.model.noise(x, self.time(nsr))
-            known = nsr[..., None] / self._std(nsr).square()
-            product = self._residual(
-                JacobianProducts(z_hat, x, create_graph), nsr, divergence.control * known
+            z_hat = self.model.noise(x, level.time)
+            known = level.known
+            product = self._product(
+                JacobianProducts(z_hat, x, create_graph), level, divergence.control * known
             )
             away = (divergence.control - 1) * known.sum(-1)
             columns = divergence.trace(product, probes, u) + expand_like(away, u)
-            z_hat = self.moments.project(z_hat.to(u))
-        return (z_hat, columns) if create_graph else (z_hat.detach(), columns.detach())
+            z_hat = self._project(z_hat.to(u))
+        if not create_graph:
+            z_hat, columns = z_hat.detach(), columns.detach()
+        return z_hat[:count], columns[:count]
 
-    def log_ratio(self, u: Tensor, t: float, num_points: int = 4) -> Tensor:
-        """log p_t(x) - log p_t(x at u = 0) less the same for the Gaussian, with shape (B,), in nats.
+    def log_ratio(self, u: Tensor, num_points: int = 4) -> Tensor:
+        """log p_T(x) - log p_T(x at u = 0) less the same for the Gaussian, with shape (B,), in nats.
 
         The integral of the model's score less the Gaussian's along the straight line from u = 0, by the
         Gauss-Legendre rule; ``num_points`` evaluations.
         """
-        _, nsr = self.level(t)
-        std, total = self._std(nsr), u.new_zeros(len(u))
+        end, total = self.end, u.new_zeros(len(u))
         for point, weight in zip(*np.polynomial.legendre.leggauss(num_points), strict=True):
             here = (1 + point) / 2 * u
-            with torch.no_grad():
-                z_hat = self.model.noise(self._point(here, nsr), self.time(nsr))
-            residual = self.moments.project(z_hat.to(u)) - nsr / std * here
-            total -= weight / 2 * (std / nsr * residual * u).sum(1)
+            residual = self.noise(here, end) - end.nsr / end.std * here
+            total -= weight / 2 * (end.std / end.nsr * residual * u).sum(1)
         return total
 
-    def _point(self, u: Tensor, nsr: Tensor) -> Tensor:
-        """x in the model's type, with shape (B, *)."""
-        y = self._mean + self.moments.embed(self._std(nsr) * u)
-        return (expand_like(self.model.sde.alpha(self.time(nsr)), y) * y).to(self.model.dtype)
-
-    def _motion(self, z_hat: Tensor, u: Tensor, nsr: Tensor) -> Tensor:
+    @staticmethod
+    def _motion(z_hat: Tensor, u: Tensor, level: Level) -> Tensor:
         """du/dtau with shape (B, n), for z_hat along the axes."""
-        std = self._std(nsr)
-        residual = (z_hat - nsr[..., None] / std * u) / std
-        return expand_like(self.clock.rate(nsr), residual) * residual
+        speed = level.rate[..., None] / level.std
+        return speed * z_hat - speed * level.nsr[..., None] / level.std * u
 
-    def _residual(self, jacobian: JacobianProducts, nsr: Tensor, diagonal: Tensor) -> Product:
+    def _product(self, jacobian: JacobianProducts, level: Level, diagonal: Tensor) -> Product:
         """Products with U^T (d z_hat / dy) U less a diagonal with shape (n,) or (B, n)."""
-        alpha, diagonal = self.model.sde.alpha(self.time(nsr)), diagonal.unsqueeze(-2)
-        shape = self.model.event_shape
+        alpha, diagonal, shape = level.alpha, diagonal.unsqueeze(-2), self.model.event_shape
 
         def product(vectors: Tensor) -> Tensor:
             batch, count, n = vectors.shape
-            across = self.moments.embed(vectors.reshape(-1, n)).reshape(batch, count, *shape)
+            across = self._embed(vectors.reshape(-1, n)).reshape(batch, count, *shape)
             found = jacobian(across.to(self.model.dtype)).to(vectors).reshape(-1, *shape)
-            along = self.moments.project(found).reshape(batch, count, n)
+            along = self._project(found).reshape(batch, count, n)
             return expand_like(alpha, along) * along - diagonal * vectors
 
         return product
 
 
-def _padded(rows: Tensor) -> Tensor:
+def _padded(u: Tensor, level: Level) -> tuple[Tensor, Level]:
     """A few rows, and the first of them again, up to where their number has no influence on rounding."""
-    if rows.ndim == 0:
-        return rows
+    if len(u) >= FEWEST_ROWS:
+        return u, level
+    return _repeated(u), Level(*map(_repeated, level)) if level.nsr.ndim else level
+
+
+def _repeated(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows[:1].expand(FEWEST_ROWS - len(rows), *rows.shape[1:])])
