@@ -23,9 +23,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from ml_collections import ConfigDict
@@ -43,13 +43,13 @@ from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, Su
 from sde_toolkit.state import Optimization
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
-_NETWORK = {"predicts": "noise"}
+_NETWORK = {"predicts": "noise", "num_classes": 0}
 _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 
 SCHEMA: Schema = {
     "seed": 0,
     "data": Variants(
-        {"digits": {}, "ring": _TOY, "checkerboard": _TOY, "moons": _TOY | {"noise": 0.05},
+        {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY, "moons": _TOY | {"noise": 0.05},
          "swissroll": _TOY | {"noise": 0.5}}
     ),
     "sde": Variants(
@@ -63,7 +63,8 @@ SCHEMA: Schema = {
     "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5},
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
-    "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2},
+    "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2,
+                 "label_dropout": 0.1},
     "sampling": dict(FIELDS),
     "likelihood": {"split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "rtol": 1e-4,
                    "atol": 1e-4, "t_min": 1e-5, "batch_size": 256, "seed": 0},
@@ -154,6 +155,8 @@ def config_from_json(text: str) -> Config:
 def _checked(config: ConfigDict) -> Config:
     """Refuse unknown names inside the sections, which else would surface only when their object is built."""
     _need("config.model.predicts", config.model.predicts, PREDICTIONS)
+    if config.data.name == "digits":
+        _need("config.data.training", config.data.training, get_args(data.Training))
     _need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     _need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
     _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID))
@@ -204,11 +207,15 @@ def build_network(config: Config, event_shape: tuple[int, ...]) -> nn.Module:
 
 
 def build_model(
-    config: Config, event_shape: tuple[int, ...], data_std: float, moments: Moments | None = None
+    config: Config,
+    event_shape: tuple[int, ...],
+    data_std: float,
+    moments: Moments | None = None,
+    class_moments: Sequence[Moments] | None = None,
 ) -> NetworkModel:
     """The untrained score model: the network of ``config.model`` under the process of ``config.sde``."""
-    network = build_network(config, event_shape)
-    return NetworkModel(network, build_sde(config), config.model.predicts, event_shape, data_std, moments)
+    network, sde, predicts = build_network(config, event_shape), build_sde(config), config.model.predicts
+    return NetworkModel(network, sde, predicts, event_shape, data_std, moments, class_moments)
 
 
 def build_loss(config: Config) -> DenoisingLoss:
