@@ -35,6 +35,7 @@ class Stream(enum.IntEnum):
     WEIGHTS = 7
     PROJECTIONS = 8
     LABELS = 9
+    RESAMPLING = 10
 
 
 def integer(name: str, value: int, minimum: int) -> int:

@@ -25,7 +25,7 @@ import pkgutil
 import runpy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -49,8 +49,8 @@ _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 SCHEMA: Schema = {
     "seed": 0,
     "data": Variants(
-        {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY, "moons": _TOY | {"noise": 0.05},
-         "swissroll": _TOY | {"noise": 0.5}}
+        {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY,
+         "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}}
     ),
     "sde": Variants(
         {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0}}
@@ -156,7 +156,7 @@ def _checked(config: ConfigDict) -> Config:
     """Refuse unknown names inside the sections, which else would surface only when their object is built."""
     _need("config.model.predicts", config.model.predicts, PREDICTIONS)
     if config.data.name == "digits":
-        _need("config.data.training", config.data.training, get_args(data.Training))
+        _need("config.data.training", config.data.training, data.BIN_VARIANCE)
     _need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     _need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
     _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID))

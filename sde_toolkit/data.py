@@ -27,7 +27,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -137,8 +137,8 @@ class Dataset:
     training: Training = field(default="uniform", repr=False)
 
     def __post_init__(self) -> None:
-        if self.training not in get_args(Training):
-            raise ValueError(f"training must be one of {', '.join(get_args(Training))}, got {self.training!r}")
+        if self.training not in BIN_VARIANCE:
+            raise ValueError(f"training must be one of {', '.join(BIN_VARIANCE)}, got {self.training!r}")
         _check_examples("train", self.train, self.scaling.levels)
         _check_examples("test", self.test, self.scaling.levels)
         if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
@@ -204,7 +204,9 @@ class Dataset:
         raw = torch.stack([(w - self._raw_mean).square().sum(0) for w in self._chunks()]).sum(0) / len(
             self.train
         )
-        return raw if self.levels is None else (raw + BIN_VARIANCE[self.training]) * self.scaling.scale.square()
+        if self.levels is None:
+            return raw
+        return (raw + BIN_VARIANCE[self.training]) * self.scaling.scale.square()
 
     @functools.cached_property
     def covariance(self) -> Tensor:
@@ -232,24 +234,6 @@ class Dataset:
         features, diagonal beyond."""
         full = math.prod(self.event_shape) <= MAX_FULL
         return Moments(self.mean, self.covariance if full else self.variance)
-
-    def class_moments(self, num_classes: int) -> list[Moments]:
-        """The ``moments`` of every class, full where all of them take the room of ``MAX_FULL`` features at most.
-
-        Raises ValueError without labels, for labels outside 0, ..., num_classes - 1, or an empty class.
-        """
-        labels, n = self.labels_train, math.prod(self.event_shape)
-        if labels is None or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-            got = "none" if labels is None else f"{int(labels.min())} to {int(labels.max())}"
-            raise ValueError(f"labels_train must be among 0 .. {num_classes - 1}, got {got}")
-        found = []
-        for label in range(num_classes):
-            mine = self.train[labels == label]
-            if len(mine) == 0:
-                raise ValueError(f"every class needs training examples, got none of class {label}")
-            moments = Dataset(self.name, mine, mine, self.scaling, training=self.training).moments
-            found.append(moments if num_classes * n**2 <= MAX_FULL**2 else moments.diagonal())
-        return found
 
     @functools.cached_property
     def data_std(self) -> float:

@@ -17,8 +17,8 @@ so one formula inverts them all: with D = a sigma - alpha b,
     x0_hat = (sigma raw - b x_t) / D,             z_hat = (a x_t - alpha raw) / D
 
 A network sees the state scaled to unit variance, c_in x_t with c_in = 1 / sqrt(alpha^2 d^2 + sigma^2), and
-the time feature 1000 t / T.  One of K classes estimates posterior means given the class as well, E[z | x_t, k];
-``model.given(k)`` is the score model of p_t(x_t | k).
+the time feature 1000 t / T.  One of K classes estimates posterior means given the class as well, E[z | x_t,
+k]; ``model.given(k)`` is the score model of p_t(x_t | k).
 
 References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the velocity; Karras et al.,
 "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364) for the preconditioning.
@@ -237,7 +237,9 @@ class NetworkModel(ScoreModel):
         """
         count = self.num_classes
         if count == 0:
-            raise ValueError("label must be left out for a network without classes; build it with num_classes")
+            raise ValueError(
+                "label must be left out for a network without classes; build it with num_classes"
+            )
         if isinstance(label, Tensor):
             if label.ndim != 1 or label.dtype.is_floating_point or label.dtype == torch.bool:
                 raise ValueError(

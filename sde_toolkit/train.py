@@ -7,7 +7,9 @@ Update n draws its batch, its times and noises, and its dropout masks as functio
 
 The loss of a network with classes is that of ``model.given(labels)``.  A share ``label_dropout`` of the
 examples comes with the null class instead of its own, so that the network learns the law of all data as well.
-That, too, is a function of (seed, n).  So a run that was interrupted and restored goes on as if nothing had happened, bit for bit, on the same
+That, too, is a function of (seed, n).
+
+So a run that was interrupted and restored goes on as if nothing had happened, bit for bit, on the same
 machine with the same number of threads.  A loss or gradient that is not finite stops the run before the
 update.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ from sde_toolkit.batches import Stream, integer, step_generator
 from sde_toolkit.data import Dataset
 from sde_toolkit.files import WorkdirLock
 from sde_toolkit.loss import Loss
-from sde_toolkit.moments import class_tensors
+from sde_toolkit.moments import MAX_FULL, Moments, class_tensors
 from sde_toolkit.state import TrainState, save_checkpoint
 
 
@@ -136,7 +138,7 @@ def fit(
     count = state.model.num_classes
     state.data = dataset.moments.tensors()
     if count:
-        state.data |= class_tensors(dataset.class_moments(count))
+        state.data |= class_tensors(class_moments(dataset, count))
     losses: list[float] = []
 
     def save() -> None:
@@ -158,6 +160,27 @@ def fit(
         if not state.updating:
             save()
         raise
+
+
+def class_moments(dataset: Dataset, num_classes: int) -> list[Moments]:
+    """The moments of the training examples of every class, full where all of them together take no more room
+    than those of ``MAX_FULL`` features, diagonal beyond.
+
+    Raises:
+        ValueError: no labels, labels outside 0 .. num_classes - 1, or a class without examples or spread.
+    """
+    labels, n = dataset.labels_train, math.prod(dataset.event_shape)
+    if labels is None or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        got = "none" if labels is None else f"{int(labels.min())} .. {int(labels.max())}"
+        raise ValueError(f"labels_train must be among the classes 0 .. {num_classes - 1}, got {got}")
+    found = []
+    for label in range(num_classes):
+        mine = dataset.train[labels == label]
+        if len(mine) == 0:
+            raise ValueError(f"every class needs training examples, got none of class {label}")
+        moments = replace(dataset, train=mine, labels_train=None).moments
+        found.append(moments if num_classes * n**2 <= MAX_FULL**2 else moments.diagonal())
+    return found
 
 
 def _labels(state: TrainState, dataset: Dataset, batch_size: int, label_dropout: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The 8x8 digits with their labels: a class-conditional U-Net, for samples of one digit and for Bayes' rule."""
+"""The 8x8 digits with their labels, a class-conditional U-Net: one digit at a time, and Bayes' rule."""
 
 from ml_collections import ConfigDict
 
