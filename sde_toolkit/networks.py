@@ -35,7 +35,7 @@ MAX_PERIOD = 10000.0
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from ``seed``, and put the global generator back afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(step_generator(seed, 0, Stream.WEIGHTS).initial_seed())
@@ -92,7 +92,7 @@ class MLP(nn.Module):
         self.num_frequencies = integer("num_frequencies", num_frequencies, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
         dim = math.prod(self.event_shape)
-        with _seeded(seed):
+        with seeded(seed):
             self.embed = nn.Sequential(
                 nn.Linear(2 * self.num_frequencies, width), nn.SiLU(), nn.Linear(width, width)
             )
@@ -164,7 +164,7 @@ class UNet(nn.Module):
         levels = range(len(channels))
         down = tuple("AttnDownBlock2D" if k in attention_levels else "DownBlock2D" for k in levels)
         up = tuple("AttnUpBlock2D" if k in attention_levels else "UpBlock2D" for k in reversed(levels))
-        with _seeded(seed):
+        with seeded(seed):
             self.unet = UNet2DModel(
                 sample_size=(height // patch_size, width // patch_size),
                 in_channels=size,
