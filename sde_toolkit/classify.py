@@ -232,7 +232,7 @@ def judge(found: Classification, labels: Tensor, num_bins: int = 15, seed: int =
     )
     spread = float(error(times * gap).std())
     u = torch.rand(RESAMPLES, len(gap), dtype=torch.float64, generator=generator)
-    floor = float(error((u < confidence) - confidence).mean())
+    floor = float(error((u < confidence).double() - confidence).mean())
     return Judgement(
         _mean(right),
         _mean(surprise),
