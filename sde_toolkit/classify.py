@@ -41,7 +41,7 @@ from sde_toolkit.batches import Stream, integer, step_generator
 from sde_toolkit.metrics import Estimate
 from sde_toolkit.score import ScoreModel
 
-RESAMPLES = 1000
+RESAMPLES = 500
 """Draws behind the standard error and the floor of the calibration error."""
 
 _HALVINGS = 60
@@ -219,28 +219,27 @@ def judge(found: Classification, labels: Tensor, num_bins: int = 15, seed: int =
     one_hot = torch.nn.functional.one_hot(labels, probabilities.shape[1])
     where = (confidence * num_bins).long().clamp(max=num_bins - 1)
 
-    def error(gap: Tensor) -> Tensor:
-        """Calibration errors with shape (R,), for right - confidence times a multiplicity, shape (R, B)."""
-        sums = gap.new_zeros(len(gap), num_bins).index_add_(1, where, gap)
-        return sums.abs().sum(1) / gap.shape[1]
-
-    gap = right - confidence
+    error = _calibration_error(where, right - confidence, num_bins)
     generator = step_generator(seed, 0, Stream.RESAMPLING)
-    chosen = torch.randint(len(gap), (RESAMPLES, len(gap)), generator=generator)
-    times = torch.zeros(RESAMPLES, len(gap), dtype=torch.float64).scatter_add_(
-        1, chosen, torch.ones(chosen.shape, dtype=torch.float64)
-    )
-    spread = float(error(times * gap).std())
-    u = torch.rand(RESAMPLES, len(gap), dtype=torch.float64, generator=generator)
-    floor = float(error((u < confidence).double() - confidence).mean())
+    drawn, perfect = [], []
+    for _ in range(RESAMPLES):
+        chosen = torch.randint(len(labels), (len(labels),), generator=generator)
+        drawn.append(_calibration_error(where[chosen], (right - confidence)[chosen], num_bins))
+        luck = torch.rand(len(labels), dtype=torch.float64, generator=generator) < confidence
+        perfect.append(_calibration_error(where, luck.double() - confidence, num_bins))
     return Judgement(
         _mean(right),
         _mean(surprise),
         _mean((probabilities - one_hot).square().sum(1)),
-        Estimate(float(error(gap[None])), spread, "bootstrap"),
-        floor,
+        Estimate(float(error), float(torch.stack(drawn).std()), "bootstrap"),
+        float(torch.stack(perfect).mean()),
         _bins(where, confidence, right, num_bins),
     )
+
+
+def _calibration_error(where: Tensor, gap: Tensor, num_bins: int) -> Tensor:
+    """The error with shape (), for the bins and right - confidence of N examples, each with shape (N,)."""
+    return gap.new_zeros(num_bins).index_add_(0, where, gap).abs().sum() / len(gap)
 
 
 def _mean(values: Tensor) -> Estimate:

@@ -177,6 +177,9 @@ class NetworkModel(ScoreModel):
         moments: mean and covariance of the data, for the samplers that use them.
         class_moments: those of every class.
 
+    Attributes:
+        label: the class, or classes with shape (B,), of a view that ``given`` made; None before.
+
     Raises:
         ValueError: an unknown prediction, ``data_std`` not positive, moments of another event shape, or of
             another number of classes than the network has.
@@ -208,7 +211,8 @@ class NetworkModel(ScoreModel):
                 f"class_moments must be those of {self.num_classes} classes, got {len(self.class_moments)}"
             )
         self.event_shape, self.data_std, self.moments = tuple(event_shape), float(data_std), moments
-        self._label: int | Tensor | None = None
+        self.label: int | Tensor | None = None
+        self._moments_of_all = moments
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
@@ -237,9 +241,7 @@ class NetworkModel(ScoreModel):
         """
         count = self.num_classes
         if count == 0:
-            raise ValueError(
-                "label must be left out for a network without classes; build it with num_classes"
-            )
+            raise ValueError("label needs a network with classes, got one without; build it with num_classes")
         if isinstance(label, Tensor):
             if label.ndim != 1 or label.dtype.is_floating_point or label.dtype == torch.bool:
                 raise ValueError(
@@ -255,7 +257,7 @@ class NetworkModel(ScoreModel):
                 f"label must be one of the classes 0 .. {count - 1}, or {count} for none, got {wrong}"
             )
         view = copy.copy(self)
-        view._label = label
+        view.label, view.moments = label, self._moments_of_all
         if isinstance(label, int) and label < count and self.class_moments is not None:
             view.moments = self.class_moments[label]
         return view
@@ -265,8 +267,8 @@ class NetworkModel(ScoreModel):
         alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
         c_in = (alpha_t.square() * self.data_std**2 + sigma_t.square()).rsqrt()
         c_noise = (TIME_SCALE / self.sde.T * t).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
-        if self._label is None:
+        if self.label is None:
             return self.network(expand_like(c_in, x_t) * x_t, c_noise)
-        labels = torch.as_tensor(self._label, device=x_t.device)
+        labels = torch.as_tensor(self.label, device=x_t.device)
         labels = labels.expand(x_t.shape[0]) if labels.ndim == 0 else labels
         return self.network(expand_like(c_in, x_t) * x_t, c_noise, labels)
