@@ -70,6 +70,14 @@ _HOME = {
     ),
     "discrete": ("ChainSDE", "IndexedModel"),
     "correctors": ("Langevin", "AnnealedLangevin"),
+    "classify": ("Classification", "fit_temperature"),
+    "dequantize": (
+        "TruncatedNormalDequantizer",
+        "UniformDequantizer",
+        "VariationalDequantizer",
+        "discrete_log_likelihood",
+        "train_dequantizer",
+    ),
     "likelihood": ("LogLikelihood", "log_likelihood", "moment_matched_prior"),
     "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
 }
