@@ -13,7 +13,7 @@ data at t = T.
 
 References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); He et al.,
 "Identity Mappings in Deep Residual Networks" (1603.05027); Ronneberger, Fischer and Brox, "U-Net"
-(1505.04597).
+(1505.04597); Kingma et al., "Variational Diffusion Models" (2107.00630) for Fourier features of the state.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ class UNet(nn.Module):
         num_groups: of the group normalisation.
         patch_size: P.
         dropout: probability.
+        fourier: exponents k of the input features cos(2^k pi x) and sin(2^k pi x), which let a network see
+            differences far below the data's scale (2107.00630, section 5.3); () for none.
         seed: of the initial weights.
 
     Raises:
@@ -137,10 +139,11 @@ class UNet(nn.Module):
         num_groups: int = 8,
         patch_size: int = 1,
         dropout: float = 0.0,
+        fourier: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
+        self.event_shape, self.fourier = tuple(event_shape), tuple(fourier)
         self.patch_size = integer("patch_size", patch_size, 1)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
         from diffusers import UNet2DModel
@@ -153,7 +156,7 @@ class UNet(nn.Module):
         with _seeded(seed):
             self.unet = UNet2DModel(
                 sample_size=(height // patch_size, width // patch_size),
-                in_channels=size,
+                in_channels=size * (1 + 2 * len(self.fourier)),
                 out_channels=size,
                 block_out_channels=tuple(channels),
                 layers_per_block=integer("layers_per_block", layers_per_block, 1),
@@ -170,10 +173,14 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return the prediction with shape (B, C, H, W), for x with that shape and c with shape (B,)."""
         _check_state(x, self.event_shape)
-        folded = nn.functional.pixel_unshuffle(x, self.patch_size).contiguous(
+        folded = nn.functional.pixel_unshuffle(self._features(x), self.patch_size).contiguous(
             memory_format=torch.channels_last
         )
         return nn.functional.pixel_shuffle(self.unet(folded, c, return_dict=False)[0], self.patch_size)
+
+    def _features(self, x: Tensor) -> Tensor:
+        angles = [2.0**k * math.pi * x for k in self.fourier]
+        return torch.cat([x, *(wave for a in angles for wave in (a.cos(), a.sin()))], 1) if angles else x
 
 
 def _check_state(x: Tensor, event_shape: tuple[int, ...]) -> None:
