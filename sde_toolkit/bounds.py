@@ -12,8 +12,8 @@ x0, h = |z_hat(x_t, t) - z|^2 at x_t = alpha x0 + sigma z, the ratio n = sigma /
                               = sum_i w_i E[h_i] + D/2 (r_i - 1 - log r_i),      w_i = b_i^2 n_i^2 / (2 c_i^2)
 
 where a is the first noisy state (t_min, or an index) and r_i the posterior's variance over c_i^2: 1 with
-"small", w_i = (n_i^2 / n_{i-1}^2 - 1) / 2; and sigma_{i-1}^2 / sigma_i^2 with "large".  A chain with sigma_0 =
-0 (VP) has a = 1 and i = 2 .. N; one with sigma_0 > 0 (VE) has a = 0 and i = 1 .. N.
+"small", w_i = (n_i^2 / n_{i-1}^2 - 1) / 2; and sigma_{i-1}^2 / sigma_i^2 with "large".  A chain with
+sigma_0 = 0 (VP) has a = 1 and i = 2 .. N; one with sigma_0 > 0 (VE) has a = 0 and i = 1 .. N.
 
 When is it tight?  The gap is the divergence between two laws of the whole path given x0: under q, and under
 the model.  An exact score makes the model's paths those of the reversed forward process, so the continuous
@@ -42,8 +42,8 @@ Discrete data (grey levels): the decoder gives a level the mass that N(x0_hat, n
 outermost bins open (2006.11239, eq. 13), and the bound is on log P(level) itself.
 
 References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); Nichol and Dhariwal,
-"Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 15, for learned variances; Kingma et al.,
-"Variational Diffusion Models" (2107.00630); Song et al., "Maximum Likelihood Training of Score-Based
+"Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 15, for learned variances; Kingma et
+al., "Variational Diffusion Models" (2107.00630); Song et al., "Maximum Likelihood Training of Score-Based
 Diffusion Models" (2101.09258), theorem 3; Huang, Lim and Courville, "A Variational Perspective on
 Diffusion-Based Generative Models and Score Matching" (2106.02808).
 """
@@ -250,7 +250,8 @@ def _run(
     )
     nats = -(prior + diffusion + reconstruction)
     bits = -(nats / x0[0].numel() + log_det_per_dim) / math.log(2)
-    terms = dict(path.table) | {"nats": pieces.mean(0), "standard_error": pieces.std(0) / len(x0) ** 0.5}
+    spread = pieces.var(0, correction=min(1, len(x0) - 1)).sqrt()  # 0 for one sample
+    terms = dict(path.table) | {"nats": pieces.mean(0), "standard_error": spread / len(x0) ** 0.5}
     evaluations = path.num_draws * (1 + options.antithetic) + options.num_reconstructions
     nfe = torch.full((len(x0),), evaluations, device=x0.device)
     settings |= {"antithetic": options.antithetic, "control": options.control, "seed": options.seed,

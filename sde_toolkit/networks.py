@@ -17,7 +17,8 @@ data at t = T.
 
 References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); He et al.,
 "Identity Mappings in Deep Residual Networks" (1603.05027); Ronneberger, Fischer and Brox, "U-Net"
-(1505.04597); Ho and Salimans, "Classifier-Free Diffusion Guidance" (2207.12598) for the null class.
+(1505.04597); Ho and Salimans, "Classifier-Free Diffusion Guidance" (2207.12598) for the null class; Kingma et
+al., "Variational Diffusion Models" (2107.00630) for Fourier features of the state.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ class UNet(nn.Module):
         num_groups: of the group normalisation.
         patch_size: P.
         dropout: probability.
+        fourier: exponents k of the input features cos(2^k pi x) and sin(2^k pi x), which let a network see
+            differences far below the data's scale (2107.00630, section 5.3); () for none.
         num_classes: number of classes; 0 for a network without labels.
         seed: of the initial weights.
 
@@ -149,11 +152,12 @@ class UNet(nn.Module):
         num_groups: int = 8,
         patch_size: int = 1,
         dropout: float = 0.0,
+        fourier: tuple[int, ...] = (),
         num_classes: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
+        self.event_shape, self.fourier = tuple(event_shape), tuple(fourier)
         self.patch_size = integer("patch_size", patch_size, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
@@ -167,7 +171,7 @@ class UNet(nn.Module):
         with seeded(seed):
             self.unet = UNet2DModel(
                 sample_size=(height // patch_size, width // patch_size),
-                in_channels=size,
+                in_channels=size * (1 + 2 * len(self.fourier)),
                 out_channels=size,
                 block_out_channels=tuple(channels),
                 layers_per_block=integer("layers_per_block", layers_per_block, 1),
@@ -187,11 +191,15 @@ class UNet(nn.Module):
         (B,)."""
         _check_state(x, self.event_shape)
         labels = _labels(labels, self.num_classes, x)
-        folded = nn.functional.pixel_unshuffle(x, self.patch_size).contiguous(
+        folded = nn.functional.pixel_unshuffle(self._features(x), self.patch_size).contiguous(
             memory_format=torch.channels_last
         )
         out = self.unet(folded, c, class_labels=labels, return_dict=False)[0]
         return nn.functional.pixel_shuffle(out, self.patch_size)
+
+    def _features(self, x: Tensor) -> Tensor:
+        angles = [2.0**k * math.pi * x for k in self.fourier]
+        return torch.cat([x, *(wave for a in angles for wave in (a.cos(), a.sin()))], 1) if angles else x
 
 
 def _check_state(x: Tensor, event_shape: tuple[int, ...]) -> None:

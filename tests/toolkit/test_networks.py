@@ -1,4 +1,5 @@
 import copy
+import math
 import subprocess
 import sys
 
@@ -189,3 +190,17 @@ def test_wrong_labels_get_a_sentence(kind):
         with_classes(kind)(x, c, torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="num_classes must be"):
         with_classes(kind, num_classes=-1)
+
+
+def test_fourier_features_let_the_network_see_small_differences():
+    x = torch.linspace(-1, 1, 2 * 64).reshape(2, *IMAGE)
+    network = awake(UNet(IMAGE, channels=(8, 16), fourier=(0, 3)))
+    assert network.unet.conv_in.in_channels == IMAGE[0] * 5
+    features = network._features(x)
+    waves = [(math.pi * x).cos(), (math.pi * x).sin(), (8 * math.pi * x).cos(), (8 * math.pi * x).sin()]
+    assert torch.allclose(features, torch.cat([x, *waves], 1), atol=1e-5)
+    assert network(x, torch.zeros(2)).shape == x.shape
+    plain = UNet(IMAGE, channels=(8, 16))
+    assert torch.equal(plain._features(x), x)
+    folded = awake(UNet((2, 8, 12), channels=(16,), patch_size=2, fourier=(1,)))
+    assert folded(torch.ones(1, 2, 8, 12), torch.zeros(1)).shape == (1, 2, 8, 12)
