@@ -38,6 +38,7 @@ from torch import Tensor
 
 from sde_toolkit import likelihood
 from sde_toolkit.batches import Stream, integer, step_generator
+from sde_toolkit.dequantize import HasNats
 from sde_toolkit.metrics import Estimate
 from sde_toolkit.score import ScoreModel
 
@@ -58,15 +59,6 @@ class ConditionalModel(Protocol):
 
     def given(self, label: int, /) -> ScoreModel:
         """The score model of the class ``label``, 0 to K - 1."""
-        ...
-
-
-class HasNats(Protocol):
-    """Any record of log-densities: ``LogLikelihood``, ``DiscreteLogLikelihood``, ..."""
-
-    @property
-    def nats(self) -> Tensor:
-        """Log-densities with shape (B,)."""
         ...
 
 

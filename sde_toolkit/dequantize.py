@@ -64,7 +64,7 @@ _LARGEST_U = 1 - 2**-53
 
 
 class HasNats(Protocol):
-    """Any record of log-densities."""
+    """Any record of log-densities: ``LogLikelihood``, ``Bound``, ``DiscreteLogLikelihood``, ..."""
 
     @property
     def nats(self) -> Tensor:
@@ -143,7 +143,7 @@ class UniformDequantizer(Dequantizer):
 
 
 class TruncatedNormalDequantizer(Dequantizer):
-    """The noise of the process at t_min, kept within the bin (2305.03935, section 4.2).
+    """The noise of the process at t_min, kept within the bin (2305.03935).
 
     Args:
         scaling: of the levels.
@@ -380,7 +380,7 @@ def discrete_log_likelihood(
     _check_values(values, dequantizer, model)
     start = time.perf_counter()
     rows = range(first_sample, first_sample + len(values))
-    source = Normals(seed, rows, model.event_shape, torch.float64)
+    source, values = Normals(seed, rows, model.event_shape, torch.float64), values.to("cpu")
     columns, nfe = [], None
     for index in range(num_samples):
         x, log_q = dequantizer.draw(values, source, index)

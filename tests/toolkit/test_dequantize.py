@@ -21,7 +21,7 @@ from sde_toolkit.dequantize import (
     train_dequantizer,
 )
 from sde_toolkit.exact import ExactModel, GaussianMixture
-from sde_toolkit.likelihood import LogLikelihood, log_likelihood
+from sde_toolkit.likelihood import log_likelihood
 from sde_toolkit.sde import VESDE, VPSDE
 from solvers import Normals
 
@@ -32,12 +32,18 @@ PLANE = GaussianMixture([0.6, 0.4], [[-0.3, 0.2], [0.5, -0.4]], [[0.02, 0.004], 
 MODELS = {"line": ExactModel(LINE, SDE), "plane": ExactModel(PLANE, SDE)}
 
 
+class Record:
+    """The least that a density has to hand out."""
+
+    def __init__(self, nats):
+        self.nats = nats
+
+
 class Exact:
     """The closed form in the place of the probability flow."""
 
     def __call__(self, model, x, *, t_min, first_sample):
-        nats = model.log_prob(x, torch.tensor(t_min, dtype=FLOAT64))
-        return LogLikelihood(nats, nats, None, x, torch.zeros(len(x)), 0.0, {})
+        return Record(model.log_prob(x, torch.tensor(t_min, dtype=FLOAT64)))
 
 
 def bins(model, dequantizer, values):
@@ -154,7 +160,7 @@ def test_a_uniform_density_gives_exactly_the_log_of_the_number_of_levels(levels)
             alpha = float(SDE.alpha(torch.tensor(t_min, dtype=FLOAT64)))
             assert bool((x.abs() <= alpha).all())
             nats = torch.full((len(x),), -2 * math.log(2 * alpha), dtype=FLOAT64)
-            return LogLikelihood(nats, nats, None, x, torch.zeros(len(x)), 0.0, {})
+            return Record(nats)
 
     uniform = discrete_log_likelihood(
         model, values, UniformDequantizer(scaling, SDE, 0.01), num_samples=2, log_likelihood=Flat()
