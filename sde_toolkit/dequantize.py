@@ -24,8 +24,14 @@ Training needs the score alone, not the density: with x = x(theta, u') the gradi
 is E[score(x, t_min) . dx/dtheta - d log q/dtheta].
 
 The draws of a sample are keyed by (seed, sample, draw index), and a density found with random probes uses the
-same ones for every draw of a sample.  Their error is then nearly the same in all K weights and goes through
-the logarithm of the mean unchanged; errors that differ between the draws would raise it.
+same ones for every draw of a sample.  What of their error is the same in all K weights goes through the
+logarithm of the mean unchanged, but what differs between the draws raises it, by about half its variance: the
+bound is no longer one.  A second density with probes of its own makes it one again, since with p_k chosen
+by the one and the logarithms w_k = log p(x_k) - log q(x_k | v) taken from the other
+
+    log 1/K sum exp(w_k)  >=  sum p_k (w_k - log p_k) - log K,        p = softmax(w')
+
+is linear in the noise of w, whatever w' is, and equal where w' = w.  Both ways round are averaged.
 
 References: Theis et al., "A Note on the Evaluation of Generative Models" (1511.01844); Burda et al.,
 "Importance Weighted Autoencoders" (1509.00519); Zheng et al., "Improved Techniques for Maximum Likelihood
@@ -325,10 +331,11 @@ class DiscreteLogLikelihood:
     Attributes:
         nats: the bound of all K draws together with shape (B,).
         bits_per_dim: -nats / (D log 2) with shape (B,).
-        gap: what the K draws gain over the mean of their one-sample bounds, in nats, at least 0, with shape
-            (B,): the part of the cost of dequantisation that was measured.
+        gap: what the K draws gain over the mean of their one-sample bounds, in nats, with shape (B,): the
+            part of the cost of dequantisation that was measured.
         standard_error: of nats from the spread of the K weights, with shape (B,); None for K = 1.
-        log_weights: log p(x_k) - log q(x_k | v) with shape (B, K).
+        log_weights: log p(x_k) - log q(x_k | v) with shape (B, K); the mean of both densities if there are
+            two.
         nfe: network evaluations with shape (B,), of all draws; None where the density does not count them.
         seconds: wall time.
         settings: the options, as plain values.
@@ -361,6 +368,7 @@ def discrete_log_likelihood(
     seed: int = 0,
     first_sample: int = 0,
     log_likelihood: TimedDensity = likelihood.log_likelihood,
+    second: TimedDensity | None = None,
 ) -> DiscreteLogLikelihood:
     """An importance-weighted lower bound on log P(values).
 
@@ -372,6 +380,8 @@ def discrete_log_likelihood(
         seed, first_sample: draw k of row i is keyed by (seed, first_sample + i, k).
         log_likelihood: log p at the dequantizer's t_min, called once per draw with the same ``first_sample``;
             other options are bound by ``functools.partial``.
+        second: the same density with other, independent probes (another ``seed``), at the same cost again;
+            with random probes and K > 1 the result is a bound on average only with it.
 
     Raises:
         ValueError: values that are not levels of the model's shape, or no draws; before any evaluation.
@@ -381,24 +391,35 @@ def discrete_log_likelihood(
     start = time.perf_counter()
     rows = range(first_sample, first_sample + len(values))
     source, values = Normals(seed, rows, model.event_shape, torch.float64), values.to("cpu")
-    columns, nfe = [], None
+    densities = [log_likelihood] if second is None else [log_likelihood, second]
+    columns: list[list[Tensor]] = [[] for _ in densities]
+    nfe: list[Tensor | None] = []
     for index in range(num_samples):
         x, log_q = dequantizer.draw(values, source, index)
         x = x.to(model.device, model.dtype)
-        found = log_likelihood(model, x, t_min=dequantizer.t_min, first_sample=first_sample)
-        columns.append(found.nats.to(log_q) - log_q)
-        spent = getattr(found, "nfe", None)
-        nfe = spent if nfe is None or spent is None else nfe + spent
-    weights = torch.stack(columns, 1)
-    nats = weights.logsumexp(1) - math.log(num_samples)
+        for density, column in zip(densities, columns, strict=True):
+            found = density(model, x, t_min=dequantizer.t_min, first_sample=first_sample)
+            column.append(found.nats.to(log_q) - log_q)
+            nfe.append(getattr(found, "nfe", None))
+    each = [torch.stack(column, 1) for column in columns]
+    weights = torch.stack(each).mean(0)
+    nats = 0.5 * (_chosen_by(each[0], each[-1]) + _chosen_by(each[-1], each[0]))
     error = None
     if num_samples > 1:
-        error = (weights - nats[:, None]).exp().std(1) / math.sqrt(num_samples)
+        error = (weights - weights.logsumexp(1, keepdim=True)).exp().std(1) * math.sqrt(num_samples)
+    spent = [count for count in nfe if count is not None]
     settings = {"dequantizer": type(dequantizer).__name__, "t_min": dequantizer.t_min, "seed": seed}
-    settings |= {"num_samples": num_samples, "levels": dequantizer.levels}
+    settings |= {"num_samples": num_samples, "levels": dequantizer.levels, "densities": len(densities)}
     bits = -nats / (values[0].numel() * math.log(2))
     seconds = time.perf_counter() - start
-    return DiscreteLogLikelihood(nats, bits, nats - weights.mean(1), error, weights, nfe, seconds, settings)
+    gap, counted = nats - weights.mean(1), torch.stack(spent).sum(0) if spent else None
+    return DiscreteLogLikelihood(nats, bits, gap, error, weights, counted, seconds, settings)
+
+
+def _chosen_by(chooser: Tensor, weights: Tensor) -> Tensor:
+    """sum p (w - log p) - log K with p = softmax(chooser), with shape (B,), for arguments of shape (B, K)."""
+    log_p = chooser.log_softmax(1)
+    return (log_p.exp() * (weights - log_p)).sum(1) - math.log(weights.shape[1])
 
 
 def _check_values(values: Tensor, dequantizer: Dequantizer, model: ScoreModel) -> None:

@@ -285,6 +285,35 @@ def test_the_probability_flow_gives_the_closed_form_and_the_same_bits_as_before(
     torch.testing.assert_close(single, alone.bits_per_dim, rtol=0, atol=1e-5)  # -log2 alpha(1e-5)
 
 
+class Noisy:
+    """The closed form with an error of its own in every call."""
+
+    def __init__(self, seed, std):
+        self.generator, self.std = torch.Generator().manual_seed(seed), std
+
+    def __call__(self, model, x, *, t_min, first_sample):
+        nats = Exact()(model, x, t_min=t_min, first_sample=first_sample).nats
+        noise = torch.randn(nats.shape, generator=self.generator, dtype=FLOAT64)
+        return Record(nats + self.std * noise)
+
+
+def test_a_second_density_keeps_the_bound_a_bound_where_the_draws_are_noisy():
+    scaling, model, std = Scaling.grey(5), MODELS["line"], 1.5
+    values = levels_of(model, scaling, 3000)
+    dequantizer = UniformDequantizer(scaling, SDE)
+    exact = bins(model, dequantizer, values)
+    found = functools.partial(discrete_log_likelihood, model, values, dequantizer, num_samples=16)
+    clean = found(log_likelihood=Exact())
+    same = found(log_likelihood=Exact(), second=Exact())
+    torch.testing.assert_close(same.nats, clean.nats)
+    torch.testing.assert_close(same.log_weights, clean.log_weights)
+    alone = found(log_likelihood=Noisy(0, std)).nats - exact
+    twice = found(log_likelihood=Noisy(1, std), second=Noisy(2, std)).nats - exact
+    assert float(alone.mean()) > 0.5
+    error = float(twice.std()) / math.sqrt(len(values))
+    assert float(twice.mean()) < stats.norm.isf(ALPHA) * error
+
+
 def test_probes_shared_by_the_draws_leave_no_bias():
     """One probe per sample: its error passes through the mean of the weights, which would else raise it."""
     scaling = Scaling.grey(17)
