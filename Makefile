@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow  the long statistical, training and fault runs"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmark programs; results in benchmarks/results/"
-	@echo "make checkpoint train the digits checkpoint that ships inside the package"
+	@echo "make checkpoint train the digits checkpoints that ship inside the package"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sde-toolkit needs Python >= 3.10, got %d.%d; try: make PYTHON=python3.11" % sys.version_info[:2])'
@@ -42,6 +42,8 @@ bench: $(STAMP)
 checkpoint: $(STAMP)
 	$(BIN)/sde-toolkit train --config=digits --workdir=runs/digits-checkpoint
 	$(BIN)/sde-toolkit export --workdir=runs/digits-checkpoint --output=sde_toolkit/checkpoints/digits.safetensors
+	$(BIN)/sde-toolkit train --config=digits_classes --workdir=runs/digits-classes
+	$(BIN)/sde-toolkit export --workdir=runs/digits-classes --output=sde_toolkit/checkpoints/digits_classes.safetensors
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -74,6 +74,14 @@ _HOME = {
     "divergence": ("ExactDivergence", "HutchPlusPlus", "Hutchinson"),
     "latent": ("Latents", "decode", "encode", "interpolate"),
     "likelihood": ("LogLikelihood", "differentiable_log_likelihood", "log_likelihood"),
+    "classify": ("Classification", "fit_temperature"),
+    "dequantize": (
+        "TruncatedNormalDequantizer",
+        "UniformDequantizer",
+        "VariationalDequantizer",
+        "discrete_log_likelihood",
+        "train_dequantizer",
+    ),
     "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -34,6 +34,8 @@ class Stream(enum.IntEnum):
     SPLIT = 6
     WEIGHTS = 7
     PROJECTIONS = 8
+    LABELS = 9
+    RESAMPLING = 10
 
 
 def integer(name: str, value: int, minimum: int) -> int:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +43,28 @@ from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, Su
 from sde_toolkit.state import Optimization
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
-_NETWORK = {"predicts": "noise"}
+_NETWORK = {"predicts": "noise", "num_classes": 0}
 _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 
 SCHEMA: Schema = {
     "seed": 0,
     "data": Variants(
-        {"digits": {}, "ring": _TOY, "checkerboard": _TOY, "moons": _TOY | {"noise": 0.05},
-         "swissroll": _TOY | {"noise": 0.5}}
+        {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY,
+         "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}}
     ),
     "sde": Variants(
         {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0}}
     ),
     "model": Variants(
         {"unet": _NETWORK | {"channels": (32, 64), "layers_per_block": 1, "attention_levels": (),
-                             "num_groups": 8, "patch_size": 1, "dropout": 0.0},
+                             "num_groups": 8, "patch_size": 1, "dropout": 0.0, "fourier": ()},
          "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
     ),
-    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5},
+    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "second_order": 0.0},
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
-    "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2},
+    "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2,
+                 "label_dropout": 0.1},
     "sampling": dict(FIELDS),
     "likelihood": dict(likelihood_config.FIELDS),
     "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
@@ -153,6 +154,8 @@ def config_from_json(text: str) -> Config:
 def _checked(config: ConfigDict) -> Config:
     """Refuse unknown names inside the sections, which else would surface only when their object is built."""
     _need("config.model.predicts", config.model.predicts, PREDICTIONS)
+    if config.data.name == "digits":
+        _need("config.data.training", config.data.training, data.BIN_VARIANCE)
     _need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     _need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
     _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID))
@@ -204,11 +207,15 @@ def build_network(config: Config, event_shape: tuple[int, ...]) -> nn.Module:
 
 
 def build_model(
-    config: Config, event_shape: tuple[int, ...], data_std: float, moments: Moments | None = None
+    config: Config,
+    event_shape: tuple[int, ...],
+    data_std: float,
+    moments: Moments | None = None,
+    class_moments: Sequence[Moments] | None = None,
 ) -> NetworkModel:
     """The untrained score model: the network of ``config.model`` under the process of ``config.sde``."""
-    network = build_network(config, event_shape)
-    return NetworkModel(network, build_sde(config), config.model.predicts, event_shape, data_std, moments)
+    network, sde, predicts = build_network(config, event_shape), build_sde(config), config.model.predicts
+    return NetworkModel(network, sde, predicts, event_shape, data_std, moments, class_moments)
 
 
 def build_loss(config: Config) -> DenoisingLoss:

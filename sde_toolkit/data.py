@@ -12,7 +12,8 @@ A density p of x is then, by Jensen's inequality, a bound on the probability of 
 
 Moments are those of the law that training sees, the uniform law on the training examples: for grey levels the
 mean of x is scale (mean(v) + 1/2) + shift and its covariance scale^2 (cov(v) + I/12), without sampling error
-from u.
+from u.  A set may also be trained on the centres of the bins, u = 1/2 without the I/12: the noise of the
+process at its earliest time then takes the place of u (``sde_toolkit.dequantize``).
 
 The 2-D sets are drawn in model scale: their laws, not their samples, have mean 0 and rms standard deviation
 1, so that closed forms apply to them unchanged.
@@ -25,7 +26,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,6 +38,12 @@ from sde_toolkit.moments import MAX_FULL, Moments
 
 MAX_COVARIANCE_DIM = 4096
 """The largest D for which the full (D, D) covariance is formed (128 MB in float64)."""
+
+Training = Literal["uniform", "centres"]
+"""Where in their bins the grey levels of training lie."""
+
+BIN_VARIANCE: dict[str, float] = {"uniform": 1 / 12, "centres": 0.0}
+"""What that adds to the variance of the levels."""
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray | None]]
 
@@ -115,7 +123,8 @@ class Dataset:
 
     ``train`` with shape (N, *) and ``test`` with shape (M, *) are in model scale (floating point) for
     continuous data, and raw integers in {0, ..., levels - 1} if ``scaling.levels`` is given.  Labels have
-    shape (N,) and (M,).
+    shape (N,) and (M,).  ``training`` says where in their bins the grey levels of a batch lie: at uniform
+    points or at the centres; ``scaled_train`` and ``scaled_test`` are at uniform points whatever it says.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range examples.
     """
 
@@ -125,8 +134,11 @@ class Dataset:
     scaling: Scaling = field(default_factory=Scaling.identity, repr=False)
     labels_train: Tensor | None = field(default=None, repr=False)
     labels_test: Tensor | None = field(default=None, repr=False)
+    training: Training = field(default="uniform", repr=False)
 
     def __post_init__(self) -> None:
+        if self.training not in BIN_VARIANCE:
+            raise ValueError(f"training must be one of {', '.join(BIN_VARIANCE)}, got {self.training!r}")
         _check_examples("train", self.train, self.scaling.levels)
         _check_examples("test", self.test, self.scaling.levels)
         if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
@@ -159,7 +171,18 @@ class Dataset:
     def batch(self, step: int, batch_size: int, seed: int) -> Tensor:
         """Return x0 in model scale, with shape (batch_size, *): a function of the arguments alone."""
         examples = self.train[batch_indices(len(self.train), batch_size, step, seed)]
+        if self.levels is not None and self.training == "centres":
+            return self.scaling.dequantize(examples, torch.full((), 0.5), self.dtype)
         return self._model_scale(examples, step_generator(seed, step, Stream.DEQUANTIZATION))
+
+    def batch_labels(self, step: int, batch_size: int, seed: int) -> Tensor:
+        """Return the labels of ``batch`` with the same arguments, int64 with shape (batch_size,).
+
+        Raises ValueError for a data set without labels.
+        """
+        if self.labels_train is None:
+            raise ValueError(f"dataset must have labels_train for this, got {self.name!r} without")
+        return self.labels_train[batch_indices(len(self.train), batch_size, step, seed)].to(torch.int64)
 
     def scaled_train(self, seed: int = 0) -> Tensor:
         """Return the training examples in model scale, with shape (N, *), dequantised with ``seed``."""
@@ -181,7 +204,9 @@ class Dataset:
         raw = torch.stack([(w - self._raw_mean).square().sum(0) for w in self._chunks()]).sum(0) / len(
             self.train
         )
-        return raw if self.levels is None else (raw + 1 / 12) * self.scaling.scale.square()
+        if self.levels is None:
+            return raw
+        return (raw + BIN_VARIANCE[self.training]) * self.scaling.scale.square()
 
     @functools.cached_property
     def covariance(self) -> Tensor:
@@ -201,7 +226,7 @@ class Dataset:
         if self.levels is None:
             return raw
         scale = self.scaling.scale.expand(self.event_shape).reshape(-1, 1)
-        return (raw + torch.eye(dim, dtype=torch.float64) / 12) * scale * scale.T
+        return (raw + torch.eye(dim, dtype=torch.float64) * BIN_VARIANCE[self.training]) * scale * scale.T
 
     @functools.cached_property
     def moments(self) -> Moments:
@@ -267,16 +292,17 @@ def from_array(
     return Dataset(name, x[train], x[test], scaling, labels[train], labels[test])
 
 
-def digits() -> Dataset:
+def digits(training: Training = "uniform") -> Dataset:
     """Return scikit-learn's digits, labelled: 1500 to train, 297 to test, shape (1, 8, 8), 17 grey levels.
 
-    The split is fixed: it never depends on the seed of a run.
+    The split is fixed: it never depends on the seed of a run.  ``training`` is that of ``Dataset``.
     """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     v = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
-    return from_array(v, Scaling.grey(17), name="digits", labels=bunch.target, test_fraction=297 / 1797)
+    made = from_array(v, Scaling.grey(17), name="digits", labels=bunch.target, test_fraction=297 / 1797)
+    return replace(made, training=training)
 
 
 def gaussian_mixture(

@@ -223,6 +223,14 @@ class GaussianMixture(ExactData):
         covariances = _table("covariances", covariances)
         self.components = _components(weights / total, means, covariances, name="covariances")
 
+    def component(self, label: int) -> Gaussian:
+        """The Gaussian number ``label``, 0 to K - 1; raises IndexError for another."""
+        c, k = self.components, range(len(self.components.weights))[label]
+        covariance = c.variances[k].reshape(self.event_shape)
+        if c.axes is not None:
+            covariance = (c.axes[k] * c.variances[k]) @ c.axes[k].mT
+        return Gaussian(c.means[k].reshape(self.event_shape), covariance)
+
     def flow(self, y: Tensor, nsr_t: Tensor, nsr_s: Tensor) -> Tensor:
         """The reference solution, with the shape of y: computed in float64, slow, not differentiable.
 
@@ -271,6 +279,23 @@ class ExactModel(ScoreModel):
         diagonal = c.axes is None and len(c.weights) == 1
         covariance = c.variances[0].reshape(self.event_shape) if diagonal else self.data.covariance
         return Moments(self.data.mean, covariance)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of components of a mixture, which are its classes; 0 for a Gaussian."""
+        return len(self.data.components.weights) if isinstance(self.data, GaussianMixture) else 0
+
+    def given(self, label: int) -> ExactModel:
+        """The model of one component of a mixture, 0 to K - 1; the weights are the priors of the classes.
+
+        Raises:
+            ValueError: a label out of range, or data that are no mixture.
+        """
+        if not (isinstance(self.data, GaussianMixture) and 0 <= label < self.num_classes):
+            raise ValueError(
+                f"label must be a component of a mixture, 0 .. {self.num_classes - 1}, got {label}"
+            )
+        return ExactModel(self.data.component(label), self.sde, self.dtype, self.device)
 
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x_t) with shape (B, *), for x_t with shape (B, *) and t with shape () or (B,)."""

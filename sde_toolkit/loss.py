@@ -16,16 +16,33 @@ and only the right-hand side is computed: it has no division by a vanishing sigm
 Its minimum is reached by the exact score and is not 0 but the mean of weight / sigma^2 Var[z | x_t] / D;
 for data N(m, d^2 I) that variance is D alpha_t^2 d^2 / (alpha_t^2 d^2 + sigma_t^2).
 
-Times are drawn on [t_min, T].  Stratified draws (one uniform shift for the whole batch, 2107.00630,
-appendix I.1) have the same law for every sample but spread evenly over a batch, which removes most of the
-loss's variance.  "log_snr" draws lam evenly instead of t and divides by the density of t, so that the
-expected loss is unchanged; under the likelihood weighting every sample then has the same weight, where a
-uniform t gives one that diverges like 1 / t.
+Times are drawn on [t_min, T] and the loss is divided by their density over the uniform one, so that its
+expectation is the same whatever they are:
+
+    stratified    uniform in t: one uniform shift for the whole batch, the same law for every sample but
+                  spread evenly over a batch (2107.00630, appendix I.1); so are the next two
+    log_snr       uniform in lam: every sample then has the same weight under the likelihood weighting (the
+                  importance sampling of 2101.09258), where a uniform t gives one that diverges like 1 / t
+    moments       in lam with a density that follows the root of the loss that the Gaussian with the data's
+                  moments has there, (mean of l / (l + n^2) over the eigenvalues l of the covariance)^(1/2)
+                  with n = exp(-lam), plus a tenth uniform: fewer draws where nothing is left to be learnt.
+                  Its inverse is a table
+    uniform       independent, uniform in t
+
+The second-order term, weighted by ``second_order``, asks for the right Jacobian as well (2206.08265): with
+l = z - z_hat held fixed, Cov[z | x_t] = I - sigma dz_hat/dx, so for a random vector v of signs
+
+    second-order loss = weight(t) / sigma_t^2  |sigma_t (dz_hat/dx)^T v - v + l (l . v)|^2 / D^2
+
+whose minimum is where the score is exact.  It controls what the divergence of the probability flow adds to
+the error of its likelihood, and costs about three times as much.
 
 References: Vincent, "A Connection Between Score Matching and Denoising Autoencoders" (2011); Ho, Jain and
 Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); Song et al., "Score-Based Generative
 Modeling through Stochastic Differential Equations" (2011.13456); Song et al., "Maximum Likelihood Training of
-Score-Based Diffusion Models" (2101.09258); Kingma et al., "Variational Diffusion Models" (2107.00630).
+Score-Based Diffusion Models" (2101.09258); Kingma et al., "Variational Diffusion Models" (2107.00630); Lu et
+al., "Maximum Likelihood Training for Score-Based Diffusion ODEs by High-Order Denoising Score Matching"
+(2206.08265).
 """
 
 from __future__ import annotations
@@ -39,14 +56,19 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.ddpm import Chain
+from sde_toolkit.moments import isotropic
 from sde_toolkit.score import ScoreModel
 from sde_toolkit.sde import ForwardSDE
+from solvers.terms import expand_like
 
 Weighting = Literal["noise", "sigma^2", "likelihood"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
-TimeSampling = Literal["stratified", "uniform", "log_snr"]
+TimeSampling = Literal["stratified", "uniform", "log_snr", "moments"]
 TIME_SAMPLINGS: tuple[str, ...] = get_args(TimeSampling)
+
+_NODES, _UNIFORM_SHARE = 257, 0.1
+"""Of the table of "moments": its nodes, and the part of the draws that are uniform in lam in any case."""
 
 Loss = Callable[[ScoreModel, Tensor, torch.Generator], Tensor]
 """(model, x0 with shape (B, *), generator) -> the loss of every sample, with shape (B,)."""
@@ -59,36 +81,46 @@ class DenoisingLoss:
     Args:
         weighting: "noise", "sigma^2" (the same by identity) or "likelihood".
         t_min: earliest time of the training, in [0, T); the process must have noise there.
-        time_sampling: "stratified" or "uniform" in t, or "log_snr" (stratified in log-SNR,
-            importance-weighted).
+        time_sampling: "stratified" or "uniform" in t; "log_snr" or "moments", stratified in log-SNR and
+            importance-weighted, the latter by ``model.moments`` (N(0, data_std^2 I) where there are none).
+        second_order: weight of the second-order term; 0 to leave it out.
 
     Raises:
-        ValueError: an unknown weighting or time sampling, or ``t_min`` negative; when called: ``t_min``
-            at or after the end of the process, or a process without noise at ``t_min``.
+        ValueError: an unknown weighting or time sampling, or ``t_min`` or ``second_order`` negative;
+            when called: ``t_min`` at or after the end of the process, or no noise at ``t_min``.
     """
 
     weighting: Weighting = "noise"
     t_min: float = 1e-5
     time_sampling: TimeSampling = "stratified"
+    second_order: float = 0.0
 
     def __post_init__(self) -> None:
         _check_word("weighting", self.weighting, WEIGHTINGS)
         _check_word("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         if not 0 <= self.t_min < math.inf:
             raise ValueError(f"t_min must be a finite time >= 0, got {self.t_min}; try 1e-5")
+        if not 0 <= self.second_order < math.inf:
+            raise ValueError(f"second_order must be a finite weight >= 0, got {self.second_order}; try 0")
 
     def __call__(self, model: ScoreModel, x0: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of every sample, with shape (B,), averaged over the event, for x0 with shape
         (B, *).
 
-        Draws B (or one) uniforms and then the normals from ``generator``, on its own device.
+        Draws B (or one) uniforms, then the normals, then signs if there is a second-order term, from
+        ``generator``, on its own device.
         """
         sde = model.sde
         self._check(sde)
         u = _uniforms(len(x0), generator, stratified=self.time_sampling != "uniform").to(x0.device)
-        t, correction = self._times(sde, u)
+        t, correction = self._times(model, u)
         z = _normals_like(x0, generator)
-        error = _squared_error(model, sde.perturb(x0, t, z), t, z)
+        x_t = sde.perturb(x0, t, z)
+        if self.second_order:
+            signs = _normals_like(x0, generator).sign()
+            error = _error_with_jacobian(model, x_t, t, z, signs, self.second_order)
+        else:
+            error = _squared_error(model, x_t, t, z)
         return (correction * self._weight(sde, t)).to(error.dtype) * error
 
     def _check(self, sde: ForwardSDE) -> None:
@@ -97,14 +129,19 @@ class DenoisingLoss:
         if not float(sde.sigma(torch.tensor(self.t_min, dtype=torch.float64))) > 0:
             raise ValueError(f"t_min must be a time with noise, got {self.t_min}, where sigma is 0; try 1e-5")
 
-    def _times(self, sde: ForwardSDE, u: Tensor) -> tuple[Tensor, Tensor]:
+    def _times(self, model: ScoreModel, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times in [t_min, T] and the uniform density over theirs, with the shape (B,) of u in [0, 1)."""
-        length = sde.T - self.t_min
-        if self.time_sampling != "log_snr":
+        sde, length = model.sde, model.sde.T - self.t_min
+        if self.time_sampling in ("stratified", "uniform"):
             return self.t_min + length * u, torch.ones_like(u)
         first, last = sde.lam(torch.tensor([self.t_min, sde.T], dtype=u.dtype, device=u.device))
-        t = sde.inverse_nsr((-torch.lerp(first, last, u)).exp()).clamp(self.t_min, sde.T)
-        return t, (first - last) / (length * _lam_rate(sde, t))
+        if self.time_sampling == "log_snr":
+            lam, stretch = torch.lerp(first, last, u), first - last
+        else:
+            moments = model.moments or isotropic(model.event_shape, model.data_std)
+            lam, stretch = _guided(first, last, moments.variances.to(u.device), u)
+        t = sde.inverse_nsr((-lam).exp()).clamp(self.t_min, sde.T)
+        return t, stretch / (length * _lam_rate(sde, t))
 
     def _weight(self, sde: ForwardSDE, t: Tensor) -> Tensor:
         """weight / sigma^2 with the shape of t."""
@@ -134,6 +171,36 @@ class ChainLoss:
         i = 1 + (self.chain.num_steps * u).long().clamp(max=self.chain.num_steps - 1)
         z = _normals_like(x0, generator)
         return _squared_error(model, self.chain.q_sample(x0, i, z), self.chain.times[i].to(x0.device), z)
+
+
+def _guided(first: Tensor, last: Tensor, variances: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Half log-SNRs from ``first`` down to ``last`` and the inverse of their density, for u with shape (B,).
+
+    The density is constant between the nodes of a table.
+    """
+    share = torch.linspace(0, 1, _NODES, dtype=u.dtype, device=u.device)
+    square = (-2 * torch.lerp(first, last, share)).exp()
+    guide = (variances / (variances + square[:, None])).mean(1).sqrt()
+    guide = 0.5 * (guide[1:] + guide[:-1])
+    mass = (1 - _UNIFORM_SHARE) * guide / guide.sum() + _UNIFORM_SHARE / len(guide)
+    cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+    cell = (torch.searchsorted(cumulative, u, right=True) - 1).clamp(0, len(mass) - 1)
+    place = (cell + (u - cumulative[cell]) / mass[cell]) / len(mass)
+    return torch.lerp(first, last, place), (first - last) / (mass[cell] * len(mass))
+
+
+def _error_with_jacobian(
+    model: ScoreModel, x_t: Tensor, t: Tensor, z: Tensor, signs: Tensor, second_order: float
+) -> Tensor:
+    """The squared error of the noise plus that of its Jacobian along ``signs``, with shape (B,)."""
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_()
+        z_hat = model.noise(x_t, t)
+        (pulled,) = torch.autograd.grad(z_hat, x_t, signs, create_graph=True)
+        left = (z - z_hat).detach()
+        along = expand_like((left * signs).flatten(1).sum(1), z)
+        second = (expand_like(model.sde.sigma(t), z) * pulled - signs + left * along).square().flatten(1)
+        return (z_hat - z).square().flatten(1).mean(1) + second_order * second.mean(1) / second.shape[1]
 
 
 def _squared_error(model: ScoreModel, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ knows less of the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -169,6 +169,22 @@ def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
     if covariance is None:
         covariance = tensors["std"].double().square()
     return Moments(tensors["mean"], covariance)
+
+
+def class_tensors(moments: Sequence[Moments]) -> dict[str, Tensor]:
+    """For a checkpoint: ``Moments.tensors`` of every class, stacked, under names that begin with "class_"."""
+    each = [law.tensors() for law in moments]
+    shared = set(each[0]).intersection(*each)
+    return {f"class_{name}": torch.stack([part[name] for part in each]) for name in sorted(shared)}
+
+
+def class_moments_from_tensors(tensors: Mapping[str, Tensor]) -> list[Moments] | None:
+    """The moments that ``class_tensors`` gave; None if there are none."""
+    parts = {name.removeprefix("class_"): part for name, part in tensors.items() if name.startswith("class_")}
+    if not parts:
+        return None
+    count = len(parts["mean"])
+    return [moments_from_tensors({name: part[k] for name, part in parts.items()}) for k in range(count)]
 
 
 def isotropic(event_shape: tuple[int, ...], std: float = 1.0) -> Moments:

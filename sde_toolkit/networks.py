@@ -7,13 +7,18 @@ enters through
 
     [cos(c w_k), sin(c w_k)],    w_k = 10000^(-k / K),    k = 0 .. K - 1                          (2006.11239)
 
+A network of K > 0 classes also takes labels k with shape (B,), 0 to K - 1, and adds a learned vector for
+each to the embedding of the time.  There is one more such vector, for the null class K: it stands for "no
+label", which is also what a call without labels means.
+
 Weights are drawn from ``seed`` alone; the global generator is left as it was.  The last layer starts at
 zero, so that an untrained network puts out 0: the posterior mean of the noise at t = 0 and of centred
 data at t = T.
 
 References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); He et al.,
 "Identity Mappings in Deep Residual Networks" (1603.05027); Ronneberger, Fischer and Brox, "U-Net"
-(1505.04597).
+(1505.04597); Ho and Salimans, "Classifier-Free Diffusion Guidance" (2207.12598) for the null class; Kingma et
+al., "Variational Diffusion Models" (2107.00630) for Fourier features of the state.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ MAX_PERIOD = 10000.0
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from ``seed``, and put the global generator back afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(step_generator(seed, 0, Stream.WEIGHTS).initial_seed())
@@ -66,6 +71,7 @@ class MLP(nn.Module):
         width: number of hidden units.
         depth: number of residual blocks, each of two layers.
         num_frequencies: K, of the time features.
+        num_classes: number of classes; 0 for a network without labels.
         seed: of the initial weights.
 
     Raises:
@@ -78,14 +84,16 @@ class MLP(nn.Module):
         width: int = 128,
         depth: int = 3,
         num_frequencies: int = 32,
+        num_classes: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         width, depth = integer("width", width, 1), integer("depth", depth, 1)
         self.event_shape = tuple(integer("event_shape", size, 1) for size in event_shape)
         self.num_frequencies = integer("num_frequencies", num_frequencies, 1)
+        self.num_classes = integer("num_classes", num_classes, 0)
         dim = math.prod(self.event_shape)
-        with _seeded(seed):
+        with seeded(seed):
             self.embed = nn.Sequential(
                 nn.Linear(2 * self.num_frequencies, width), nn.SiLU(), nn.Linear(width, width)
             )
@@ -93,13 +101,17 @@ class MLP(nn.Module):
             self.blocks = nn.ModuleList(_ResidualBlock(width) for _ in range(depth))
             self.norm = nn.LayerNorm(width)
             self.last = nn.Linear(width, dim)
+            if num_classes:
+                self.classes = nn.Embedding(num_classes + 1, width)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return the prediction with shape (B, *), for x with shape (B, *) and c with shape (B,)."""
+    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the prediction with shape (B, *), for x with shape (B, *), c and labels with shape (B,)."""
         _check_state(x, self.event_shape)
-        e = nn.functional.silu(self.embed(time_features(c, self.num_frequencies)))
+        labels = _labels(labels, self.num_classes, x)
+        e = self.embed(time_features(c, self.num_frequencies))
+        e = nn.functional.silu(e if labels is None else e + self.classes(labels))
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, e)
@@ -121,6 +133,9 @@ class UNet(nn.Module):
         num_groups: of the group normalisation.
         patch_size: P.
         dropout: probability.
+        fourier: exponents k of the input features cos(2^k pi x) and sin(2^k pi x), which let a network see
+            differences far below the data's scale (2107.00630, section 5.3); () for none.
+        num_classes: number of classes; 0 for a network without labels.
         seed: of the initial weights.
 
     Raises:
@@ -137,11 +152,14 @@ class UNet(nn.Module):
         num_groups: int = 8,
         patch_size: int = 1,
         dropout: float = 0.0,
+        fourier: tuple[int, ...] = (),
+        num_classes: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
+        self.event_shape, self.fourier = tuple(event_shape), tuple(fourier)
         self.patch_size = integer("patch_size", patch_size, 1)
+        self.num_classes = integer("num_classes", num_classes, 0)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
         from diffusers import UNet2DModel
 
@@ -150,10 +168,10 @@ class UNet(nn.Module):
         levels = range(len(channels))
         down = tuple("AttnDownBlock2D" if k in attention_levels else "DownBlock2D" for k in levels)
         up = tuple("AttnUpBlock2D" if k in attention_levels else "UpBlock2D" for k in reversed(levels))
-        with _seeded(seed):
+        with seeded(seed):
             self.unet = UNet2DModel(
                 sample_size=(height // patch_size, width // patch_size),
-                in_channels=size,
+                in_channels=size * (1 + 2 * len(self.fourier)),
                 out_channels=size,
                 block_out_channels=tuple(channels),
                 layers_per_block=integer("layers_per_block", layers_per_block, 1),
@@ -162,23 +180,42 @@ class UNet(nn.Module):
                 add_attention=levels[-1] in attention_levels,
                 norm_num_groups=num_groups,
                 dropout=dropout,
+                num_class_embeds=num_classes + 1 if num_classes else None,
             )
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
         self.unet.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return the prediction with shape (B, C, H, W), for x with that shape and c with shape (B,)."""
+    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the prediction with shape (B, C, H, W), for x with that shape, c and labels with shape
+        (B,)."""
         _check_state(x, self.event_shape)
-        folded = nn.functional.pixel_unshuffle(x, self.patch_size).contiguous(
+        labels = _labels(labels, self.num_classes, x)
+        folded = nn.functional.pixel_unshuffle(self._features(x), self.patch_size).contiguous(
             memory_format=torch.channels_last
         )
-        return nn.functional.pixel_shuffle(self.unet(folded, c, return_dict=False)[0], self.patch_size)
+        out = self.unet(folded, c, class_labels=labels, return_dict=False)[0]
+        return nn.functional.pixel_shuffle(out, self.patch_size)
+
+    def _features(self, x: Tensor) -> Tensor:
+        angles = [2.0**k * math.pi * x for k in self.fourier]
+        return torch.cat([x, *(wave for a in angles for wave in (a.cos(), a.sin()))], 1) if angles else x
 
 
 def _check_state(x: Tensor, event_shape: tuple[int, ...]) -> None:
     if tuple(x.shape[1:]) != event_shape:
         raise ValueError(f"x must have shape (B, {', '.join(map(str, event_shape))}), got {tuple(x.shape)}")
+
+
+def _labels(labels: Tensor | None, num_classes: int, x: Tensor) -> Tensor | None:
+    """The labels with shape (B,), those of the null class where none are given; None without classes."""
+    if labels is None:
+        return torch.full((len(x),), num_classes, device=x.device) if num_classes else None
+    if not num_classes:
+        raise ValueError("labels must be left out for a network without classes; build it with num_classes")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(x)},), one per sample, got {tuple(labels.shape)}")
+    return labels.to(x.device, torch.int64)
 
 
 def _check_unet(

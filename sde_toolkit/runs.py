@@ -44,7 +44,7 @@ from sde_toolkit.config import (
 )
 from sde_toolkit.data import Dataset
 from sde_toolkit.files import WorkdirLock, atomic_write
-from sde_toolkit.moments import moments_from_tensors
+from sde_toolkit.moments import class_moments_from_tensors, moments_from_tensors
 from sde_toolkit.samplers import Samples
 from sde_toolkit.score import NetworkModel
 from sde_toolkit.state import (
@@ -144,7 +144,8 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
             "drop these overrides, or train again in another workdir"
         )
     moments = moments_from_tensors(checkpoint.part("data"))
-    model = build_model(config, moments.event_shape, moments.diagonal().std, moments)
+    classes = class_moments_from_tensors(checkpoint.part("data"))
+    model = build_model(config, moments.event_shape, moments.diagonal().std, moments, classes)
     load_ema(model.network, checkpoint)
     model.network.requires_grad_(False).eval()
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
@@ -213,7 +214,7 @@ def train_run(
                     on_step(info)
 
             fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
-                settings.checkpoint_every, settings.keep, step)  # fmt: skip
+                settings.checkpoint_every, settings.keep, step, settings.label_dropout)  # fmt: skip
     return open_run(workdir, overrides)
 
 

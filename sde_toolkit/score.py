@@ -17,7 +17,8 @@ so one formula inverts them all: with D = a sigma - alpha b,
     x0_hat = (sigma raw - b x_t) / D,             z_hat = (a x_t - alpha raw) / D
 
 A network sees the state scaled to unit variance, c_in x_t with c_in = 1 / sqrt(alpha^2 d^2 + sigma^2), and
-the time feature 1000 t / T.
+the time feature 1000 t / T.  One of K classes estimates posterior means given the class as well, E[z | x_t,
+k]; ``model.given(k)`` is the score model of p_t(x_t | k).
 
 References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the velocity; Karras et al.,
 "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364) for the preconditioning.
@@ -25,7 +26,10 @@ References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the vel
 
 from __future__ import annotations
 
+import copy
+import operator
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -164,15 +168,21 @@ class NetworkModel(ScoreModel):
 
     Args:
         network: called as ``network(x, c)`` with x of shape (B, *) and the time feature c of shape (B,), 0 to
-            1000; returns the shape of x.
+            1000; returns the shape of x.  With an attribute ``num_classes`` > 0 it is also called as
+            ``network(x, c, labels)`` with labels of shape (B,).
         sde: the forward process that the network was (or will be) trained under.
         predicts: what the network puts out.
         event_shape: the shape D of one sample.
         data_std: root-mean-square standard deviation of the data.
         moments: mean and covariance of the data, for the samplers that use them.
+        class_moments: those of every class.
+
+    Attributes:
+        label: the class, or classes with shape (B,), of a view that ``given`` made; None before.
 
     Raises:
-        ValueError: an unknown prediction, ``data_std`` not positive, or moments of another event shape.
+        ValueError: an unknown prediction, ``data_std`` not positive, moments of another event shape, or of
+            another number of classes than the network has.
     """
 
     def __init__(
@@ -183,17 +193,26 @@ class NetworkModel(ScoreModel):
         event_shape: tuple[int, ...],
         data_std: float = 1.0,
         moments: Moments | None = None,
+        class_moments: Sequence[Moments] | None = None,
     ) -> None:
         if predicts not in PREDICTIONS:
             raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be a finite positive number, got {data_std}")
         self.network, self.sde, self.predicts = network, sde, predicts
-        if moments is not None and moments.event_shape != tuple(event_shape):
+        self.class_moments = None if class_moments is None else tuple(class_moments)
+        for law in (*([] if moments is None else [moments]), *(self.class_moments or ())):
+            if law.event_shape != tuple(event_shape):
+                raise ValueError(
+                    f"moments must have the event shape {tuple(event_shape)}, got {law.event_shape}"
+                )
+        if self.class_moments is not None and len(self.class_moments) != self.num_classes:
             raise ValueError(
-                f"moments must have the event shape {tuple(event_shape)}, got {moments.event_shape}"
+                f"class_moments must be those of {self.num_classes} classes, got {len(self.class_moments)}"
             )
         self.event_shape, self.data_std, self.moments = tuple(event_shape), float(data_std), moments
+        self.label: int | Tensor | None = None
+        self._moments_of_all = moments
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
@@ -205,9 +224,51 @@ class NetworkModel(ScoreModel):
         """Device of the network's parameters."""
         return next(self.network.parameters()).device
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K that the network knows; 0 for one without labels."""
+        return int(getattr(self.network, "num_classes", 0))
+
+    def given(self, label: int | Tensor) -> NetworkModel:
+        """The score model of one class, with its moments where they are known.
+
+        Args:
+            label: 0 to K - 1, or K for the null class ("no label"), with the moments of all data; or labels
+                with shape (B,), integers, for states of exactly these B samples (as in training).
+
+        Raises:
+            ValueError: a network without classes, a label out of range, or labels of another shape or type.
+        """
+        count = self.num_classes
+        if count == 0:
+            raise ValueError("label needs a network with classes, got one without; build it with num_classes")
+        if isinstance(label, Tensor):
+            if label.ndim != 1 or label.dtype.is_floating_point or label.dtype == torch.bool:
+                raise ValueError(
+                    f"labels must be integers with shape (B,), got {label.dtype} with shape "
+                    f"{tuple(label.shape)}"
+                )
+            low, high = (int(label.min()), int(label.max())) if len(label) else (0, 0)
+        else:
+            low = high = label = operator.index(label)
+        if low < 0 or high > count:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"label must be one of the classes 0 .. {count - 1}, or {count} for none, got {wrong}"
+            )
+        view = copy.copy(self)
+        view.label, view.moments = label, self._moments_of_all
+        if isinstance(label, int) and label < count and self.class_moments is not None:
+            view.moments = self.class_moments[label]
+        return view
+
     def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's output at x_t with shape (B, *) and t with shape () or (B,)."""
         alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
         c_in = (alpha_t.square() * self.data_std**2 + sigma_t.square()).rsqrt()
         c_noise = (TIME_SCALE / self.sde.T * t).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
-        return self.network(expand_like(c_in, x_t) * x_t, c_noise)
+        if self.label is None:
+            return self.network(expand_like(c_in, x_t) * x_t, c_noise)
+        labels = torch.as_tensor(self.label, device=x_t.device)
+        labels = labels.expand(x_t.shape[0]) if labels.ndim == 0 else labels
+        return self.network(expand_like(c_in, x_t) * x_t, c_noise, labels)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -306,3 +307,35 @@ def test_gaussian_mixture_and_toys_refuse_bad_arguments():
         data.gaussian_mixture(np.zeros((2, 3)), 1.0, weights=[1.0, -1.0])
     with pytest.raises(ValueError, match="num_train must be an integer >= 1, got 0"):
         data.ring(0)
+
+
+# Labels and places in the bins
+
+
+def test_labels_ride_with_the_batch():
+    dataset = data.gaussian_mixture([[-9.0], [0.0], [9.0]], 0.1, num_train=50, num_test=5)
+    for step in (0, 3, 17):
+        x, labels = dataset.batch(step, 16, seed=4), dataset.batch_labels(step, 16, seed=4)
+        assert labels.dtype == torch.int64
+        assert torch.equal((x[:, 0] / 9).round().long() + 1, labels)
+    with pytest.raises(ValueError, match="must have labels_train"):
+        data.checkerboard(num_train=5, num_test=5).batch_labels(0, 4, 0)
+
+
+def test_training_on_the_centres_of_the_bins():
+    uniform, centres = grey_dataset(), replace(grey_dataset(), training="centres")
+    x = centres.batch(2, 6, seed=1)
+    levels = uniform.scaling.to_levels(uniform.batch(2, 6, seed=1))
+    torch.testing.assert_close(x, centres.scaling.dequantize(levels, torch.full((), 0.5)), rtol=0, atol=0)
+    # what is evaluated stays dequantised
+    assert torch.equal(centres.scaled_test(), uniform.scaled_test())
+    torch.testing.assert_close(centres.mean, uniform.mean)
+    torch.testing.assert_close(
+        uniform.variance - centres.variance, torch.full((1, 2, 3), 0.4**2 / 12).double()
+    )
+    torch.testing.assert_close(
+        uniform.covariance - centres.covariance, torch.eye(6, dtype=torch.float64) * 0.4**2 / 12
+    )
+    assert torch.equal(data.digits(training="centres").train, data.digits().train)
+    with pytest.raises(ValueError, match="training must be one of uniform, centres, got 'none'"):
+        replace(uniform, training="none")

@@ -1,4 +1,5 @@
 import copy
+import math
 import subprocess
 import sys
 
@@ -146,3 +147,60 @@ def test_bad_input_gets_a_sentence(build_it, words):
 def test_diffusers_is_imported_only_when_an_image_network_is_built():
     program = "import sys, sde_toolkit.networks as n; n.MLP((2,)); sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def with_classes(kind, num_classes=3):
+    if kind == "mlp":
+        return MLP((3,), width=16, depth=2, num_classes=num_classes)
+    return UNet(IMAGE, channels=(8, 16), num_classes=num_classes)
+
+
+def test_the_output_depends_on_the_class_and_no_label_is_the_null_class(kind):
+    network = awake(with_classes(kind)).eval().requires_grad_(False)
+    x, c = batch(kind, size=4)
+    x, c = x[:1].expand_as(x), c[:1].expand_as(c)
+    out = network(x, c, torch.arange(4))
+    differences = [(out[i] - out[j]).abs().amax() for i in range(4) for j in range(i)]
+    assert min(map(float, differences)) > 1e-4
+    torch.testing.assert_close(network(x[:1], c[:1]), out[3:])
+    torch.testing.assert_close(
+        network(x, c, torch.tensor([2, 1, 0, 3], dtype=torch.uint8))[:3], out[[2, 1, 0]]
+    )
+
+
+def test_every_class_gets_a_gradient(kind):
+    network = awake(with_classes(kind))
+    x, c = batch(kind)
+    network(x, c, torch.tensor([0, 1, 2, 3, 0])).square().sum().backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert silent == []
+
+
+def test_classes_leave_networks_without_them_as_they_were(kind):
+    plain, zero = build(kind).state_dict(), with_classes(kind, num_classes=0).state_dict()
+    assert plain.keys() == zero.keys()
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+
+
+def test_wrong_labels_get_a_sentence(kind):
+    x, c = batch(kind)
+    with pytest.raises(ValueError, match="build it with num_classes"):
+        build(kind)(x, c, torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\), one per sample, got \(4,\)"):
+        with_classes(kind)(x, c, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="num_classes must be"):
+        with_classes(kind, num_classes=-1)
+
+
+def test_fourier_features_let_the_network_see_small_differences():
+    x = torch.linspace(-1, 1, 2 * 64).reshape(2, *IMAGE)
+    network = awake(UNet(IMAGE, channels=(8, 16), fourier=(0, 3)))
+    assert network.unet.conv_in.in_channels == IMAGE[0] * 5
+    features = network._features(x)
+    waves = [(math.pi * x).cos(), (math.pi * x).sin(), (8 * math.pi * x).cos(), (8 * math.pi * x).sin()]
+    assert torch.allclose(features, torch.cat([x, *waves], 1), atol=1e-5)
+    assert network(x, torch.zeros(2)).shape == x.shape
+    plain = UNet(IMAGE, channels=(8, 16))
+    assert torch.equal(plain._features(x), x)
+    folded = awake(UNet((2, 8, 12), channels=(16,), patch_size=2, fourier=(1,)))
+    assert folded(torch.ones(1, 2, 8, 12), torch.zeros(1)).shape == (1, 2, 8, 12)

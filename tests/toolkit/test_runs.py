@@ -179,3 +179,27 @@ def test_checkpoint_older_than_a_field_is_opened_and_resumed(workdir, trained):
     save_file(load_file(path), path, {"sde_toolkit": json.dumps(document)})
     assert runs.open_run(workdir).fingerprint == trained.fingerprint
     assert runs.train_run(workdir, None, {"training.num_steps": 13}).step == 13
+
+
+def test_a_class_of_an_opened_run_is_sampled_like_any_model(tmp_path):
+    run = runs.train_run(tmp_path, "ring", TINY | {"model.num_classes": 8, "training.num_steps": 2})
+    sampler = build_sampler(run.config, "default", 4, run.model.given(3))
+    three, five = (sampler.sample(run.model.given(label), 6, seed=1).x for label in (3, 5))
+    assert three.shape == (6, 2)
+    assert not torch.equal(three, five)
+    moments, data = run.model.given(3).moments, build_dataset(run.config)
+    torch.testing.assert_close(moments.mean, data.train[data.labels_train == 3].double().mean(0))
+    ddim = build_sampler(run.config, "ddim", 3)
+    labels = torch.tensor([3, 5, 3, 5])
+    mixed = ddim.sample(run.model.given(labels), 4, seed=1).x
+    alone = ddim.sample(run.model.given(5), 4, seed=1).x
+    torch.testing.assert_close(mixed[1::2], alone[1::2])
+
+
+def test_the_shipped_class_configuration_builds_a_network_of_ten_classes():
+    config = load_config("digits_classes")
+    assert config.model.num_classes == 10
+    assert config.training.label_dropout == 0.1
+    labels = build_dataset(config).labels_train
+    assert labels is not None
+    assert set(labels.tolist()) == set(range(10))

@@ -7,6 +7,7 @@ from problems import DATA, MIXTURE, SDES
 from torch import Tensor, nn
 
 from sde_toolkit.exact import ExactModel
+from sde_toolkit.moments import Moments
 from sde_toolkit.score import PREDICTIONS, NetworkModel, ScoreModel, prediction_coefficients
 from sde_toolkit.sde import VPSDE, ForwardSDE
 from solvers.terms import expand_like
@@ -166,3 +167,64 @@ def test_bad_arguments_are_refused():
 def test_score_model_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         ScoreModel()
+
+
+class Labelled(nn.Module):
+    """A network whose prediction is its label: 3 classes, and the null class."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = torch.full(c.shape, 3) if labels is None else labels
+        return expand_like(labels.to(x), x).expand_as(x)
+
+
+def labelled() -> NetworkModel:
+    moments = [Moments([float(k), 0.0], 1.0 + k) for k in range(4)]
+    return NetworkModel(Labelled(), VPSDE(), "noise", (2,), 1.0, moments[3], moments[:3])
+
+
+def test_one_class_of_a_model_is_a_score_model():
+    model, x, t = labelled(), torch.zeros(4, 2), torch.tensor(0.3)
+    assert model.num_classes == 3
+    for label in range(4):
+        view = model.given(label)
+        assert isinstance(view, ScoreModel)
+        assert torch.equal(view.noise(x, t), torch.full((4, 2), float(label)))
+        assert view.moments is not None
+        assert float(view.moments.mean[0]) == label
+        assert view.network is model.network
+    assert torch.equal(model.noise(x, t), torch.full((4, 2), 3.0))
+    assert torch.equal(model.given(1).given(2).noise(x, t), torch.full((4, 2), 2.0))
+    labels = torch.tensor([2, 0, 3, 1])
+    mixed = model.given(2).given(labels)
+    assert torch.equal(mixed.noise(x, t)[:, 0], labels.float())
+    assert mixed.moments is model.moments
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: oracle(VPSDE(), "noise").given(0), "needs a network with classes"),
+        (lambda: labelled().given(4), r"classes 0 .. 2, or 3 for none, got 4"),
+        (lambda: labelled().given(-1), "got -1"),
+        (lambda: labelled().given(torch.tensor([0, 4])), "got 4"),
+        (lambda: labelled().given(torch.tensor([0.0])), r"integers with shape \(B,\)"),
+        (lambda: labelled().given(torch.tensor(1)), r"integers with shape \(B,\)"),
+        (
+            lambda: NetworkModel(Labelled(), VPSDE(), "noise", (2,), 1.0, None, [Moments([0.0, 0.0], 1.0)]),
+            "those of 3 classes, got 1",
+        ),
+        (
+            lambda: NetworkModel(Labelled(), VPSDE(), "noise", (2,), 1.0, None, [Moments([0.0], 1.0)] * 3),
+            "moments must have the event shape",
+        ),
+    ],
+)
+def test_wrong_classes_get_a_sentence(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -16,6 +16,7 @@ from sde_toolkit.data import Dataset, digits, gaussian_mixture
 from sde_toolkit.exact import ExactModel, GaussianMixture
 from sde_toolkit.files import WorkdirLock
 from sde_toolkit.loss import ChainLoss, DenoisingLoss
+from sde_toolkit.moments import class_moments_from_tensors
 from sde_toolkit.networks import MLP, UNet
 from sde_toolkit.score import NetworkModel
 from sde_toolkit.sde import VPSDE
@@ -28,7 +29,7 @@ from sde_toolkit.state import (
     restore,
     save_checkpoint,
 )
-from sde_toolkit.train import NonFiniteError, StepInfo, fit, train_step
+from sde_toolkit.train import NonFiniteError, StepInfo, class_moments, fit, train_step
 
 MEANS, STD = [[-1.0, 0.0], [1.0, 0.5]], 0.2
 ROOT = Path(__file__).parents[2]
@@ -331,3 +332,96 @@ def test_reading_beside_a_writer_never_sees_a_broken_file(tmp_path):
                 assert all(bool(value.isfinite().all()) for value in checkpoint.tensors.values())
     assert len(steps) > 3
     assert max(steps) <= 150
+
+
+LABELLED = {"means": [[-2.0, 0.0], [2.0, 0.0], [0.0, 2.0]], "std": 0.3, "num_train": 600, "num_test": 30}
+
+
+def class_state(num_classes=3, **options):
+    return make_state(MLP((2,), width=16, depth=1, num_classes=num_classes), **options)
+
+
+def test_a_resumed_run_with_classes_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    data = gaussian_mixture(**LABELLED)
+    whole, parts, resumed = class_state(), class_state(), class_state()
+    fit(whole, data, DenoisingLoss(), 10, batch_size=8)
+    fit(parts, data, DenoisingLoss(), 5, batch_size=8)
+    restore(resumed, read_checkpoint(save_checkpoint(parts, tmp_path)))
+    fit(resumed, data, DenoisingLoss(), 10, batch_size=8)
+    assert_same(whole.tensors(), resumed.tensors())
+
+
+def test_the_share_of_dropped_labels_is_the_one_asked_for():
+    seen = []
+
+    def loss(model, x0, generator):
+        seen.append(model.label)
+        return DenoisingLoss()(model, x0, generator)
+
+    data = gaussian_mixture(**LABELLED)
+    for share in (0.0, 0.25, 1.0):
+        seen.clear()
+        fit(class_state(), data, loss, 40, batch_size=50, label_dropout=share)
+        labels = torch.cat(seen)
+        expected = torch.cat([data.batch_labels(step, 50, 0) for step in range(40)])
+        dropped = labels == 3
+        assert torch.equal(labels[~dropped], expected[~dropped])
+        spread = 5 * math.sqrt(share * (1 - share) / len(labels))
+        assert abs(float(dropped.double().mean()) - share) <= spread
+
+
+@pytest.mark.slow
+def test_every_class_and_all_of_them_are_learned():
+    data, state = gaussian_mixture(**LABELLED | {"num_train": 8192, "num_test": 3000}), class_state()
+    network = MLP((2,), width=32, depth=2, num_classes=3)
+    state = TrainState(NetworkModel(network, VPSDE(), "noise", (2,), data.data_std))
+    fit(state, data, DenoisingLoss(t_min=1e-3), 800, batch_size=128, label_dropout=0.25)
+    exact = ExactModel(GaussianMixture([1 / 3] * 3, LABELLED["means"], [0.09] * 3), VPSDE(), torch.float32)
+
+    def held_out(model, x):
+        with torch.no_grad():
+            return float(DenoisingLoss(t_min=1e-3)(model, x, torch.Generator().manual_seed(0)).mean())
+
+    for label in range(3):
+        mine = data.test[data.labels_test == label]
+        best = held_out(exact.given(label), mine)
+        assert held_out(state.ema.given(label), mine) < 1.25 * best
+        assert held_out(state.ema.given((label + 1) % 3), mine) > 1.5 * best
+    best = held_out(exact, data.test)
+    assert held_out(state.ema, data.test) < 1.25 * best
+
+
+def test_the_moments_of_every_class_are_kept(tmp_path):
+    data = gaussian_mixture(**LABELLED)
+    state = class_state()
+    fit(state, data, DenoisingLoss(), 1, batch_size=8)
+    checkpoint = read_checkpoint(save_checkpoint(state, tmp_path))
+    found = class_moments_from_tensors(checkpoint.part("data"))
+    assert found is not None
+    for label, moments in enumerate(found):
+        mine = data.train[data.labels_train == label].double()
+        torch.testing.assert_close(moments.mean, mine.mean(0))
+        torch.testing.assert_close(moments.covariance, mine.T.cov(correction=0))
+    fit(plain := make_state(), data, DenoisingLoss(), 1, batch_size=8)
+    assert class_moments_from_tensors(plain.data) is None
+    assert class_moments(digits(), 10)[3].kind == "full"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label_dropout": 1.5}, r"label_dropout must be in \[0, 1\], got 1.5"),
+        ({"num_classes": 2}, r"classes 0 .. 1, got 0 .. 2"),
+        ({"num_classes": 4}, "got none of class 3"),
+    ],
+)
+def test_classes_that_do_not_fit_get_a_sentence(options, words):
+    data, num_classes = gaussian_mixture(**LABELLED), options.pop("num_classes", 3)
+    with pytest.raises(ValueError, match=words):
+        fit(class_state(num_classes), data, DenoisingLoss(), 1, **options)
+
+
+def test_a_network_with_classes_needs_labels():
+    data = Dataset("unlabelled", torch.randn(9, 2), torch.randn(3, 2))
+    with pytest.raises(ValueError, match="got none"):
+        fit(class_state(), data, DenoisingLoss(), 1)

@@ -1,0 +1,12 @@
+"""The 8x8 digits with their labels, a class-conditional U-Net: one digit at a time, and Bayes' rule."""
+
+from ml_collections import ConfigDict
+
+from sde_toolkit.configs import digits
+
+
+def get_config() -> ConfigDict:
+    """Return the configuration."""
+    config = digits.get_config()
+    config.model.num_classes = 10
+    return config
