@@ -35,7 +35,7 @@ from sde_toolkit.train import StepInfo
 
 CONFIG = "digits_likelihood"
 ARMS: dict[str, dict[str, Any]] = {
-    "noise": {"loss.weighting": "noise", "loss.time_sampling": "stratified"},
+    "noise": {"loss.weighting": "noise", "loss.time_sampling": "stratified", "loss.antithetic_nsr": 0.0},
     "likelihood": {},
 }
 DRAWS = 64
