@@ -71,6 +71,7 @@ _HOME = {
     "discrete": ("ChainSDE", "IndexedModel"),
     "correctors": ("Langevin", "AnnealedLangevin"),
     "likelihood": ("LogLikelihood", "log_likelihood", "moment_matched_prior"),
+    "bounds": ("Bound", "continuous_bound", "discrete_bound"),
     "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
