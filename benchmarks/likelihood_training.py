@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     for name, overrides in ARMS.items():
         runs[name] = train(name, directory, overrides)
         found[name] = judge(runs[name])
+        print(f"  {name}: {float(found[name]['flow'].mean()):.4f} bits/dim by the flow", flush=True)
     rows: dict[str, Any] = {
         name: {kind: estimate(values) for kind, values in bits.items()} for name, bits in found.items()
     }

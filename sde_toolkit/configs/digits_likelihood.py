@@ -12,6 +12,6 @@ def get_config() -> ConfigDict:
     config.model.fourier = (1, 2, 3, 4, 5, 6, 7)
     config.loss.weighting = "likelihood"
     config.loss.time_sampling = "moments"
-    config.loss.antithetic_nsr = 0.1
+    config.loss.antithetic_nsr = 0.3
     config.optimization.max_grad_norm = 25.0  # this loss is 24 times as large as the mean squared error
     return config
