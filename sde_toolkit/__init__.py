@@ -82,6 +82,7 @@ _HOME = {
         "discrete_log_likelihood",
         "train_dequantizer",
     ),
+    "bounds": ("Bound", "continuous_bound", "discrete_bound"),
     "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -38,7 +38,7 @@ from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
 from sde_toolkit.overrides import Schema, Variants, complete, defaults, nearest, override, read_json, to_json
 from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS
-from sde_toolkit.score import PREDICTIONS, NetworkModel, ScoreModel
+from sde_toolkit.score import PREDICTIONS, TIME_SCALE, NetworkModel, ScoreModel
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
 
@@ -60,7 +60,8 @@ SCHEMA: Schema = {
                              "num_groups": 8, "patch_size": 1, "dropout": 0.0, "fourier": ()},
          "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
     ),
-    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "second_order": 0.0},
+    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "antithetic_nsr": 0.0,
+             "second_order": 0.0},
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
     "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2,
@@ -198,12 +199,27 @@ def build_sde(config: Config) -> ForwardSDE:
     return makers[config.sde.name]()
 
 
-def build_network(config: Config, event_shape: tuple[int, ...]) -> nn.Module:
-    """The network of ``config.model`` for this event shape; ``config.seed`` draws its initial weights."""
+def build_network(config: Config, event_shape: tuple[int, ...], data_std: float = 1.0) -> nn.Module:
+    """The network of ``config.model`` for this event shape; ``config.seed`` draws its initial weights.
+
+    ``data_std``, of the data, tells Fourier features how much noise there is in what the network sees.
+    """
     makers: dict[str, Callable[..., nn.Module]] = {"unet": networks.UNet, "mlp": networks.MLP}
     options = _options(config.model)
     del options["predicts"]
+    if options.get("fourier"):
+        options["noise_level"] = _noise_level(build_sde(config), data_std)
     return makers[config.model.name](event_shape, seed=config.seed, **options)
+
+
+def _noise_level(sde: ForwardSDE, data_std: float) -> Callable[[Tensor], Tensor]:
+    """Time feature -> standard deviation of the noise in a state that is scaled to unit variance."""
+
+    def level(c: Tensor) -> Tensor:
+        nsr = sde.nsr(c.double() * (sde.T / TIME_SCALE))
+        return nsr / (data_std**2 + nsr.square()).sqrt()
+
+    return level
 
 
 def build_model(
@@ -214,7 +230,8 @@ def build_model(
     class_moments: Sequence[Moments] | None = None,
 ) -> NetworkModel:
     """The untrained score model: the network of ``config.model`` under the process of ``config.sde``."""
-    network, sde, predicts = build_network(config, event_shape), build_sde(config), config.model.predicts
+    network, sde = build_network(config, event_shape, data_std), build_sde(config)
+    predicts = config.model.predicts
     return NetworkModel(network, sde, predicts, event_shape, data_std, moments, class_moments)
 
 

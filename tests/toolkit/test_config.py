@@ -54,8 +54,19 @@ def test_fields_and_defaults_are_those_of_the_object(fields, made):
     options = {
         p.name: p.default for p in inspect.signature(made).parameters.values() if p.name != "event_shape"
     }
-    options.pop("seed", None)
+    for built in ("seed", "noise_level"):  # not fields: they follow from the rest of the configuration
+        options.pop(built, None)
     assert {name: value for name, value in fields.items() if name != "predicts"} == options
+
+
+def test_fourier_features_are_told_the_noise_in_their_input():
+    config = c.load_config("digits_likelihood", {"sde.name": "ve"})
+    network = c.build_network(config, (1, 8, 8), data_std=0.5)
+    t, sde = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64), c.build_sde(config)
+    model = c.build_model(config, (1, 8, 8), data_std=0.5)
+    c_in = (0.5**2 + sde.sigma(t).square()).rsqrt()  # what the model scales its states by
+    torch.testing.assert_close(network.noise_level(1000 * t), c_in * sde.sigma(t))
+    torch.testing.assert_close(model.network.noise_level(1000 * t), c_in * sde.sigma(t))
 
 
 @pytest.mark.parametrize(
