@@ -140,7 +140,7 @@ class FoldedRun:
 
     def __init__(self, plan: FoldedPlan, x: Tensor) -> None:
         self._plan, self._x, self._shape = plan, x, x.shape
-        self._few = len(x) < FEWEST_ROWS
+        self._few, self._flat_already = len(x) < FEWEST_ROWS, x.ndim == 2
         width, n = plan.usual[0].shape
         self._rows = x.new_zeros(max(len(x), FEWEST_ROWS), width)
         self._rows[:, 0] = 1
@@ -149,7 +149,7 @@ class FoldedRun:
         self._ring = rest
 
     def _flat(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
+        x = x if self._flat_already else x.flatten(1)
         return torch.cat([x, x.new_zeros(len(self._rows) - len(x), x.shape[1])]) if self._few else x
 
     def step(self, i: int, x: Tensor, raw: Tensor | None, z: Tensor | None) -> Tensor:
@@ -165,7 +165,7 @@ class FoldedRun:
         x = torch.mm(self._rows, parts[i])
         if self._few:
             x = x[: self._shape[0]]
-        self._x = x.reshape(self._shape)
+        self._x = x if self._flat_already else x.reshape(self._shape)
         return self._x
 
 
