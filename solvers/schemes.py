@@ -204,7 +204,7 @@ class SchemeMethod(Method):
             the rule makes all evaluations itself.
         nfe_per_step: evaluations per step.
         nfe_extra: evaluations beyond those, of the start or, negative, saved in the last step.
-        ahead: whether steps evaluate at their end, with ``Steps.ahead``, and correct what they predicted there.
+        ahead: whether steps evaluate at their end, with ``Steps.ahead``, and correct what they predicted.
         watched: whether somebody sees the states between the steps: only then are they corrected there.
         lower_final: whether the last steps use at most as many nodes as there are steps left, which steps to
             an infinite time in a logarithmic clock need.
