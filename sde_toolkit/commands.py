@@ -181,7 +181,7 @@ def sample(options: argparse.Namespace) -> None:
     overrides = _given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed"))
     run = open_model(options, overrides)
     settings = run.config.sampling
-    _warn_without_effect(settings.sampler, overrides)
+    _warn_without_effect(settings, overrides)
     sampler = build_sampler(run.config, model=run.model)
     samples = sampler.sample(
         run.model, settings.num_samples, seed=settings.seed, batch_size=settings.batch_size
@@ -199,8 +199,9 @@ def sample(options: argparse.Namespace) -> None:
     print(f"picture  {stem}.png")
 
 
-def _warn_without_effect(name: str, overrides: Mapping[str, Any]) -> None:
-    allowed = {*sampler_options(name), "sampler", "num_samples", "seed", "batch_size"}
+def _warn_without_effect(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    name = settings["sampler"]
+    allowed = {*sampler_options(name, settings), "sampler", "num_samples", "seed", "batch_size"}
     for path in overrides:
         section, _, field = path.partition(".")
         if section == "sampling" and field not in allowed:

@@ -33,11 +33,12 @@ from ml_collections import FrozenConfigDict as Config
 from torch import Tensor, nn
 
 from sde_toolkit import configs, data, features, grids, likelihood_config, metrics, networks, samplers
+from sde_toolkit.calibrate import calibrated
 from sde_toolkit.compare import Candidate, Metric
 from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
 from sde_toolkit.overrides import Schema, Variants, complete, defaults, nearest, override, read_json, to_json
-from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS
+from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS, fields_of
 from sde_toolkit.score import PREDICTIONS, TIME_SCALE, NetworkModel, ScoreModel
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
@@ -159,7 +160,7 @@ def _checked(config: ConfigDict) -> Config:
         _need("config.data.training", config.data.training, data.BIN_VARIANCE)
     _need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     _need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
-    _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID))
+    _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID, EXPLICIT_GRID, CALIBRATED_GRID))
     for field, valid in NAMES.items():
         _need(f"config.sampling.{field}", config.sampling[field], valid)
     for name in config.comparison.samplers:
@@ -267,16 +268,36 @@ def build_sampler(
         config: its section ``sampling`` is used.
         name: ``config.sampling.sampler`` if not given.
         num_steps: ``config.sampling.num_steps`` if not given; without effect on the adaptive samplers.
-        model: what will be sampled; only the sampler "default", which is made for one, needs it.
+        model: what will be sampled; only the sampler "default" and the grid "calibrated", which are made for
+            one, need it.
 
     Raises:
         ValueError: the name is unknown, an option is out of range, or the model is missing.
     """
     name = config.sampling.sampler if name is None else name
     _need("sampler", name, SAMPLERS)
-    grid = None if config.sampling.grid == OWN_GRID else build_grid(config.sampling.grid)
-    count = config.sampling.num_steps if num_steps is None else num_steps
-    return SAMPLERS[name].build(count, config.sampling, grid, model)
+    section = config.sampling
+    count = section.num_steps if num_steps is None else num_steps
+    if section.grid != CALIBRATED_GRID or "grid" not in sampler_options(name, section):
+        return SAMPLERS[name].build(count, section, _grid(section, count), model)
+    if model is None:
+        raise ValueError("grid 'calibrated' is found for a model: build the sampler with model=")
+    sampler = SAMPLERS[name].build(count, section, None, model)
+    options = {"num_samples": section.calibration_samples, "cache": section.calibration_cache or None}
+    return calibrated(sampler, model, **options)
+
+
+def _grid(section: Config, num_steps: int) -> grids.Grid | None:
+    """The grid that ``config.sampling`` names; None for the sampler's own."""
+    if section.grid in (OWN_GRID, CALIBRATED_GRID):
+        return None
+    if section.grid != EXPLICIT_GRID:
+        return build_grid(section.grid)
+    if len(section.times) != num_steps + 1:
+        raise ValueError(
+            f"config.sampling.times must have num_steps + 1 = {num_steps + 1} times, got {len(section.times)}"
+        )
+    return grids.Explicit(section.times)
 
 
 def is_adaptive(name: str) -> bool:
@@ -285,14 +306,18 @@ def is_adaptive(name: str) -> bool:
     return SAMPLERS[name].adaptive
 
 
-def sampler_options(name: str) -> tuple[str, ...]:
+def sampler_options(name: str, section: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Fields of ``config.sampling`` that have an effect on the sampler of this name.
+
+    Args:
+        name: of the sampler.
+        section: ``config.sampling``; without it, all fields that may have an effect.
 
     Raises:
         ValueError: the name is unknown.
     """
     _need("sampler", name, SAMPLERS)
-    return SAMPLERS[name].fields
+    return fields_of(name, section)
 
 
 def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Candidate]:
@@ -368,3 +393,6 @@ GRIDS: dict[str, grids.Grid] = {
 
 OWN_GRID = "own"
 """Stands for the grid of the sampler's own paper."""
+
+EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
+"""Stand for the times of ``config.sampling.times``, and for those found for the model."""

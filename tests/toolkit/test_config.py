@@ -353,6 +353,45 @@ def test_the_own_grid_is_that_of_the_sampler(tiny):
     assert c.build_sampler(config, "edm").grid is grids.quadratic
 
 
+def test_a_grid_of_given_times(tiny):
+    times = {"sampling.grid": "explicit", "sampling.times": "1.0, 0.4, 0.1, 0.02"}
+    config = c.override_config(tiny, times)
+    sampler = c.build_sampler(config, "ddim", 3)
+    assert sampler.grid(c.build_sde(tiny), 3, 0.02).tolist() == [1.0, 0.4, 0.1, 0.02]
+    with pytest.raises(ValueError, match=r"times must have num_steps \+ 1 = 6 times, got 4"):
+        c.build_sampler(config, "ddim", 5)
+    assert c.build_sampler(config, "dopri5", 3).num_steps is None
+
+
+def test_a_grid_found_for_the_model(tiny, tmp_path):
+    fields = {
+        "grid": "calibrated",
+        "calibration_samples": 4,
+        "calibration_cache": str(tmp_path),
+        "t_min": 0.1,
+    }
+    config = c.override_config(tiny, {f"sampling.{field}": value for field, value in fields.items()})
+    model = c.build_model(config, (2,), 1.0)
+    with pytest.raises(ValueError, match="grid 'calibrated' is found for a model"):
+        c.build_sampler(config, "ddim", 3)
+    sampler = c.build_sampler(config, "ddim", 3, model)
+    times = sampler.grid(model.sde, 3, 0.1)
+    assert (float(times[0]), float(times[-1])) == (1.0, 0.1)
+    assert len(list(tmp_path.glob("grid-*.json"))) == 1
+    assert set(fields) <= set(c.sampler_options("ddim"))
+    # where a grid has no effect nothing is searched for
+    assert c.build_sampler(config, "default", 3, model).settings["sampler"] == "default"
+    assert c.build_sampler(config, "dopri5", 3).num_steps is None
+
+
+def test_a_predictor_corrector_takes_the_fields_of_its_own_predictor(tiny):
+    config = c.override_config(tiny, {"sampling.predictor": "ddim", "sampling.eta": 0.5})
+    assert {"eta", "snr", "predictor"} <= set(c.sampler_options("predictor_corrector", config.sampling))
+    assert "tau" not in c.sampler_options("predictor_corrector", config.sampling)
+    assert "tau" in c.sampler_options("predictor_corrector")
+    assert "eta" not in c.sampler_options("predictor_corrector", tiny.sampling)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
