@@ -40,6 +40,10 @@ _LIKELIHOOD = """examples:
   sde-toolkit likelihood --workdir=runs/d --split=test
   sde-toolkit likelihood --config=digits --num_examples=64 --config.likelihood.divergence=exact"""
 
+_CLASSIFY = """examples:
+  sde-toolkit classify --config=digits_classes --num_examples=50          # the shipped checkpoint
+  sde-toolkit classify --workdir=runs/classes --config.likelihood.rtol=0.1 --config.likelihood.atol=0.1"""
+
 _COMPARE = """examples:
   sde-toolkit compare --config=digits --samplers=ddim,heun --num_steps=5,10,20      # the shipped checkpoint
   sde-toolkit compare --workdir=runs/d --samplers=ddim,euler_maruyama --num_steps=5,10,20,50 --seeds=0,1,2
@@ -122,6 +126,12 @@ def build_parser() -> argparse.ArgumentParser:
     likelihood.add_argument("--split", metavar="NAME", help="test, train or all")
     likelihood.add_argument("--num_examples", type=int, metavar="N", help="the first N only; 0 for all")
     likelihood.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
+
+    classify = _verb(verbs, "classify", commands.classify, "Bayes' rule on labelled held-out data", _CLASSIFY)
+    _add_model(classify)
+    classify.add_argument("--split", metavar="NAME", help="test, train or all")
+    classify.add_argument("--num_examples", type=int, metavar="N", help="the first N only; 0 for all")
+    classify.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
 
     compare = _verb(
         verbs, "compare", commands.compare, "step count against quality, sampler by sampler", _COMPARE
