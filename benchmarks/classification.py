@@ -33,6 +33,7 @@ from sde_toolkit.data import Dataset
 from sde_toolkit.features import digit_features
 from sde_toolkit.likelihood import log_likelihood
 from sde_toolkit.metrics import Estimate
+from sde_toolkit.moments import Moments
 from sde_toolkit.runs import train_run
 
 WORKDIR = Path("runs/digits-classes")
@@ -41,11 +42,11 @@ FLOW = {"num_probes": 1, "rtol": 0.1, "atol": 0.1, "t_min": 1e-5, "batch_size": 
 BOUND = {"num_draws": 64, "control": False, "t_min": 1e-5, "batch_size": 297, "seed": 0}
 
 
-def densities() -> dict[str, Density]:
-    """Name -> log p(x | k)."""
+def densities(moments: Moments | None) -> dict[str, Density]:
+    """Name -> log p(x | k); the moments of all data, so that every class has the same coordinates."""
     return {
         "bound": functools.partial(continuous_bound, **BOUND),
-        "flow": functools.partial(log_likelihood, **FLOW),
+        "flow": functools.partial(log_likelihood, moments=moments, checked=0, **FLOW),
     }
 
 
@@ -104,7 +105,7 @@ def main() -> None:
     print(f"{len(x)} held-out digits, {run.step} training steps")
     print(f"{'':<18}{'accuracy':>20}{'-log p(y|x), nats':>20}{'Brier':>20}{'calib. error':>20}{'floor':>9}")
     rows: dict[str, Any] = {}
-    for name, density in densities().items():
+    for name, density in densities(run.model.moments).items():
         rows[name] = row(classify(run.model, x, log_likelihood=density), dataset)
         print(line(name, rows[name]["judgement"]))
         print(line(name + ", tempered", rows[name]["tempered"]), flush=True)

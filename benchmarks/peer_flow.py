@@ -227,6 +227,19 @@ def table(rows: Sequence[Row], on: Sequence[FlowProblem], i: int, nfe: int) -> s
     return "\n".join(lines)
 
 
+def recorded(found: Sequence[dict[str, Any]]) -> list[Row]:
+    """The rows that ``records`` made."""
+    return [
+        Row(
+            r["library"],
+            r["sampler"],
+            r["schedule"],
+            {name: [math.inf if v is None else v for v in values] for name, values in r["errors"].items()},
+        )
+        for r in found
+    ]
+
+
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows for JSON, four digits of every error, null where a sampler does not reach the end."""
     return [

@@ -1,12 +1,13 @@
 """Our samplers beside those of diffusers and azula, on the same models, starts and budgets.
 
-    python -m benchmarks.peers [flow] [parity] [law] [speed]
+    python -m benchmarks.peers [flow] [parity] [law] [speed] [default]
 
     flow      error of the deterministic flow at 5, 10, 20 and 50 evaluations on exact problems and on the
               digits network                                                            (``peer_flow``)
     parity    our presets against diffusers on one network, one grid, one noise         (``peer_parity``)
     law       exact W2 and energy distance of stochastic samplers at 20 and 50          (``peer_law``)
     speed     time per evaluation over that of the bare model                           (``peer_speed``)
+    default   the errors of our default alone, beside the recorded ones of all others   (``peer_flow``)
 
 Peers are driven by our models over the range of noise levels of our processes (``peer_models``), each under
 every schedule that its library offers for that range (``peer_diffusers``, ``peer_azula``); a column's best
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import write_result
+from benchmarks.record import RESULTS, write_result
 
 PACKAGES = ("diffusers", "azula")
 
@@ -54,6 +56,24 @@ def flow() -> None:
     entries = [*peer_ours.deterministic(), peer_ours.default()]
     screen = peer_flow.digits_problem(peer_flow.SCREEN_POINTS, peer_flow.SCREEN_SEED)
     rows = peer_flow.measure(peers, entries, on, screen=screen)
+    _write_flow(rows, on)
+
+
+def default() -> None:
+    """Part A for our default alone."""
+    from benchmarks import flows, peer_flow, peer_ours
+
+    on = [*flows.problems(), peer_flow.digits_problem()]
+    before = peer_flow.recorded(json.loads((RESULTS / "peers_flow.json").read_text())["results"]["rows"])
+    others = [row for row in before if (row.library, row.sampler) != (peer_flow.OURS, peer_flow.DEFAULT)]
+    rows = [*others, *peer_flow.measure([], [peer_ours.default()], on, screen=on[-1])]
+    _write_flow(rows, on)
+
+
+def _write_flow(rows: Sequence[Any], on: Sequence[Any]) -> None:
+    """Print and write the rows of part A, and the default against the best peers."""
+    from benchmarks import flows, peer_flow
+
     chosen = [row for row in rows if row.library == peer_flow.OURS and row.sampler == peer_flow.DEFAULT]
     summaries = []
     for i, nfe in enumerate(peer_flow.EVALUATIONS):
@@ -117,13 +137,15 @@ def speed() -> None:
 
 
 PARTS: dict[str, Callable[[], None]] = {"flow": flow, "parity": parity, "law": law, "speed": speed}
+MORE: dict[str, Callable[[], None]] = {"default": default}
 
 
 def main(parts: Sequence[str] = ()) -> None:
     """Run the parts named, or all; without the peers say what to install."""
-    unknown = sorted(set(parts) - set(PARTS))
+    known = PARTS | MORE
+    unknown = sorted(set(parts) - set(known))
     if unknown:
-        raise SystemExit(f"unknown part {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+        raise SystemExit(f"unknown part {', '.join(unknown)}; choose from {', '.join(known)}")
     sentence = missing()
     if sentence is not None:
         print(sentence)
@@ -136,7 +158,7 @@ def main(parts: Sequence[str] = ()) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         for part in parts or PARTS:
             print(f"-- {part}", flush=True)
-            PARTS[part]()
+            known[part]()
 
 
 if __name__ == "__main__":

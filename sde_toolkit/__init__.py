@@ -70,6 +70,10 @@ _HOME = {
     ),
     "discrete": ("ChainSDE", "IndexedModel"),
     "correctors": ("Langevin", "AnnealedLangevin"),
+    "budget": ("Budget",),
+    "divergence": ("ExactDivergence", "HutchPlusPlus", "Hutchinson"),
+    "latent": ("Latents", "decode", "encode", "interpolate"),
+    "likelihood": ("LogLikelihood", "differentiable_log_likelihood", "log_likelihood"),
     "classify": ("Classification", "fit_temperature"),
     "dequantize": (
         "TruncatedNormalDequantizer",
@@ -78,7 +82,7 @@ _HOME = {
         "discrete_log_likelihood",
         "train_dequantizer",
     ),
-    "likelihood": ("LogLikelihood", "log_likelihood", "moment_matched_prior"),
+    "bounds": ("Bound", "continuous_bound", "discrete_bound"),
     "metrics": ("Estimate", "energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -195,7 +195,8 @@ def discrete_bound(
         chain: the process at N + 1 indices, such as ``model.sde.discretize(N)``.
         variance: of the reverse steps: "small", "large", or a callable for a learned one.
         num_terms: how many of the sum's terms to draw per sample, even, with a probability in proportion to
-            their length in log-SNR; every term once when None.
+            their length in log-SNR; every term once when None, and then neighbours in the sum stand in for
+            the two draws of a stratum, which makes the standard error too large, if anything.
         num_reconstructions: evaluations per sample at the first state, at least 2.
         control: as in ``continuous_bound``.
         scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.

@@ -39,6 +39,7 @@ from sde_toolkit.config import (
 )
 from sde_toolkit.files import atomic_write
 from sde_toolkit.likelihood import log_likelihood
+from sde_toolkit.processes import leading
 from sde_toolkit.report import format_table, plus_minus
 from sde_toolkit.runs import Run, Start
 from sde_toolkit.train import StepInfo
@@ -188,7 +189,7 @@ def sample(options: argparse.Namespace) -> None:
     overrides = _given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed"))
     run = open_model(options, overrides)
     settings = run.config.sampling
-    _warn_without_effect(settings.sampler, overrides)
+    _warn_without_effect(settings, overrides)
     sampler = build_sampler(run.config, model=run.model)
     samples = sampler.sample(
         run.model, settings.num_samples, seed=settings.seed, batch_size=settings.batch_size
@@ -206,8 +207,9 @@ def sample(options: argparse.Namespace) -> None:
     print(f"picture  {stem}.png")
 
 
-def _warn_without_effect(name: str, overrides: Mapping[str, Any]) -> None:
-    allowed = {*sampler_options(name), "sampler", "num_samples", "seed", "batch_size"}
+def _warn_without_effect(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    name = settings["sampler"]
+    allowed = {*sampler_options(name, settings), "sampler", "num_samples", "seed", "batch_size"}
     for path in overrides:
         section, _, field = path.partition(".")
         if section == "sampling" and field not in allowed:
@@ -219,9 +221,15 @@ def likelihood(options: argparse.Namespace) -> None:
     overrides = _given(options, "likelihood", ("split", "num_examples"))
     run = open_model(options, overrides)
     directory = _output(options)
-    note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
+    if leading():
+        note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
     found, reused = results.likelihood(run, directory)
+    if not leading():
+        return
     print(("reused: " if reused else "") + found.sentence)
+    if found.budget:
+        print(f"a value may be off by (mean correction, size; {run.config.likelihood.checked} examples)")
+        print("\n".join(f"  {line}" for line in found.budget))
     print(f"per example  {results.likelihood_path(directory, found.split)}")
 
 
@@ -277,7 +285,8 @@ def classify(options: argparse.Namespace) -> None:
     x = held_out(run.config, dataset)
     parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
     labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
-    density = functools.partial(log_likelihood, **likelihood_options(run.config, dataset))
+    options_of_flow = likelihood_options(run.config, dataset) | {"checked": 0, "moments": run.model.moments}
+    density = functools.partial(log_likelihood, **options_of_flow)
     found = bayes.classify(run.model, x, log_likelihood=density)
     judged = bayes.judge(found, labels)
     for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):

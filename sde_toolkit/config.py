@@ -32,13 +32,14 @@ from ml_collections import ConfigDict
 from ml_collections import FrozenConfigDict as Config
 from torch import Tensor, nn
 
-from sde_toolkit import configs, data, features, grids, metrics, networks, samplers
+from sde_toolkit import configs, data, features, grids, likelihood_config, metrics, networks, samplers
+from sde_toolkit.calibrate import calibrated
 from sde_toolkit.compare import Candidate, Metric
 from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
 from sde_toolkit.overrides import Schema, Variants, complete, defaults, nearest, override, read_json, to_json
-from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS
-from sde_toolkit.score import PREDICTIONS, NetworkModel, ScoreModel
+from sde_toolkit.sampler_config import FIELDS, NAMES, PREDICTORS, SAMPLERS, fields_of
+from sde_toolkit.score import PREDICTIONS, TIME_SCALE, NetworkModel, ScoreModel
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
 
@@ -60,14 +61,14 @@ SCHEMA: Schema = {
                              "num_groups": 8, "patch_size": 1, "dropout": 0.0, "fourier": ()},
          "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
     ),
-    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "second_order": 0.0},
+    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "antithetic_nsr": 0.0,
+             "second_order": 0.0},
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
     "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2,
                  "label_dropout": 0.1},
     "sampling": dict(FIELDS),
-    "likelihood": {"split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "rtol": 1e-4,
-                   "atol": 1e-4, "t_min": 1e-5, "batch_size": 256, "seed": 0},
+    "likelihood": dict(likelihood_config.FIELDS),
     "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
                    "metrics": ("energy",), "real": "all"},
 }  # fmt: skip
@@ -159,7 +160,7 @@ def _checked(config: ConfigDict) -> Config:
         _need("config.data.training", config.data.training, data.BIN_VARIANCE)
     _need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
     _need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
-    _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID))
+    _need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID, EXPLICIT_GRID, CALIBRATED_GRID))
     for field, valid in NAMES.items():
         _need(f"config.sampling.{field}", config.sampling[field], valid)
     for name in config.comparison.samplers:
@@ -168,7 +169,8 @@ def _checked(config: ConfigDict) -> Config:
         _need("config.comparison.metrics", name, DISTANCES)
     _need("config.comparison.real", config.comparison.real, REAL)
     _need("config.likelihood.split", config.likelihood.split, REAL)
-    _need("config.likelihood.divergence", config.likelihood.divergence, DIVERGENCES)
+    for field, names in likelihood_config.NAMES.items():
+        _need(f"config.likelihood.{field}", config.likelihood[field], names)
     return Config(config)
 
 
@@ -198,12 +200,27 @@ def build_sde(config: Config) -> ForwardSDE:
     return makers[config.sde.name]()
 
 
-def build_network(config: Config, event_shape: tuple[int, ...]) -> nn.Module:
-    """The network of ``config.model`` for this event shape; ``config.seed`` draws its initial weights."""
+def build_network(config: Config, event_shape: tuple[int, ...], data_std: float = 1.0) -> nn.Module:
+    """The network of ``config.model`` for this event shape; ``config.seed`` draws its initial weights.
+
+    ``data_std``, of the data, tells Fourier features how much noise there is in what the network sees.
+    """
     makers: dict[str, Callable[..., nn.Module]] = {"unet": networks.UNet, "mlp": networks.MLP}
     options = _options(config.model)
     del options["predicts"]
+    if options.get("fourier"):
+        options["noise_level"] = _noise_level(build_sde(config), data_std)
     return makers[config.model.name](event_shape, seed=config.seed, **options)
+
+
+def _noise_level(sde: ForwardSDE, data_std: float) -> Callable[[Tensor], Tensor]:
+    """Time feature -> standard deviation of the noise in a state that is scaled to unit variance."""
+
+    def level(c: Tensor) -> Tensor:
+        nsr = sde.nsr(c.double() * (sde.T / TIME_SCALE))
+        return nsr / (data_std**2 + nsr.square()).sqrt()
+
+    return level
 
 
 def build_model(
@@ -214,7 +231,8 @@ def build_model(
     class_moments: Sequence[Moments] | None = None,
 ) -> NetworkModel:
     """The untrained score model: the network of ``config.model`` under the process of ``config.sde``."""
-    network, sde, predicts = build_network(config, event_shape), build_sde(config), config.model.predicts
+    network, sde = build_network(config, event_shape, data_std), build_sde(config)
+    predicts = config.model.predicts
     return NetworkModel(network, sde, predicts, event_shape, data_std, moments, class_moments)
 
 
@@ -250,16 +268,36 @@ def build_sampler(
         config: its section ``sampling`` is used.
         name: ``config.sampling.sampler`` if not given.
         num_steps: ``config.sampling.num_steps`` if not given; without effect on the adaptive samplers.
-        model: what will be sampled; only the sampler "default", which is made for one, needs it.
+        model: what will be sampled; only the sampler "default" and the grid "calibrated", which are made for
+            one, need it.
 
     Raises:
         ValueError: the name is unknown, an option is out of range, or the model is missing.
     """
     name = config.sampling.sampler if name is None else name
     _need("sampler", name, SAMPLERS)
-    grid = None if config.sampling.grid == OWN_GRID else build_grid(config.sampling.grid)
-    count = config.sampling.num_steps if num_steps is None else num_steps
-    return SAMPLERS[name].build(count, config.sampling, grid, model)
+    section = config.sampling
+    count = section.num_steps if num_steps is None else num_steps
+    if section.grid != CALIBRATED_GRID or "grid" not in sampler_options(name, section):
+        return SAMPLERS[name].build(count, section, _grid(section, count), model)
+    if model is None:
+        raise ValueError("grid 'calibrated' is found for a model: build the sampler with model=")
+    sampler = SAMPLERS[name].build(count, section, None, model)
+    options = {"num_samples": section.calibration_samples, "cache": section.calibration_cache or None}
+    return calibrated(sampler, model, **options)
+
+
+def _grid(section: Config, num_steps: int) -> grids.Grid | None:
+    """The grid that ``config.sampling`` names; None for the sampler's own."""
+    if section.grid in (OWN_GRID, CALIBRATED_GRID):
+        return None
+    if section.grid != EXPLICIT_GRID:
+        return build_grid(section.grid)
+    if len(section.times) != num_steps + 1:
+        raise ValueError(
+            f"config.sampling.times must have num_steps + 1 = {num_steps + 1} times, got {len(section.times)}"
+        )
+    return grids.Explicit(section.times)
 
 
 def is_adaptive(name: str) -> bool:
@@ -268,14 +306,18 @@ def is_adaptive(name: str) -> bool:
     return SAMPLERS[name].adaptive
 
 
-def sampler_options(name: str) -> tuple[str, ...]:
+def sampler_options(name: str, section: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Fields of ``config.sampling`` that have an effect on the sampler of this name.
+
+    Args:
+        name: of the sampler.
+        section: ``config.sampling``; without it, all fields that may have an effect.
 
     Raises:
         ValueError: the name is unknown.
     """
     _need("sampler", name, SAMPLERS)
-    return SAMPLERS[name].fields
+    return fields_of(name, section)
 
 
 def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Candidate]:
@@ -318,8 +360,7 @@ def held_out(config: Config, dataset: data.Dataset) -> Tensor:
 
 def likelihood_options(config: Config, dataset: data.Dataset) -> dict[str, Any]:
     """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as ``config.likelihood`` says."""
-    options = {name: config.likelihood[name] for name in ("rtol", "atol", "t_min", "seed", "batch_size")}
-    options["num_probes"] = DIVERGENCES[config.likelihood.divergence](config.likelihood.num_probes)
+    options = likelihood_config.build_options(config.likelihood)
     return options | {"log_det_per_dim": dataset.scaling.log_det_per_dim}
 
 
@@ -332,8 +373,6 @@ REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
     "test": lambda dataset: dataset.scaled_test(),
     "all": lambda dataset: torch.cat([dataset.scaled_train(), dataset.scaled_test()]),
 }
-
-DIVERGENCES: dict[str, Callable[[int], int | None]] = {"exact": lambda k: None, "probes": lambda k: k}
 
 DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
     "frechet": (
@@ -354,3 +393,6 @@ GRIDS: dict[str, grids.Grid] = {
 
 OWN_GRID = "own"
 """Stands for the grid of the sampler's own paper."""
+
+EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
+"""Stand for the times of ``config.sampling.times``, and for those found for the model."""

@@ -302,7 +302,8 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
 
     Args:
         rule: one step as a form.
-        predicts: what the rule calls a prediction: "noise", "data", "velocity" or "score".
+        predicts: what the rule calls a prediction: "noise", "data", "velocity" or "score"; or "drift", the
+            probability flow dx/dt.
         noisy: whether the rule uses the draw.
 
     What the rule comes to on a grid is kept for as long as the process lives, and used again.
@@ -313,7 +314,13 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
         sde = model.sde
 
         def scale(t: Tensor) -> tuple[Tensor, Tensor]:
-            return conversion(model.predicts, predicts, sde.alpha(t), sde.sigma(t), model.data_std)
+            drift = predicts == "drift"
+            wanted = "score" if drift else predicts
+            keep, factor = conversion(model.predicts, wanted, sde.alpha(t), sde.sigma(t), model.data_std)
+            if not drift:
+                return keep, factor
+            half = -0.5 * sde.g_squared(t)
+            return sde.f(t) + half * keep, half * factor
 
         levels: dict[int, Level] = {}  # of the one grid that a run has
 

@@ -1,25 +1,18 @@
-"""Log-likelihoods by the probability-flow ODE.
+"""Log-likelihoods by the probability-flow ODE, with their error budget.
 
-The flow dx = v(x, t) dt, v = f x - g^2 score / 2, carries the density along with the points:
+The flow carries the density along with the points, so one run from the data to the prior gives log p(x): see
+``sde_toolkit.whitened`` for the equation, in coordinates where the Gaussian with the data's moments is at
+rest, ``sde_toolkit.divergence`` for the trace in it, ``sde_toolkit.density`` for the two ends of the run, and
+``sde_toolkit.budget`` for what the result is uncertain by.
 
-    log p_{t_min}(x) = log p_T(x_T) + integral from t_min to T of div v(x_t, t) dt,      x_{t_min} = x
-
-so one run from the data to the prior gives log p(x), with x taken as a draw of the model at t_min.  With
-
-    div v = f D - g^2 / 2 div score
-
-the divergence of the score is either exact (D vector-Jacobian products) or Hutchinson's estimate, the mean of
-k terms p^T (d score / dx) p with Rademacher probes p that stay the same along the run.  Drift and divergence
-come from one forward pass of the network, which counts as one evaluation.  Every probe carries an integral of
-its own, so their spread gives the standard error of the estimate.
+Drift and divergence come from one forward pass of the network, which counts as one evaluation.  Every probe
+carries an integral of its own, so their spread gives the standard error of the estimate.
 
 Continuous data on a scale x = scale w + shift have log p(w) = log p(x) + D log(scale); for grey levels made
-continuous by uniform noise, -log2 of that density per dimension bounds the bits per dimension of the discrete
-data.
+continuous by noise, -log2 of that density per dimension bounds the bits per dimension of the discrete data.
 
-Not promised: that p_{t_min} is the density of the data at t = 0, nor that the prior is the law at T.  Choose
-t_min so small that sigma(t_min) is far below the scale at which the data vary, and hand over ``prior`` where
-N(0, prior_std^2 I) is too coarse: ``moment_matched_prior`` has the right mean and covariance.
+Not promised: that p_{t_min} is the density of the data at t = 0, nor that the prior is the law at T.  The
+budget says how far they are from each other.
 
 References: Song et al. (2011.13456), appendix D.2; Grathwohl et al., "FFJORD" (1810.01367) for the estimator;
 Theis, van den Oord and Bethge, "A Note on the Evaluation of Generative Models" (1511.01844) for
@@ -30,24 +23,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
+from sde_toolkit.budget import Budget, measure
+from sde_toolkit.density import DATA_ENDS, PRIORS, Columns, FlowDensity, LogDensity
+from sde_toolkit.divergence import Divergence, ExactDivergence, Hutchinson
+from sde_toolkit.moments import Moments
+from sde_toolkit.processes import ALONE, Processes
 from sde_toolkit.score import ScoreModel
-from sde_toolkit.sde import ForwardSDE
-from solvers import DOPRI5, ODE, Adaptive, Integrator, Method, Normals, expand_like, solve
-
-PROBES = 3
-"""Stream of the noise source for Hutchinson's probes."""
+from sde_toolkit.whitened import WhitenedFlow
+from solvers import DOPRI5, RK4, Adaptive, FixedGrid, Integrator, Method
 
 T_MIN = 1e-5
 """Default start of the run; sigma there is .001 under VP."""
 
-LogDensity = Callable[[Tensor], Tensor]
+CHECKED = 8
+"""Samples that the budget is measured on."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,13 @@ class LogLikelihood:
     """Log-likelihoods of B samples and how they were found.
 
     Attributes:
-        nats: log p at t_min with shape (B,), in the units of x.
+        nats: log p with shape (B,), in the units of x.
         bits_per_dim: -(nats + D log_det_per_dim) / (D log 2) with shape (B,).
         standard_error: of nats from the spread of the probes, shape (B,); None when exact or with one probe.
         latent: the point x_T that x flows to, with shape (B, *).
-        nfe: network evaluations with shape (B,), counted.
-        seconds: wall time.
+        nfe: network evaluations with shape (B,), counted; those of the budget are not among them.
+        budget: what nats may be off by, and why; None where it was not asked for.
+        seconds: wall time, that of the budget included.
         settings: the options, as plain values.
     """
 
@@ -69,8 +67,22 @@ class LogLikelihood:
     standard_error: Tensor | None
     latent: Tensor
     nfe: Tensor
+    budget: Budget | None
     seconds: float
     settings: Mapping[str, Any]
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Student's confidence interval of every value for the probes alone, two tensors with shape (B,).
+
+        Raises:
+            ValueError: there is no standard error, or a level outside (0, 1).
+        """
+        if self.standard_error is None:
+            raise ValueError("an interval needs the spread of at least two probes; raise num_probes")
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie in (0, 1), got {level}")
+        reach = float(stats.t.ppf((1 + level) / 2, self.settings["columns"] - 1)) * self.standard_error
+        return self.nats - reach, self.nats + reach
 
 
 def log_likelihood(
@@ -78,56 +90,138 @@ def log_likelihood(
     x: Tensor,
     *,
     num_probes: int | None = None,
+    divergence: Divergence | None = None,
     seed: int = 0,
     first_sample: int = 0,
     t_min: float = T_MIN,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: Method | Integrator = DOPRI5,
-    prior: LogDensity | None = None,
+    num_steps: int | None = None,
+    moments: Moments | None = None,
+    prior: str | LogDensity = "gaussian",
+    data_end: str = "none",
     log_det_per_dim: float = 0.0,
     batch_size: int | None = None,
+    checked: int = CHECKED,
+    processes: Processes = ALONE,
 ) -> LogLikelihood:
     """Log-likelihood of x under the probability flow of a model.
 
     Args:
         model: any ``ScoreModel``.
         x: data in model scale with shape (B, *), of the model's dtype.
-        num_probes: Hutchinson probes per sample; None for the exact divergence.
+        num_probes: short for ``divergence=Hutchinson(num_probes)``; the exact divergence when None.
+        divergence: how the divergence is found, see ``sde_toolkit.divergence``.
         seed, first_sample: the probes of row i are keyed by (seed, first_sample + i).
         t_min: where the run starts, 0 <= t_min < T, with sigma(t_min) > 0.
-        rtol, atol: tolerances of the adaptive method, on x and on the integral of the divergence.
-        method: of ``solvers``, with an error estimate.
-        prior: log-density at T, (B, *) -> (B,); N(0, prior_std^2 I) of the process when None.
+        rtol, atol: tolerances of an adaptive method, on the whitened state, whose parts are of order one, and
+            on the integral of the divergence, in nats.
+        method: of ``solvers``; with an error estimate unless ``num_steps`` is given.
+        num_steps: for a fixed grid of so many equal steps in the flow's clock, in place of tolerances.
+        moments: mean and covariance of the data; the model's own when None.
+        prior: "gaussian", that with the moments that such data have at T; "process", N(0, prior_std^2 I); or
+            a log-density at T, (B, *) -> (B,).
+        data_end: "none", "tweedie" or "reconstruction", see ``sde_toolkit.density``.
         log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension.
         batch_size: samples per evaluation; all at once when None.
+        checked: the first samples, on which the budget is measured; 0 for no budget.
+        processes: those of torch.distributed that share the work, batch by batch; each gets the whole result.
 
     Raises:
         ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
         solvers.SolverError: a run became nan or inf, or stalled.
     """
-    _check(model, x, num_probes, t_min, batch_size)
+    if num_probes is not None and divergence is not None:
+        raise ValueError("give num_probes or divergence, not both; Hutchinson(num_probes) is a divergence")
+    if num_probes is not None:
+        divergence = Hutchinson(num_probes)
+    divergence = ExactDivergence() if divergence is None else divergence
+    _check(model, x, t_min, batch_size, prior, data_end, moments)
+    columns = divergence.columns(x[0].numel())
     start = time.perf_counter()
-    control = Adaptive(t_min, model.sde.T, rtol=rtol, atol=atol)
-    batch = batch_size or len(x)
-    parts = []
-    for first in range(0, len(x), batch):
-        rows = x[first : first + batch]
-        indices = range(first_sample + first, first_sample + first + len(rows))
-        probes = None if num_probes is None else _probes(model, indices, num_probes, seed)
-        parts.append(_run(model, rows, probes, control, method, prior))
-    per_probe, latent, nfe = (torch.cat(column) for column in zip(*parts, strict=True))
-    nats, dims = per_probe.mean(1), x[0].numel()
-    several = num_probes is not None and num_probes > 1
-    error = per_probe.std(1) / math.sqrt(per_probe.shape[1]) if several else None
-    bits = -(nats / dims + log_det_per_dim) / math.log(2)
-    settings = {"num_probes": num_probes, "t_min": t_min, "rtol": rtol, "atol": atol, "method": method.name}
-    settings |= {"seed": seed, "log_det_per_dim": log_det_per_dim}
-    return LogLikelihood(nats, bits, error, latent, nfe, time.perf_counter() - start, settings)
+    flow = WhitenedFlow(model, t_min, moments)
+    control = _control(flow, rtol, atol, num_steps)
+    density = FlowDensity(flow, divergence, method, control, prior, data_end, seed)
+
+    def run(first: int, rows: Tensor) -> Columns:
+        return density(rows, range(first_sample + first, first_sample + first + len(rows)))
+
+    found = processes.map(run, x, batch_size or len(x))
+    few = min(checked, len(x))
+    budget = None
+    if few:
+        head = Columns(*(column[:few] for column in found))
+        budget = measure(density, x[:few], range(first_sample, first_sample + few), head)
+    nats, dims = found.nats.mean(1), x[0].numel()
+    settings = {"divergence": repr(divergence), "columns": columns, "t_min": t_min, "method": method.name}
+    settings |= {"rtol": rtol, "atol": atol} if num_steps is None else {"num_steps": num_steps}
+    settings |= {"prior": prior if isinstance(prior, str) else "callable", "data_end": data_end, "seed": seed}
+    settings |= {"moments": flow.moments.kind, "log_det_per_dim": log_det_per_dim}
+    return LogLikelihood(
+        nats=nats,
+        bits_per_dim=-(nats / dims + log_det_per_dim) / math.log(2),
+        standard_error=divergence.standard_error(found.nats, dims),
+        latent=flow.leave(found.u, flow.end).to(x.dtype),
+        nfe=found.nfe,
+        budget=budget,
+        seconds=time.perf_counter() - start,
+        settings=settings,
+    )
+
+
+def differentiable_log_likelihood(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    num_steps: int = 32,
+    method: Method = RK4,
+    num_probes: int | None = None,
+    seed: int = 0,
+    t_min: float = T_MIN,
+    moments: Moments | None = None,
+    prior: str | LogDensity = "gaussian",
+) -> Tensor:
+    """log p_{t_min}(x) with shape (B,), in nats, as a function of x that autograd knows: a prior for x.
+
+    The derivative is that of the computed value, by backpropagation through the steps, of which only the
+    states in between are kept.  For an exact model it converges to ``model.score(x, t_min)``.
+
+    Args:
+        model: any ``ScoreModel`` whose predictions can be differentiated twice.
+        x: data in model scale with shape (B, *), of the model's dtype.
+        num_steps: equal steps in the flow's clock.
+        method: of ``solvers``, for fixed grids.
+        num_probes, seed, t_min, moments, prior: as for ``log_likelihood``.
+
+    Raises:
+        ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
+        solvers.SolverError: the run became nan or inf.
+    """
+    _check(model, x, t_min, None, prior, "none", moments)
+    divergence = ExactDivergence() if num_probes is None else Hutchinson(num_probes)
+    divergence.columns(x[0].numel())
+    flow = WhitenedFlow(model, t_min, moments)
+    density = FlowDensity(flow, divergence, method, _control(flow, 0.0, 0.0, num_steps), prior, seed=seed)
+    return density(x, range(len(x)), differentiable=True).nats.mean(1).to(x.dtype)
+
+
+def _control(flow: WhitenedFlow, rtol: float, atol: float, num_steps: int | None) -> Adaptive | FixedGrid:
+    if num_steps is None:
+        return Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    return FixedGrid(torch.linspace(flow.tau_min, flow.tau_max, num_steps + 1, dtype=torch.float64))
 
 
 def _check(
-    model: ScoreModel, x: Tensor, num_probes: int | None, t_min: float, batch_size: int | None
+    model: ScoreModel,
+    x: Tensor,
+    t_min: float,
+    batch_size: int | None,
+    prior: str | LogDensity,
+    data_end: str,
+    moments: Moments | None,
 ) -> None:
     wanted = tuple(model.event_shape)
     if x.ndim < 1 or len(x) < 1 or tuple(x.shape[1:]) != wanted:
@@ -138,108 +232,15 @@ def _check(
         )
     if not bool(x.isfinite().all()):
         raise ValueError("x must be finite, got nan or inf")
-    if num_probes is not None and num_probes < 1:
-        raise ValueError(f"num_probes must be at least 1, or None for the exact divergence, got {num_probes}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 <= t_min < model.sde.T:
         raise ValueError(f"t_min must lie in [0, T) with T = {model.sde.T}, got {t_min}")
     if float(model.sde.sigma(torch.tensor(t_min, dtype=torch.float64))) == 0:
         raise ValueError(f"the score needs noise, but sigma(t_min = {t_min}) = 0; raise t_min")
-
-
-def _probes(model: ScoreModel, indices: range, num_probes: int, seed: int) -> Tensor:
-    """Rademacher probes with shape (B, k, *)."""
-    normals = Normals(seed, indices, model.event_shape, model.dtype, model.device)
-    draws = torch.stack([normals.draw(k, PROBES) for k in range(num_probes)], dim=1)
-    return torch.where(draws < 0, -1.0, 1.0).to(draws)
-
-
-def _run(
-    model: ScoreModel,
-    x: Tensor,
-    probes: Tensor | None,
-    control: Adaptive,
-    method: Method | Integrator,
-    prior: LogDensity | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-densities per probe with shape (B, k), the latent (B, *), and evaluations (B,)."""
-    columns = 1 if probes is None else probes.shape[1]
-    y0 = torch.cat([x.flatten(1), x.new_zeros(len(x), columns)], dim=1)
-    term = ODE(_augmented(model, x.shape[1:], columns), args=() if probes is None else (probes,))
-    solution = solve(term, y0, method, control)
-    latent = solution.y[:, :-columns].reshape(x.shape)
-    log_prior = (model.sde.prior_log_prob if prior is None else prior)(latent)
-    return log_prior[:, None] + solution.y[:, -columns:], latent, solution.stats.nfe
-
-
-def _augmented(model: ScoreModel, event_shape: torch.Size, columns: int) -> Callable[..., Tensor]:
-    """The drift of (x, integrals of div v), with shape (B, D + k)."""
-    sde = model.sde
-
-    def drift(t: Tensor, y: Tensor, probes: Tensor | None = None) -> Tensor:
-        x = y[:, :-columns].reshape(-1, *event_shape)
-        score, divergence = score_and_divergence(model, x, t, probes)
-        f, half_g2 = sde.f(t), 0.5 * sde.g_squared(t)
-        v = expand_like(f, x) * x - expand_like(half_g2, x) * score
-        rate = expand_like(f, divergence) * x[0].numel() - expand_like(half_g2, divergence) * divergence
-        return torch.cat([v.flatten(1), rate], dim=1)
-
-    return drift
-
-
-def score_and_divergence(
-    model: ScoreModel, x: Tensor, t: Tensor, probes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The score with shape (B, *) and its divergence, from one forward pass.
-
-    Args:
-        model: any ``ScoreModel``.
-        x: states with shape (B, *).
-        t: times with shape () or (B,).
-        probes: with shape (B, k, *) for Hutchinson's estimates, one column each; None for the exact
-            divergence, one column.
-
-    Returns:
-        The score with shape (B, *) and the divergence with shape (B, k).
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        score = model.score(x, t)
-        if probes is None:
-            directions = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-            vectors = [row.reshape(x.shape[1:]).expand_as(x) for row in directions]
-        else:
-            vectors = list(probes.unbind(1))
-        terms = []
-        for number, vector in enumerate(vectors):
-            more = number + 1 < len(vectors)
-            (product,) = torch.autograd.grad(score, x, vector, retain_graph=more)
-            terms.append((product * vector).flatten(1).sum(1))
-    columns = torch.stack(terms, dim=1)
-    return score.detach(), columns.sum(1, keepdim=True) if probes is None else columns
-
-
-def moment_matched_prior(sde: ForwardSDE, mean: Tensor, covariance: Tensor) -> LogDensity:
-    """The Gaussian at T with the mean and covariance that data with these moments have there.
-
-    Args:
-        sde: the forward process.
-        mean: of the data, with the event's shape D.
-        covariance: of the flattened data with shape (n, n), or variances with the event's shape.
-
-    Returns:
-        x with shape (B, *) -> log-density in nats with shape (B,), computed in float64.
-    """
-    end = torch.tensor(sde.T, dtype=torch.float64)
-    alpha, sigma = sde.alpha(end), sde.sigma(end)
-    centre = alpha * mean.to(torch.float64).flatten()
-    full = covariance.to(torch.float64)
-    full = full if full.ndim == 2 and len(full) == centre.numel() else full.flatten().diag()
-    noise = sigma.square() * torch.eye(len(centre), dtype=torch.float64)
-    law = torch.distributions.MultivariateNormal(centre, alpha.square() * full + noise)
-
-    def log_prob(x: Tensor) -> Tensor:
-        return law.log_prob(x.flatten(1).to("cpu", torch.float64)).to(x)
-
-    return log_prob
+    if isinstance(prior, str) and prior not in PRIORS:
+        raise ValueError(f"prior must be one of {', '.join(PRIORS)} or a log-density, got {prior!r}")
+    if data_end not in DATA_ENDS:
+        raise ValueError(f"data_end must be one of {', '.join(DATA_ENDS)}, got {data_end!r}")
+    if moments is not None and moments.event_shape != wanted:
+        raise ValueError(f"moments must have the event shape {wanted}, got {moments.event_shape}")

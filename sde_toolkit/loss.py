@@ -29,6 +29,10 @@ expectation is the same whatever they are:
                   Its inverse is a table
     uniform       independent, uniform in t
 
+Near the data z_hat is smooth on the scale of the noise while z cannot be predicted, so gradients are mostly
+noise, odd in z.  ``antithetic_nsr`` lets the rows of a batch with sigma / alpha below it go in pairs,
+neighbours in time, that share x0 and have opposite z: every row keeps its law, and their noise cancels.
+
 The second-order term, weighted by ``second_order``, asks for the right Jacobian as well (2206.08265): with
 l = z - z_hat held fixed, Cov[z | x_t] = I - sigma dz_hat/dx, so for a random vector v of signs
 
@@ -83,16 +87,18 @@ class DenoisingLoss:
         t_min: earliest time of the training, in [0, T); the process must have noise there.
         time_sampling: "stratified" or "uniform" in t; "log_snr" or "moments", stratified in log-SNR and
             importance-weighted, the latter by ``model.moments`` (N(0, data_std^2 I) where there are none).
+        antithetic_nsr: noise-to-signal ratio below which rows are antithetic pairs; 0 for none.
         second_order: weight of the second-order term; 0 to leave it out.
 
     Raises:
-        ValueError: an unknown weighting or time sampling, or ``t_min`` or ``second_order`` negative;
+        ValueError: an unknown weighting or time sampling, or a negative number;
             when called: ``t_min`` at or after the end of the process, or no noise at ``t_min``.
     """
 
     weighting: Weighting = "noise"
     t_min: float = 1e-5
     time_sampling: TimeSampling = "stratified"
+    antithetic_nsr: float = 0.0
     second_order: float = 0.0
 
     def __post_init__(self) -> None:
@@ -100,8 +106,9 @@ class DenoisingLoss:
         _check_word("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         if not 0 <= self.t_min < math.inf:
             raise ValueError(f"t_min must be a finite time >= 0, got {self.t_min}; try 1e-5")
-        if not 0 <= self.second_order < math.inf:
-            raise ValueError(f"second_order must be a finite weight >= 0, got {self.second_order}; try 0")
+        for name in ("antithetic_nsr", "second_order"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}; try 0")
 
     def __call__(self, model: ScoreModel, x0: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of every sample, with shape (B,), averaged over the event, for x0 with shape
@@ -115,6 +122,8 @@ class DenoisingLoss:
         u = _uniforms(len(x0), generator, stratified=self.time_sampling != "uniform").to(x0.device)
         t, correction = self._times(model, u)
         z = _normals_like(x0, generator)
+        if self.antithetic_nsr:
+            x0, z = _paired(x0, z, sde.nsr(t), self.antithetic_nsr)
         x_t = sde.perturb(x0, t, z)
         if self.second_order:
             signs = _normals_like(x0, generator).sign()
@@ -187,6 +196,14 @@ def _guided(first: Tensor, last: Tensor, variances: Tensor, u: Tensor) -> tuple[
     cell = (torch.searchsorted(cumulative, u, right=True) - 1).clamp(0, len(mass) - 1)
     place = (cell + (u - cumulative[cell]) / mass[cell]) / len(mass)
     return torch.lerp(first, last, place), (first - last) / (mass[cell] * len(mass))
+
+
+def _paired(x0: Tensor, z: Tensor, nsr: Tensor, below: float) -> tuple[Tensor, Tensor]:
+    """x0 and z with shape (B, *), in which rows of ratios below a number, two neighbours each, are twins."""
+    order = nsr.argsort()
+    count = int((nsr < below).sum()) // 2 * 2
+    first, second = order[0:count:2], order[1:count:2]
+    return x0.index_copy(0, second, x0[first]), z.index_copy(0, second, -z[first])
 
 
 def _error_with_jacobian(

@@ -148,7 +148,7 @@ class Moments:
         return {"mean": self.mean, "std": std, **full}
 
 
-_FEWEST_ROWS = 8
+FEWEST_ROWS = 8
 """Products of fewer rows take other paths through the linear algebra, which round differently."""
 
 
@@ -157,8 +157,8 @@ def _product(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
     if factor is None:
         return x if shift is None else x + shift
     count = x.shape[0]
-    if count < _FEWEST_ROWS:
-        x = torch.cat([x, x.new_zeros(_FEWEST_ROWS - count, x.shape[1])])
+    if count < FEWEST_ROWS:
+        x = torch.cat([x, x.new_zeros(FEWEST_ROWS - count, x.shape[1])])
         return _product(x, factor, shift)[:count]
     return torch.mm(x, factor) if shift is None else torch.addmm(shift, x, factor)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,9 @@ class UNet(nn.Module):
         fourier: exponents k of the input features cos(2^k pi x) and sin(2^k pi x), which let a network see
             differences far below the data's scale (2107.00630, section 5.3); () for none.
         num_classes: number of classes; 0 for a network without labels.
+        noise_level: c with shape (B,) -> standard deviation s of the noise in x, with shape (B,).  The
+            features are then multiplied by exp(-(2^k pi s)^2 / 2), what is left of the clean state's wave:
+            without it the fine ones are rapidly varying noise wherever s is large.
         seed: of the initial weights.
 
     Raises:
@@ -154,10 +157,12 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         fourier: tuple[int, ...] = (),
         num_classes: int = 0,
+        noise_level: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.event_shape, self.fourier = tuple(event_shape), tuple(fourier)
+        self.noise_level = noise_level
         self.patch_size = integer("patch_size", patch_size, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
@@ -191,15 +196,19 @@ class UNet(nn.Module):
         (B,)."""
         _check_state(x, self.event_shape)
         labels = _labels(labels, self.num_classes, x)
-        folded = nn.functional.pixel_unshuffle(self._features(x), self.patch_size).contiguous(
+        folded = nn.functional.pixel_unshuffle(self._features(x, c), self.patch_size).contiguous(
             memory_format=torch.channels_last
         )
         out = self.unet(folded, c, class_labels=labels, return_dict=False)[0]
         return nn.functional.pixel_shuffle(out, self.patch_size)
 
-    def _features(self, x: Tensor) -> Tensor:
-        angles = [2.0**k * math.pi * x for k in self.fourier]
-        return torch.cat([x, *(wave for a in angles for wave in (a.cos(), a.sin()))], 1) if angles else x
+    def _features(self, x: Tensor, c: Tensor) -> Tensor:
+        features, level = [x], None if self.noise_level is None else self.noise_level(c).reshape(-1, 1, 1, 1)
+        for k in self.fourier:
+            frequency = 2.0**k * math.pi
+            left = 1.0 if level is None else torch.exp(-0.5 * (frequency * level).square()).to(x.dtype)
+            features += [left * torch.cos(frequency * x), left * torch.sin(frequency * x)]
+        return torch.cat(features, 1) if self.fourier else x
 
 
 def _check_state(x: Tensor, event_shape: tuple[int, ...]) -> None:

@@ -49,15 +49,15 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.equations import Equation, linear_part
-from sde_toolkit.moments import Moments, Rotation
+from sde_toolkit.moments import Moments
 from sde_toolkit.residual_grid import NOISY_RULE, RULE, ResidualGrid, Rule, known_moments, scale_of
+from sde_toolkit.residual_plan import Plan, Run, Tables, plan
 from sde_toolkit.sampler import T_MIN, Sampler
 from sde_toolkit.score import ScoreModel, conversion
 from sde_toolkit.sde import ForwardSDE
@@ -89,52 +89,6 @@ class RawFlow(Semilinear):
 
     predicts: str = "noise"
     data_std: float = 1.0
-
-
-class Part(NamedTuple):
-    """What a step adds: weights with shape (n,), and which evaluations, the newest is 0, they multiply."""
-
-    weights: tuple[Tensor, ...]
-    which: tuple[int, ...]
-
-
-class Plan(NamedTuple):
-    """Coefficients for all times and steps of a grid, in the state's type, on its device.
-
-    The state is kept along the axes and less the Gaussian's centre, s = U^T x - alpha U^T m = std u, and an
-    evaluation as g = U^T raw + shift + mix s, which is q up to a factor of the time alone that the weights
-    have taken over.  To correct a step and to predict the next is one sum,
-
-        s' = keep s + sum_k w_k g_k,    w = std' (rho (corrector - predictor of the step before) + predictor)
-
-    Attributes:
-        project, embed: the rotations into the axes and back.
-        mean, centre: of the Gaussian, alpha m and alpha U^T m, per time; None where m = 0.
-        shift, mix: per evaluation, that of step i at i - 1; shift None where it is 0.
-        keep: what multiplies s, per step.
-        spread: what multiplies the draw, per step; none without noise.
-        usual, moved: the sum of every step, and that without a correction.
-    """
-
-    project: Rotation
-    embed: Rotation
-    mean: list[Tensor] | None
-    centre: list[Tensor] | None
-    shift: list[Tensor] | None
-    mix: list[Tensor]
-    keep: list[Tensor]
-    spread: list[Tensor]
-    usual: list[Part]
-    moved: list[Part]
-
-
-class Carry(NamedTuple):
-    """The plan, s with shape (B, n), the state that it is, and the evaluations so far."""
-
-    plan: Plan
-    s: Tensor
-    x: Tensor
-    past: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -170,48 +124,29 @@ class ResidualAdams(Method):
         """1 with noise."""
         return 1.0 if self.eta else None
 
-    def start(self, term: RawFlow, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
+    def start(self, term: RawFlow, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Run:
         """The coefficients of all steps, remembered for the next batch on the same grid."""
         assert grid is not None
         key = (grid.values, y.dtype, y.device, term.predicts, term.data_std)
         if key not in self._memo:
             self._memo.clear()
-            self._memo[key] = self._plan(term, grid.ts, y)
-        plan = self._memo[key]
-        return Carry(plan, self._enter(plan, 0, y), y, ())
+            self._memo[key] = plan(self._tables(term, grid.ts), self.moments, y)
+        return self._memo[key].begin(y)
 
     def step(
-        self, term: RawFlow, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
+        self, term: RawFlow, interval: Interval, y: Tensor, carry: Run, noise: BrownianMotion | None
     ) -> Step:
         """The first step is a closed form; every other evaluates, corrects and predicts."""
-        plan, s, x, past = carry
-        i, parts = interval.number, plan.usual
-        if y is not x:  # moved by a corrector or a threshold: there is nothing to correct then
-            s, parts = self._enter(plan, i, y), plan.moved
-        if i > 0:
-            shift = None if plan.shift is None else plan.shift[i - 1]
-            r = plan.project(term.drift(interval.t, y), shift)
-            past = (torch.addcmul(r, plan.mix[i - 1], s), *past[: self._longest - 1])
-        s = plan.keep[i] * s
-        weights, which = parts[i]
-        for weight, k in zip(weights, which, strict=True):
-            s.addcmul_(weight, past[k])
-        if self.eta:
-            s.addcmul_(plan.spread[i], increment(noise, interval, y).flatten(1))
-        y = plan.embed(s, None if plan.mean is None else plan.mean[i + 1])
-        return Step(y, None, Carry(plan, s, y, past))
+        raw = term.drift(interval.t, y) if interval.number else None
+        z = increment(noise, interval, y) if self.eta else None
+        return Step(carry.step(interval.number, y, raw, z), None, carry)
 
     @cached_property
     def _longest(self) -> int:
         """Evaluations that a step may use."""
         return max(self.rule.nodes + 1, self.rule.corrector_nodes)
 
-    def _enter(self, plan: Plan, i: int, x: Tensor) -> Tensor:
-        """x with shape (B, *D) -> s with shape (B, n)."""
-        r = plan.project(x)
-        return r if plan.centre is None else r - plan.centre[i]
-
-    def _plan(self, term: RawFlow, ts: Tensor, y: Tensor) -> Plan:
+    def _tables(self, term: RawFlow, ts: Tensor) -> Tables:
         sde, variances, scale = self.sde, self.moments.variances, scale_of(self.moments)
         alpha, sigma, nsr = (f(ts)[:, None] for f in (sde.alpha, sde.sigma, sde.nsr))
         std = (alpha.square() * variances + sigma.square()).sqrt()
@@ -230,29 +165,18 @@ class ResidualAdams(Method):
         used = [[k for _, k in chosen if k is not None] for chosen in predictors]
         older = [[], *([k + 1 for k in which] for which in used[:-1])]
         newer = [[], *([k for _, k in chosen if k is not None] for chosen in correctors[:-1])]
-        every = [sorted({*a, *b, *c}) for a, b, c in zip(used, older, newer, strict=True)]
-        mean = alpha * self.moments.mean.flatten()
         centre = alpha * self.moments.project(self.moments.mean.unsqueeze(0))
-        centred = not bool(mean.any())
-        shift = keep / scaled * centre[1:-1]
-
-        def table(x: Tensor) -> list[Tensor]:
-            return list(x.to(y).unbind())
-
-        def parts(weights: Tensor, which: Sequence[Sequence[int]]) -> list[Part]:
-            rows = zip(table(end[:, None] * weights), which, strict=True)
-            return [Part(tuple(row[k] for k in ks), tuple(ks)) for row, ks in rows]
-
-        return Plan(
-            *self.moments.rotations(y),
-            None if centred else table(mean),
-            None if centred else table(centre),
-            table(shift) if bool(shift.any()) else None,
-            table((keep - sigma[1:-1] / std[1:-1].square()) / scaled),
-            table(factor * end / std[:-1]),
-            table((1 - factor.square()).sqrt() * end) if self.eta else [],
-            parts(corrected + predicted, every),
-            parts(predicted, used),
+        return Tables(
+            mean=alpha * self.moments.mean.flatten(),
+            centre=centre,
+            shift=keep / scaled * centre[1:-1],
+            mix=(keep - sigma[1:-1] / std[1:-1].square()) / scaled,
+            keep=factor * end / std[:-1],
+            spread=(1 - factor.square()).sqrt() * end if self.eta else None,
+            usual=end[:, None] * (corrected + predicted),
+            moved=end[:, None] * predicted,
+            used=[sorted({*a, *b, *c}) for a, b, c in zip(used, older, newer, strict=True)],
+            used_moved=used,
         )
 
     def _shrink(self, start: Tensor, end: Tensor) -> Tensor:

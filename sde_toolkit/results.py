@@ -31,6 +31,7 @@ from sde_toolkit.config import (
 from sde_toolkit.data import Dataset
 from sde_toolkit.files import atomic_write
 from sde_toolkit.likelihood import log_likelihood
+from sde_toolkit.processes import launched
 from sde_toolkit.report import Card, Page, Picture, plus_minus, setting_of, write_page
 from sde_toolkit.runs import Run, read_history
 from sde_toolkit.samplers import Samples
@@ -62,6 +63,7 @@ class HeldOut:
         uniform: bits per dimension of the uniform code on the grey levels; None for continuous data.
         nfe: mean number of network evaluations.
         seconds: wall time.
+        budget: what a value may be off by, line by line; see ``sde_toolkit.budget``.
         settings: of the likelihood and the model, JSON-able.
     """
 
@@ -70,6 +72,7 @@ class HeldOut:
     uniform: float | None
     nfe: float
     seconds: float
+    budget: tuple[str, ...]
     settings: Mapping[str, Any]
 
     @property
@@ -188,15 +191,20 @@ def likelihood(run: Run, directory: Path) -> tuple[HeldOut, bool]:
     """
     dataset, split = build_dataset(run.config), run.config.likelihood.split
     options = likelihood_options(run.config, dataset)
-    settings = {**options, "num_examples": run.config.likelihood.num_examples, "model": run.fingerprint}
+    settings = {**run.config.likelihood.to_dict(), "model": run.fingerprint}
     known = load_likelihood(run, directory)
     if known is not None and known.settings == settings:
         return known, True
-    found = log_likelihood(run.model, held_out(run.config, dataset).to(run.model.dtype), **options)
+    x = held_out(run.config, dataset).to(run.model.dtype)
+    with launched() as processes:
+        found = log_likelihood(run.model, x, **options, processes=processes)
     uniform = None if dataset.levels is None else math.log2(dataset.levels)
     bits = tuple(found.bits_per_dim.tolist())
-    result = HeldOut(split, bits, uniform, float(found.nfe.double().mean()), found.seconds, settings)
-    atomic_write(likelihood_path(directory, split), json.dumps(asdict(result), indent=1).encode())
+    budget = () if found.budget is None else tuple(found.budget.lines(x[0].numel()))
+    nfe = float(found.nfe.double().mean())
+    result = HeldOut(split, bits, uniform, nfe, found.seconds, budget, settings)
+    if processes.rank == 0:
+        atomic_write(likelihood_path(directory, split), json.dumps(asdict(result), indent=1).encode())
     return result, False
 
 
@@ -207,7 +215,8 @@ def load_likelihood(run: Run, directory: Path) -> HeldOut | None:
         return None
     try:
         content = json.loads(path.read_text())
-        found = HeldOut(**{**content, "bits_per_dim": tuple(content["bits_per_dim"])})
+        lists = {name: tuple(content[name]) for name in ("bits_per_dim", "budget")}
+        found = HeldOut(**{**content, **lists})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a file of likelihoods ({error}); remove it and run again") from None
     return found if found.settings.get("model") == run.fingerprint else None

@@ -26,6 +26,7 @@ import operator
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -238,6 +239,10 @@ class Sampler:
     @property
     def settings(self) -> dict[str, Any]:
         """The options as plain values, for records."""
+        return dict(self._settings)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
         common: dict[str, Any] = {"sampler": self.name, "t_min": self.t_min, "denoise": self.denoise}
         if self.num_steps is None:
             steps: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
@@ -287,9 +292,8 @@ class Sampler:
             source = noise or Normals(seed, rows, model.event_shape, model.dtype, model.device)
             parts.append(self._run(counted, looked_at, equation, source, callback, rows[0]))
         seconds = time.perf_counter() - start
-        return Samples(
-            torch.cat(parts), counted.rows / num_samples, seconds, seed, first_sample, self.settings
-        )
+        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return Samples(x, counted.rows / num_samples, seconds, seed, first_sample, self.settings)
 
     def _check(
         self,
@@ -313,7 +317,9 @@ class Sampler:
             restart.check(model.sde)
         never = self.method in _NEVER_AT_END or isinstance(self.method, SchemeMethod)
         looks_at_end = self.denoise or self.corrector is not None or not never
-        if looks_at_end and float(model.sde.sigma(torch.tensor(self.t_min, dtype=torch.float64))) == 0:
+        # sigma grows from t = 0 on: only there can it be 0
+        zero = torch.zeros((), dtype=torch.float64)
+        if self.t_min == 0 and looks_at_end and float(model.sde.sigma(zero)) == 0:
             raise ValueError(
                 f"{self.name} evaluates the score at t_min, but sigma({self.t_min}) = 0; "
                 "raise t_min, or use a sampler that does not look there with denoise=False"

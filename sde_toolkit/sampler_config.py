@@ -21,7 +21,8 @@ from solvers.reference import SCIPY_METHODS, TORCHSDE_METHODS, SciPy, TorchSDE
 
 FIELDS: dict[str, Any] = {
     "sampler": "ddim", "num_steps": 50, "num_samples": 64, "seed": 0, "batch_size": 256,
-    "t_min": 1e-3, "grid": "own", "denoise": True, "lower_final": False,
+    "t_min": 1e-3, "grid": "own", "times": (1.0, 1e-3), "calibration_samples": 32, "calibration_cache": "",
+    "denoise": True, "lower_final": False,
     "order": 0, "eta": 0.0, "variance": "small", "predicts": "data", "clock": "lam", "b": "b2",
     "tableau": "kutta3", "tau": 1.0, "corrections": 1, "released": False,
     "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": 1e9, "s_noise": 1.0,
@@ -32,7 +33,9 @@ FIELDS: dict[str, Any] = {
 }  # fmt: skip
 """Fields of ``config.sampling`` with their defaults.
 
-    grid         a name, or "own": that of the sampler's paper
+    grid         a name, or "own": that of the sampler's paper; "explicit": times, from T to t_min;
+                 "calibrated": found for the model on calibration_samples starts, from the sampler's own, and
+                 kept in the directory calibration_cache if one is named
     order        of the multistep and singlestep samplers, 0: the sampler's own default
     clock        of DEIS and of exponential Adams methods: t, nsr, lam, angle
     corrections  past evaluations in SA-Solver's corrector, 0 for none
@@ -98,7 +101,7 @@ def _fixed(make: Callable[..., Sampler], *same: str, gridded: bool = True, **ren
         sampler = make(num_steps, t_min=s["t_min"], denoise=s["denoise"], **more, **_values(s, fields))
         return _wrapped(sampler, s)
 
-    common = ("num_steps", "t_min", "grid", "denoise") if gridded else ("num_steps", "t_min", "denoise")
+    common = ("num_steps", "t_min", *(_GRID if gridded else ()), "denoise")
     return Choice((*common, *fields.values(), *_RESTART, *_THRESHOLD), build)
 
 
@@ -113,6 +116,7 @@ def _adaptive(make: Callable[..., Sampler], *same: str) -> Choice:
     return Choice((*names, *_THRESHOLD), build)
 
 
+_GRID = ("grid", "times", "calibration_samples", "calibration_cache")
 _RESTART = ("restart_min", "restart_max", "restart_steps", "restart_repeats")
 _THRESHOLD = ("threshold", "limit", "quantile")
 
@@ -188,11 +192,21 @@ def _default(
     return _thresholded(samplers.default(model, num_steps, t_min=s["t_min"], eta=s["eta"]), s)
 
 
+def fields_of(name: str, s: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Fields that have an effect on a sampler; for a predictor-corrector those of its own predictor, if the
+    fields ``s`` tell which one it is."""
+    if name == "predictor_corrector" and s is not None:
+        return (*PREDICTORS[s["predictor"]].fields, *_CORRECTOR)
+    return SAMPLERS[name].fields
+
+
+_CORRECTOR = ("predictor", "corrector", "snr", "corrector_steps")
+
 SAMPLERS: dict[str, Choice] = {
     "default": Choice(("num_steps", "t_min", "eta", *_THRESHOLD), _default),
     **PREDICTORS,
     "predictor_corrector": Choice(
-        (*PREDICTORS["reverse_diffusion"].fields, "predictor", "corrector", "snr", "corrector_steps"),
+        (*sorted({name for choice in PREDICTORS.values() for name in choice.fields}), *_CORRECTOR),
         _predictor_corrector,
     ),
     "dopri5": _adaptive(samplers.dopri5),

@@ -11,6 +11,7 @@ MAX_STEPS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,7 @@ from solvers.brownian import BrownianMotion, NoiseSource, StepNormals
 from solvers.control import Adaptive, FixedGrid
 from solvers.methods import Integrator, Interval, Method, Step
 from solvers.saving import END, GridRecord, SaveAt
+from solvers.schemes import SchemeMethod
 from solvers.solution import Solution, SolverError, Stats, Status, finish
 from solvers.terms import SDE, Recursion, Scheme, Semilinear, Term, flatten
 from solvers.tree import path_between
@@ -83,6 +85,8 @@ def solve(
         counter = _Counter(term)
         solution, t, h = run_adaptive(_bind(term, counter), counter, y0, method, control, path, save)
         return finish(solution, t, h, throw)
+    if isinstance(method, SchemeMethod) and method.ahead and (after_step is not None or save != END):
+        method = replace(method, watched=True)
     motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
     solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint)
     if not throw or not bool(solution.status.any()):
@@ -212,7 +216,7 @@ def _run_fixed(
     for interval, before, step, after in _steps(bound, y, method, grid, noise, after_step, checkpoint):
         record.after(bound, interval, before, step, after)
         y = after
-    finite = flatten(y.detach()).isfinite().all(1)
+    finite = flatten(y.detach()).abs().amax(1) < math.inf  # not for nan
     count = torch.ones(len(y), dtype=torch.int64, device=y.device)
     stats = Stats(counter.calls * count, grid.num_steps * count, 0 * count)
     status = torch.where(finite, int(Status.SUCCESS), int(Status.NONFINITE))

@@ -72,6 +72,10 @@ class Carry(NamedTuple):
     history: History
 
 
+_KEPT: dict[tuple[Adams, tuple[float, ...]], list[AdamsStep | Stages]] = {}
+"""The coefficients for an ``ODE`` on the grid of the last run: plain numbers, for the next batch."""
+
+
 @dataclass(frozen=True)
 class Adams(Method):
     """Adams methods for an ``ODE`` (Adams-Bashforth, Adams-Moulton) and a ``Semilinear`` term (exponential).
@@ -142,6 +146,18 @@ class Adams(Method):
     def start(self, term: ODE | Semilinear, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
         """The coefficients of all steps; with PEC also the first evaluation."""
         assert grid is not None
+        if isinstance(term, ODE):
+            key = (self, grid.values)
+            if key not in _KEPT:
+                _KEPT.clear()
+                _KEPT[key] = self._steps(term, y, grid)
+            steps = _KEPT[key]
+        else:
+            steps = self._steps(term, y, grid)
+        history = History((term.drift(t, y),)) if self.corrector == "PEC" else History()
+        return Carry(steps, history)
+
+    def _steps(self, term: ODE | Semilinear, y: Tensor, grid: FixedGrid) -> list[AdamsStep | Stages]:
         weights, ts = Weights(term, self.variable), grid.ts
         first = min(self._first_steps, grid.num_steps)
         steps: list[AdamsStep | Stages] = []
@@ -154,8 +170,7 @@ class Adams(Method):
             steps += self._coefficients(
                 weights, ts, number, grid.num_steps if k == past else number + 1, k, y
             )
-        history = History((term.drift(t, y),)) if self.corrector == "PEC" else History()
-        return Carry(steps, history)
+        return steps
 
     def _coefficients(
         self, weights: Weights, ts: Tensor, first: int, last: int, k: int, y: Tensor

@@ -3,8 +3,7 @@ weights.
 
 Every multistep, singlestep and predictor-corrector formula of the diffusion literature has the form
 
-    y^(i) = a_i y + sum_j b_ij m_j + c_i z,      m_i = P(u_i) y^(i) + Q(u_i) N(u_i, y^(i)),      y_s =
-    y^(last)
+    y^(i) = a_i y + sum_j b_ij m_j + c_i z,    m_i = P(u_i) y^(i) + Q(u_i) N(u_i, y^(i)),    y_s = y^(last)
 
 with evaluations m_j of this step and of those before, one draw z ~ N(0, I) per step, and weights that depend
 on the times alone.  A scheme's ``rule`` writes the formula down as it stands in the paper: it computes with
@@ -162,12 +161,36 @@ class Program(NamedTuple):
     noisy: bool
 
 
+class Ahead(NamedTuple):
+    """One step of a method that looks ahead, from prediction to prediction: the correction of a step is part
+    of the next one, and both are one combination.
+
+    Attributes:
+        past: how many past evaluations it uses.
+        look: the evaluation at its start, which comes after them.
+        onward: the prediction at its end from that at its start.
+        moved: the same from a state that somebody moved, with nothing to correct.
+        corrected: the corrected state at its end from the prediction there, with the next evaluation; None
+            in the last step.
+    """
+
+    past: int
+    look: Look
+    onward: Combination
+    moved: Combination
+    corrected: Combination | None
+
+
 class Carry(NamedTuple):
-    """From step to step: all programs, the past evaluations, and the state that the newest belongs to."""
+    """From step to step: all programs and the past evaluations; where steps look ahead also the state that
+    was handed out, the prediction that stands behind it and the evaluation there, if it was made."""
 
     programs: list[Program]
     history: tuple[Tensor, ...]
-    state: Tensor | None
+    ahead: list[Ahead]
+    state: Tensor | None = None
+    prediction: Tensor | None = None
+    pending: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +204,8 @@ class SchemeMethod(Method):
             the rule makes all evaluations itself.
         nfe_per_step: evaluations per step.
         nfe_extra: evaluations beyond those, of the start or, negative, saved in the last step.
-        ahead: whether the evaluation at t was made by the step before, with ``Steps.ahead``.
+        ahead: whether steps evaluate at their end, with ``Steps.ahead``, and correct what they predicted.
+        watched: whether somebody sees the states between the steps: only then are they corrected there.
         lower_final: whether the last steps use at most as many nodes as there are steps left, which steps to
             an infinite time in a logarithmic clock need.
     """
@@ -194,19 +218,21 @@ class SchemeMethod(Method):
     nfe_per_step: int = 1
     nfe_extra: int = 0
     ahead: bool = False
+    watched: bool = False
     lower_final: bool = False
     terms = (Scheme,)
 
     def start(self, term: Scheme, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
-        """The programs of all steps; the first evaluation where steps look ahead."""
+        """The programs of all steps."""
         assert grid is not None
         key = self, grid.values
-        programs = term.traced.get(key)
-        if programs is None:
-            programs = term.traced[key] = self._programs(term, grid.ts)
-        if not self.ahead:
-            return Carry(programs, (), None)
-        return Carry(programs, (_evaluate(term, _look(term, t), y),), y)
+        made = term.traced.get(key)
+        if made is None:
+            programs = self._programs(term, grid.ts)
+            ahead = _from_predictions(programs, _look(term, t), self.nodes) if self.ahead else []
+            made = term.traced[key] = programs, ahead
+        programs, ahead = made
+        return Carry(programs, (), ahead, y, y)
 
     def _programs(self, term: Scheme, ts: Tensor) -> list[Program]:
         """The rule in numbers, one program per step."""
@@ -268,20 +294,92 @@ class SchemeMethod(Method):
         self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
         """The evaluations in turn, then their combination."""
-        programs, history, state = carry
-        past, looks, result, kept, noisy = programs[interval.number]
-        if self.ahead and state is not y:  # somebody moved the state: the evaluation there is made again
-            history = (_evaluate(term, _look(term, interval.t), y), *history[1:])
+        if self.ahead:
+            return self._step_ahead(term, interval, y, carry, noise)
+        past, looks, result, kept, noisy = carry.programs[interval.number]
         z = increment(noise, interval, y) if noisy else None
+        history = carry.history
         values = list(history[:past])
         for look in looks:
             at = y if look.at is None else look.at(y, values, z)
             values.append(_evaluate(term, look, at))
-        y_next = result(y, values, z)
         if kept is not None:
-            most = self.nodes if self.ahead else self.nodes - 1
-            history = (values[kept], *history)[:most]
-        return Step(y_next, None, Carry(programs, history, y_next))
+            history = (values[kept], *history)[: self.nodes - 1]
+        return Step(result(y, values, z), None, carry._replace(history=history))
+
+    def _step_ahead(
+        self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
+    ) -> Step:
+        """From prediction to prediction; who watches is shown the corrected state, and may move it."""
+        programs, history, steps, state, prediction, pending = carry
+        number = interval.number
+        past, look, onward, moved, corrected = steps[number]
+        z = increment(noise, interval, y) if programs[number].noisy else None
+        if y is state:
+            assert prediction is not None
+            y, combination = prediction, onward
+            new = _evaluate(term, look, y) if pending is None else pending
+        else:
+            combination, new = moved, _evaluate(term, look, y)
+        y = combination(y, [*history[:past], new], z)
+        history = (new, *history)[: self.nodes]
+        if not self.watched or corrected is None:
+            return Step(y, None, Carry(programs, history, steps, y, y))
+        following = steps[number + 1]
+        pending = _evaluate(term, following.look, y)
+        shown = corrected(y, [*history[: following.past], pending], None)
+        return Step(shown, None, Carry(programs, history, steps, shown, y, pending))
+
+
+def _from_predictions(programs: list[Program], first: Look, nodes: int) -> list[Ahead]:
+    """The programs of a method that looks ahead, rewritten.
+
+    Step i predicts p and corrects it to c, with values m_0, m_1, ... at hand and the evaluation at p,
+
+        p = a y + sum b_j m_j + e z,        c = a' y + sum b'_j m_j + b' m + e' z,
+
+    so that c = r p + sum (b'_j - r b_j) m_j + b' m, r = a' / a, if e' = r e.
+
+    Raises:
+        ValueError: a rule that evaluates otherwise, or corrects with another draw.
+    """
+    found: list[Ahead] = []
+    look, correction = first, _UNMOVED
+    for i, program in enumerate(programs):
+        if len(program.looks) != (i + 1 < len(programs)):
+            raise ValueError("a rule with ahead evaluates once per step, at its end, and not in the last one")
+        predicted = program.result
+        if program.looks:
+            predicted = program.looks[0].at or _UNMOVED
+        past = min(i, nodes)
+
+        def own(pairs: tuple[tuple[int, float], ...], past: int = past) -> dict[int, float]:
+            return {position - 1 if position else past: c for position, c in pairs}
+
+        plain = own(predicted.values)
+        onward = {position: predicted.state * c for position, c in correction.values}
+        for position, c in plain.items():
+            onward[position] = onward.get(position, 0.0) + c
+        moved = Combination(predicted.state, _pairs(plain), predicted.draw)
+        joined = Combination(predicted.state * correction.state, _pairs(onward), predicted.draw)
+        if not program.looks:
+            found.append(Ahead(past, look, joined, moved, None))
+            break
+        ratio = program.result.state / predicted.state
+        if abs(program.result.draw - ratio * predicted.draw) > 1e-12 * abs(predicted.draw):
+            raise ValueError("a rule with ahead must correct with the draw that it predicted with")
+        values = {position: -ratio * c for position, c in predicted.values}
+        for position, c in program.result.values:
+            at = min(i + 1, nodes) if position == program.past else position
+            values[at] = values.get(at, 0.0) + c
+        correction = Combination(ratio, _pairs(values), 0.0)
+        found.append(Ahead(past, look, joined, moved, correction))
+        look = program.looks[0]._replace(at=None)
+    return found
+
+
+def _pairs(values: dict[int, float]) -> tuple[tuple[int, float], ...]:
+    return tuple((position, c) for position, c in sorted(values.items()) if c != 0)
 
 
 def _evaluate(term: Scheme, look: Look, at: Tensor) -> Tensor:

@@ -206,8 +206,34 @@ def integral(function: Callable[[float], float], start: float, end: float) -> fl
     return quad(function, start, end, epsabs=0, epsrel=1e-12, limit=200)[0]
 
 
-def adams(order: int, clock: str, tau: float = -1.0, corrector: int = 0, predicts: str = "noise") -> Run:
-    """Noise form with any clock, or (tau >= 0) the data form of the family in lam with PEC correction."""
+def score_adams(order: int) -> Run:
+    """dy = -alpha n score dn, the score joined in lam."""
+
+    def run(p: Problem) -> State:
+        y, m = p.start(), []
+        for i in range(p.count):
+            t, s, k = *p.n[i : i + 2], min(order, i + 1)
+            m.insert(0, -p.noise(y, t) / (p.alpha[i] * t))
+            nodes = [-math.log(n) for n in p.n[i : None if i < k else i - k : -1]]
+            for j in range(k):
+
+                def rate(n: float) -> float:
+                    alpha = float(p.sde.alpha(p.sde.inverse_nsr(torch.tensor(n, dtype=torch.float64))))
+                    return alpha * n * lagrange(-math.log(n), nodes, j)  # noqa: B023
+
+                y = y - integral(rate, t, s) * m[j]
+        return y
+
+    return run
+
+
+def adams(
+    order: int, clock: str, tau: float = -1.0, corrector: int = 0, predicts: str = "noise",
+    released: bool = False,
+) -> Run:  # fmt: skip
+    """Noise form with any clock, or (tau >= 0) the data form of the family in lam with PEC correction;
+    the released weights of two nodes have kappa h^2 / 2 in place of the integral of kappa e^(-kappa v)
+    (h - v)."""
 
     def run(p: Problem) -> State:
         sde = p.sde
@@ -237,6 +263,9 @@ def adams(order: int, clock: str, tau: float = -1.0, corrector: int = 0, predict
                     lam[i],
                     lam[i + 1],
                 )
+            if released and len(nodes) == 2:
+                linear = integral(lambda v: kappa * math.exp(-kappa * v) * (h - v), 0.0, h)
+                new = new + (kappa * h**2 / 2 - linear) / (nodes[0] - nodes[1]) * (m[0] - m[1])
             return new + p.n[i + 1] * math.sqrt(-math.expm1(-2 * tau**2 * h)) * p.draw(i)
 
         y = p.start()
@@ -377,8 +406,10 @@ def in_time(
     w: tuple[float, ...] = (),
     area: tuple[float, ...] = (),
     b: tuple[float, ...] = (1.0,),
+    third: tuple[float, ...] = (),
 ) -> Run:
-    """Methods on dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dW in t, of one or two stages."""
+    """Methods on dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dW in t, of one to three stages, the
+    third at the end of the step."""
 
     def run(p: Problem) -> State:
         def at(t: float) -> tuple[float, float, float, float]:
@@ -406,7 +437,11 @@ def in_time(
             k1 = drift(t, first)
             k2 = drift(t + c * h, x + h * c * k1 + g * (w[1] * W + area[1] * H))
             total = g * W - (g_s - g_t) * H if any(area) else g * W
-            x = x + h * (b[0] * k1 + b[1] * k2) + total
+            new = x + h * (b[0] * k1 + b[1] * k2) + total
+            if stages == 3:
+                noise = g * (w[2] * W + area[2] * H)
+                new = new + h * b[2] * drift(s, x + h * (third[0] * k1 + third[1] * k2) + noise)
+            x = new
         return x / p.alpha[-1]
 
     return run

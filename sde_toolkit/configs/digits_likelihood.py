@@ -8,9 +8,10 @@ from sde_toolkit.configs import digits
 def get_config() -> ConfigDict:
     """Return the configuration of digits with a loss that bounds the likelihood."""
     config = digits.get_config()
-    # A bin of the 17 grey levels is .17 wide in the network's input: features with waves of 1 down to .06.
-    config.model.fourier = (1, 2, 3, 4, 5)
+    # A bin of the 17 grey levels is .17 wide in the network's input: waves from 1 down to a tenth of a bin.
+    config.model.fourier = (1, 2, 3, 4, 5, 6, 7)
     config.loss.weighting = "likelihood"
     config.loss.time_sampling = "moments"
+    config.loss.antithetic_nsr = 0.3
     config.optimization.max_grad_norm = 25.0  # this loss is 24 times as large as the mean squared error
     return config

@@ -29,7 +29,6 @@ from sde_toolkit.ddpm import VARIANCES, Variance, ancestral_coefficients
 from sde_toolkit.equations import (
     ReverseEquation,
     ReverseSteps,
-    probability_flow,
     reverse_family,
     reverse_sde,
     scheme,
@@ -38,9 +37,7 @@ from sde_toolkit.equations import (
 from sde_toolkit.grids import Grid
 from sde_toolkit.sampler import T_MIN, Sampler
 from solvers import (
-    EULER,
     EULER_MARUYAMA,
-    HEUN,
     SRA1,
     STOCHASTIC_HEUN,
     Adams,
@@ -52,6 +49,7 @@ from solvers import (
 
 ONE_DRAW = SchemeMethod(name="one_step", order=1, strong_order=1.0, weak_order=1.0)
 ONE_STEP = SchemeMethod(name="one_step", order=1)
+HEUN_STEP = SchemeMethod(name="heun", order=2, nfe_per_step=2)
 
 
 def ddim_rule(eta: float) -> Callable[[ReverseSteps], Form]:
@@ -81,6 +79,17 @@ def reverse_diffusion_rule(k: ReverseSteps) -> Form:
     t, s = k.t, k.s
     r, q = t.alpha / s.alpha, t.sigma * (1 - (s.nsr / t.nsr) ** 2).sqrt()
     return (2 - r) * k.x - q**2 / t.sigma * k.m[0] + q * k.z
+
+
+def euler_rule(k: ReverseSteps) -> Form:
+    """Euler's method in t, on the drift."""
+    return k.x + (k.s.time - k.t.time) * k.m[0]
+
+
+def heun_rule(k: ReverseSteps) -> Form:
+    """Heun's method in t, on the drift."""
+    h, drift = k.s.time - k.t.time, k.m[0]
+    return k.x + 0.5 * h * (drift + k.evaluate(k.s, k.x + h * drift))
 
 
 def _classic(
@@ -161,14 +170,14 @@ def euler(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
     """Euler's method on the probability-flow ODE in t; one evaluation per step."""
-    return _classic("euler", probability_flow, EULER, num_steps, t_min, grid, denoise)
+    return _classic("euler", scheme(euler_rule, "drift"), ONE_STEP, num_steps, t_min, grid, denoise)
 
 
 def heun(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
     """Heun's method on the probability-flow ODE in t; two evaluations per step."""
-    return _classic("heun", probability_flow, HEUN, num_steps, t_min, grid, denoise)
+    return _classic("heun", scheme(heun_rule, "drift"), HEUN_STEP, num_steps, t_min, grid, denoise)
 
 
 def eta_family(

@@ -13,6 +13,7 @@ from torch import Tensor
 from sde_toolkit.bounds import Bound, continuous_bound, discrete_bound
 from sde_toolkit.data import Scaling
 from sde_toolkit.exact import ExactModel, Gaussian
+from sde_toolkit.likelihood import log_likelihood
 from sde_toolkit.score import ScoreModel
 from sde_toolkit.sde import VPSDE, CustomSDE
 
@@ -124,6 +125,17 @@ def test_the_discrete_bound_rises_to_the_log_density(name):
         assert gap > -LIMIT * error - 0.1 * spread
     assert gaps[2] < gaps[1] < gaps[0]
     assert gaps[2] < 0.3 * gaps[1] + LIMIT * errors[2]
+
+
+@pytest.mark.parametrize("name", ["vp-linear", "vp-cosine", "sub-vp"])
+def test_the_flow_and_the_bounds_agree_on_exact_scores(name):
+    sde = SDES[name]
+    x, model = MIXTURE.sample(24, seed=6), ExactModel(MIXTURE, sde)
+    flow = log_likelihood(model, x, rtol=1e-4, atol=1e-4, checked=0).nats
+    accept(continuous_bound(model, x, prior_moments=model.moments), flow, slack=1e-2)
+    short = discrete_bound(model, x, sde.discretize(200), prior_moments=model.moments)
+    gap = float((flow - short.nats).mean())
+    assert abs(gap) < 0.7 + LIMIT * short.mean_standard_error
 
 
 def test_on_gaussians_the_gap_of_the_chain_is_positive_and_vanishes_at_order_one():

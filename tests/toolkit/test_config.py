@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from sde_toolkit import config as c
 from sde_toolkit import grids, networks, samplers
 from sde_toolkit.correctors import AnnealedLangevin, Langevin
+from sde_toolkit.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from sde_toolkit.loss import DenoisingLoss
 from sde_toolkit.moments import Moments
 from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_toolkit.state import Optimization
-from solvers import RK4, SHARK
+from solvers import AB4, RK4, SHARK
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,19 @@ def test_fields_and_defaults_are_those_of_the_object(fields, made):
     options = {
         p.name: p.default for p in inspect.signature(made).parameters.values() if p.name != "event_shape"
     }
-    options.pop("seed", None)
+    for built in ("seed", "noise_level"):  # not fields: they follow from the rest of the configuration
+        options.pop(built, None)
     assert {name: value for name, value in fields.items() if name != "predicts"} == options
+
+
+def test_fourier_features_are_told_the_noise_in_their_input():
+    config = c.load_config("digits_likelihood", {"sde.name": "ve"})
+    network = c.build_network(config, (1, 8, 8), data_std=0.5)
+    t, sde = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64), c.build_sde(config)
+    model = c.build_model(config, (1, 8, 8), data_std=0.5)
+    c_in = (0.5**2 + sde.sigma(t).square()).rsqrt()  # what the model scales its states by
+    torch.testing.assert_close(network.noise_level(1000 * t), c_in * sde.sigma(t))
+    torch.testing.assert_close(model.network.noise_level(1000 * t), c_in * sde.sigma(t))
 
 
 @pytest.mark.parametrize(
@@ -237,9 +249,15 @@ def test_loaded_config_is_frozen():
 
 def test_likelihood_options(tiny):
     dataset = c.build_dataset(tiny)
-    assert c.likelihood_options(tiny, dataset)["num_probes"] is None
+    assert c.likelihood_options(tiny, dataset)["divergence"] == ExactDivergence()
     probed = c.override_config(tiny, {"likelihood.divergence": "probes", "likelihood.num_probes": 3})
-    assert c.likelihood_options(probed, dataset)["num_probes"] == 3
+    assert c.likelihood_options(probed, dataset)["divergence"] == Hutchinson(3)
+    sketched = {"likelihood.divergence": "hutch++", "likelihood.method": "ab4", "likelihood.num_steps": 12}
+    options = c.likelihood_options(c.override_config(tiny, sketched), dataset)
+    assert options["divergence"] == HutchPlusPlus(1)
+    assert (options["method"], options["num_steps"]) == (AB4, 12)
+    with pytest.raises(ValueError, match="did you mean 'tweedie'"):
+        c.override_config(tiny, {"likelihood.data_end": "twedie"})
     few = c.override_config(tiny, {"likelihood.num_examples": 5, "likelihood.split": "all"})
     assert len(c.held_out(few, dataset)) == 5
     assert len(c.held_out(c.override_config(few, {"likelihood.num_examples": 0}), dataset)) == 96
@@ -333,6 +351,45 @@ def test_the_own_grid_is_that_of_the_sampler(tiny):
     assert c.build_sampler(tiny, "ddim").grid is grids.uniform
     config = c.override_config(tiny, {"sampling.grid": "quadratic"})
     assert c.build_sampler(config, "edm").grid is grids.quadratic
+
+
+def test_a_grid_of_given_times(tiny):
+    times = {"sampling.grid": "explicit", "sampling.times": "1.0, 0.4, 0.1, 0.02"}
+    config = c.override_config(tiny, times)
+    sampler = c.build_sampler(config, "ddim", 3)
+    assert sampler.grid(c.build_sde(tiny), 3, 0.02).tolist() == [1.0, 0.4, 0.1, 0.02]
+    with pytest.raises(ValueError, match=r"times must have num_steps \+ 1 = 6 times, got 4"):
+        c.build_sampler(config, "ddim", 5)
+    assert c.build_sampler(config, "dopri5", 3).num_steps is None
+
+
+def test_a_grid_found_for_the_model(tiny, tmp_path):
+    fields = {
+        "grid": "calibrated",
+        "calibration_samples": 4,
+        "calibration_cache": str(tmp_path),
+        "t_min": 0.1,
+    }
+    config = c.override_config(tiny, {f"sampling.{field}": value for field, value in fields.items()})
+    model = c.build_model(config, (2,), 1.0)
+    with pytest.raises(ValueError, match="grid 'calibrated' is found for a model"):
+        c.build_sampler(config, "ddim", 3)
+    sampler = c.build_sampler(config, "ddim", 3, model)
+    times = sampler.grid(model.sde, 3, 0.1)
+    assert (float(times[0]), float(times[-1])) == (1.0, 0.1)
+    assert len(list(tmp_path.glob("grid-*.json"))) == 1
+    assert set(fields) <= set(c.sampler_options("ddim"))
+    # where a grid has no effect nothing is searched for
+    assert c.build_sampler(config, "default", 3, model).settings["sampler"] == "default"
+    assert c.build_sampler(config, "dopri5", 3).num_steps is None
+
+
+def test_a_predictor_corrector_takes_the_fields_of_its_own_predictor(tiny):
+    config = c.override_config(tiny, {"sampling.predictor": "ddim", "sampling.eta": 0.5})
+    assert {"eta", "snr", "predictor"} <= set(c.sampler_options("predictor_corrector", config.sampling))
+    assert "tau" not in c.sampler_options("predictor_corrector", config.sampling)
+    assert "tau" in c.sampler_options("predictor_corrector")
+    assert "eta" not in c.sampler_options("predictor_corrector", tiny.sampling)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,32 @@ def test_the_second_order_term_is_least_for_the_exact_jacobian(sde):
     assert float((terms[2] - terms[1]).mean()) > 0
 
 
+def test_antithetic_rows_are_neighbours_in_time_with_opposite_noise():
+    sde, model, below = VPSDE(), Recorder(VPSDE()), 0.3
+    x0 = normals(33, 3)
+    DenoisingLoss("likelihood", 1e-3, "log_snr", antithetic_nsr=below)(model, x0, generator())
+    nsr = sde.nsr(model.t)
+    order, count = nsr.argsort(), int((nsr < below).sum())
+    assert 4 < count < 33
+    pairs = order[: count // 2 * 2].reshape(-1, 2)
+    scaled = model.x_t / sde.alpha(model.t)[:, None]
+    first, second = scaled[pairs[:, 0]], scaled[pairs[:, 1]]
+    shared = (nsr[pairs[:, 1], None] * first + nsr[pairs[:, 0], None] * second) / nsr[pairs].sum(1)[:, None]
+    torch.testing.assert_close(shared, x0[pairs[:, 0]], rtol=1e-9, atol=1e-9)
+    others = order[count // 2 * 2 :]
+    DenoisingLoss("likelihood", 1e-3, "log_snr")(plain := Recorder(sde), x0, generator())
+    assert torch.equal(plain.x_t[others], model.x_t[others])
+
+
+def test_antithetic_rows_leave_the_expected_loss_as_it_is():
+    sde, t_min, g = VPSDE(), 1e-3, generator()
+    t = torch.linspace(t_min, sde.T, 20001, dtype=torch.float64)
+    expected = float(torch.trapezoid(conditional_variance(GAUSSIAN, sde, t), t)) / (sde.T - t_min)
+    loss, model = DenoisingLoss("noise", t_min, antithetic_nsr=1.0), ExactModel(GAUSSIAN, sde)
+    x0 = GAUSSIAN.sample(400 * 32, seed=4).reshape(400, 32, 3)
+    accept(torch.stack([loss(model, rows, g).mean() for rows in x0]), expected)
+
+
 def test_the_second_order_term_trains_a_network():
     network = MLP((2,), width=4, depth=1)
     nn.init.normal_(network.last.weight, std=0.1)
@@ -239,7 +265,7 @@ def test_a_draw_depends_on_the_generator_alone():
             {"time_sampling": "random"},
             "time_sampling must be one of stratified, uniform, log_snr, moments, got 'random'",
         ),
-        ({"second_order": -1.0}, "second_order must be a finite weight >= 0, got -1.0"),
+        ({"second_order": -1.0}, "second_order must be a finite number >= 0, got -1.0"),
         ({"t_min": -0.1}, "t_min must be a finite time >= 0, got -0.1"),
         ({"t_min": math.nan}, "t_min must be"),
         ({"t_min": 1.0}, "t_min must be below the end of the process, T = 1.0, got 1.0"),

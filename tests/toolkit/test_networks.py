@@ -196,11 +196,22 @@ def test_fourier_features_let_the_network_see_small_differences():
     x = torch.linspace(-1, 1, 2 * 64).reshape(2, *IMAGE)
     network = awake(UNet(IMAGE, channels=(8, 16), fourier=(0, 3)))
     assert network.unet.conv_in.in_channels == IMAGE[0] * 5
-    features = network._features(x)
+    c = torch.tensor([0.0, 500.0])
+    features = network._features(x, c)
     waves = [(math.pi * x).cos(), (math.pi * x).sin(), (8 * math.pi * x).cos(), (8 * math.pi * x).sin()]
     assert torch.allclose(features, torch.cat([x, *waves], 1), atol=1e-5)
-    assert network(x, torch.zeros(2)).shape == x.shape
+    assert network(x, c).shape == x.shape
     plain = UNet(IMAGE, channels=(8, 16))
-    assert torch.equal(plain._features(x), x)
+    assert torch.equal(plain._features(x, c), x)
     folded = awake(UNet((2, 8, 12), channels=(16,), patch_size=2, fourier=(1,)))
     assert folded(torch.ones(1, 2, 8, 12), torch.zeros(1)).shape == (1, 2, 8, 12)
+
+
+def test_fourier_features_keep_what_noise_leaves_of_a_wave():
+    network = UNet(IMAGE, channels=(8, 16), fourier=(1,), noise_level=lambda c: c / 1000)
+    generator = torch.Generator().manual_seed(0)
+    x, level = torch.full(IMAGE, 0.3), 0.2
+    noisy = x + level * torch.randn(20_000, *IMAGE, generator=generator)
+    wave = (2 * math.pi * noisy).cos().mean()
+    features = network._features(x[None], torch.tensor([1000 * level]))
+    assert float(features[0, 1, 0, 0]) == pytest.approx(float(wave), abs=2e-3)

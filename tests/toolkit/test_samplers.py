@@ -340,7 +340,7 @@ def test_bad_requests_are_refused_before_any_evaluation():
         samplers.ddim(5).sample(model, 4, seed=-1)
     with pytest.raises(ValueError, match="noise source serves one batch"):
         samplers.ddim(5).sample(model, 4, batch_size=2, noise=Normals(0, 4, (3,)))
-    with pytest.raises(ValueError, match=r"sigma\(0.*\) = 0"):
+    with pytest.raises(ValueError, match="where sigma = 0"):
         samplers.heun(5, t_min=0.0, denoise=False).sample(model, 4)
     with pytest.raises(ValueError, match="strictly decrease"):
         samplers.ddim(2, grid=grids.Explicit([1.0, 0.5, 0.5])).sample(model, 4)

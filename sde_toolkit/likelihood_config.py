@@ -1,0 +1,51 @@
+"""Names of the section ``likelihood`` of a configuration, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import FrozenConfigDict as Config
+
+from sde_toolkit.density import DATA_ENDS, PRIORS
+from sde_toolkit.divergence import PROBE_KINDS, Divergence, ExactDivergence, Hutchinson, HutchPlusPlus
+from solvers import AB2, AB3, AB4, BOSH3, DOP853, DOPRI5, HEUN, RK4, TSIT5, Integrator, Method
+from solvers.reference import SciPy
+
+FIELDS = {
+    "split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "probe_kind": "rademacher",
+    "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4, "atol": 1e-4, "t_min": 1e-5,
+    "prior": "gaussian", "data_end": "none", "batch_size": 256, "checked": 8, "seed": 0,
+}  # fmt: skip
+"""The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive."""
+
+DIVERGENCES: dict[str, Callable[[Config], Divergence]] = {
+    "exact": lambda c: ExactDivergence(),
+    "probes": lambda c: Hutchinson(c.num_probes, c.probe_kind, c.orthogonal),
+    "hutch++": lambda c: HutchPlusPlus(c.num_probes, kind=c.probe_kind),
+}
+
+METHODS: dict[str, Method | Integrator] = {
+    "bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5, "dop853": DOP853, "heun": HEUN, "rk4": RK4, "ab2": AB2,
+    "ab3": AB3, "ab4": AB4, "scipy_rk45": SciPy("RK45"), "scipy_dop853": SciPy("DOP853"),
+}  # fmt: skip
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "divergence": tuple(DIVERGENCES),
+    "probe_kind": PROBE_KINDS,
+    "method": tuple(METHODS),
+    "prior": PRIORS,
+    "data_end": DATA_ENDS,
+}
+"""Fields that hold a name, and the names."""
+
+
+def build_options(section: Config) -> dict[str, Any]:
+    """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as the section ``likelihood`` says."""
+    same = ("rtol", "atol", "t_min", "prior", "data_end", "seed", "batch_size", "checked")
+    return {
+        **{name: section[name] for name in same},
+        "divergence": DIVERGENCES[section.divergence](section),
+        "method": METHODS[section.method],
+        "num_steps": section.num_steps or None,
+    }
