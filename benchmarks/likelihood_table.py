@@ -54,7 +54,7 @@ DEQUANTIZATIONS: dict[str, Callable[[Dataset], Dequantized]] = {"uniform": unifo
 
 def flow(run: Run, x: Tensor) -> Nats:
     """By the probability flow, with random probes."""
-    options = likelihood_options(run.config, build_dataset(run.config))
+    options = likelihood_options(run.config)
     options = {name: options[name] for name in ("rtol", "atol", "t_min", "seed", "batch_size")}
     found = log_likelihood(run.model, x, num_probes=PROBES, **options)
     assert found.standard_error is not None

@@ -59,7 +59,8 @@ def judge(run: Run) -> dict[str, Tensor]:
     """Bits per dimension of every held-out example, by the flow and by the bound, each with shape (M,)."""
     dataset = build_dataset(run.config)
     x = held_out(run.config, dataset)
-    options = likelihood_options(run.config, dataset)
+    options = likelihood_options(run.config) | {"checked": 0}
+    options["log_det_per_dim"] = dataset.scaling.log_det_per_dim
     flow = log_likelihood(run.model, x, **options)
     bound = continuous_bound(
         run.model, x, num_draws=DRAWS, log_det_per_dim=dataset.scaling.log_det_per_dim,

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from sde_toolkit import classify as bayes
 from sde_toolkit import compare as experiment
 from sde_toolkit import configs as shipped_configs
-from sde_toolkit import results, runs
+from sde_toolkit import held_out, results, runs
 from sde_toolkit.config import (
     build_dataset,
     build_sampler,
@@ -223,14 +223,16 @@ def likelihood(options: argparse.Namespace) -> None:
     directory = _output(options)
     if leading():
         note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
-    found, reused = results.likelihood(run, directory)
+    found, reused = held_out.likelihood(run, directory)
     if not leading():
         return
     print(("reused: " if reused else "") + found.sentence)
     if found.budget:
         print(f"a value may be off by (mean correction, size; {run.config.likelihood.checked} examples)")
         print("\n".join(f"  {line}" for line in found.budget))
-    print(f"per example  {results.likelihood_path(directory, found.split)}")
+    for name, mean, error in found.bounds:
+        print(f"  {name:<18}{plus_minus(mean, error)} bits/dim, of the stochastic model")
+    print(f"per example  {held_out.likelihood_path(directory, found.split)}")
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -242,7 +244,7 @@ def compare(options: argparse.Namespace) -> None:
     print(format_table(found.records, found.references))
     command = " ".join(["sde-toolkit", *sys.argv[1:]]) if options.run is compare else ""
     for path in results.write_report(
-        run, directory, found, results.load_likelihood(run, directory), [command]
+        run, directory, found, held_out.load_likelihood(run, directory), [command]
     ):
         print(f"wrote  {path}")
 

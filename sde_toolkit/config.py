@@ -169,6 +169,8 @@ def _checked(config: ConfigDict) -> Config:
         _need("config.comparison.metrics", name, DISTANCES)
     _need("config.comparison.real", config.comparison.real, REAL)
     _need("config.likelihood.split", config.likelihood.split, REAL)
+    for name in config.likelihood.bounds:
+        _need("config.likelihood.bounds", name, likelihood_config.BOUNDS)
     for field, names in likelihood_config.NAMES.items():
         _need(f"config.likelihood.{field}", config.likelihood[field], names)
     return Config(config)
@@ -358,10 +360,16 @@ def held_out(config: Config, dataset: data.Dataset) -> Tensor:
     return x[: config.likelihood.num_examples] if config.likelihood.num_examples else x
 
 
-def likelihood_options(config: Config, dataset: data.Dataset) -> dict[str, Any]:
+def raw_examples(config: Config, dataset: data.Dataset) -> Tensor:
+    """The examples of ``config.likelihood``, with shape (M, *): grey levels, or in model scale."""
+    splits = {"train": (dataset.train,), "test": (dataset.test,), "all": (dataset.train, dataset.test)}
+    x = torch.cat(splits[config.likelihood.split])
+    return x[: config.likelihood.num_examples] if config.likelihood.num_examples else x
+
+
+def likelihood_options(config: Config) -> dict[str, Any]:
     """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as ``config.likelihood`` says."""
-    options = likelihood_config.build_options(config.likelihood)
-    return options | {"log_det_per_dim": dataset.scaling.log_det_per_dim}
+    return likelihood_config.build_options(config.likelihood)
 
 
 def _options(section: Config) -> dict[str, Any]:

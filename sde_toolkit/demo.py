@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from sde_toolkit import commands, results
+from sde_toolkit import commands, held_out, results
 from sde_toolkit.compare import Record, Reference
 from sde_toolkit.config import is_adaptive
 from sde_toolkit.report import format_table, plus_minus
@@ -18,7 +18,7 @@ def demo(options: argparse.Namespace) -> None:
     workdir = options.workdir
     run = commands.train_with_bar(workdir, options.config, options.overrides)
     commands.note("likelihood of held-out data ...")
-    held, reused = results.likelihood(run, workdir)
+    held, reused = held_out.likelihood(run, workdir)
     commands.note(("reused: " if reused else "") + held.sentence)
     entries = len(results.candidates(run))
     commands.note(f"comparison: {entries} samplers and step counts, {_draws(run)}")
@@ -59,7 +59,7 @@ def _single_steps(run: Run) -> list[str]:
     ]
 
 
-def headlines(main: Record, reference: Reference, held: results.HeldOut) -> list[str]:
+def headlines(main: Record, reference: Reference, held: held_out.HeldOut) -> list[str]:
     """What the demo shows, in a few lines: quality against real data, and likelihood."""
     steps = f"{main.num_steps} steps" if main.num_steps else "adaptive steps"
     value = plus_minus(main.value, main.standard_error)

@@ -7,17 +7,30 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict as Config
 
+from sde_toolkit.data import Dataset
 from sde_toolkit.density import DATA_ENDS, PRIORS
+from sde_toolkit.dequantize import (
+    Dequantizer,
+    PlaceFlow,
+    TruncatedNormalDequantizer,
+    UniformDequantizer,
+    VariationalDequantizer,
+    train_dequantizer,
+)
 from sde_toolkit.divergence import PROBE_KINDS, Divergence, ExactDivergence, Hutchinson, HutchPlusPlus
+from sde_toolkit.score import ScoreModel
 from solvers import AB2, AB3, AB4, BOSH3, DOP853, DOPRI5, HEUN, RK4, TSIT5, Integrator, Method
 from solvers.reference import SciPy
 
 FIELDS = {
     "split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "probe_kind": "rademacher",
     "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4, "atol": 1e-4, "t_min": 1e-5,
-    "prior": "gaussian", "data_end": "none", "batch_size": 256, "checked": 8, "seed": 0,
+    "prior": "gaussian", "data_end": "none", "dequantization": "uniform", "num_importance": 1, "bounds": (),
+    "batch_size": 256, "checked": 8, "seed": 0,
 }  # fmt: skip
 """The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive."""
+
+BOUNDS = ("continuous", "discrete")
 
 DIVERGENCES: dict[str, Callable[[Config], Divergence]] = {
     "exact": lambda c: ExactDivergence(),
@@ -30,7 +43,23 @@ METHODS: dict[str, Method | Integrator] = {
     "ab3": AB3, "ab4": AB4, "scipy_rk45": SciPy("RK45"), "scipy_dop853": SciPy("DOP853"),
 }  # fmt: skip
 
+
+def _variational(model: ScoreModel, dataset: Dataset, t_min: float) -> Dequantizer:
+    """Trained on the spot, on the training data."""
+    dequantizer = VariationalDequantizer(PlaceFlow(model.event_shape), dataset.scaling, model.sde, t_min)
+    train_dequantizer(dequantizer, model, dataset.train)
+    return dequantizer
+
+
+DEQUANTIZERS: dict[str, Callable[[ScoreModel, Dataset, float], Dequantizer]] = {
+    "uniform": lambda model, dataset, t_min: UniformDequantizer(dataset.scaling, model.sde, t_min),
+    "truncated_normal": lambda model, dataset, t_min: TruncatedNormalDequantizer(dataset.scaling, model.sde),
+    "variational": _variational,
+}
+"""Name -> the dequantizer for a model, its data and a t_min, which that of the truncated normal replaces."""
+
 NAMES: dict[str, tuple[str, ...]] = {
+    "dequantization": tuple(DEQUANTIZERS),
     "divergence": tuple(DIVERGENCES),
     "probe_kind": PROBE_KINDS,
     "method": tuple(METHODS),

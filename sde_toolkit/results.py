@@ -1,17 +1,13 @@
-"""What is made from a trained run: the comparison, held-out likelihoods, figures and the page.
+"""What is made from a trained run: the comparison, figures and the page.
 
 Each result is written when it is there and reused when the same is asked for again: same weights (a
-fingerprint), same settings.  The bits per dimension of n held-out examples with code lengths b_i are
-mean(b) +- std(b) / sqrt(n); that error bar holds the spread of the examples, of the dequantisation noise
-and of the probes.
+fingerprint), same settings.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +21,10 @@ from sde_toolkit.config import (
     build_metrics,
     build_sampler,
     config_json,
-    held_out,
-    likelihood_options,
 )
 from sde_toolkit.data import Dataset
 from sde_toolkit.files import atomic_write
-from sde_toolkit.likelihood import log_likelihood
-from sde_toolkit.processes import launched
+from sde_toolkit.held_out import HeldOut
 from sde_toolkit.report import Card, Page, Picture, plus_minus, setting_of, write_page
 from sde_toolkit.runs import Run, read_history
 from sde_toolkit.samplers import Samples
@@ -53,58 +46,9 @@ class Comparison:
     references: list[Reference]
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out log-likelihoods.
-
-    Attributes:
-        split: which examples.
-        bits_per_dim: of every example.
-        uniform: bits per dimension of the uniform code on the grey levels; None for continuous data.
-        nfe: mean number of network evaluations.
-        seconds: wall time.
-        budget: what a value may be off by, line by line; see ``sde_toolkit.budget``.
-        settings: of the likelihood and the model, JSON-able.
-    """
-
-    split: str
-    bits_per_dim: tuple[float, ...] = field(repr=False)
-    uniform: float | None
-    nfe: float
-    seconds: float
-    budget: tuple[str, ...]
-    settings: Mapping[str, Any]
-
-    @property
-    def mean(self) -> float:
-        """Mean bits per dimension."""
-        return float(np.mean(self.bits_per_dim))
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean; infinite for a single example."""
-        n = len(self.bits_per_dim)
-        return float(np.std(self.bits_per_dim, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-
-    @property
-    def sentence(self) -> str:
-        """The result in one line."""
-        against = "" if self.uniform is None else f", uniform levels {self.uniform:.3f}"
-        return (
-            f"{self.split} data: {plus_minus(self.mean, self.standard_error)} bits/dim "
-            f"({len(self.bits_per_dim)} examples{against}; "
-            f"{self.nfe:.0f} network evaluations each, {self.seconds:.1f} s)"
-        )
-
-
 def records_path(directory: Path) -> Path:
     """Where the records of a comparison lie."""
     return directory / "records.json"
-
-
-def likelihood_path(directory: Path, split: str) -> Path:
-    """Where the likelihoods of a split lie."""
-    return directory / f"likelihood-{split}.json"
 
 
 def samples_path(directory: Path, candidate: Candidate, seed: int) -> Path:
@@ -180,46 +124,6 @@ def _reference(metric: Metric, num_samples: int, known: Sequence[Reference]) -> 
     settings = {**metric.settings, "num_examples": min(num_samples, len(metric.real) // 2)}
     same = [r for r in known if r.metric == metric.name and r.settings == settings]
     return same[0] if same else metric.real_examples(num_samples)
-
-
-def likelihood(run: Run, directory: Path) -> tuple[HeldOut, bool]:
-    """Held-out log-likelihoods as the run's configuration asks; and whether they were reused from a file.
-
-    Raises:
-        ValueError: an option out of range.
-        solvers.SolverError: the flow broke down.
-    """
-    dataset, split = build_dataset(run.config), run.config.likelihood.split
-    options = likelihood_options(run.config, dataset)
-    settings = {**run.config.likelihood.to_dict(), "model": run.fingerprint}
-    known = load_likelihood(run, directory)
-    if known is not None and known.settings == settings:
-        return known, True
-    x = held_out(run.config, dataset).to(run.model.dtype)
-    with launched() as processes:
-        found = log_likelihood(run.model, x, **options, processes=processes)
-    uniform = None if dataset.levels is None else math.log2(dataset.levels)
-    bits = tuple(found.bits_per_dim.tolist())
-    budget = () if found.budget is None else tuple(found.budget.lines(x[0].numel()))
-    nfe = float(found.nfe.double().mean())
-    result = HeldOut(split, bits, uniform, nfe, found.seconds, budget, settings)
-    if processes.rank == 0:
-        atomic_write(likelihood_path(directory, split), json.dumps(asdict(result), indent=1).encode())
-    return result, False
-
-
-def load_likelihood(run: Run, directory: Path) -> HeldOut | None:
-    """The likelihoods in ``directory`` for the run's split and weights, None if there are none."""
-    path = likelihood_path(directory, run.config.likelihood.split)
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-        lists = {name: tuple(content[name]) for name in ("bits_per_dim", "budget")}
-        found = HeldOut(**{**content, **lists})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of likelihoods ({error}); remove it and run again") from None
-    return found if found.settings.get("model") == run.fingerprint else None
 
 
 def picture_of_samples(samples: Samples, dataset: Dataset, label: str) -> bytes:

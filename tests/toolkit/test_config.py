@@ -249,17 +249,20 @@ def test_loaded_config_is_frozen():
 
 def test_likelihood_options(tiny):
     dataset = c.build_dataset(tiny)
-    assert c.likelihood_options(tiny, dataset)["divergence"] == ExactDivergence()
+    assert c.likelihood_options(tiny)["divergence"] == ExactDivergence()
     probed = c.override_config(tiny, {"likelihood.divergence": "probes", "likelihood.num_probes": 3})
-    assert c.likelihood_options(probed, dataset)["divergence"] == Hutchinson(3)
+    assert c.likelihood_options(probed)["divergence"] == Hutchinson(3)
     sketched = {"likelihood.divergence": "hutch++", "likelihood.method": "ab4", "likelihood.num_steps": 12}
-    options = c.likelihood_options(c.override_config(tiny, sketched), dataset)
+    options = c.likelihood_options(c.override_config(tiny, sketched))
     assert options["divergence"] == HutchPlusPlus(1)
     assert (options["method"], options["num_steps"]) == (AB4, 12)
     with pytest.raises(ValueError, match="did you mean 'tweedie'"):
         c.override_config(tiny, {"likelihood.data_end": "twedie"})
     few = c.override_config(tiny, {"likelihood.num_examples": 5, "likelihood.split": "all"})
     assert len(c.held_out(few, dataset)) == 5
+    assert len(c.raw_examples(few, dataset)) == 5
+    with pytest.raises(ValueError, match=r"config\.likelihood\.bounds 'elbo' is unknown"):
+        c.override_config(tiny, {"likelihood.bounds": "elbo"})
     assert len(c.held_out(c.override_config(few, {"likelihood.num_examples": 0}), dataset)) == 96
 
 
