@@ -32,11 +32,11 @@ from sde_toolkit.config import (
     build_sampler,
     config_json,
     config_names,
-    held_out,
     likelihood_options,
     load_config,
     sampler_options,
 )
+from sde_toolkit.config import held_out as model_scale_examples
 from sde_toolkit.files import atomic_write
 from sde_toolkit.likelihood import log_likelihood
 from sde_toolkit.processes import leading
@@ -284,10 +284,10 @@ def classify(options: argparse.Namespace) -> None:
             "train one with --config=digits_classes, or set --config.model.num_classes"
         )
     note(f"classify: {split} data, {run.model.num_classes} classes, probability flow")
-    x = held_out(run.config, dataset)
+    x = model_scale_examples(run.config, dataset)
     parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
     labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
-    options_of_flow = likelihood_options(run.config, dataset) | {"checked": 0, "moments": run.model.moments}
+    options_of_flow = likelihood_options(run.config) | {"checked": 0, "moments": run.model.moments}
     density = functools.partial(log_likelihood, **options_of_flow)
     found = bayes.classify(run.model, x, log_likelihood=density)
     judged = bayes.judge(found, labels)
