@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +30,25 @@ from torch import Tensor
 from benchmarks.record import digits, write_result
 from sde_toolkit.bounds import Bound, continuous_bound, discrete_bound
 from sde_toolkit.config import build_dataset, likelihood_options
-from sde_toolkit.data import Dataset
+from sde_toolkit.divergence import Hutchinson
 from sde_toolkit.likelihood import log_likelihood
+from sde_toolkit.likelihood_config import DEQUANTIZERS
 from sde_toolkit.runs import Run, open_run, open_shipped
+from solvers import Normals
 
 DRAWS = 64
 CHAINS = ((100, "large"), (1000, "large"), (1000, "small"))
 PROBES = 2
+SEED = 0
 
-Dequantized = tuple[Tensor, Tensor]
 Nats = tuple[Tensor, Tensor]
 """Log-densities of x and their standard errors from the draws, each with shape (M,)."""
 
 
-def uniform(dataset: Dataset) -> Dequantized:
-    """Held-out digits with uniform noise in every bin, and log q = -log |dx/dw|."""
-    x = dataset.scaled_test()
-    return x, torch.full((len(x),), -x[0].numel() * dataset.scaling.log_det_per_dim, dtype=torch.float64)
-
-
-DEQUANTIZATIONS: dict[str, Callable[[Dataset], Dequantized]] = {"uniform": uniform}
-
-
-def flow(run: Run, x: Tensor) -> Nats:
+def flow(run: Run, x_t: Tensor, t_min: float) -> Nats:
     """By the probability flow, with random probes."""
-    options = likelihood_options(run.config)
-    options = {name: options[name] for name in ("rtol", "atol", "t_min", "seed", "batch_size")}
-    found = log_likelihood(run.model, x, num_probes=PROBES, **options)
+    options = likelihood_options(run.config) | {"t_min": t_min, "checked": 0}
+    found = log_likelihood(run.model, x_t, **options | {"divergence": Hutchinson(PROBES)})
     assert found.standard_error is not None
     return found.nats.double(), found.standard_error.double()
 
@@ -92,10 +84,17 @@ def cell(nats: Nats, log_q: Tensor, num_features: int) -> dict[str, float | None
 def measure(run: Run, examples: int | None = None) -> dict[str, dict[str, Any]]:
     """Dequantisation -> value -> cell."""
     dataset, rows = build_dataset(run.config), {}
-    for name, dequantize in DEQUANTIZATIONS.items():
-        x, log_q = (column[:examples] for column in dequantize(dataset))
-        found = {"probability flow": flow(run, x), **bounds(run, x)}
-        rows[name] = {kind: cell(nats, log_q, x[0].numel()) for kind, nats in found.items()}
+    values = dataset.test[:examples]
+    for name in ("uniform", "truncated_normal"):
+        dequantizer = DEQUANTIZERS[name](run.model, dataset, run.config.likelihood.t_min)
+        x_t, log_q = dequantizer.draw(values, Normals(SEED, len(values), dataset.event_shape))
+        dims, x_t = values[0].numel(), x_t.to(run.model.dtype)
+        found = {"probability flow": cell(flow(run, x_t, dequantizer.t_min), log_q, dims)}
+        # the bounds are on the density of clean data
+        log_q = log_q + dims * math.log(dequantizer.alpha)
+        for kind, nats in bounds(run, x_t / dequantizer.alpha).items():
+            found[kind] = cell(nats, log_q, dims)
+        rows[name] = found
     return rows
 
 

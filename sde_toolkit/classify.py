@@ -139,7 +139,7 @@ def classify(
     x: Tensor,
     *,
     priors: Sequence[float] | Tensor | None = None,
-    log_likelihood: Density = likelihood.log_likelihood,
+    log_likelihood: Density = likelihood.values_only,
 ) -> Classification:
     """Classify x by Bayes' rule.
 

@@ -169,8 +169,6 @@ def _checked(config: ConfigDict) -> Config:
         _need("config.comparison.metrics", name, DISTANCES)
     _need("config.comparison.real", config.comparison.real, REAL)
     _need("config.likelihood.split", config.likelihood.split, REAL)
-    for name in config.likelihood.bounds:
-        _need("config.likelihood.bounds", name, likelihood_config.BOUNDS)
     for field, names in likelihood_config.NAMES.items():
         _need(f"config.likelihood.{field}", config.likelihood[field], names)
     return Config(config)

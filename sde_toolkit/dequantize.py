@@ -373,7 +373,7 @@ def discrete_log_likelihood(
     num_samples: int = 1,
     seed: int = 0,
     first_sample: int = 0,
-    log_likelihood: TimedDensity = likelihood.log_likelihood,
+    log_likelihood: TimedDensity = likelihood.values_only,
     second: TimedDensity | None = None,
 ) -> DiscreteLogLikelihood:
     """An importance-weighted lower bound on log P(values).

@@ -198,8 +198,8 @@ def _first_draw(run: Run, dequantizer: Dequantizer, values: Tensor) -> tuple[Ten
 def _bounds(run: Run, x0: Tensor, log_q: Tensor) -> tuple[tuple[str, float, float], ...]:
     section, model, found = run.config.likelihood, run.model, []
     options = {"seed": section.seed, "batch_size": section.batch_size}
-    for name in section.bounds:
-        if name == BOUNDS[0]:
+    for name in BOUNDS[section.bounds]:
+        if name == "continuous":
             made = continuous_bound(model, x0, num_draws=_BOUND_DRAWS, t_min=section.t_min, **options)
         else:
             chain = model.sde.discretize(_CHAIN_STEPS)

@@ -21,6 +21,7 @@ dequantisation.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -168,6 +169,10 @@ def log_likelihood(
         seconds=time.perf_counter() - start,
         settings=settings,
     )
+
+
+values_only = functools.partial(log_likelihood, checked=0)
+"""``log_likelihood`` without a budget: what other computations call again and again."""
 
 
 def differentiable_log_likelihood(

@@ -25,12 +25,18 @@ from solvers.reference import SciPy
 FIELDS = {
     "split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "probe_kind": "rademacher",
     "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4, "atol": 1e-4, "t_min": 1e-5,
-    "prior": "gaussian", "data_end": "none", "dequantization": "uniform", "num_importance": 1, "bounds": (),
-    "batch_size": 256, "checked": 8, "seed": 0,
+    "prior": "gaussian", "data_end": "none", "dequantization": "uniform", "num_importance": 1,
+    "bounds": "none", "batch_size": 256, "checked": 8, "seed": 0,
 }  # fmt: skip
 """The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive."""
 
-BOUNDS = ("continuous", "discrete")
+BOUNDS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "continuous": ("continuous",),
+    "discrete": ("discrete",),
+    "both": ("continuous", "discrete"),
+}
+"""Name -> the variational bounds that are printed beside."""
 
 DIVERGENCES: dict[str, Callable[[Config], Divergence]] = {
     "exact": lambda c: ExactDivergence(),
@@ -60,6 +66,7 @@ DEQUANTIZERS: dict[str, Callable[[ScoreModel, Dataset, float], Dequantizer]] = {
 
 NAMES: dict[str, tuple[str, ...]] = {
     "dequantization": tuple(DEQUANTIZERS),
+    "bounds": tuple(BOUNDS),
     "divergence": tuple(DIVERGENCES),
     "probe_kind": PROBE_KINDS,
     "method": tuple(METHODS),
