@@ -5,10 +5,10 @@
 with priors pi and log p(x | k) from the score model ``model.given(k)``: by the probability flow, by a bound,
 or for grey levels by an importance-weighted bound.  Whatever is random in it (probes, dequantisation, times
 and noises of a bound) is keyed by the sample and not by the class, so that every class is judged on the same
-draws and their noise largely cancels in the differences, which is all that p(k | x) depends on.  That asks
-for the same use of them as well: a control variate made from the moments of the class
-(``model.given(k).moments``) differs from class to class, and is wild where x is far from its Gaussian; give
-it the moments of all data.
+draws and their noise largely cancels in the differences, which is all that p(k | x) depends on.  They have to
+be used alike as well: coordinates or a control variate made from ``model.given(k).moments`` differ between
+the classes, and the control variate is wild where x is far from the Gaussian of the class; leave it out, and
+give the flow the moments of all data.
 
 How good the probabilities are, on N examples of known class y_n, with the confidence c_n = max_k p(k | x_n):
 

@@ -40,6 +40,10 @@ _LIKELIHOOD = """examples:
   sde-toolkit likelihood --workdir=runs/d --split=test
   sde-toolkit likelihood --config=digits --num_examples=64 --config.likelihood.divergence=exact"""
 
+_CLASSIFY = """examples:
+  sde-toolkit classify --config=digits_classes --num_examples=50          # the shipped checkpoint
+  sde-toolkit classify --workdir=runs/classes --config.likelihood.rtol=0.1 --config.likelihood.atol=0.1"""
+
 _COMPARE = """examples:
   sde-toolkit compare --config=digits --samplers=ddim,heun --num_steps=5,10,20      # the shipped checkpoint
   sde-toolkit compare --workdir=runs/d --samplers=ddim,euler_maruyama --num_steps=5,10,20,50 --seeds=0,1,2
@@ -90,6 +94,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_held_out(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--split", metavar="NAME", help="test, train or all")
+    parser.add_argument("--num_examples", type=int, metavar="N", help="the first N only; 0 for all")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = _Parser(
@@ -118,10 +129,10 @@ def build_parser() -> argparse.ArgumentParser:
     likelihood = _verb(
         verbs, "likelihood", commands.likelihood, "log-likelihoods by the probability flow", _LIKELIHOOD
     )
-    _add_model(likelihood)
-    likelihood.add_argument("--split", metavar="NAME", help="test, train or all")
-    likelihood.add_argument("--num_examples", type=int, metavar="N", help="the first N only; 0 for all")
-    likelihood.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
+    _add_held_out(likelihood)
+
+    classify = _verb(verbs, "classify", commands.classify, "Bayes' rule on labelled held-out data", _CLASSIFY)
+    _add_held_out(classify)
 
     compare = _verb(
         verbs, "compare", commands.compare, "step count against quality, sampler by sampler", _COMPARE

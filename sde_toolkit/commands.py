@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import importlib
+import json
 import signal
 import sys
 import threading
@@ -17,8 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from sde_toolkit import classify as bayes
 from sde_toolkit import compare as experiment
 from sde_toolkit import configs as shipped_configs
 from sde_toolkit import held_out, results, runs
@@ -27,10 +32,13 @@ from sde_toolkit.config import (
     build_sampler,
     config_json,
     config_names,
+    likelihood_options,
     load_config,
     sampler_options,
 )
+from sde_toolkit.config import held_out as model_scale_examples
 from sde_toolkit.files import atomic_write
+from sde_toolkit.likelihood import log_likelihood
 from sde_toolkit.processes import leading
 from sde_toolkit.report import format_table, plus_minus
 from sde_toolkit.runs import Run, Start
@@ -263,6 +271,35 @@ def compare_with_bar(run: Run, directory: Path) -> results.Comparison:
     if reused:
         note(f"comparison: reused {reused} of {len(candidates)} entries of {results.records_path(directory)}")
     return found
+
+
+def classify(options: argparse.Namespace) -> None:
+    """Classify held-out data by Bayes' rule; write the probabilities, print how good they are."""
+    overrides = _given(options, "likelihood", ("split", "num_examples"))
+    run = open_model(options, overrides)
+    dataset, directory, split = build_dataset(run.config), _output(options), run.config.likelihood.split
+    if run.model.num_classes == 0 or dataset.labels_train is None or dataset.labels_test is None:
+        raise ValueError(
+            "classification needs a network with classes and labelled data, got a run without; "
+            "train one with --config=digits_classes, or set --config.model.num_classes"
+        )
+    note(f"classify: {split} data, {run.model.num_classes} classes, probability flow")
+    x = model_scale_examples(run.config, dataset)
+    parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
+    labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
+    options_of_flow = likelihood_options(run.config) | {"checked": 0, "moments": run.model.moments}
+    density = functools.partial(log_likelihood, **options_of_flow)
+    found = bayes.classify(run.model, x, log_likelihood=density)
+    judged = bayes.judge(found, labels)
+    for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):
+        estimate = getattr(judged, name)
+        print(f"{name:<24}{plus_minus(estimate.value, estimate.standard_error)}")
+    print(f"{'calibrated_would_have':<24}{judged.floor:.4f}  (calibration error of perfect probabilities)")
+    written = {**dataclasses.asdict(judged), "probabilities": found.probabilities.tolist()}
+    written |= {"labels": labels.tolist(), "seconds": found.seconds, "model": run.fingerprint}
+    path = directory / f"classification-{split}.json"
+    atomic_write(path, json.dumps(written | {"config": run.config.to_dict()}).encode())
+    print(f"per example  {path}")
 
 
 def export(options: argparse.Namespace) -> None:

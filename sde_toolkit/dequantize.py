@@ -164,18 +164,7 @@ class TruncatedNormalDequantizer(Dequantizer):
     def __init__(
         self, scaling: Scaling, sde: ForwardSDE, ratio: float = RATIO, t_min: float | None = None
     ) -> None:
-        start, start_nsr = 0.0, float(sde.nsr(torch.tensor(0.0, dtype=torch.float64)))
-        if t_min is None:
-            if not 0 < ratio < math.inf:
-                raise ValueError(f"ratio must be positive and finite, got {ratio}; try {RATIO}")
-            nsr = 0.5 * float(scaling.scale.min()) / ratio
-            if nsr <= start_nsr:
-                raise ValueError(
-                    f"the process must have less noise at its start than a {2 * ratio:.3g}th of a bin, "
-                    f"{nsr:.3g}, got {start_nsr:.3g}; lower the ratio or sigma_min"
-                )
-            start = float(sde.inverse_nsr(torch.tensor(nsr, dtype=torch.float64)))
-        super().__init__(scaling, sde, start if t_min is None else t_min)
+        super().__init__(scaling, sde, _bin_time(scaling, sde, ratio) if t_min is None else t_min)
         nsr = float(sde.nsr(torch.tensor(self.t_min, dtype=torch.float64)))
         if nsr == 0:
             raise ValueError(f"t_min must be a time with noise, got {t_min}")
@@ -191,6 +180,22 @@ class TruncatedNormalDequantizer(Dequantizer):
         return 0.5 + std * e, log_q.flatten(1).sum(1)
 
 
+def _bin_time(scaling: Scaling, sde: ForwardSDE, ratio: float) -> float:
+    """The time at which half of the smallest bin is ``ratio`` sigma / alpha."""
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"ratio must be positive and finite, got {ratio}; try {RATIO}")
+    nsr, start = (
+        0.5 * float(scaling.scale.min()) / ratio,
+        float(sde.nsr(torch.zeros((), dtype=torch.float64))),
+    )
+    if nsr <= start:
+        raise ValueError(
+            f"the process must have less noise at its start than a {2 * ratio:.3g}th of a bin, {nsr:.3g}, "
+            f"got {start:.3g}; lower the ratio or sigma_min, or give t_min"
+        )
+    return float(sde.inverse_nsr(torch.tensor(nsr, dtype=torch.float64)))
+
+
 class VariationalDequantizer(Dequantizer):
     """A density that was learned: see ``PlaceFlow`` and ``train_dequantizer``.
 
@@ -198,14 +203,15 @@ class VariationalDequantizer(Dequantizer):
         flow: of the places, for events of the model's shape.
         scaling: of the levels.
         sde: the forward process.
-        t_min: the time whose density is meant.  Its score has to be good within a bin for the training to
-            help; sigma(t_min) about a tenth of a bin is a fair choice for a network.
+        t_min: the time whose density is meant; that of the truncated normal when None.  A flow learns from
+            the score there, which has to be good within a bin: that of a network is -z_hat / sigma, and at a
+            sigma far below the bins its errors are many times what there is to learn.
     """
 
     def __init__(
-        self, flow: PlaceFlow, scaling: Scaling, sde: ForwardSDE, t_min: float = likelihood.T_MIN
+        self, flow: PlaceFlow, scaling: Scaling, sde: ForwardSDE, t_min: float | None = None
     ) -> None:
-        super().__init__(scaling, sde, t_min)
+        super().__init__(scaling, sde, _bin_time(scaling, sde, RATIO) if t_min is None else t_min)
         self.flow = flow
 
     def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

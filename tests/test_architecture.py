@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 Sources = dict[str, str]
 
 HEAVY = {"diffusers", "matplotlib", "sklearn"}
-OUTER = {"__main__", "cli", "commands", "configs", "demo", "results", "runs"}
+OUTER = {"__main__", "cli", "commands", "configs", "demo", "held_out", "results", "runs"}
 """Modules of sde_toolkit that may build objects from names, that is, import ``config``."""
 TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli", "sde_toolkit.commands", "sde_toolkit.demo"}
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}

@@ -101,6 +101,21 @@ def test_likelihood_is_computed_once(workdir, capsys):
     assert "(4 examples" in capsys.readouterr().out
 
 
+def test_classify_prints_and_keeps_how_good_it_is(workdir, capsys, tmp_path):
+    run = f"--workdir={tmp_path / 'classes'}"
+    assert cli.main(["train", "--config=ring", run, *TINY, "--config.model.num_classes=8"]) == 0
+    capsys.readouterr()
+    for split, count in (("test", 5), ("all", 6)):
+        assert cli.main(["classify", run, f"--split={split}", f"--num_examples={count}"]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"^accuracy +[\d.]+", shown, flags=re.M)
+        written = json.loads((tmp_path / "classes" / f"classification-{split}.json").read_text())
+        assert len(written["probabilities"]) == len(written["labels"]) == count
+        assert len(written["probabilities"][0]) == 8
+    assert cli.main(["classify", f"--workdir={workdir}"]) == 2
+    assert "needs a network with classes" in capsys.readouterr().err
+
+
 def test_compare_prints_a_table_and_writes_a_page(workdir, capsys):
     words = [
         "compare",
@@ -233,7 +248,9 @@ def test_debug_shows_the_traceback(monkeypatch):
         cli.main(["sample", "--workdir=nowhere"])
 
 
-@pytest.mark.parametrize("verb", ["train", "sample", "likelihood", "compare", "demo", "export", "configs"])
+@pytest.mark.parametrize(
+    "verb", ["train", "sample", "likelihood", "classify", "compare", "demo", "export", "configs"]
+)
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])

@@ -246,7 +246,10 @@ def test_training_closes_most_of_the_gap(num_maps):
 def test_an_untrained_flow_is_the_uniform_dequantiser():
     scaling, model = Scaling.grey(9), MODELS["plane"]
     values = levels_of(model, scaling, 20)
-    flow = VariationalDequantizer(PlaceFlow((2,), num_maps=3), scaling, SDE)
+    assert (
+        VariationalDequantizer(PlaceFlow((2,)), scaling, SDE).t_min == made("truncated", scaling, (2,)).t_min
+    )
+    flow = VariationalDequantizer(PlaceFlow((2,), num_maps=3), scaling, SDE, t_min=1e-5)
     source = Normals(0, 20, (2,), FLOAT64)
     with torch.no_grad():
         ours, theirs = (d.draw(values, source) for d in (flow, UniformDequantizer(scaling, SDE)))
