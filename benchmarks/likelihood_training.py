@@ -35,7 +35,12 @@ from sde_toolkit.train import StepInfo
 
 CONFIG = "digits_likelihood"
 ARMS: dict[str, dict[str, Any]] = {
-    "noise": {"loss.weighting": "noise", "loss.time_sampling": "stratified", "loss.antithetic_nsr": 0.0},
+    "noise": {
+        "loss.weighting": "noise",
+        "loss.time_sampling": "stratified",
+        "loss.antithetic_nsr": 0.0,
+        "loss.levels": 0,
+    },
     "likelihood": {},
 }
 DRAWS = 64
