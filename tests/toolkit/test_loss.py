@@ -103,7 +103,8 @@ def test_the_second_order_term_is_least_for_the_exact_jacobian(sde):
     terms = []
     for h in (0.05, 0.0, -0.05):
         first, both = (
-            DenoisingLoss("noise", 0.05, "log_snr", c)(Recorder(sde, h), x0, generator()) for c in (0.0, 2.0)
+            DenoisingLoss("noise", 0.05, "log_snr", second_order=c)(Recorder(sde, h), x0, generator())
+            for c in (0.0, 2.0)
         )
         terms.append((both.detach() - first) / 2)
     assert bool((terms[1] >= 0).all())
