@@ -62,7 +62,7 @@ SCHEMA: Schema = {
          "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
     ),
     "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "antithetic_nsr": 0.0,
-             "second_order": 0.0},
+             "second_order": 0.0, "levels": 0},
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
     "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2,

@@ -13,5 +13,6 @@ def get_config() -> ConfigDict:
     config.loss.weighting = "likelihood"
     config.loss.time_sampling = "moments"
     config.loss.antithetic_nsr = 0.3
+    config.loss.levels = 17
     config.optimization.max_grad_norm = 25.0  # this loss is 24 times as large as the mean squared error
     return config

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 from sde_toolkit.exact import ExactModel
-from sde_toolkit.loss import TIME_SAMPLINGS, WEIGHTINGS, ChainLoss, DenoisingLoss
+from sde_toolkit.loss import TIME_SAMPLINGS, WEIGHTINGS, ChainLoss, DenoisingLoss, noise_given_levels
 from sde_toolkit.networks import MLP
 from sde_toolkit.score import NetworkModel, ScoreModel
 from sde_toolkit.sde import VESDE, VPSDE
@@ -103,7 +103,8 @@ def test_the_second_order_term_is_least_for_the_exact_jacobian(sde):
     terms = []
     for h in (0.05, 0.0, -0.05):
         first, both = (
-            DenoisingLoss("noise", 0.05, "log_snr", c)(Recorder(sde, h), x0, generator()) for c in (0.0, 2.0)
+            DenoisingLoss("noise", 0.05, "log_snr", second_order=c)(Recorder(sde, h), x0, generator())
+            for c in (0.0, 2.0)
         )
         terms.append((both.detach() - first) / 2)
     assert bool((terms[1] >= 0).all())
@@ -135,6 +136,41 @@ def test_antithetic_rows_leave_the_expected_loss_as_it_is():
     loss, model = DenoisingLoss("noise", t_min, antithetic_nsr=1.0), ExactModel(GAUSSIAN, sde)
     x0 = GAUSSIAN.sample(400 * 32, seed=4).reshape(400, 32, 3)
     accept(torch.stack([loss(model, rows, g).mean() for rows in x0]), expected)
+
+
+def test_the_noise_given_the_levels_is_its_conditional_mean():
+    levels, count = 5, 200_000
+    x0 = (2 * torch.rand(count, 1, generator=generator(), dtype=torch.float64) - 1) * 0.2  # the middle bin
+    z = torch.randn(count, 1, generator=generator(1), dtype=torch.float64)
+    for nsr in (1e-3, 0.05, 0.3, 2.0, 100.0):
+        mean = noise_given_levels(x0, z, torch.full((count,), nsr, dtype=torch.float64), levels)
+        assert bool(mean.isfinite().all())
+        y = x0 + nsr * z
+        for test in (mean, y, y.square(), mean * y):  # orthogonal to what is known
+            accept(((z - mean) * test)[:, 0], 0.0)
+        place = torch.linspace(-0.2, 0.2, 100_001, dtype=torch.float64)  # against quadrature
+        weight = (-0.5 * ((y[0] - place) / nsr).square()).exp()
+        exact = float((weight * (y[0] - place)).sum() / nsr / weight.sum())
+        assert float(mean[0]) == pytest.approx(exact, abs=2e-3)
+
+
+def test_known_levels_leave_the_gradients_mean_and_lower_their_spread():
+    sde, model_x0 = VPSDE(), (torch.randint(17, (4000, 3), generator=generator()) + 0.5) / 8.5 - 1
+    x0 = model_x0.double() + (torch.rand(4000, 3, generator=generator(2), dtype=torch.float64) - 0.5) / 8.5
+    slopes = []
+    for levels in (0, 17):
+        loss = DenoisingLoss("likelihood", 1e-4, "log_snr", levels=levels)
+        # the derivative of the loss in the size h of the model, sample by sample
+        more, less = (loss(Recorder(sde, h), x0, generator(3)) for h in (0.1, -0.1))
+        slopes.append(more - less)
+    accept(slopes[0] - slopes[1], 0.0)
+    assert float(slopes[1].var()) < float(slopes[0].var())
+    guided = DenoisingLoss("likelihood", 1e-4, "moments", levels=17)
+    more, less = (guided(Recorder(sde, h), x0, generator(4)) for h in (0.1, -0.1))
+    error = float((more - less).var() + slopes[0].var())
+    assert abs(float((more - less).mean() - slopes[0].mean())) < stats.norm.isf(ALPHA / 2) * math.sqrt(
+        error / 4000
+    )
 
 
 def test_the_second_order_term_trains_a_network():
@@ -266,6 +302,8 @@ def test_a_draw_depends_on_the_generator_alone():
             "time_sampling must be one of stratified, uniform, log_snr, moments, got 'random'",
         ),
         ({"second_order": -1.0}, "second_order must be a finite number >= 0, got -1.0"),
+        ({"levels": 1}, "levels must be an integer >= 2, or 0"),
+        ({"levels": 17, "second_order": 1.0}, "with a second-order term, got 17"),
         ({"t_min": -0.1}, "t_min must be a finite time >= 0, got -0.1"),
         ({"t_min": math.nan}, "t_min must be"),
         ({"t_min": 1.0}, "t_min must be below the end of the process, T = 1.0, got 1.0"),
