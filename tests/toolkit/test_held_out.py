@@ -11,7 +11,8 @@ from sde_toolkit.runs import open_run
 
 TINY = [
     "--config.model.channels=8,8", "--config.model.num_groups=4", "--config.training.num_steps=3",
-    "--config.training.batch_size=16", "--config.likelihood.num_steps=4", "--config.likelihood.num_examples=6",
+    "--config.training.batch_size=16", "--config.likelihood.num_steps=4",
+    "--config.likelihood.num_examples=6",
 ]  # fmt: skip
 
 
