@@ -266,7 +266,8 @@ ETAS = {"ddim, eta 1/2": 0.5, "eta_family, eta 1/2": 0.5, "sa_solver released, t
 
 _FIRST = {1: 64, 2: 128, 3: 128, 4: 256}
 _LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "s-pndm": 256,
-         "sa_solver 2 + 1": 512, "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256, "sosra": 256}  # fmt: skip
+         "sa_solver 2 + 1": 512, "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256,
+         "sosra": 256}  # fmt: skip
 """Samplers with a dominant term of higher order at moderate step counts."""
 
 
