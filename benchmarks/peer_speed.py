@@ -4,8 +4,8 @@
     further    the same for the evaluations that a run of twice the length has more: without what is done once
                per run, weights and tables (mixture only)
 
-Medians of five rounds in processor time; every round times the run and the bare calls one after the other, in
-one process on one thread.  The bare call of our samplers is the model's own score or network output; that of
+Medians over rounds in processor time; every round times the run between two halves of the bare calls, in one
+process on one thread.  The bare call of our samplers is the model's own score or network output; that of
 peers is the call they make, conversion of predictions and noise levels included: the adapter does not count
 against them.
 
@@ -31,7 +31,7 @@ from sde_toolkit.score import ScoreModel
 from sde_toolkit.sde import VPSDE
 from solvers import Normals
 
-ROUNDS = 5
+ROUNDS = {"mixture8": 15, "digits": 5}
 SETTINGS = {"rounds": ROUNDS, "points": 256, "batch": 64, "evaluations": {"mixture8": 50, "digits": 10}}
 OURS = ("ddim", "heun", "dpm_solver_pp 2M", "unipc-3", "deis tAB-3", "lms-4", "default")
 PEERS = {
@@ -87,20 +87,21 @@ def cost(
     x_T: torch.Tensor,
     t_min: float,
     nfe: int,
-    repeats: int,
+    rounds: int,
     longer: bool,
 ) -> dict[str, float]:
     """Medians of the ratios, and of the microseconds per evaluation of the whole run."""
     short, bare, few = _runs(entry, model, x_T, t_min, nfe)
     long, _, many = _runs(entry, model, x_T, t_min, 2 * nfe) if longer else (short, bare, 2 * few)
-    _seconds(bare, repeats)
+    half = max(1, few // 2)
     whole, further, micro = [], [], []
-    for _ in range(ROUNDS):
-        b, s = _seconds(bare, repeats * few), _seconds(short, repeats)
-        whole.append(s / few / b)
-        micro.append(s / few * 1e6)
+    for _ in range(rounds):
+        before, run = _seconds(bare, half), _seconds(short, 1)
+        b = (before + _seconds(bare, half)) / 2
+        whole.append(run / few / b)
+        micro.append(run / few * 1e6)
         if longer:
-            further.append((_seconds(long, repeats) - s) / (many - few) / b)
+            further.append((_seconds(long, 1) - run) / (many - few) / b)
     if not longer:
         return {"whole": statistics.median(whole), "us": statistics.median(micro)}
     return {
@@ -122,8 +123,8 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for entry in chosen():
         library = entry.library if isinstance(entry, Peer) else "sde_toolkit"
-        mixture8 = cost(entry, exact, x_T, t_min, 50, repeats=5, longer=True)
-        digits = cost(entry, network, images, 1e-3, 10, repeats=1, longer=False)
+        mixture8 = cost(entry, exact, x_T, t_min, 50, ROUNDS["mixture8"], longer=True)
+        digits = cost(entry, network, images, 1e-3, 10, ROUNDS["digits"], longer=False)
         rows.append({"library": library, "sampler": entry.name, "mixture8": mixture8, "digits": digits})
     return rows
 

@@ -74,6 +74,7 @@ DETERMINISTIC: dict[str, Make] = {
     "lms 4": samplers.lms,
     "ipndm": samplers.ipndm,
     "pndm": samplers.pndm,
+    "s-pndm": _with(samplers.pndm, order=2),
     "exponential_adams noise": _with(samplers.exponential_adams, predicts="noise", order=2),
     "exponential_adams data": _with(samplers.exponential_adams, predicts="data", order=3, grid=grids.karras),
     "exponential_adams velocity": _with(samplers.exponential_adams, predicts="velocity", clock=in_angle),
@@ -264,8 +265,9 @@ ETAS = {"ddim, eta 1/2": 0.5, "eta_family, eta 1/2": 0.5, "sa_solver released, t
 """Stochasticity where it is not 1."""
 
 _FIRST = {1: 64, 2: 128, 3: 128, 4: 256}
-_LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "sa_solver 2 + 1": 512,
-         "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256, "sosra": 256}  # fmt: skip
+_LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "s-pndm": 256,
+         "sa_solver 2 + 1": 512, "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256,
+         "sosra": 256}  # fmt: skip
 """Samplers with a dominant term of higher order at moderate step counts."""
 
 

@@ -46,7 +46,7 @@ class Rule:
     first: float = 0.5
     last: float = 0.7
     envelope: float = 1.0
-    power: float = 0.0
+    power: float = 0.25
     reach: float = 1.0
 
 
@@ -55,8 +55,8 @@ RULE = Rule()
 among near equals on ``benchmarks.flows`` and two digits networks.
 
 A network leaves more to be integrated where noise dominates than data in closed form do: its error there
-falls off as 1 / n, which is what power = 0 with the node at infinity takes it for, and an evaluation nearer
-to T (first) looks at it."""
+falls off as 1 / n, which asks for a small power, so that q vanishes at infinity, and for a first evaluation
+near T."""
 
 NOISY_RULE = Rule(nodes=2, corrector_nodes=3, inner=0.3, first=0.9, power=0.5)
 """With noise: polynomials through more evaluations, which the noise has made rough, only amplify it."""

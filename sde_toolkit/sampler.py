@@ -95,7 +95,8 @@ class StepInfo:
         number, num_steps: the step, from 0, of how many.
         t, s: where it started and ended, tensors with shape ().
         x: the state at s with shape (B, *), after a corrector.
-        x0_hat: the clean prediction of the latest evaluation, with shape (B, *).
+        x0_hat: the clean prediction of the latest evaluation, with shape (B, *); None where a first step in
+            closed form needed none.
         nfe: evaluations per sample so far.
         first_sample: global index of the first sample of the batch.
     """
@@ -105,7 +106,7 @@ class StepInfo:
     t: Tensor
     s: Tensor
     x: Tensor
-    x0_hat: Tensor
+    x0_hat: Tensor | None
     nfe: float
     first_sample: int
 
@@ -135,9 +136,10 @@ class CountedModel(ScoreModel):
             self._latest = x_t, t, raw
         return raw
 
-    def latest_x0_hat(self) -> Tensor:
-        """The clean prediction of the latest evaluation, with shape (B, *)."""
-        assert self._latest is not None
+    def latest_x0_hat(self) -> Tensor | None:
+        """The clean prediction of the latest evaluation, with shape (B, *), if there was one."""
+        if self._latest is None:
+            return None
         x_t, t, raw = self._latest
         return _Known(self, raw).denoise(x_t, t)
 

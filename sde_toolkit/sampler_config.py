@@ -166,7 +166,7 @@ PREDICTORS: dict[str, Choice] = {
     "deis_rho_rk": _fixed(samplers.deis_rho_rk, "tableau"),
     "lms": _fixed(samplers.lms, "order"),
     "ipndm": _fixed(samplers.ipndm, "order"),
-    "pndm": _fixed(samplers.pndm),
+    "pndm": _fixed(samplers.pndm, "order"),
     "exponential_adams": _fixed(samplers.exponential_adams, "order", "predicts", "clock", "lower_final"),
     "unip": _fixed(samplers.unip, "order", "b", "predicts", "lower_final"),
     "unipc": _fixed(samplers.unipc, "order", "b", "predicts", "lower_final"),

@@ -198,6 +198,18 @@ def pndm(p: Problem) -> State:
     return y
 
 
+def spndm(p: Problem) -> State:
+    y, e = p.start(), []
+    for i in range(p.count):
+        t, s = p.n[i : i + 2]
+        e.insert(0, p.noise(y, t))
+        if i:
+            y = y + (s - t) * (3 * e[0] - e[1]) / 2
+        else:
+            y = y + (s - t) * (e[0] + p.noise(y + (s - t) * e[0], s)) / 2
+    return y
+
+
 def lagrange(v: float, nodes: list[float], j: int) -> float:
     return math.prod((v - w) / (nodes[j] - w) for m, w in enumerate(nodes) if m != j)
 

@@ -83,6 +83,15 @@ def ipndm_rule(k: ReverseSteps) -> Form:
     return transfer(k, e)
 
 
+def spndm_rule(k: ReverseSteps) -> Form:
+    """A pseudo Heun step, then pseudo linear multistep ones through two nodes (2202.09778, S-PNDM)."""
+    if k.order == 2:
+        return ipndm_rule(k)
+    e1 = k.m[0]
+    e2 = k.evaluate(k.s, transfer(k, e1))
+    return transfer(k, 0.5 * (e1 + e2))
+
+
 def pndm_rule(k: ReverseSteps) -> Form:
     """Three pseudo Runge-Kutta steps (2202.09778), then pseudo linear multistep ones."""
     if k.order == 4:
@@ -307,11 +316,31 @@ def ipndm(
 
 
 def pndm(
-    num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
+    num_steps: int,
+    *,
+    order: int = 4,
+    t_min: float = T_MIN,
+    grid: Grid = grids.uniform,
+    denoise: bool = True,
 ) -> Sampler:
-    """F-PNDM (2202.09778, algorithm 2): order 2; one evaluation per step, nine more at the start."""
-    method = SchemeMethod(name="pndm", order=2, nodes=4, nfe_extra=3 * min(num_steps, 3))
-    return Sampler("pndm", scheme(pndm_rule, "noise"), method, num_steps, t_min, grid, denoise)
+    """PNDM (2202.09778): F-PNDM, the fourth-order formulas of algorithm 2, or S-PNDM, the second-order ones.
+
+    On grids that are not uniform in nsr the order is 2 for both.  One evaluation per step; nine more at the
+    start for F-PNDM, one for S-PNDM.
+
+    Args:
+        order: of the formulas, 4 or 2.
+
+    Raises:
+        ValueError: another order.
+    """
+    if order not in (2, 4):
+        raise ValueError(f"order must be 4 for F-PNDM or 2 for S-PNDM, got {order}")
+    extra = 1 if order == 2 else 3 * min(num_steps, 3)
+    method = SchemeMethod(name="pndm", order=2, nodes=order, nfe_extra=extra)
+    rule = pndm_rule if order == 4 else spndm_rule
+    options = {"order": order}
+    return Sampler("pndm", scheme(rule, "noise"), method, num_steps, t_min, grid, denoise, options=options)
 
 
 def unip(

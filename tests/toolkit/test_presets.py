@@ -72,6 +72,7 @@ BOX = {
     ),
     "ipndm": ref.ipndm,
     "pndm": ref.pndm,
+    "s-pndm": ref.spndm,
     "unip 1": ref.unipc(1, math.expm1, data=True, corrector=False),
     "unip 2 B1": ref.unipc(2, lambda h: h, data=True, corrector=False),
     "unip 3": ref.unipc(3, math.expm1, data=True, corrector=False),

@@ -1,6 +1,7 @@
 """The default sampler: exact on Gaussians, of high order on mixtures, the same for every batch size."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from sde_toolkit.moments import Moments, isotropic
 from sde_toolkit.networks import MLP
 from sde_toolkit.residual import ResidualAdams
 from sde_toolkit.residual_grid import RULE, ResidualGrid, known_moments
+from sde_toolkit.residual_plan import along_axes, folded
 from sde_toolkit.score import NetworkModel, ScoreModel
 from sde_toolkit.sde import VPSDE
-from solvers import Normals
+from solvers import FixedGrid, Normals
 
 
 class RowByRow(ScoreModel):
@@ -202,6 +204,46 @@ def test_one_plan_serves_all_batches_on_a_grid() -> None:
     first = next(iter(sampler.method._memo.values()))
     sampler.sample(model, 8)
     assert next(iter(sampler.method._memo.values())) is first
+
+
+def test_a_callback_sees_every_step_the_first_without_a_prediction() -> None:
+    model, seen = ExactModel(MIXTURE, VPSDE()), []
+    sampler = samplers.default(model, 4)
+    watched = sampler.sample(model, 3, callback=seen.append)
+    assert torch.equal(watched.x, sampler.sample(model, 3).x)
+    assert [info.nfe for info in seen] == [0, 1, 2, 3, 4]
+    assert seen[0].x0_hat is None
+    for info, later in pairwise(seen):
+        torch.testing.assert_close(later.x0_hat, model.denoise(info.x, info.s), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("count", [3, 20])
+@pytest.mark.parametrize("predicts", ["score", "velocity"])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_folded_steps_are_those_along_the_axes(count: int, predicts: str, eta: float) -> None:
+    """Rotations in the weights, or one operation after the other: the same numbers."""
+    exact = ExactModel(MIXTURE, VPSDE())
+    model = RowByRow(exact)
+    if predicts == "velocity":
+        model.predicts = "velocity"
+        model.raw = exact.velocity  # type: ignore[method-assign]
+    sampler = samplers.default(model, 9, eta=eta)
+    method, equation = sampler.method, sampler.equation(model)
+    assert isinstance(method, ResidualAdams)
+    grid = FixedGrid(sampler.grid(model.sde, 10, 0.05))
+    x = model.sde.prior_sample(Normals(2, count, model.event_shape).draw(0))
+    tables = method._tables(equation.term, grid.ts)
+    ends = []
+    for make in (along_axes, folded):
+        run, y = make(tables, method.moments, x).begin(x), x
+        for i in range(10):
+            raw = model.raw(y, grid.times[i]) if i else None
+            z = Normals(5, count, model.event_shape).draw(i) if eta else None
+            # a state that somebody moved, once
+            y = run.step(i, y + 0.01 if i == 4 else y, raw, z)
+        ends.append(y)
+    assert ends[0].shape == x.shape
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-10, atol=1e-10)
 
 
 def test_what_does_not_fit_is_refused() -> None:
