@@ -43,7 +43,7 @@ from sde_toolkit.exact import ExactModel, Gaussian
 from sde_toolkit.samplers import Sampler, ancestral, euler, euler_maruyama, exponential_integrator, heun
 from sde_toolkit.score import ScoreModel
 from sde_toolkit.sde import VPSDE
-from solvers import HEUN, RK4
+from solvers import RK4
 from solvers.brownian import STEPS
 
 POINTS = (50, 250, 500, 1000)
@@ -124,7 +124,7 @@ def output_variances(sampler: Sampler, eigenvalues: Tensor) -> Tensor:
 
 def error(sampler: Sampler, eigenvalues: Tensor) -> float:
     """W2 between the sampler's output and the data; infinite where the score is needed at sigma = 0."""
-    if sampler.t_min == 0 and sampler.method in (HEUN, RK4):
+    if sampler.t_min == 0 and sampler.name in ("heun", "rk4"):
         return math.inf
     out = output_variances(sampler, eigenvalues)
     return float((out.sqrt() - eigenvalues.sqrt()).square().sum().sqrt())
