@@ -29,6 +29,7 @@ and Ostermann, "Exponential Multistep Methods of Adams-Type" (2011); for v = log
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -70,10 +71,6 @@ class Carry(NamedTuple):
 
     steps: list[AdamsStep | Stages]
     history: History
-
-
-_KEPT: dict[tuple[Adams, tuple[float, ...]], list[AdamsStep | Stages]] = {}
-"""The coefficients for an ``ODE`` on the grid of the last run: plain numbers, for the next batch."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +144,7 @@ class Adams(Method):
         """The coefficients of all steps; with PEC also the first evaluation."""
         assert grid is not None
         if isinstance(term, ODE):
-            key = (self, grid.values)
-            if key not in _KEPT:
-                _KEPT.clear()
-                _KEPT[key] = self._steps(term, y, grid)
-            steps = _KEPT[key]
+            steps = _plain_steps(self, grid.values)
         else:
             steps = self._steps(term, y, grid)
         history = History((term.drift(t, y),)) if self.corrector == "PEC" else History()
@@ -212,6 +205,12 @@ class Adams(Method):
             y_next = update(now.factor, y, now.corrector, (ahead, *history.values))
             history = history.push(ahead, MOST_NODES) if kept else history
         return Step(y_next if shift is None else y_next + shift, None, Carry(steps, history))
+
+
+@functools.lru_cache(maxsize=32)
+def _plain_steps(method: Adams, ts: tuple[float, ...]) -> list[AdamsStep | Stages]:
+    """The coefficients for an ``ODE``: numbers that depend on the grid alone, kept for the next batch."""
+    return method._steps(ODE(lambda t, y: y), torch.zeros(1, 1), FixedGrid(ts))
 
 
 AB2 = Adams(2)
