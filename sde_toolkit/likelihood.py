@@ -142,6 +142,10 @@ def log_likelihood(
     columns = divergence.columns(x[0].numel())
     start = time.perf_counter()
     flow = WhitenedFlow(model, t_min, moments)
+    if num_steps is None and isinstance(method, Method) and not method.has_error:
+        raise ValueError(
+            f"method {method.name} has no error estimate for tolerances; give num_steps, or take dopri5"
+        )
     control = _control(flow, rtol, atol, num_steps)
     density = FlowDensity(flow, divergence, method, control, prior, data_end, seed)
 

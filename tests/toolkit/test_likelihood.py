@@ -241,7 +241,7 @@ def test_bits_per_dim_use_the_scale_of_the_data():
         ({"t_min": 0.0}, "raise t_min"),
         ({"batch_size": 0}, "batch_size"),
         ({"rtol": -1.0}, "rtol"),
-        ({"method": EULER}, "no error estimate"),
+        ({"method": EULER}, "no error estimate for tolerances; give num_steps"),
         ({"num_steps": 0}, "num_steps"),
         ({"num_probes": 1, "divergence": Hutchinson(2)}, "not both"),
         ({"divergence": Hutchinson(4, orthogonal=True)}, "at most the number of features"),
