@@ -142,11 +142,7 @@ def log_likelihood(
     columns = divergence.columns(x[0].numel())
     start = time.perf_counter()
     flow = WhitenedFlow(model, t_min, moments)
-    if num_steps is None and isinstance(method, Method) and not method.has_error:
-        raise ValueError(
-            f"method {method.name} has no error estimate for tolerances; give num_steps, or take dopri5"
-        )
-    control = _control(flow, rtol, atol, num_steps)
+    control = _control(flow, method, rtol, atol, num_steps)
     density = FlowDensity(flow, divergence, method, control, prior, data_end, seed)
 
     def run(first: int, rows: Tensor) -> Columns:
@@ -211,11 +207,19 @@ def differentiable_log_likelihood(
     divergence = ExactDivergence() if num_probes is None else Hutchinson(num_probes)
     divergence.columns(x[0].numel())
     flow = WhitenedFlow(model, t_min, moments)
-    density = FlowDensity(flow, divergence, method, _control(flow, 0.0, 0.0, num_steps), prior, seed=seed)
+    density = FlowDensity(
+        flow, divergence, method, _control(flow, method, 0.0, 0.0, num_steps), prior, seed=seed
+    )
     return density(x, range(len(x)), differentiable=True).nats.mean(1).to(x.dtype)
 
 
-def _control(flow: WhitenedFlow, rtol: float, atol: float, num_steps: int | None) -> Adaptive | FixedGrid:
+def _control(
+    flow: WhitenedFlow, method: Method | Integrator, rtol: float, atol: float, num_steps: int | None
+) -> Adaptive | FixedGrid:
+    if num_steps is None and isinstance(method, Method) and not method.has_error:
+        raise ValueError(
+            f"method {method.name} has no error estimate for tolerances; give num_steps, or take dopri5"
+        )
     if num_steps is None:
         return Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
     if num_steps < 1:
