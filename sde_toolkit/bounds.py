@@ -74,7 +74,7 @@ from sde_toolkit.bound_terms import (
 from sde_toolkit.data import Scaling
 from sde_toolkit.ddpm import Chain, Variance
 from sde_toolkit.moments import Moments, isotropic
-from sde_toolkit.score import ScoreModel
+from sde_toolkit.score import ScoreModel, check_states
 from solvers import Normals, expand_like
 
 T_MIN = 1e-5
@@ -354,15 +354,7 @@ def _check(
     scaling: Scaling | None,
     log_det_per_dim: float,
 ) -> None:
-    wanted = tuple(model.event_shape)
-    if x0.ndim < 1 or len(x0) < 1 or tuple(x0.shape[1:]) != wanted:
-        raise ValueError(f"x0 must have shape (B, {', '.join(map(str, wanted))}), got {tuple(x0.shape)}")
-    if x0.dtype != model.dtype:
-        raise ValueError(
-            f"x0 must have the model's type {model.dtype}, got {x0.dtype}; convert it with x0.to(...)"
-        )
-    if not bool(x0.isfinite().all()):
-        raise ValueError("x0 must be finite, got nan or inf")
+    check_states(model, x0, "x0")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if num_reconstructions < 2:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.moments import Moments
-from sde_toolkit.score import ScoreModel
+from sde_toolkit.score import ScoreModel, check_states
 from sde_toolkit.whitened import WhitenedFlow
 from solvers import DOPRI5, Adaptive, Method, solve
 
@@ -70,10 +70,11 @@ def encode(
         round_trip: decode again, and report the difference.
 
     Raises:
-        ValueError: a shape or a type that is not the model's.
+        ValueError: a shape or a type that is not the model's, values that are not finite, a t_min out of
+            range or without noise, or a method without an error estimate.
         solvers.SolverError: a run became nan or inf, or stalled.
     """
-    _check(model, x, "x")
+    check_states(model, x)
     flow = WhitenedFlow(model, t_min, moments)
     control = Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
     with torch.no_grad():
@@ -100,7 +101,7 @@ def decode(
 
     Arguments and errors are those of ``encode``.
     """
-    _check(model, z, "z")
+    check_states(model, z, "z")
     flow = WhitenedFlow(model, t_min, moments)
     control = Adaptive(flow.tau_max, flow.tau_min, rtol=rtol, atol=atol)
     with torch.no_grad():
@@ -138,13 +139,3 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> 
         curve = ((1 - w) * norm_a + w * norm_b) * turned
         points.append(torch.where(straight, (1 - w) * a + w * b, curve))
     return torch.stack(points).reshape(-1, *z_a.shape)
-
-
-def _check(model: ScoreModel, x: Tensor, name: str) -> None:
-    wanted = tuple(model.event_shape)
-    if x.ndim < 1 or tuple(x.shape[1:]) != wanted:
-        raise ValueError(f"{name} must have shape (B, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
-    if x.dtype != model.dtype:
-        raise ValueError(
-            f"{name} must have the model's type {model.dtype}, got {x.dtype}; convert it with {name}.to(...)"
-        )

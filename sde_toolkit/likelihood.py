@@ -37,7 +37,7 @@ from sde_toolkit.density import DATA_ENDS, PRIORS, Columns, FlowDensity, LogDens
 from sde_toolkit.divergence import Divergence, ExactDivergence, Hutchinson
 from sde_toolkit.moments import Moments
 from sde_toolkit.processes import ALONE, Processes
-from sde_toolkit.score import ScoreModel
+from sde_toolkit.score import ScoreModel, check_states
 from sde_toolkit.whitened import WhitenedFlow
 from solvers import DOPRI5, RK4, Adaptive, FixedGrid, Integrator, Method
 
@@ -138,7 +138,7 @@ def log_likelihood(
     if num_probes is not None:
         divergence = Hutchinson(num_probes)
     divergence = ExactDivergence() if divergence is None else divergence
-    _check(model, x, t_min, batch_size, prior, data_end, moments)
+    _check(model, x, batch_size, prior, data_end, checked)
     columns = divergence.columns(x[0].numel())
     start = time.perf_counter()
     flow = WhitenedFlow(model, t_min, moments)
@@ -203,7 +203,7 @@ def differentiable_log_likelihood(
         ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
         solvers.SolverError: the run became nan or inf.
     """
-    _check(model, x, t_min, None, prior, "none", moments)
+    _check(model, x, None, prior, "none", 0)
     divergence = ExactDivergence() if num_probes is None else Hutchinson(num_probes)
     divergence.columns(x[0].numel())
     flow = WhitenedFlow(model, t_min, moments)
@@ -230,30 +230,17 @@ def _control(
 def _check(
     model: ScoreModel,
     x: Tensor,
-    t_min: float,
     batch_size: int | None,
     prior: str | LogDensity,
     data_end: str,
-    moments: Moments | None,
+    checked: int,
 ) -> None:
-    wanted = tuple(model.event_shape)
-    if x.ndim < 1 or len(x) < 1 or tuple(x.shape[1:]) != wanted:
-        raise ValueError(f"x must have shape (B, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
-    if x.dtype != model.dtype:
-        raise ValueError(
-            f"x must have the model's type {model.dtype}, got {x.dtype}; convert it with x.to(...)"
-        )
-    if not bool(x.isfinite().all()):
-        raise ValueError("x must be finite, got nan or inf")
+    check_states(model, x)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= t_min < model.sde.T:
-        raise ValueError(f"t_min must lie in [0, T) with T = {model.sde.T}, got {t_min}")
-    if float(model.sde.sigma(torch.tensor(t_min, dtype=torch.float64))) == 0:
-        raise ValueError(f"the score needs noise, but sigma(t_min = {t_min}) = 0; raise t_min")
+    if checked < 0:
+        raise ValueError(f"checked must be at least 0, got {checked}; 0 is for no budget")
     if isinstance(prior, str) and prior not in PRIORS:
         raise ValueError(f"prior must be one of {', '.join(PRIORS)} or a log-density, got {prior!r}")
     if data_end not in DATA_ENDS:
         raise ValueError(f"data_end must be one of {', '.join(DATA_ENDS)}, got {data_end!r}")
-    if moments is not None and moments.event_shape != wanted:
-        raise ValueError(f"moments must have the event shape {wanted}, got {moments.event_shape}")

@@ -78,6 +78,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 def build_options(section: Config) -> dict[str, Any]:
     """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as the section ``likelihood`` says."""
+    if section.checked < 0:
+        raise ValueError(f"config.likelihood.checked must be at least 0, got {section.checked}; 0 is none")
     same = ("rtol", "atol", "t_min", "prior", "data_end", "seed", "batch_size", "checked")
     return {
         **{name: section[name] for name in same},

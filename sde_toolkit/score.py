@@ -163,6 +163,20 @@ class ScoreModel(ABC):
         return expand_like(keep, x_t) * x_t + expand_like(mix, raw) * raw
 
 
+def check_states(model: ScoreModel, x: Tensor, name: str = "x") -> None:
+    """Refuse states that are not of the model: raises ValueError unless x has shape (B, *D) with B >= 1, the
+    model's type, and finite values."""
+    wanted = tuple(model.event_shape)
+    if x.ndim < 1 or len(x) < 1 or tuple(x.shape[1:]) != wanted:
+        raise ValueError(f"{name} must have shape (B, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
+    if x.dtype != model.dtype:
+        raise ValueError(
+            f"{name} must have the model's type {model.dtype}, got {x.dtype}; convert it with {name}.to(...)"
+        )
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got nan or inf")
+
+
 class NetworkModel(ScoreModel):
     """A score model whose prediction comes from a network.
 

@@ -119,11 +119,21 @@ class WhitenedFlow:
         variances: l with shape (n,), float64; num_features: n.
         clock, tau_min, tau_max: the clock and its range.
         start, end: the levels at t_min and at T.
+
+    Raises:
+        ValueError: a t_min out of range or without noise, or moments of another event shape.
     """
 
     def __init__(self, model: ScoreModel, t_min: float, moments: Moments | None = None) -> None:
         self.model, self.t_min = model, t_min
+        if not 0 <= t_min < model.sde.T:
+            raise ValueError(f"t_min must lie in [0, T) with T = {model.sde.T}, got {t_min}")
+        if float(model.sde.sigma(torch.tensor(t_min, dtype=torch.float64))) == 0:
+            raise ValueError(f"the score needs noise, but sigma(t_min = {t_min}) = 0; raise t_min")
         self.moments = known_moments(model) if moments is None else moments
+        known, wanted = self.moments.event_shape, tuple(model.event_shape)
+        if known != wanted:
+            raise ValueError(f"moments must have the event shape {wanted}, got {known}")
         scale = scale_of(self.moments)
         self.clock = Clock(INNER * scale, OUTER * scale)
         variances = self.moments.variances

@@ -258,6 +258,8 @@ def test_likelihood_options(tiny):
     assert (options["method"], options["num_steps"]) == (AB4, 12)
     with pytest.raises(ValueError, match="did you mean 'tweedie'"):
         c.override_config(tiny, {"likelihood.data_end": "twedie"})
+    with pytest.raises(ValueError, match="checked must be at least 0, got -1"):
+        c.likelihood_options(c.override_config(tiny, {"likelihood.checked": "-1"}))
     few = c.override_config(tiny, {"likelihood.num_examples": 5, "likelihood.split": "all"})
     assert len(c.held_out(few, dataset)) == 5
     assert len(c.raw_examples(few, dataset)) == 5

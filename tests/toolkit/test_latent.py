@@ -72,5 +72,16 @@ def test_bad_arguments_are_refused():
         encode(model, torch.zeros(2, 4, dtype=FLOAT64))
     with pytest.raises(ValueError, match="z must have the model's type"):
         decode(model, torch.zeros(2, 3))
+    x = GAUSSIAN.sample(2, seed=0)
+    with pytest.raises(ValueError, match="raise t_min"):
+        encode(model, x, t_min=0.0)
+    with pytest.raises(ValueError, match="t_min must lie in"):
+        encode(model, x, t_min=2.0)
+    with pytest.raises(ValueError, match="moments must have the event shape"):
+        encode(model, x, moments=isotropic((2,)))
+    with pytest.raises(ValueError, match="x must be finite"):
+        encode(model, x * math.nan)
+    with pytest.raises(ValueError, match="x must have shape"):
+        encode(model, x[:0])
     with pytest.raises(ValueError, match="one shape"):
         interpolate(torch.zeros(2, 3), torch.zeros(3, 3), [0.5])

@@ -243,6 +243,7 @@ def test_bits_per_dim_use_the_scale_of_the_data():
         ({"rtol": -1.0}, "rtol"),
         ({"method": EULER}, "no error estimate for tolerances; give num_steps"),
         ({"num_steps": 0}, "num_steps"),
+        ({"checked": -1}, "checked must be at least 0"),
         ({"num_probes": 1, "divergence": Hutchinson(2)}, "not both"),
         ({"divergence": Hutchinson(4, orthogonal=True)}, "at most the number of features"),
         ({"prior": "normal"}, "prior must be one of gaussian, process"),
