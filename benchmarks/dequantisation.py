@@ -45,7 +45,7 @@ from sde_toolkit.score import NetworkModel
 
 WORKDIR = Path("runs/digits-centres")
 IMAGES, DRAWS, SEED = 32, 16, 0
-FLOW = {"num_probes": 1, "rtol": 0.03, "atol": 0.03}
+FLOW = {"num_probes": 1, "rtol": 0.03, "atol": 0.03, "checked": 0}
 PLACES = {"num_maps": 2, "width": 24}
 TRAINING = {"num_steps": 400, "batch_size": 64, "learning_rate": 3e-3}
 
