@@ -105,12 +105,7 @@ def measure(
 
     On the network, where ``screen`` has the starts that choose who is judged, inf stands for the others.
     """
-    found: list[Measured] = []
-    for peer in peers:
-        schedule = f"{peer.schedule}{', to zero' if peer.at_zero else ''}"
-        found.append((Row(peer.library, peer.name, schedule, {}), functools.partial(peer_error, peer)))
-    for entry in entries:
-        found.append((Row(OURS, entry.name, entry.grid, {}), functools.partial(our_error, entry)))
+    found = _pairs(peers, entries)
     for p in sorted(on, key=lambda p: p.name == NETWORK):
         start = time.perf_counter()
         if p.name == NETWORK:
@@ -120,6 +115,38 @@ def measure(
             for row, error in found:
                 row.errors[p.name] = [error(p, nfe) for nfe in budgets]
         print(f"   {p.name}: {len(found)} samplers in {time.perf_counter() - start:.0f} s", flush=True)
+    return [row for row, _ in found]
+
+
+def _pairs(peers: Iterable[Peer], entries: Iterable[Entry]) -> list[Measured]:
+    """Every sampler with a row that has no errors yet."""
+    found: list[Measured] = []
+    for peer in peers:
+        schedule = f"{peer.schedule}{', to zero' if peer.at_zero else ''}"
+        found.append((Row(peer.library, peer.name, schedule, {}), functools.partial(peer_error, peer)))
+    for entry in entries:
+        found.append((Row(OURS, entry.name, entry.grid, {}), functools.partial(our_error, entry)))
+    return found
+
+
+def renewed(
+    peers: Iterable[Peer],
+    entries: Iterable[Entry],
+    before: Iterable[Row],
+    on: Sequence[FlowProblem],
+    screen: FlowProblem,
+) -> list[Row]:
+    """The rows of all samplers, measured on the network alone, and those of our default everywhere; the
+    others' errors on the exact problems are those of ``before``."""
+    errors = {(row.library, row.sampler, row.schedule): row.errors for row in before}
+    found = _pairs(peers, entries)
+    for row, error in found:
+        if (row.library, row.sampler) == (OURS, DEFAULT):
+            known = {p.name: [error(p, nfe) for nfe in EVALUATIONS] for p in on}
+        else:
+            known = errors[row.library, row.sampler, row.schedule]
+        row.errors.update({p.name: known[p.name] for p in on if p.name != NETWORK})
+    on_network(found, next(p for p in on if p.name == NETWORK), screen, EVALUATIONS)
     return [row for row, _ in found]
 
 

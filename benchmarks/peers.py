@@ -1,12 +1,14 @@
 """Our samplers beside those of diffusers and azula, on the same models, starts and budgets.
 
-    python -m benchmarks.peers [flow] [parity] [law] [speed] [default]
+    python -m benchmarks.peers [flow] [parity] [law] [speed] [network] [default]
 
     flow      error of the deterministic flow at 5, 10, 20 and 50 evaluations on exact problems and on the
               digits network                                                            (``peer_flow``)
     parity    our presets against diffusers on one network, one grid, one noise         (``peer_parity``)
     law       exact W2 and energy distance of stochastic samplers at 20 and 50          (``peer_law``)
     speed     time per evaluation over that of the bare model                           (``peer_speed``)
+    network   the errors of all samplers on the digits network and of our default on all problems, beside the
+              recorded ones                                                           (``peer_flow``)
     default   the errors of our default alone, beside the recorded ones of all others   (``peer_flow``)
 
 Peers are driven by our models over the range of noise levels of our processes (``peer_models``), each under
@@ -47,16 +49,30 @@ def _settings(**more: Any) -> dict[str, Any]:
     return {"peers": versions, **more}
 
 
-def flow() -> None:
-    """Part A."""
+def flow(renew: bool = False) -> None:
+    """Part A; with ``renew`` from the recorded rows, see ``peer_flow.renewed``."""
     from benchmarks import flows, peer_azula, peer_diffusers, peer_flow, peer_ours
 
     on = [*flows.problems(), peer_flow.digits_problem()]
+    screen = peer_flow.digits_problem(peer_flow.SCREEN_POINTS, peer_flow.SCREEN_SEED)
     peers = [*peer_diffusers.deterministic(), *peer_azula.deterministic()]
     entries = [*peer_ours.deterministic(), peer_ours.default()]
-    screen = peer_flow.digits_problem(peer_flow.SCREEN_POINTS, peer_flow.SCREEN_SEED)
-    rows = peer_flow.measure(peers, entries, on, screen=screen)
+    if renew:
+        rows = peer_flow.renewed(peers, entries, _recorded(), on, screen)
+    else:
+        rows = peer_flow.measure(peers, entries, on, screen=screen)
     _write_flow(rows, on)
+
+
+def network() -> None:
+    """The network's column of part A, and our default's row."""
+    flow(renew=True)
+
+
+def _recorded() -> list[Any]:
+    from benchmarks import peer_flow
+
+    return peer_flow.recorded(json.loads((RESULTS / "peers_flow.json").read_text())["results"]["rows"])
 
 
 def default() -> None:
@@ -64,8 +80,7 @@ def default() -> None:
     from benchmarks import flows, peer_flow, peer_ours
 
     on = [*flows.problems(), peer_flow.digits_problem()]
-    before = peer_flow.recorded(json.loads((RESULTS / "peers_flow.json").read_text())["results"]["rows"])
-    others = [row for row in before if (row.library, row.sampler) != (peer_flow.OURS, peer_flow.DEFAULT)]
+    others = [row for row in _recorded() if (row.library, row.sampler) != (peer_flow.OURS, peer_flow.DEFAULT)]
     rows = [*others, *peer_flow.measure([], [peer_ours.default()], on, screen=on[-1])]
     _write_flow(rows, on)
 
@@ -137,7 +152,7 @@ def speed() -> None:
 
 
 PARTS: dict[str, Callable[[], None]] = {"flow": flow, "parity": parity, "law": law, "speed": speed}
-MORE: dict[str, Callable[[], None]] = {"default": default}
+MORE: dict[str, Callable[[], None]] = {"network": network, "default": default}
 
 
 def main(parts: Sequence[str] = ()) -> None:

@@ -44,7 +44,7 @@ from sde_toolkit.sde import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, Su
 from sde_toolkit.state import Optimization
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
-_NETWORK = {"predicts": "noise", "num_classes": 0}
+_NETWORK = {"predicts": "noise", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
 _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 
 SCHEMA: Schema = {

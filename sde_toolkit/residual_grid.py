@@ -41,13 +41,13 @@ class Rule:
     bend: float = 0.5
     inner: float = 0.45
     weight: float = 0.8
-    outer: float = 0.45
-    decay: float = 0.8
-    first: float = 0.5
+    outer: float = 0.6
+    decay: float = 0.85
+    first: float = 0.45
     last: float = 0.7
     envelope: float = 1.0
-    power: float = 0.25
-    reach: float = 1.0
+    power: float = 0.1
+    reach: float = 1.5
 
 
 RULE = Rule()
@@ -58,7 +58,9 @@ A network leaves more to be integrated where noise dominates than data in closed
 falls off as 1 / n, which asks for a small power, so that q vanishes at infinity, and for a first evaluation
 near T."""
 
-NOISY_RULE = Rule(nodes=2, corrector_nodes=3, inner=0.3, first=0.9, power=0.5)
+NOISY_RULE = Rule(
+    nodes=2, corrector_nodes=3, inner=0.3, outer=0.45, decay=0.8, first=0.9, power=0.5, reach=1.0
+)
 """With noise: polynomials through more evaluations, which the noise has made rough, only amplify it."""
 
 

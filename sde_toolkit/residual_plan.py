@@ -142,7 +142,8 @@ class FoldedRun:
         self._plan, self._x, self._shape = plan, x, x.shape
         self._few, self._flat_already = len(x) < FEWEST_ROWS, x.ndim == 2
         width, n = plan.usual[0].shape
-        self._rows = x.new_zeros(max(len(x), FEWEST_ROWS), width)
+        # a row's length in memory is a multiple of 4: products are a tenth faster for it
+        self._rows = x.new_zeros(max(len(x), FEWEST_ROWS), -(-width // 4) * 4)[:, :width]
         self._rows[:, 0] = 1
         state, *rest = self._rows[:, 1:].unflatten(1, (-1, n)).unbind(1)
         self._state, self._draw = state, rest.pop(0) if plan.noisy else None

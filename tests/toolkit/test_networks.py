@@ -11,10 +11,8 @@ from sde_toolkit.networks import MLP, UNet, time_features
 IMAGE = (1, 8, 8)
 
 
-def build(kind, seed=0):
-    return (
-        MLP((3,), width=16, depth=2, seed=seed) if kind == "mlp" else UNet(IMAGE, channels=(8, 16), seed=seed)
-    )
+def build(kind, **options):
+    return MLP((3,), width=16, depth=2, **options) if kind == "mlp" else UNet(IMAGE, (8, 16), **options)
 
 
 def awake(network, seed=1):
@@ -51,7 +49,7 @@ def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_untouche
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    first, again, other = (build(kind, seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (build(kind, seed=seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -120,6 +118,13 @@ def test_time_features_are_the_published_ones():
     torch.testing.assert_close(features[0], torch.cat([angles.cos(), angles.sin()]))
 
 
+def test_a_smaller_angle_slows_the_time_down(kind):
+    usual, slow = awake(build(kind)), awake(build(kind, max_angle=10.0))
+    x, c = batch(kind)
+    torch.testing.assert_close(slow(x, c), usual(x, 0.01 * c))
+    assert not torch.allclose(slow(x, c), usual(x, c))
+
+
 @pytest.mark.parametrize(
     ("build_it", "words"),
     [
@@ -133,6 +138,8 @@ def test_time_features_are_the_published_ones():
         (lambda: UNet(IMAGE, attention_levels=(2,)), "attention_levels must be among 0 .. 1"),
         (lambda: UNet(IMAGE, channels=(16,), patch_size=3), "divisible by 3"),
         (lambda: UNet(IMAGE, patch_size=0), "patch_size must be"),
+        (lambda: UNet(IMAGE, max_angle=0.0), "max_angle must be a finite positive number, got 0.0"),
+        (lambda: MLP((2,), max_angle=float("inf")), "max_angle must be a finite positive number, got inf"),
         (lambda: UNet(IMAGE, dropout=1.0), "dropout must be in"),
         (lambda: UNet(IMAGE, layers_per_block=0), "layers_per_block must be"),
         (lambda: MLP((2,))(torch.zeros(4, 3), torch.zeros(4)), r"x must have shape \(B, 2\), got \(4, 3\)"),
