@@ -3,6 +3,9 @@
     whole      time of a run over the time of as many bare calls of the model
     further    the same for the evaluations that a run of twice the length has more: without what is done once
                per run, weights and tables (mixture only)
+    inside     time of a run over the time that it spends in the model: one run measures both, so that the
+               scatter of the machine, some per cent, is not in it; nor is what the model loses to a colder
+               cache, which matters for the mixture only
 
 Medians over rounds in processor time; every round times the run between two halves of the bare calls, in one
 process on one thread.  The bare call of our samplers is the model's own score or network output; that of
@@ -65,20 +68,40 @@ def _seconds(run: Callable[[], Any], repeats: int) -> float:
 
 def _runs(
     entry: Peer | Entry, model: ScoreModel, x_T: torch.Tensor, t_min: float, nfe: int
-) -> tuple[Callable[[], Any], Callable[[], Any], int]:
-    """A run within the budget, one bare call, and the evaluations of the run."""
+) -> tuple[Callable[[], Any], Callable[[], Any], int, tuple[Any, str]]:
+    """A run within the budget, one bare call, the evaluations of the run, and whose method it calls."""
     t = torch.tensor(0.5, dtype=torch.float64)
     if isinstance(entry, Entry):
         sampler = entry.within(nfe, t_min, model)
         assert sampler is not None
         noise = FromStart(x_T, model)
         counted = sampler.sample(model, len(x_T), noise=noise).nfe
-        return lambda: sampler.sample(model, len(x_T), noise=noise), lambda: model.raw(x_T, t), int(counted)
+        run = lambda: sampler.sample(model, len(x_T), noise=noise)  # noqa: E731
+        return run, lambda: model.raw(x_T, t), int(counted), (model, "raw")
     look, num_steps = Look(model, t_min), entry.steps_within(nfe)
     y = look.start(x_T)
     entry.run(look, y, num_steps, 0)
     count, n = look.count, float(model.sde.nsr(t))
-    return lambda: entry.run(look, y, num_steps, 0), lambda: look.noise(y, n), count
+    return lambda: entry.run(look, y, num_steps, 0), lambda: look.noise(y, n), count, (look, "noise")
+
+
+def _inside(run: Callable[[], Any], owner: Any, name: str) -> float:
+    """Time of a run over that of its calls of the owner's method."""
+    method, spent = getattr(owner, name), 0.0
+
+    def timed(*args: Any) -> Any:
+        nonlocal spent
+        start = time.process_time()
+        result = method(*args)
+        spent += time.process_time() - start
+        return result
+
+    setattr(owner, name, timed)
+    try:
+        total = _seconds(run, 1)
+    finally:
+        delattr(owner, name)
+    return total / spent
 
 
 def cost(
@@ -91,24 +114,21 @@ def cost(
     longer: bool,
 ) -> dict[str, float]:
     """Medians of the ratios, and of the microseconds per evaluation of the whole run."""
-    short, bare, few = _runs(entry, model, x_T, t_min, nfe)
-    long, _, many = _runs(entry, model, x_T, t_min, 2 * nfe) if longer else (short, bare, 2 * few)
+    short, bare, few, called = _runs(entry, model, x_T, t_min, nfe)
     half = max(1, few // 2)
-    whole, further, micro = [], [], []
+    whole, further, inside, micro = [], [], [], []
+    if longer:
+        long, _, many, _ = _runs(entry, model, x_T, t_min, 2 * nfe)
     for _ in range(rounds):
         before, run = _seconds(bare, half), _seconds(short, 1)
         b = (before + _seconds(bare, half)) / 2
         whole.append(run / few / b)
         micro.append(run / few * 1e6)
+        inside.append(_inside(short, *called))
         if longer:
             further.append((_seconds(long, 1) - run) / (many - few) / b)
-    if not longer:
-        return {"whole": statistics.median(whole), "us": statistics.median(micro)}
-    return {
-        "whole": statistics.median(whole),
-        "further": statistics.median(further),
-        "us": statistics.median(micro),
-    }
+    found = {"whole": whole, "further": further, "inside": inside, "us": micro}
+    return {name: statistics.median(values) for name, values in found.items() if values}
 
 
 @torch.no_grad()
@@ -132,9 +152,8 @@ def measure() -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
     columns = [
-        *(("mixture8", key) for key in ("whole", "further", "us")),
-        ("digits", "whole"),
-        ("digits", "us"),
+        *(("mixture8", key) for key in ("whole", "further", "inside", "us")),
+        *(("digits", key) for key in ("whole", "inside", "us")),
     ]
     lines = [f"{'time per evaluation / bare call':<36}" + "".join(f"{f'{p} {k}':>18}" for p, k in columns)]
     for row in rows:
