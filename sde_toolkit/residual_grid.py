@@ -41,12 +41,12 @@ class Rule:
     bend: float = 0.5
     inner: float = 0.45
     weight: float = 0.8
-    outer: float = 0.6
+    outer: float = 0.65
     decay: float = 0.85
     first: float = 0.45
     last: float = 0.7
     envelope: float = 1.0
-    power: float = 0.1
+    power: float = 0.2
     reach: float = 1.5
 
 
