@@ -9,7 +9,8 @@ enters through the angle a = c max_angle / 1000,
 
 With max_angle = 1000, that paper's choice, a network may change a hundred and sixty times on the way from T
 to 0, and one that was trained that way does ripple: a sampler of fifty steps cannot see what it integrates.
-With an angle of about 10 its probability flow is smooth, at no loss of likelihood.
+With an angle of about 10 its probability flow is smooth and as likely, but it knows the noise levels next to
+the data less well, which costs the variational bound a little.
 
 A network of K > 0 classes also takes labels k with shape (B,), 0 to K - 1, and adds a learned vector for
 each to the embedding of the time.  There is one more such vector, for the null class K: it stands for "no

@@ -9,4 +9,5 @@ def get_config() -> ConfigDict:
     """Return the configuration."""
     config = digits.get_config()
     config.model.num_classes = 10
+    config.model.max_angle = 1000.0  # tells the noise levels next to the data apart, which weigh in densities
     return config

@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config = digits.get_config()
     # A bin of the 17 grey levels is .17 wide in the network's input: waves from 1 down to a tenth of a bin.
     config.model.fourier = (1, 2, 3, 4, 5, 6, 7)
+    config.model.max_angle = 1000.0  # tells the noise levels next to the data apart, which weigh in densities
     config.model.dropout = 0.1  # 1500 images: this loss is the first to fit them too well
     config.loss.weighting = "likelihood"
     config.loss.time_sampling = "moments"
