@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
         "euler",
         "heun",
         "ddim",
+        "default",
         "dopri5",
         "scipy_rk45",
     )
