@@ -110,19 +110,20 @@ def law() -> None:
     """Part C."""
     from benchmarks import peer_azula, peer_diffusers, peer_energy, peer_law, peer_ours
 
-    laws, more = peer_law.Laws(), peer_law.Laws(peer_law.MORE, peer_law.SEED + 1)
+    laws = peer_law.Laws()
     peers = [*peer_diffusers.stochastic(), *peer_azula.stochastic()]
     pairs = peer_law.measure(peers, peer_ours.stochastic(), laws)
+    duels = peer_law.duels(pairs, laws)
     rows = [row for row, _ in pairs]
-    print(peer_law.table(rows, laws), flush=True)
-    duels = peer_law.duels(pairs, more)
+    print(peer_law.table(rows, laws))
     print(peer_law.comparison(duels))
     settings = _settings(
         evaluations=peer_law.EVALUATIONS,
-        samples=(laws.samples, more.samples),
+        rounds=peer_law.ROUNDS,
+        firm=peer_law.FIRM,
+        chunk=peer_law.CHUNK,
         directions=peer_energy.DIRECTIONS,
-        seeds=(laws.seed, more.seed),
-        floors=(laws.floor, more.floor),
+        seed=peer_law.SEED,
     )
     write_result("peers_law", settings, {"rows": peer_law.records(rows), "best": duels})
 
