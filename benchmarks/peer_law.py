@@ -8,10 +8,10 @@
               this budget.
 
 The estimate of an energy distance has noise that falls as 1 / n, and the best of many figures below it is a
-lottery.  Each column is a tournament of rounds (``ROUNDS``), with more samples and fresh draws each time:
-those of a side go on that are not worse than its best by two errors of each, the first ones if they are many.
-It ends when the best of either side is ``FIRM`` errors above zero.  An error is never taken below the floor,
-the root mean square for exact draws, and a figure below its error is counted as that in the comparison.
+lottery.  Each column is a tournament of rounds (``ROUNDS``, ``LAST``), with more samples and fresh draws each
+time: those of a side go on that are not worse than its best by two errors of each, the first ones if they are
+many.  It ends when the best of either side is ``FIRM`` errors above zero.  An error is never taken below the
+floor, the root mean square for exact draws, and the comparison counts a figure below its error as that.
 
 Under VP; a sampler that ends at the smallest noise-to-signal ratio, .002, is held against the law there, one
 that ends at noise zero against the data.
@@ -42,8 +42,10 @@ from solvers import Normals, SolverError
 from solvers.brownian import STEPS
 
 EVALUATIONS = (20, 50)
-ROUNDS = ((1 << 14, 12), (1 << 17, 4), (1 << 19, 2), (1 << 22, 0))
-"""Samples of each round, and how many of a side go on at most."""
+ROUNDS = ((1 << 14, (12, 12)), (1 << 17, (4, 4)), (1 << 19, (2, 1)))
+"""Samples of each round but the last, and how many peers and of ours go on at most."""
+LAST = {"ring": 1 << 22, "mixture8": 1 << 21}
+"""Samples of the last round; all columns take about forty minutes."""
 FIRM = 4
 CHUNK, BLOCK, BLOCKS, SEED = 1 << 16, 1 << 14, 8, 3
 DRAWS_PER_LOOK = 2
@@ -338,7 +340,7 @@ def tournament(pairs: Sequence[Pair], laws: Laws, name: str, i: int) -> Duel:
     """One column of energy distances; the rows take the figures of the first round."""
     nfe, rounds = EVALUATIONS[i], list[Round]()
     inside = {who.title: (row, who) for row, who in entrants(pairs, i)}
-    for k, (num, most) in enumerate(ROUNDS):
+    for k, (num, most) in enumerate((*ROUNDS, (LAST[name], (0, 0)))):
         sides: tuple[list[Figure], list[Figure]] = [], []
         for row, who in inside.values():
             figure = energy(who, laws, name, nfe, num, SEED + (k << 16))
@@ -351,7 +353,10 @@ def tournament(pairs: Sequence[Pair], laws: Laws, name: str, i: int) -> Duel:
         print(f"{name} {nfe}, {num} samples: {peers[0]} | {ours[0]}", flush=True)
         if k and any(side[0].value > FIRM * side[0].error for side in (peers, ours)):
             break
-        inside = {title: inside[title] for side in (peers, ours) for title in going_on(side, most)}
+        staying = [
+            title for side, top in zip((peers, ours), most, strict=True) for title in going_on(side, top)
+        ]
+        inside = {title: inside[title] for title in staying}
     return duel(name, nfe, rounds)
 
 

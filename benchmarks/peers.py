@@ -12,7 +12,7 @@
 Peers are driven by our models over the range of noise levels of our processes (``peer_models``), each under
 every schedule that its library offers for that range (``peer_diffusers``, ``peer_azula``); a column's best
 peer is the best of them all, chosen in hindsight, while our default has one fixed rule.  All four parts take
-about an hour on one core.
+about an hour and a half on one core.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def law() -> None:
     settings = _settings(
         evaluations=peer_law.EVALUATIONS,
         rounds=peer_law.ROUNDS,
+        last_round=peer_law.LAST,
         firm=peer_law.FIRM,
         chunk=peer_law.CHUNK,
         directions=peer_energy.DIRECTIONS,
