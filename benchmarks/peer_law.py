@@ -4,10 +4,14 @@
               off the origin.  All samplers here are affine in their start and draws, so the output's law is
               exact: the production sampler runs once on a batch of unit impulses, in place of its normals.
     energy    squared energy distance, unbiased, of samples to the exact law (``peer_energy``), on the ring
-              and on the 8-D mixture: of 16384 samples for every sampler under the schedule that is best by W2
-              at this budget, then, from new seeds, of 131072 samples for the three best of ours and of the
-              peers.  The noise of the statistic is given as the floor, its root mean square for exact draws.
-              Below it a figure means nothing, and the comparison counts it as the floor.
+              and on the 8-D mixture, in float32, of every sampler under the schedule that is best by W2 at
+              this budget.
+
+The estimate of an energy distance has noise that falls as 1 / n, and the best of many figures below it is a
+lottery.  Each column is a tournament of rounds (``ROUNDS``, ``LAST``), with more samples and fresh draws each
+time: those of a side go on that are not worse than its best by two errors of each, the first ones if they are
+many.  It ends when the best of either side is ``FIRM`` errors above zero.  An error is never taken below the
+floor, the root mean square for exact draws, and the comparison counts a figure below its error as that.
 
 Under VP; a sampler that ends at the smallest noise-to-signal ratio, .002, is held against the law there, one
 that ends at noise zero against the data.
@@ -26,22 +30,26 @@ import torch
 from torch import Tensor
 
 from benchmarks.flows import NSR_MIN, mixture, ring
-from benchmarks.peer_energy import project
+from benchmarks.peer_energy import deviation_noise, dihedral, estimate, project
 from benchmarks.peer_models import Look, Peer
-from benchmarks.peer_ours import Entry
+from benchmarks.peer_ours import Entry, FromStart
 from benchmarks.record import digits
 from sde_toolkit.correctors import Langevin
-from sde_toolkit.exact import ExactData, ExactModel, Gaussian
+from sde_toolkit.exact import ExactModel, Gaussian
 from sde_toolkit.samplers import PRIOR
 from sde_toolkit.sde import VPSDE
 from solvers import Normals, SolverError
 from solvers.brownian import STEPS
 
 EVALUATIONS = (20, 50)
-SAMPLES, CHUNK, SEED = 16384, 16384, 3
-CANDIDATES, MORE = 3, 8
+ROUNDS = ((1 << 14, (12, 12)), (1 << 17, (4, 4)), (1 << 19, (2, 1)))
+"""Samples of each round but the last, and how many peers and of ours go on at most."""
+LAST = {"ring": 1 << 22, "mixture8": 1 << 21}
+"""Samples of the last round; all columns take about forty minutes."""
+FIRM = 4
+CHUNK, BLOCK, BLOCKS, SEED = 1 << 16, 1 << 14, 8, 3
 DRAWS_PER_LOOK = 2
-FLOOR_SETS = 8
+FLOOR_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -106,42 +114,48 @@ def drawing(source: Callable[..., Tensor]) -> Iterator[None]:
             setattr(m, name, value)
 
 
+class Draws:
+    """Normals of a torch generator, in order within each stream: faster than counter-based ones."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
+        self._generator, self._shape = torch.Generator().manual_seed(seed), shape
+        self._last = dict[int, tuple[int, Tensor]]()
+
+    def draw(self, index: int, stream: int = STEPS) -> Tensor:
+        """Draw number ``index`` of ``stream``, the last one or a later one."""
+        last = self._last.get(stream, (-1, None))
+        assert index >= last[0], "an earlier draw is forgotten"
+        if index > last[0]:
+            self._last[stream] = index, torch.randn(self._shape, generator=self._generator)
+        return self._last[stream][1]
+
+
 class Laws:
-    """The problems, with their exact laws at both ends.
+    """The problems, with their exact laws at both ends."""
 
-    Args:
-        scale: how many times as many samples as ``SAMPLES``.
-        seed: of the samplers.
-    """
-
-    def __init__(self, scale: int = 1, seed: int = SEED) -> None:
-        self.samples, self.seed = scale * SAMPLES, seed
+    def __init__(self) -> None:
         sde = VPSDE()
         self.t_min = float(sde.inverse_nsr(torch.tensor(NSR_MIN, dtype=torch.float64)))
         end = torch.tensor(self.t_min, dtype=torch.float64)
         self.alpha, self.sigma = float(sde.alpha(end)), float(sde.sigma(end))
         self.gaussian = ExactModel(gaussian(), sde)
-        data = {"ring": ring(), "mixture8": mixture(8, seed=0)}
-        self.mixtures = {name: ExactModel(x0, sde) for name, x0 in data.items()}
-        self._laws = {
-            (name, at_zero): project(x0, *((1.0, 0.0) if at_zero else (self.alpha, self.sigma)))
-            for name, x0 in data.items()
+        problems = {"ring": (ring(), dihedral(8)), "mixture8": (mixture(8, seed=0), None)}
+        self.mixtures = {name: ExactModel(x0, sde, torch.float32) for name, (x0, _) in problems.items()}
+        self.energies = {
+            (name, at_zero): project(x0, *((1.0, 0.0) if at_zero else (self.alpha, self.sigma)), symmetries)
+            for name, (x0, symmetries) in problems.items()
             for at_zero in (False, True)
         }
-        self.floor = {name: self._floor(name, x0) for name, x0 in data.items()}
+        self._noise = {name: self._pair_noise(name) for name in problems}
 
-    def _floor(self, name: str, data: ExactData) -> float:
-        sets = (data.sample(self.samples, seed=1000 + k) for k in range(FLOOR_SETS))
-        return math.sqrt(sum(self.energy(name, x, True)[0] ** 2 for x in sets) / FLOOR_SETS)
+    def _pair_noise(self, name: str) -> float:
+        draws = (self.mixtures[name].data.sample(BLOCK, seed=1000 + k) for k in range(FLOOR_BLOCKS))
+        return BLOCK * deviation_noise(torch.stack([self.energies[name, True].deviation(x) for x in draws]))
 
-    def parts(self) -> list[tuple[int, int]]:
-        """Seeds and numbers of samples of a run in parts."""
-        starts = range(0, self.samples, CHUNK)
-        return [(self.seed + 1000 * k, min(CHUNK, self.samples - i)) for k, i in enumerate(starts)]
-
-    def energy(self, name: str, x: Tensor, at_zero: bool) -> tuple[float, float]:
-        """Unbiased squared energy distance and its standard error, see ``peer_energy``."""
-        return self._laws[name, at_zero].energy(x)
+    def floor(self, name: str, num: int) -> float:
+        """Root mean square of the estimate from ``num`` exact draws; 0 where distances are exact."""
+        blocks = num // block_size(num)
+        return math.sqrt(2 * blocks / (blocks - 1)) * self._noise[name] / num if name in self._noise else 0.0
 
     def w2(self, response: Tensor, at_zero: bool) -> float:
         """Exact W2 from the response to impulses, with shape (R, D)."""
@@ -151,6 +165,11 @@ class Laws:
             mean, std = self.alpha * mean, (self.alpha**2 * std.square() + self.sigma**2).sqrt()
         out_mean, out_std = response[0], (response[1:] - response[0]).square().sum(0).sqrt()
         return float(((out_mean - mean).square().sum() + (out_std - std).square().sum()).sqrt())
+
+
+def block_size(num: int) -> int:
+    """Samples in a block of a round with ``num``."""
+    return min(BLOCK, num // BLOCKS)
 
 
 def _peer_run(
@@ -172,17 +191,6 @@ def _peer_w2(peer: Peer, laws: Laws, nfe: int) -> float:
     return math.nan if response is None else laws.w2(response, peer.at_zero)
 
 
-def _peer_energy(peer: Peer, laws: Laws, name: str, nfe: int) -> tuple[float, float]:
-    model, parts = laws.mixtures[name], []
-    for seed, num in laws.parts():
-        x_T = Normals(seed, num, model.event_shape).draw(0, PRIOR)
-        x = _peer_run(peer, model, laws, x_T, nfe, seed)
-        if x is None or not bool(x.isfinite().all()):
-            return math.nan, math.nan
-        parts.append(x)
-    return laws.energy(name, torch.cat(parts), peer.at_zero)
-
-
 def _our_w2(entry: Entry, laws: Laws, nfe: int) -> float:
     sampler = entry.within(nfe, laws.t_min, laws.gaussian)
     # the steps of the one corrector look at norms, so it is not affine
@@ -192,26 +200,64 @@ def _our_w2(entry: Entry, laws: Laws, nfe: int) -> float:
     return laws.w2(sampler.sample(laws.gaussian, rows.shape[0], noise=rows).x, False)
 
 
-def _our_energy(entry: Entry, laws: Laws, name: str, nfe: int) -> tuple[float, float]:
-    sampler = entry.within(nfe, laws.t_min, laws.mixtures[name])
+def _samples(who: Peer | Entry, laws: Laws, name: str, nfe: int, num: int, seed: int) -> Tensor | None:
+    """Samples with shape (num, D), from the same starts for all; None where the sampler has no run or leaves
+    the numbers."""
+    model = laws.mixtures[name]
+    x_T = Normals(seed, num, model.event_shape, model.dtype).draw(0, PRIOR)
+    if isinstance(who, Peer):
+        x = _peer_run(who, model, laws, x_T, nfe, seed)
+    else:
+        x = _our_run(who, model, laws, x_T, nfe, seed)
+    return x if x is not None and bool(x.isfinite().all()) else None
+
+
+def _our_run(entry: Entry, model: ExactModel, laws: Laws, x_T: Tensor, nfe: int, seed: int) -> Tensor | None:
+    sampler = entry.within(nfe, laws.t_min, model)
     if sampler is None:
-        return math.nan, math.nan
-    parts = []
-    for seed, num in laws.parts():
-        try:
-            result = sampler.sample(laws.mixtures[name], num, seed=seed)
-        except SolverError:
-            return math.nan, math.nan
-        assert result.nfe <= nfe
-        parts.append(result.x)
-    return laws.energy(name, torch.cat(parts), False)
+        return None
+    noise = FromStart(x_T, model, Draws(seed, tuple(x_T.shape)))
+    try:
+        result = sampler.sample(model, len(x_T), noise=noise)
+    except SolverError:
+        return None
+    assert result.nfe <= nfe
+    return result.x
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A distance, its standard error and whose it is."""
+
+    value: float
+    error: float
+    title: str
+
+    @property
+    def known(self) -> float:
+        """The distance, or the error where that is larger."""
+        return max(self.value, self.error)
+
+
+def energy(who: Peer | Entry, laws: Laws, name: str, nfe: int, num: int, seed: int) -> Figure:
+    """Squared energy distance of ``num`` samples; nan where there are none."""
+    law = laws.energies[name, isinstance(who, Peer) and who.at_zero]
+    deviations: list[Tensor] = []
+    chunk = min(CHUNK, num)
+    for k in range(num // chunk):
+        x = _samples(who, laws, name, nfe, chunk, seed + k)
+        if x is None:
+            return Figure(math.nan, math.nan, who.title)
+        deviations += [law.deviation(block) for block in x.split(block_size(num))]
+    value, error = estimate(torch.stack(deviations))
+    return Figure(value, max(error, laws.floor(name, num)), who.title)
 
 
 Pair = tuple[LawRow, Any]
 
 
 def measure(peers: Iterable[Peer], entries: Iterable[Entry], laws: Laws) -> list[Pair]:
-    """W2 of all stochastic samplers under all schedules; energy distances of the best schedules."""
+    """W2 of all stochastic samplers under all schedules."""
     pairs: list[Pair] = []
     for peer in peers:
         schedule = f"{peer.schedule}{', to zero' if peer.at_zero else ''}"
@@ -222,21 +268,29 @@ def measure(peers: Iterable[Peer], entries: Iterable[Entry], laws: Laws) -> list
         pairs.append((LawRow("sde_toolkit", entry.name, entry.grid, {"gaussian": w2}), entry))
     for row, _ in pairs:
         row.errors.update({name: [math.nan] * len(EVALUATIONS) for name in laws.mixtures})
-    groups: dict[str, list[Pair]] = {}
-    for row, who in pairs:
-        groups.setdefault(who.sampler, []).append((row, who))
-    for group in groups.values():
-        for i, nfe in enumerate(EVALUATIONS):
-            known = [pair for pair in group if math.isfinite(pair[0].errors["gaussian"][i])]
-            tried = [min(known, key=lambda pair: pair[0].errors["gaussian"][i])] if known else group
-            for row, who in tried:
-                for name in laws.mixtures:
-                    row.errors[name][i] = _energy(who, laws, name, nfe)[0]
     return pairs
 
 
-def _energy(who: Peer | Entry, laws: Laws, name: str, nfe: int) -> tuple[float, float]:
-    return (_peer_energy if isinstance(who, Peer) else _our_energy)(who, laws, name, nfe)  # type: ignore[arg-type]
+def entrants(pairs: Sequence[Pair], i: int) -> list[Pair]:
+    """Every sampler under the schedule that is best by W2 at a budget, under all where W2 is not known."""
+    groups: dict[str, list[Pair]] = {}
+    for row, who in pairs:
+        groups.setdefault(who.sampler, []).append((row, who))
+    chosen = []
+    for group in groups.values():
+        known = [pair for pair in group if math.isfinite(pair[0].errors["gaussian"][i])]
+        chosen += [min(known, key=lambda pair: pair[0].errors["gaussian"][i])] if known else group
+    return chosen
+
+
+@dataclass(frozen=True)
+class Round:
+    """Figures of one round, each side from the best."""
+
+    samples: int
+    floor: float
+    peers: list[Figure]
+    ours: list[Figure]
 
 
 @dataclass(frozen=True)
@@ -245,42 +299,81 @@ class Duel:
 
     Attributes:
         problem, nfe: the column.
-        peer, ours: (distance, standard error, title); near the floor the error is an upper bound.
-        floor: noise of the distance; 0 where it is exact.
-        ratio: ours over the peer's, both at least the floor.
-        resolved: whether one of the two is above twice its noise; otherwise the ratio says nothing.
+        peer, ours: the best of either side, of the last round; of energy distances their squares.
+        ratio: ours over the peer's, both at least their errors.
+        most: the ratio with both two errors off to our disadvantage; inf where nothing is left of the peer's.
+        root: of the ratio, for energy distances; of W2 the ratio itself.
+        resolved: whether one of the two is above twice its error; otherwise the ratio says nothing.
+        rounds: of the tournament.
     """
 
     problem: str
     nfe: int
-    peer: tuple[float, float, str]
-    ours: tuple[float, float, str]
-    floor: float
+    peer: Figure
+    ours: Figure
     ratio: float
+    most: float
+    root: float
     resolved: bool
+    rounds: list[Round]
+
+
+def duel(problem: str, nfe: int, rounds: list[Round]) -> Duel:
+    """The outcome of a column from the last round."""
+    last = rounds[-1]
+    peer, ours = last.peers[0], last.ours[0]
+    ratio, least = ours.known / peer.known, peer.value - 2 * peer.error
+    most = (max(ours.value, 0) + 2 * ours.error) / least if least > 0 else math.inf
+    root = math.sqrt(ratio) if last.samples else ratio
+    resolved = any(f.value > 2 * f.error for f in (peer, ours))
+    return Duel(problem, nfe, peer, ours, ratio, most, root, resolved, rounds)
+
+
+def going_on(figures: Sequence[Figure], most: int) -> list[str]:
+    """Titles of those that are not clearly worse than the best, at most ``most``."""
+    best = figures[0]
+    near = [f for f in figures if f.value - 2 * f.error <= best.value + 2 * best.error]
+    return [f.title for f in near[:most]]
+
+
+def tournament(pairs: Sequence[Pair], laws: Laws, name: str, i: int) -> Duel:
+    """One column of energy distances; the rows take the figures of the first round."""
+    nfe, rounds = EVALUATIONS[i], list[Round]()
+    inside = {who.title: (row, who) for row, who in entrants(pairs, i)}
+    for k, (num, most) in enumerate((*ROUNDS, (LAST[name], (0, 0)))):
+        sides: tuple[list[Figure], list[Figure]] = [], []
+        for row, who in inside.values():
+            figure = energy(who, laws, name, nfe, num, SEED + (k << 16))
+            if not k:
+                row.errors[name][i] = figure.value
+            if math.isfinite(figure.value):
+                sides[row.library == "sde_toolkit"].append(figure)
+        peers, ours = (sorted(side, key=lambda f: f.value) for side in sides)
+        rounds.append(Round(num, laws.floor(name, num), peers, ours))
+        print(f"{name} {nfe}, {num} samples: {peers[0]} | {ours[0]}", flush=True)
+        if k and any(side[0].value > FIRM * side[0].error for side in (peers, ours)):
+            break
+        staying = [
+            title for side, top in zip((peers, ours), most, strict=True) for title in going_on(side, top)
+        ]
+        inside = {title: inside[title] for title in staying}
+    return duel(name, nfe, rounds)
 
 
 def duels(pairs: Sequence[Pair], laws: Laws) -> list[Duel]:
-    """One for every column; energy distances are measured again with ``laws``."""
+    """One for every column."""
     made = []
-    for problem in ("gaussian", *laws.mixtures):
-        floor = laws.floor.get(problem, 0.0)
-        for i, nfe in enumerate(EVALUATIONS):
-            sides = []
-            for ours in (False, True):
-                side = [(r, w) for r, w in pairs if (r.library == "sde_toolkit") == ours]
-                side = [pair for pair in side if math.isfinite(pair[0].errors[problem][i])]
-                side = sorted(side, key=lambda pair: pair[0].errors[problem][i])[:CANDIDATES]
-                if floor:
-                    again = [(*_energy(w, laws, problem, nfe), w.title) for _, w in side]
-                else:
-                    again = [(r.errors[problem][i], 0.0, w.title) for r, w in side]
-                sides.append(min(again))
-            peer, our = sides
-            ratio = max(our[0], floor) / max(peer[0], floor)
-            resolved = any(value > 2 * max(floor, error) for value, error, _ in sides)
-            made.append(Duel(problem, nfe, peer, our, floor, ratio, resolved))
-    return made
+    for i, nfe in enumerate(EVALUATIONS):
+        sides: tuple[list[Figure], list[Figure]] = [], []
+        for row, who in pairs:
+            if math.isfinite(row.errors["gaussian"][i]):
+                figure = Figure(row.errors["gaussian"][i], 0.0, who.title)
+                sides[row.library == "sde_toolkit"].append(figure)
+        best = [[min(side, key=lambda f: f.value)] for side in sides]
+        made.append(duel("gaussian", nfe, [Round(0, 0.0, *best)]))
+    return made + [
+        tournament(pairs, laws, name, i) for name in laws.mixtures for i in range(len(EVALUATIONS))
+    ]
 
 
 def table(rows: Sequence[LawRow], laws: Laws) -> str:
@@ -300,18 +393,20 @@ def table(rows: Sequence[LawRow], laws: Laws) -> str:
             known = [r.errors[name][i] for r in group if math.isfinite(r.errors[name][i])]
             values.append(min(known, default=math.nan))
         lines.append(line(title, values))
-    lines.append(line("floor", (laws.floor.get(name, 0.0) for name, _, _ in columns)))
+    lines.append(line("floor", (laws.floor(name, ROUNDS[0][0]) for name, _, _ in columns)))
     return "\n".join(lines)
 
 
 def comparison(made: Sequence[Duel]) -> str:
     """The duels as text."""
-    lines = [f"{'column':<14}{'best peer':>21}{'our best':>21}{'floor':>10}{'ratio':>8}"]
+    heads = (("best peer", 21), ("our best", 21), ("floor", 10), ("ratio", 8), ("at most", 9), ("root", 8))
+    lines = [f"{'column':<14}" + "".join(f"{head:>{width}}" for head, width in heads)]
     for d in made:
-        sides = "".join(f"{f'{value:.3g} +- {error:.1g}':>21}" for value, error, _ in (d.peer, d.ours))
-        lines.append(f"{f'{d.problem} {d.nfe}':<14}{sides}{d.floor:>10.2g}{d.ratio:>8.2g}")
+        sides = "".join(f"{f'{f.value:.3g} +- {f.error:.1g}':>21}" for f in (d.peer, d.ours))
+        lines.append(f"{f'{d.problem} {d.nfe}':<14}{sides}{d.rounds[-1].floor:>10.2g}")
+        lines[-1] += f"{d.ratio:>8.2g}{d.most:>9.2g}{d.root:>8.2g}"
         lines[-1] += "" if d.resolved else " (both noise)"
-        lines[-1] += f"   {d.peer[2]} | {d.ours[2]}"
+        lines[-1] += f"   {d.rounds[-1].samples} samples, {d.peer.title} | {d.ours.title}"
     return "\n".join(lines)
 
 

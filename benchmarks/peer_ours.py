@@ -161,7 +161,7 @@ def stochastic() -> Iterator[Entry]:
             options = {"predictor_steps": past, "corrector_steps": corrections, "tau": tau}
             makers[f"sa_solver P{past} C{corrections}, tau {tau:g}"] = s.sa_solver, options
     yield from _entries(makers)
-    for eta in (0.1, 0.3, 1.0):
+    for eta in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0):
         yield default(eta)
     for label, corrector in (("langevin", Langevin()), ("annealed langevin", AnnealedLangevin())):
         for predictor, make in (("reverse_diffusion", s.reverse_diffusion), ("ddim", s.ddim)):

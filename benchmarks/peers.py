@@ -14,7 +14,7 @@
 Peers are driven by our models over the range of noise levels of our processes (``peer_models``), each under
 every schedule that its library offers for that range (``peer_diffusers``, ``peer_azula``); a column's best
 peer is the best of them all, chosen in hindsight, while our default has one fixed rule.  All four parts take
-about an hour on one core.
+about an hour and a half on one core.
 """
 
 from __future__ import annotations
@@ -125,19 +125,21 @@ def law() -> None:
     """Part C."""
     from benchmarks import peer_azula, peer_diffusers, peer_energy, peer_law, peer_ours
 
-    laws, more = peer_law.Laws(), peer_law.Laws(peer_law.MORE, peer_law.SEED + 1)
+    laws = peer_law.Laws()
     peers = [*peer_diffusers.stochastic(), *peer_azula.stochastic()]
     pairs = peer_law.measure(peers, peer_ours.stochastic(), laws)
+    duels = peer_law.duels(pairs, laws)
     rows = [row for row, _ in pairs]
-    print(peer_law.table(rows, laws), flush=True)
-    duels = peer_law.duels(pairs, more)
+    print(peer_law.table(rows, laws))
     print(peer_law.comparison(duels))
     settings = _settings(
         evaluations=peer_law.EVALUATIONS,
-        samples=(laws.samples, more.samples),
+        rounds=peer_law.ROUNDS,
+        last_round=peer_law.LAST,
+        firm=peer_law.FIRM,
+        chunk=peer_law.CHUNK,
         directions=peer_energy.DIRECTIONS,
-        seeds=(laws.seed, more.seed),
-        floors=(laws.floor, more.floor),
+        seed=peer_law.SEED,
     )
     write_result("peers_law", settings, {"rows": peer_law.records(rows), "best": duels})
 
