@@ -37,7 +37,7 @@ def test_every_shipped_config_builds_its_objects(name):
     assert model.score(x, torch.tensor(0.5)).shape == x.shape
     assert c.build_loss(config)(model, x, torch.Generator().manual_seed(0)).shape == (2,)
     assert c.build_optimization(config).learning_rate == config.optimization.learning_rate
-    assert [candidate.name for candidate in c.build_candidates(config)]
+    assert [candidate.name for candidate in c.build_candidates(config, model)]
     assert c.config_from_json(c.config_json(config)) == config
 
 
