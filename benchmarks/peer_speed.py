@@ -7,10 +7,10 @@
                scatter of the machine, some per cent, is not in it; nor is what the model loses to a colder
                cache, which matters for the mixture only
 
-Medians over rounds in processor time; every round times the run between two halves of the bare calls, in one
-process on one thread.  The bare call of our samplers is the model's own score or network output; that of
-peers is the call they make, conversion of predictions and noise levels included: the adapter does not count
-against them.
+Medians over rounds in processor time; every round times runs, several on the mixture, one after the other as
+for a set of batches, between two halves of the bare calls, in one process on one thread.  The bare call of
+our samplers is the model's own score or network output; that of peers is the call they make, conversion of
+predictions and noise levels included: the adapter does not count against them.
 
 The exact score of the 8-D mixture, 256 points, float64; the digits network, batch 64, float32.
 """
@@ -35,7 +35,15 @@ from sde_toolkit.sde import VPSDE
 from solvers import Normals
 
 ROUNDS = {"mixture8": 15, "digits": 5}
-SETTINGS = {"rounds": ROUNDS, "points": 256, "batch": 64, "evaluations": {"mixture8": 50, "digits": 10}}
+REPEATS = {"mixture8": 5, "digits": 1}
+EVALUATIONS = {"mixture8": 50, "digits": 20}
+SETTINGS = {
+    "rounds": ROUNDS,
+    "repeats": REPEATS,
+    "evaluations": EVALUATIONS,
+    "points": 256,
+    "batch": 64,
+}
 OURS = ("ddim", "heun", "dpm_solver_pp 2M", "unipc-3", "deis tAB-3", "lms-4", "default")
 PEERS = {
     "diffusers": ("DDIM", "DPM-Solver++(2M)", "UniPC-3, bh2", "DEIS-3", "LMS", "Heun"),
@@ -109,24 +117,23 @@ def cost(
     model: ScoreModel,
     x_T: torch.Tensor,
     t_min: float,
-    nfe: int,
-    rounds: int,
-    longer: bool,
+    problem: str,
 ) -> dict[str, float]:
     """Medians of the ratios, and of the microseconds per evaluation of the whole run."""
+    nfe, repeats, longer = EVALUATIONS[problem], REPEATS[problem], problem == "mixture8"
     short, bare, few, called = _runs(entry, model, x_T, t_min, nfe)
-    half = max(1, few // 2)
+    half = max(1, repeats * few // 2)
     whole, further, inside, micro = [], [], [], []
     if longer:
         long, _, many, _ = _runs(entry, model, x_T, t_min, 2 * nfe)
-    for _ in range(rounds):
-        before, run = _seconds(bare, half), _seconds(short, 1)
+    for _ in range(ROUNDS[problem]):
+        before, run = _seconds(bare, half), _seconds(short, repeats)
         b = (before + _seconds(bare, half)) / 2
         whole.append(run / few / b)
         micro.append(run / few * 1e6)
         inside.append(_inside(short, *called))
         if longer:
-            further.append((_seconds(long, 1) - run) / (many - few) / b)
+            further.append((_seconds(long, repeats) - run) / (many - few) / b)
     found = {"whole": whole, "further": further, "inside": inside, "us": micro}
     return {name: statistics.median(values) for name, values in found.items() if values}
 
@@ -143,8 +150,8 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for entry in chosen():
         library = entry.library if isinstance(entry, Peer) else "sde_toolkit"
-        mixture8 = cost(entry, exact, x_T, t_min, 50, ROUNDS["mixture8"], longer=True)
-        digits = cost(entry, network, images, 1e-3, 10, ROUNDS["digits"], longer=False)
+        mixture8 = cost(entry, exact, x_T, t_min, "mixture8")
+        digits = cost(entry, network, images, 1e-3, "digits")
         rows.append({"library": library, "sampler": entry.name, "mixture8": mixture8, "digits": digits})
     return rows
 
