@@ -36,10 +36,11 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.batches import Stream, integer, step_generator
+from sde_toolkit.score import TIME_SCALE
 
 MAX_PERIOD = 10000.0
-MAX_ANGLE = 1000.0
-"""Angle of the time features at the prior end, as in 2006.11239; the time feature c has this value there."""
+MAX_ANGLE = TIME_SCALE
+"""Angle of the time features at the prior end, as in 2006.11239: that of the time feature c itself."""
 
 
 @contextlib.contextmanager
@@ -227,7 +228,7 @@ def _turn(max_angle: float) -> float:
     """Angle per unit of the time feature."""
     if not 0 < max_angle < math.inf:
         raise ValueError(f"max_angle must be a finite positive number, got {max_angle}")
-    return max_angle / MAX_ANGLE
+    return max_angle / TIME_SCALE
 
 
 def _check_state(x: Tensor, event_shape: tuple[int, ...]) -> None:
