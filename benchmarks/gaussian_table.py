@@ -37,12 +37,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import write_result
-from sde_toolkit.data import digits
-from sde_toolkit.equations import probability_flow
-from sde_toolkit.exact import ExactModel, Gaussian
-from sde_toolkit.samplers import Sampler, ancestral, euler, euler_maruyama, exponential_integrator, heun
-from sde_toolkit.score import ScoreModel
-from sde_toolkit.sde import VPSDE
+from sde_toolkit.data.toy import digits
+from sde_toolkit.models.exact import ExactModel, Gaussian
+from sde_toolkit.models.score import ScoreModel
+from sde_toolkit.samplers.equations import probability_flow
+from sde_toolkit.samplers.presets.one_step import (
+    ancestral,
+    euler,
+    euler_maruyama,
+    exponential_integrator,
+    heun,
+)
+from sde_toolkit.samplers.sampler import Sampler
+from sde_toolkit.sdes.sde import VPSDE
 from solvers import RK4
 from solvers.brownian import STEPS
 

@@ -33,11 +33,13 @@ from torch import Tensor
 
 from benchmarks.orders import TOLERANCE
 from benchmarks.record import write_result
-from sde_toolkit import grids, samplers
-from sde_toolkit.equations import in_angle, in_lam, in_nsr
-from sde_toolkit.exact import ExactData, ExactModel, Gaussian, GaussianMixture
-from sde_toolkit.samplers import PRIOR, Sampler
-from sde_toolkit.sde import VPSDE
+from sde_toolkit import samplers
+from sde_toolkit.models.exact import ExactData, ExactModel, Gaussian, GaussianMixture
+from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.equations import in_angle, in_lam, in_nsr
+from sde_toolkit.samplers.sampler import Sampler
+from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.utils import Stream
 from solvers import HEUN, RK4, SHARK, SOSRA, Adams, AdditiveRungeKutta, Normals
 from solvers.brownian import AREA, STEPS
 
@@ -190,7 +192,7 @@ def measure(case: PresetCase, halvings: int) -> PresetOrder:
 @functools.cache
 def _flow(data: ExactData) -> Tensor:
     model = ExactModel(data, SDE)
-    z = Normals(0, STARTS, model.event_shape).draw(0, PRIOR)
+    z = Normals(0, STARTS, model.event_shape).draw(0, Stream.PRIOR)
     start, end = (torch.tensor(u, dtype=torch.float64) for u in (SDE.T, END))
     return model.flow(SDE.prior_sample(z), start, end)
 
@@ -206,7 +208,7 @@ class SamplerImpulses:
     H."""
 
     def __init__(self, num_steps: int, areas: bool = False) -> None:
-        self._first = {PRIOR: 1, STEPS: 2, AREA: 2 + num_steps}
+        self._first = {Stream.PRIOR: 1, STEPS: 2, AREA: 2 + num_steps}
         self.rows = 2 + num_steps * (1 + areas)
 
     def draw(self, index: int, stream: int = STEPS) -> Tensor:

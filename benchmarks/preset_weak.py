@@ -33,9 +33,9 @@ from torch import Tensor
 from benchmarks.orders import TOLERANCE
 from benchmarks.preset_orders import END, STOCHASTIC, Make
 from benchmarks.record import write_result
-from sde_toolkit.exact import ExactModel, GaussianMixture
-from sde_toolkit.samplers import PRIOR
-from sde_toolkit.sde import VPSDE, CustomSDE
+from sde_toolkit.models.exact import ExactModel, GaussianMixture
+from sde_toolkit.sdes.sde import VPSDE, CustomSDE
+from sde_toolkit.utils import Stream
 from solvers import AdditiveRungeKutta, NoiseSource, Normals
 from solvers.brownian import AREA, STEPS
 
@@ -64,7 +64,7 @@ class FinePath:
 
     def draw(self, index: int, stream: int = STEPS) -> Tensor:
         """Normals with shape (B, 1)."""
-        if stream == PRIOR:
+        if stream == Stream.PRIOR:
             return self._start
         key = index, stream
         if key not in self._made:
@@ -80,8 +80,8 @@ class CoarsePath:
 
     def draw(self, index: int, stream: int = STEPS) -> Tensor:
         """Normals with shape (B, 1)."""
-        if stream == PRIOR:
-            return self._fine.draw(0, PRIOR)
+        if stream == Stream.PRIOR:
+            return self._fine.draw(0, Stream.PRIOR)
         first, second = (self._fine.draw(2 * index + k) for k in (0, 1))
         if stream == AREA:
             areas = self._fine.draw(2 * index, AREA) + self._fine.draw(2 * index + 1, AREA)

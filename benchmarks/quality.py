@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.record import RESULTS, write_result
 from sde_toolkit import samplers
-from sde_toolkit.correctors import AnnealedLangevin
-from sde_toolkit.exact import ExactModel, GaussianMixture
-from sde_toolkit.metrics import energy_distance
-from sde_toolkit.samplers import PRIOR, Sampler
-from sde_toolkit.sde import VPSDE
+from sde_toolkit.metrics.distances import energy_distance
+from sde_toolkit.models.exact import ExactModel, GaussianMixture
+from sde_toolkit.samplers.correctors import AnnealedLangevin
+from sde_toolkit.samplers.sampler import Sampler
+from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.utils import Stream
 from solvers import Normals
 
 EVALUATIONS = (5, 10, 20, 50, 100, 200)
@@ -75,7 +76,7 @@ def measure() -> list[dict[str, object]]:
     data, sde = mixture(), VPSDE()
     model = ExactModel(data, sde)
     start, end = torch.tensor(sde.T, dtype=torch.float64), torch.tensor(samplers.T_MIN, dtype=torch.float64)
-    x_T = sde.prior_sample(Normals(SEED, FLOW_SAMPLES, model.event_shape).draw(0, PRIOR))
+    x_T = sde.prior_sample(Normals(SEED, FLOW_SAMPLES, model.event_shape).draw(0, Stream.PRIOR))
     exact = model.denoise(model.flow(x_T, start, end), end)
     scale = float(exact.square().mean().sqrt())
     truth = data.sample(LAW_SAMPLES, seed=1)

@@ -13,17 +13,9 @@ from solvers.control import Adaptive, FixedGrid
 from solvers.dense import DenseOutput
 from solvers.exponential import ETD_RK2, ETD_RK3, ExponentialRungeKutta
 from solvers.integrate import solve
-from solvers.methods import (
-    EULER_MARUYAMA,
-    RECURSION,
-    EulerMaruyama,
-    Integrator,
-    Interval,
-    Method,
-    RecursionStep,
-    RungeKutta,
-    Step,
-)
+from solvers.integrator import Integrator
+from solvers.interval import Interval, Step
+from solvers.methods import EULER_MARUYAMA, RECURSION, EulerMaruyama, Method, RecursionStep, RungeKutta
 from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
 from solvers.saving import END, SaveAt
 from solvers.schemes import Form, SchemeMethod, Steps

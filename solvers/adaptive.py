@@ -20,7 +20,8 @@ from torch import Tensor
 
 from solvers.brownian import HeldInterval
 from solvers.control import Adaptive, Powers, mean_square
-from solvers.methods import Interval, Method, Step
+from solvers.interval import Interval, Step
+from solvers.methods import Method
 from solvers.saving import PacedRecord, SaveAt
 from solvers.solution import Solution, Stats, Status
 from solvers.terms import expand_like

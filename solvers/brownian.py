@@ -33,14 +33,13 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from solvers.methods import Interval
+from solvers.interval import Interval
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
@@ -57,7 +56,7 @@ _NOTHING = torch.empty(0)
 STEPS = 0
 """The stream that a solver draws the increments of its steps from."""
 
-AREA = 3
+AREA = 7
 """The stream of the space-time Levy areas of steps."""
 
 

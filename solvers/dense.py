@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from solvers.interval import Interval
 from solvers.terms import expand_like
-
-if TYPE_CHECKING:
-    from solvers.methods import Interval
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from solvers.brownian import NoiseSource
 from solvers.control import FixedGrid
-from solvers.methods import Interval, Method, Step
+from solvers.interval import Interval, Step
+from solvers.methods import Method
 from solvers.terms import Semilinear
 from solvers.weights import (
     Variable,

@@ -24,7 +24,9 @@ from torch.utils.checkpoint import checkpoint as _checkpoint
 from solvers.adaptive import run_adaptive
 from solvers.brownian import BrownianMotion, NoiseSource, StepNormals
 from solvers.control import Adaptive, FixedGrid
-from solvers.methods import Integrator, Interval, Method, Step
+from solvers.integrator import Integrator
+from solvers.interval import Interval, Step
+from solvers.methods import Method
 from solvers.saving import END, GridRecord, SaveAt
 from solvers.schemes import SchemeMethod
 from solvers.solution import Solution, SolverError, Stats, Status, finish

@@ -19,45 +19,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers.brownian import BrownianMotion, NoiseSource
-from solvers.control import Adaptive, FixedGrid
+from solvers.brownian import BrownianMotion
+from solvers.control import FixedGrid
 from solvers.dense import DenseOutput, combine
-from solvers.terms import ODE, SDE, Recursion, Term, expand_like
-
-if TYPE_CHECKING:
-    from solvers.saving import SaveAt
-    from solvers.solution import Solution
-
-
-class Interval(NamedTuple):
-    """One step: its number, its ends, and its signed length h = s - t.
-
-    On a fixed grid t and s have shape () and h is a number; otherwise t and s have shape (B,) and h
-    broadcasts against the state.
-    """
-
-    number: int
-    t: Tensor
-    s: Tensor
-    h: float | Tensor
-
-
-class Step(NamedTuple):
-    """The state at s with shape (B, *), the embedded error or None, what the method carries to the next step,
-    and the stages that dense output is made from."""
-
-    y: Tensor
-    error: Tensor | None
-    carry: Any
-    stages: Sequence[Tensor] = ()
+from solvers.interval import Interval, Step
+from solvers.terms import ODE, SDE, Recursion, expand_like
 
 
 class Method(ABC):
@@ -106,19 +79,6 @@ class Method(ABC):
         self, term: Any, interval: Interval, y: Tensor, carry: Any, noise: BrownianMotion | None
     ) -> Step:
         """Advance y with shape (B, *) over the interval, driven by ``noise`` over that interval."""
-
-
-class Integrator(ABC):
-    """A foreign solver that does the whole run itself; ``solvers.solve`` hands the problem over."""
-
-    name: str
-
-    @abstractmethod
-    def integrate(
-        self, term: Term, y0: Tensor, control: FixedGrid | Adaptive, noise: NoiseSource | None, save: SaveAt
-    ) -> Solution:
-        """Solve the term from y0 with shape (B, *); raise ``SolverError`` with what there is if it breaks
-        off."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ from torch import Tensor
 from solvers.brownian import NoiseSource
 from solvers.control import FixedGrid
 from solvers.exponential import Stages, runge_kutta, stages
-from solvers.methods import Interval, Method, Step
+from solvers.interval import Interval, Step
+from solvers.methods import Method
 from solvers.terms import ODE, Semilinear
 from solvers.weights import Variable, Weight, Weights, columns, identity, per_step, update, variable_name
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from solvers.brownian import NoiseSource
 from solvers.control import Adaptive, FixedGrid
-from solvers.methods import Integrator
+from solvers.integrator import Integrator
 from solvers.saving import SaveAt
 from solvers.solution import Solution, SolverError, Stats, Status
 from solvers.stochastic import diffusion_and_product

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from solvers.control import Adaptive, FixedGrid
-from solvers.methods import Interval, Method, Step
+from solvers.interval import Interval, Step
+from solvers.methods import Method
 
 
 @dataclass(frozen=True)

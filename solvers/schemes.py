@@ -32,7 +32,8 @@ from torch import Tensor
 
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
-from solvers.methods import Interval, Method, Step, increment
+from solvers.interval import Interval, Step
+from solvers.methods import Method, increment
 from solvers.terms import Scheme
 
 Coefficient = float | Tensor

@@ -39,7 +39,8 @@ from torch import Tensor
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
 from solvers.dense import combine
-from solvers.methods import Diffusions, Interval, Method, Step, increment, matching, plus, root
+from solvers.interval import Interval, Step
+from solvers.methods import Diffusions, Method, increment, matching, plus, root
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)

@@ -38,21 +38,19 @@ Equations" (2001.01328), section 4; Foster, Lyons and Oberhauser (1904.06998).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from solvers.brownian import BLOCK_ELEMENTS, STEPS, BrownianMotion, NoiseSource, Normals
-
-if TYPE_CHECKING:
-    from solvers.methods import Interval
+from solvers.interval import Interval
 
 DEPTH = 40
 """Levels of the tree: a tick is 2^-40 of the run."""
 
 _TICKS = 1 << DEPTH
-_TREE = 4  # the stream of the nodes' draws: 0 is the root, 2^level + position the node
+TREE = 4
+"""The stream of the nodes' draws: 0 is the root, 2^level + position the node."""
 _SNAP_BITS = 4  # ``snap`` shortens an interval by less than 2^-4 of its length
 
 
@@ -142,7 +140,7 @@ class BrownianTree(BrownianMotion):
                 f"{float(s.expand(len(low))[sample]):.17g} for sample {sample}"
             )
         everyone = torch.arange(len(low), device=low.device)
-        total = _apply(_root(low, high), self._pairs.draw_each(everyone, torch.zeros_like(low), _TREE))
+        total = _apply(_root(low, high), self._pairs.draw_each(everyone, torch.zeros_like(low), TREE))
         bits = torch.where(ends == 0, _TICKS, ends & -ends)
         depth = DEPTH + 1 - (int(bits.min()) if ends.numel() else _TICKS).bit_length()
         chunk = max(1, BLOCK_ELEMENTS // max(1, 2 * self._pairs.event_shape.numel() * len(low)))
@@ -161,7 +159,7 @@ class BrownianTree(BrownianMotion):
         where = inside.nonzero(as_tuple=True)
         nodes = (1 << levels) + positions
         z = torch.zeros((*inside.shape, *self._pairs.event_shape), dtype=torch.float64, device=ends.device)
-        z[where] = self._pairs.draw_each(where[2], nodes[where], _TREE)
+        z[where] = self._pairs.draw_each(where[2], nodes[where], TREE)
         return _apply(_node(starts, 1 << (DEPTH - levels), *ends), z).flatten(0, 1).unbind()
 
 

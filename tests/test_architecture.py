@@ -22,9 +22,12 @@ ROOT = Path(__file__).parent.parent
 Sources = dict[str, str]
 
 HEAVY = {"diffusers", "matplotlib", "sklearn"}
-OUTER = {"__main__", "cli", "commands", "configs", "demo", "held_out", "results", "runs"}
-"""Modules of sde_toolkit that may build objects from names, that is, import ``config``."""
-TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli", "sde_toolkit.commands", "sde_toolkit.demo"}
+ORDER = ("solvers", *sde_toolkit.ROOMS)
+"""Bottom up: each imports from those before it alone."""
+SUBROOMS = ("samplers.presets", "samplers.gaussian", "config.configs")
+BLIND = {"samplers", "guidance", "likelihood"}
+"""Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""
+TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli"}
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
@@ -85,21 +88,19 @@ def _imports(
                 yield from _imports(handler.body, name, sources, at_top, for_typing)
 
 
-def graph(sources: Sources) -> dict[str, set[str]]:
-    """Imports between our own modules that happen when the program runs, in functions too."""
-    return {
-        name: {i.name for i in imports_of(name, sources) if not i.for_typing and i.name in sources} - {name}
-        for name in sources
-    }
+def room_of(name: str) -> str | None:
+    """The room of a module, "solvers" for that package; None for the top level of the toolkit."""
+    package, _, rest = name.partition(".")
+    return package if package == "solvers" else rest.partition(".")[0] or None
 
 
-def reached_from(name: str, edges: dict[str, set[str]]) -> set[str]:
-    reached, waiting = set(), [name]
-    while waiting:
-        for target in edges[waiting.pop()] - reached:
-            reached.add(target)
-            waiting.append(target)
-    return reached
+@functools.cache
+def exported(source: str) -> set[str]:
+    """The names in ``__all__``."""
+    for node in parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value)) if isinstance(node.value, ast.List) else set()
+    return set()
 
 
 def solvers_stand_alone(sources: Sources) -> list[str]:
@@ -114,27 +115,80 @@ def solvers_stand_alone(sources: Sources) -> list[str]:
     return complaints
 
 
-def arrows_go_one_way(sources: Sources) -> list[str]:
-    edges, complaints = graph(sources), []
-    reached = {name: reached_from(name, edges) for name in sources}
-    forbidden = {
-        "sde": {"score", "exact", "networks", "samplers", "data"},
-        "score": {"exact", "networks", "samplers", "data"},
-        "exact": {"networks", "samplers", "data", "train"},
-        "samplers": {"networks", "train", "state", "loss"},
-        "likelihood": {"networks", "train", "state", "loss"},
-    }
-    for name, others in forbidden.items():
-        broken = reached.get(f"sde_toolkit.{name}", set()) & {f"sde_toolkit.{other}" for other in others}
-        complaints += [f"sde_toolkit.{name} reaches {other}" for other in sorted(broken)]
+def rooms_import_from_rooms_before_them(sources: Sources) -> list[str]:
+    complaints = []
     for name in sources:
-        if name in reached[name]:
-            complaints.append(f"{name} imports itself through others")
-        inner = name.removeprefix("sde_toolkit.").partition(".")[0]
-        if "sde_toolkit.config" in reached[name] and inner not in OUTER:
-            complaints.append(f"{name} reaches sde_toolkit.config")
-        if "sde_toolkit.cli" in edges[name] and name != "sde_toolkit.__main__":
-            complaints.append(f"{name} imports sde_toolkit.cli")
+        room = room_of(name)
+        if room is None or room == "__main__":
+            continue
+        for target in {i.name for i in imports_of(name, sources) if i.root in ("solvers", "sde_toolkit")}:
+            other = room_of(target)
+            known = room in ORDER and other in ORDER
+            blind = room in BLIND and other in {"networks", "training"}
+            if not known or ORDER.index(other) > ORDER.index(room) or blind:
+                complaints.append(f"{name} imports {target}")
+    return complaints
+
+
+def rooms_are_entered_by_the_door(sources: Sources) -> list[str]:
+    """From outside only what a room's ``__init__`` exports, names or modules; the same holds for solvers."""
+    complaints = []
+    for name in sources:
+        for target in {i.name for i in imports_of(name, sources)} & set(sources):
+            room = room_of(target)
+            if room is None or room == room_of(name) or room == "solvers":
+                continue
+            inside = target.removeprefix(f"sde_toolkit.{room}").lstrip(".")
+            if inside and inside not in exported(sources[f"sde_toolkit.{room}"]):
+                complaints.append(f"{name} imports {target}, which is private to {room}")
+    return complaints
+
+
+def modules_import_each_other_in_no_circle(sources: Sources) -> list[str]:
+    """Imports in functions and for type checkers count."""
+    edges = {
+        name: {i.name for i in imports_of(name, sources) if i.name in sources} - {name} for name in sources
+    }
+    edges["sde_toolkit"] = set()  # loads its rooms lazily
+    complaints, done, path = [], set(), []
+
+    def visit(name: str) -> None:
+        if name in path:
+            complaints.append(" -> ".join([*path[path.index(name) :], name]))
+        elif name not in done:
+            path.append(name)
+            for other in sorted(edges[name]):
+                visit(other)
+            done.add(path.pop())
+
+    for name in sorted(sources):
+        visit(name)
+    return complaints
+
+
+def rooms_hold_three_to_twelve_files(sources: Sources) -> list[str]:
+    complaints = []
+    for room in (*sde_toolkit.ROOMS, *SUBROOMS):
+        files = [
+            n for n in sources if n.rpartition(".")[0] == f"sde_toolkit.{room}" or n == f"sde_toolkit.{room}"
+        ]
+        files = [
+            n for n in files if n.removeprefix("sde_toolkit.") not in SUBROOMS or n == f"sde_toolkit.{room}"
+        ]
+        if not 3 <= len(files) <= 12:
+            complaints.append(f"{room} holds {len(files)} files")
+    return complaints
+
+
+def functions_do_not_share_names_with_modules(sources: Sources) -> list[str]:
+    """What a package exports is never the name of a module beside it, unless it is that module."""
+    complaints = []
+    for package in (n for n in sources if any(other.startswith(f"{n}.") for other in sources)):
+        modules = {n.removeprefix(f"{package}.") for n in sources if n.startswith(f"{package}.")}
+        loaded = {i.name for i in imports_of(package, sources)}
+        for name in exported(sources[package]) & modules:
+            if f"{package}.{name}" not in loaded:
+                complaints.append(f"{package} exports {name} beside a module of that name")
     return complaints
 
 
@@ -197,7 +251,9 @@ def library_code_is_silent_and_leaves_the_global_generators_alone(sources: Sourc
     return [
         f"{name} calls {called}"
         for name, source in sources.items()
-        for called in sorted(calls(source) & (loud | (set() if name in TALKATIVE else {"print"})))
+        for called in sorted(
+            calls(source) & (loud | (set() if name.startswith(tuple(TALKATIVE)) else {"print"}))
+        )
     ]
 
 
@@ -231,7 +287,11 @@ def modules_open_with_a_docstring(sources: Sources) -> list[str]:
 Rule = Callable[[Sources], list[str]]
 RULES: list[Rule] = [
     solvers_stand_alone,
-    arrows_go_one_way,
+    rooms_import_from_rooms_before_them,
+    rooms_are_entered_by_the_door,
+    modules_import_each_other_in_no_circle,
+    rooms_hold_three_to_twelve_files,
+    functions_do_not_share_names_with_modules,
     heavy_packages_load_late,
     torchsde_has_one_importer,
     dependencies_are_declared,
@@ -254,8 +314,8 @@ WRONG: list[tuple[Rule, str, str, str]] = [
     (
         solvers_stand_alone,
         "solvers.new",
-        "from sde_toolkit import sde",
-        "solvers.new imports sde_toolkit.sde",
+        "from sde_toolkit import sdes",
+        "solvers.new imports sde_toolkit.sdes",
     ),
     (
         solvers_stand_alone,
@@ -265,30 +325,42 @@ WRONG: list[tuple[Rule, str, str, str]] = [
     ),
     (solvers_stand_alone, "solvers.new", "from . import reference", "solvers.new imports solvers.reference"),
     (
-        arrows_go_one_way,
-        "sde_toolkit.samplers",
-        "from sde_toolkit import networks",
-        "sde_toolkit.samplers reaches sde_toolkit.networks",
+        rooms_import_from_rooms_before_them,
+        "sde_toolkit.sdes.new",
+        "from sde_toolkit.models import ScoreModel",
+        "sde_toolkit.sdes.new imports sde_toolkit.models",
     ),
     (
-        arrows_go_one_way,
-        "sde_toolkit.likelihood",
-        "def f():\n    from .train import fit",
-        "sde_toolkit.likelihood reaches sde_toolkit.train",
+        rooms_import_from_rooms_before_them,
+        "sde_toolkit.samplers.new",
+        "def f():\n    from sde_toolkit import networks",
+        "sde_toolkit.samplers.new imports sde_toolkit.networks",
     ),
     (
-        arrows_go_one_way,
-        "sde_toolkit.ddpm",
-        "try:\n    import sde_toolkit.sde\nexcept ImportError:\n    pass",
-        "sde_toolkit.ddpm imports itself through others",
+        rooms_are_entered_by_the_door,
+        "sde_toolkit.likelihood.new",
+        "from sde_toolkit.models.moments import Moments",
+        "sde_toolkit.likelihood.new imports sde_toolkit.models.moments, which is private to models",
     ),
     (
-        arrows_go_one_way,
-        "sde_toolkit.new",
-        "import sde_toolkit.runs",
-        "sde_toolkit.new reaches sde_toolkit.config",
+        modules_import_each_other_in_no_circle,
+        "sde_toolkit.utils.checks",
+        "if TYPE_CHECKING:\n    from sde_toolkit.utils.files import atomic_write\n"
+        "def integer(): ...\nfrom sde_toolkit.utils.random import Stream",
+        "sde_toolkit.utils.checks -> sde_toolkit.utils.random -> sde_toolkit.utils.checks",
     ),
-    (arrows_go_one_way, "sde_toolkit.runs", "from . import cli", "sde_toolkit.runs imports sde_toolkit.cli"),
+    (
+        rooms_hold_three_to_twelve_files,
+        "sde_toolkit.likelihood.a",
+        "",
+        "likelihood holds 13 files",
+    ),
+    (
+        functions_do_not_share_names_with_modules,
+        "sde_toolkit.lab.compare",
+        "",
+        "sde_toolkit.lab exports compare beside a module of that name",
+    ),
     (
         heavy_packages_load_late,
         "sde_toolkit.new",
@@ -340,7 +412,11 @@ WRONG: list[tuple[Rule, str, str, str]] = [
 def test_the_rule_notices_a_source_that_breaks_it(rule: Rule, name: str, text: str, complaint: str) -> None:
     sources = read_packages()
     assert complaint not in rule(sources)
-    assert complaint in rule({**sources, name: text})
+    if rule is rooms_hold_three_to_twelve_files:
+        more = {f"{name}{i}": text for i in range(13 - len([n for n in sources if n.startswith(name[:-2])]))}
+        assert complaint in rule({**sources, **more})
+    else:
+        assert complaint in rule({**sources, name: text})
 
 
 def test_imports_for_type_checkers_and_in_functions_are_told_apart() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.orders import TOLERANCE
 from benchmarks.semilinear import PairedImpulses, split_logistic
 from sde_toolkit import samplers
-from sde_toolkit.exact import ExactModel
+from sde_toolkit.models.exact import ExactModel
 from solvers import (
     AB2,
     AB3,

@@ -1,0 +1,1 @@
+"""Our samplers beside those of other libraries, on the same models, starts and budgets."""

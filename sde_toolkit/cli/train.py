@@ -1,0 +1,117 @@
+"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
+
+What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
+told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sde_toolkit import runs
+from sde_toolkit.cli.common import note, progress_bar
+from sde_toolkit.runs import Run, Start
+from sde_toolkit.training import StepInfo
+
+
+class TrainingBar:
+    """A progress bar of the training: loss, images per second, time to go."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._loss, self._begin, self._images = 0.0, 0.0, 0
+
+    def start(self, start: Start) -> None:
+        """Say where the run begins and open the bar."""
+        if start.step >= start.num_steps:
+            note(f"training: reusing the checkpoint at step {start.step}")
+            return
+        where = f"resuming at step {start.step}" if start.step else "from the beginning"
+        note(f"training: {start.num_parameters:,} parameters, {start.num_steps} steps, {where}")
+        self._bar = progress_bar(start.num_steps, start.step, "step")
+        self._begin = time.perf_counter()
+
+    def step(self, info: StepInfo) -> None:
+        """Count one update."""
+        first = self._images == 0
+        self._loss = info.loss if first else 0.98 * self._loss + 0.02 * info.loss
+        self._images += info.batch_size
+        rate = self._images / (time.perf_counter() - self._begin)
+        self._bar.set_postfix_str(f"loss {self._loss:.4f}, {rate:.0f} images/s", refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Close the bar, if one was opened."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def _stops_between_steps() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C (and the system's request to end) wait for the end of a step, where the run can be saved.
+
+    Yields a check that raises KeyboardInterrupt if a stop was asked for; a second request stops at once.
+    """
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    main = threading.current_thread() is threading.main_thread()
+    mine = [number for number, handler in usual.items() if main and signal.getsignal(number) == handler]
+    for number in mine:
+        signal.signal(number, ask)
+    try:
+        yield check
+        check()
+    finally:
+        for number in mine:
+            signal.signal(number, usual[number])
+
+
+def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, Any]) -> Run:
+    """Train, or resume, or reuse, with a progress bar; an interruption says what was saved."""
+    bar = TrainingBar()
+    try:
+        with _stops_between_steps() as check:
+
+            def on_step(info: StepInfo) -> None:
+                bar.step(info)
+                check()
+
+            return runs.train_run(workdir, source, overrides, on_start=bar.start, on_step=on_step)
+    except KeyboardInterrupt:
+        bar.close()
+        saved = runs.saved_step(workdir)
+        note(
+            f"{saved} steps are saved in {workdir}; the same command goes on from there"
+            if saved
+            else "nothing was saved yet; the same command starts again"
+        )
+        raise
+    finally:
+        bar.close()
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a score network, or go on with a run."""
+    begin = time.perf_counter()
+    run = train_with_bar(options.workdir, options.config, options.overrides)
+    print(f"trained {run.step} steps, this time in {time.perf_counter() - begin:.0f} s")
+    print(f"checkpoint  {run.checkpoint.path}")
+    print(f"next        sde-toolkit sample --workdir={options.workdir}")

@@ -1,0 +1,68 @@
+"""Configurations: their schema, and the only place where names become objects."""
+
+from ml_collections import FrozenConfigDict as Config
+
+from sde_toolkit.config.base import (
+    SCHEMA,
+    base_config,
+)
+from sde_toolkit.config.builders import (
+    build_candidates,
+    build_dataset,
+    build_grid,
+    build_loss,
+    build_metrics,
+    build_model,
+    build_network,
+    build_optimization,
+    build_sampler,
+    build_sde,
+    held_out,
+    is_adaptive,
+    likelihood_options,
+    raw_examples,
+    sampler_options,
+)
+from sde_toolkit.config.likelihood_fields import (
+    BOUNDS,
+    DEQUANTIZERS,
+)
+from sde_toolkit.config.loading import (
+    config_from_json,
+    config_json,
+    config_names,
+    load_config,
+    override_config,
+    parse_config,
+)
+from sde_toolkit.config.sampler_fields import SAMPLERS
+
+__all__ = [
+    "BOUNDS",
+    "DEQUANTIZERS",
+    "SAMPLERS",
+    "SCHEMA",
+    "Config",
+    "base_config",
+    "build_candidates",
+    "build_dataset",
+    "build_grid",
+    "build_loss",
+    "build_metrics",
+    "build_model",
+    "build_network",
+    "build_optimization",
+    "build_sampler",
+    "build_sde",
+    "config_from_json",
+    "config_json",
+    "config_names",
+    "held_out",
+    "is_adaptive",
+    "likelihood_options",
+    "load_config",
+    "override_config",
+    "parse_config",
+    "raw_examples",
+    "sampler_options",
+]

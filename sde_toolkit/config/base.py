@@ -1,0 +1,71 @@
+"""Configurations: the one place where names become objects.
+
+A configuration is a tree of sections, a frozen ``ml_collections`` ConfigDict once it is used:
+
+    seed          of the training run and of the initial weights
+    data          name of the data set and its options
+    sde           name of the forward process and its parameters
+    model         name of the network, its sizes, and what it predicts
+    loss          weighting and times of denoising score matching
+    optimization  learning rate, clipping, moving average
+    training      numbers of steps, batch size, checkpoints
+    sampling      the sampler and its options
+    likelihood    held-out log-likelihoods
+    comparison    samplers x step counts x seeds, and the distances that judge them
+
+``load_config("digits", {"training.batch_size": "64"})`` reads ``sde_toolkit/configs/digits.py``, or a file
+of yours (.py with a function ``get_config()``, or .json), checks every name and type, and freezes the
+result.  ``build_*`` turn its parts into objects.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from sde_toolkit import networks
+from sde_toolkit.config import likelihood_fields as likelihood_config
+from sde_toolkit.config.sampler_fields import FIELDS
+from sde_toolkit.config.schema import (
+    Schema,
+    Variants,
+    defaults,
+)
+
+_TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
+_NETWORK = {"predicts": "noise", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
+_BETA = {"beta_min": 0.1, "beta_max": 20.0}
+
+SCHEMA: Schema = {
+    "seed": 0,
+    "data": Variants(
+        {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY,
+         "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}}
+    ),
+    "sde": Variants(
+        {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0}}
+    ),
+    "model": Variants(
+        {"unet": _NETWORK | {"channels": (32, 64), "layers_per_block": 1, "attention_levels": (),
+                             "num_groups": 8, "patch_size": 1, "dropout": 0.0, "fourier": ()},
+         "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
+    ),
+    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "antithetic_nsr": 0.0,
+             "second_order": 0.0, "levels": 0},
+    "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
+                     "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
+    "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2,
+                 "label_dropout": 0.1},
+    "sampling": dict(FIELDS),
+    "likelihood": dict(likelihood_config.FIELDS),
+    "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
+                   "metrics": ("energy",), "real": "all"},
+}  # fmt: skip
+
+
+def base_config(data: str = "digits", sde: str = "vp", model: str = "unet") -> ConfigDict:
+    """A configuration with every default, for a ``get_config()`` to start from and change.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return defaults(SCHEMA, {"data": data, "sde": sde, "model": model})

@@ -1,0 +1,94 @@
+"""Names of the section ``likelihood`` of a configuration, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import FrozenConfigDict as Config
+
+from sde_toolkit.data import Dataset
+from sde_toolkit.likelihood import (
+    DATA_ENDS,
+    PRIORS,
+    PROBE_KINDS,
+    Dequantizer,
+    Divergence,
+    ExactDivergence,
+    Hutchinson,
+    HutchPlusPlus,
+    PlaceFlow,
+    TruncatedNormalDequantizer,
+    UniformDequantizer,
+    VariationalDequantizer,
+    train_dequantizer,
+)
+from sde_toolkit.models import ScoreModel
+from solvers import AB2, AB3, AB4, BOSH3, DOP853, DOPRI5, HEUN, RK4, TSIT5, Integrator, Method
+from solvers.reference import SciPy
+
+FIELDS = {
+    "split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "probe_kind": "rademacher",
+    "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4, "atol": 1e-4, "t_min": 1e-5,
+    "prior": "gaussian", "data_end": "none", "dequantization": "uniform", "num_importance": 1,
+    "bounds": "none", "batch_size": 256, "checked": 8, "seed": 0,
+}  # fmt: skip
+"""The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive."""
+
+BOUNDS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "continuous": ("continuous",),
+    "discrete": ("discrete",),
+    "both": ("continuous", "discrete"),
+}
+"""Name -> the variational bounds that are printed beside."""
+
+DIVERGENCES: dict[str, Callable[[Config], Divergence]] = {
+    "exact": lambda c: ExactDivergence(),
+    "probes": lambda c: Hutchinson(c.num_probes, c.probe_kind, c.orthogonal),
+    "hutch++": lambda c: HutchPlusPlus(c.num_probes, kind=c.probe_kind),
+}
+
+METHODS: dict[str, Method | Integrator] = {
+    "bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5, "dop853": DOP853, "heun": HEUN, "rk4": RK4, "ab2": AB2,
+    "ab3": AB3, "ab4": AB4, "scipy_rk45": SciPy("RK45"), "scipy_dop853": SciPy("DOP853"),
+}  # fmt: skip
+
+
+def _variational(model: ScoreModel, dataset: Dataset, t_min: float) -> Dequantizer:
+    """Trained on the spot, on the training data."""
+    dequantizer = VariationalDequantizer(PlaceFlow(model.event_shape), dataset.scaling, model.sde)
+    train_dequantizer(dequantizer, model, dataset.train)
+    return dequantizer
+
+
+DEQUANTIZERS: dict[str, Callable[[ScoreModel, Dataset, float], Dequantizer]] = {
+    "uniform": lambda model, dataset, t_min: UniformDequantizer(dataset.scaling, model.sde, t_min),
+    "truncated_normal": lambda model, dataset, t_min: TruncatedNormalDequantizer(dataset.scaling, model.sde),
+    "variational": _variational,
+}
+"""Name -> the dequantizer for a model, its data and a t_min, which that of the truncated normal replaces."""
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "dequantization": tuple(DEQUANTIZERS),
+    "bounds": tuple(BOUNDS),
+    "divergence": tuple(DIVERGENCES),
+    "probe_kind": PROBE_KINDS,
+    "method": tuple(METHODS),
+    "prior": PRIORS,
+    "data_end": DATA_ENDS,
+}
+"""Fields that hold a name, and the names."""
+
+
+def build_options(section: Config) -> dict[str, Any]:
+    """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as the section ``likelihood`` says."""
+    if section.checked < 0:
+        raise ValueError(f"config.likelihood.checked must be at least 0, got {section.checked}; 0 is none")
+    same = ("rtol", "atol", "t_min", "prior", "data_end", "seed", "batch_size", "checked")
+    return {
+        **{name: section[name] for name in same},
+        "divergence": DIVERGENCES[section.divergence](section),
+        "method": METHODS[section.method],
+        "num_steps": section.num_steps or None,
+    }

@@ -1,0 +1,41 @@
+"""Names of grids, of distances and of parts of the data, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_toolkit import data, metrics
+from sde_toolkit.metrics import features
+from sde_toolkit.samplers import grids
+
+REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
+    "train": lambda dataset: dataset.scaled_train(),
+    "test": lambda dataset: dataset.scaled_test(),
+    "all": lambda dataset: torch.cat([dataset.scaled_train(), dataset.scaled_test()]),
+}
+
+DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
+    "frechet": (
+        "Frechet distance",
+        lambda: metrics.OnFeatures(features.digit_features(), metrics.FrechetDistance()),
+    ),
+    "sliced_wasserstein": ("sliced Wasserstein", metrics.SlicedWasserstein),
+    "energy": ("energy distance", metrics.EnergyDistance),
+    "mmd": ("squared MMD", metrics.MMD),
+}
+"""Name -> the heading of its column, and how it is built."""
+
+GRIDS: dict[str, grids.Grid] = {
+    "uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "karras": grids.karras,
+    "arctan": grids.arctan, "arcsinh": grids.arcsinh, "rectified": grids.rectified, "cosine": grids.cosine,
+    "trailing": grids.trailing, "leading": grids.leading, "linspace": grids.linspace,
+}  # fmt: skip
+
+OWN_GRID = "own"
+"""Stands for the grid of the sampler's own paper."""
+
+EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
+"""Stand for the times of ``config.sampling.times``, and for those found for the model."""

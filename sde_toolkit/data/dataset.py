@@ -1,0 +1,249 @@
+"""Data sets: examples, and the affine map to model scale with its log-determinant.
+
+Raw data w and model-scale data x are tied by x = scale w + shift.  Continuous sets keep x.  Grey-level sets
+keep the integers v in {0, ..., L - 1}; dequantisation adds u ~ U[0, 1) afresh at every use and maps the L
+bins onto [-1, 1]:
+
+    w = v + u,      x = 2 (v + u) / L - 1,      log |dx/dw| = log(2 / L) per dimension
+
+A density p of x is then, by Jensen's inequality, a bound on the probability of the levels, in bits/dim:
+
+    -1/D log2 P(v)  <=  -E_u[ log p(x) ] / (D log 2) - log2(2 / L)
+
+Moments are those of the law that training sees, the uniform law on the training examples: for grey levels the
+mean of x is scale (mean(v) + 1/2) + shift and its covariance scale^2 (cov(v) + I/12), without sampling error
+from u.  A set may also be trained on the centres of the bins, u = 1/2 without the I/12: the noise of the
+process at its earliest time then takes the place of u (``sde_toolkit.dequantize``).
+
+The 2-D sets are drawn in model scale: their laws, not their samples, have mean 0 and rms standard deviation
+1, so that closed forms apply to them unchanged.
+
+Reference: Theis et al., "A note on the evaluation of generative models" (1511.01844) for dequantisation.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.data.batches import batch_indices
+from sde_toolkit.data.scaling import Scaling
+from sde_toolkit.models import MAX_FULL, Moments
+from sde_toolkit.utils import Stream, permutation, step_generator
+
+MAX_COVARIANCE_DIM = 4096
+"""The largest D for which the full (D, D) covariance is formed (128 MB in float64)."""
+
+Training = Literal["uniform", "centres"]
+"""Where in their bins the grey levels of training lie."""
+
+BIN_VARIANCE: dict[str, float] = {"uniform": 1 / 12, "centres": 0.0}
+"""What that adds to the variance of the levels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test examples and their scaling.
+
+    ``train`` with shape (N, *) and ``test`` with shape (M, *) are in model scale (floating point) for
+    continuous data, and raw integers in {0, ..., levels - 1} if ``scaling.levels`` is given.  Labels have
+    shape (N,) and (M,).  ``training`` says where in their bins the grey levels of a batch lie: at uniform
+    points or at the centres; ``scaled_train`` and ``scaled_test`` are at uniform points whatever it says.
+    Raises ValueError for empty, non-finite, mis-shaped or out-of-range examples.
+    """
+
+    name: str
+    train: Tensor = field(repr=False)
+    test: Tensor = field(repr=False)
+    scaling: Scaling = field(default_factory=Scaling.identity, repr=False)
+    labels_train: Tensor | None = field(default=None, repr=False)
+    labels_test: Tensor | None = field(default=None, repr=False)
+    training: Training = field(default="uniform", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.training not in BIN_VARIANCE:
+            raise ValueError(f"training must be one of {', '.join(BIN_VARIANCE)}, got {self.training!r}")
+        _check_examples("train", self.train, self.scaling.levels)
+        _check_examples("test", self.test, self.scaling.levels)
+        if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
+            raise ValueError(
+                f"test must have the event shape and dtype of train, {self.event_shape} {self.train.dtype}, "
+                f"got {tuple(self.test.shape[1:])} {self.test.dtype}"
+            )
+        for name, labels, examples in (
+            ("labels_train", self.labels_train, self.train),
+            ("labels_test", self.labels_test, self.test),
+        ):
+            if labels is not None and labels.shape != examples.shape[:1]:
+                raise ValueError(f"{name} must have shape ({len(examples)},), got {tuple(labels.shape)}")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def levels(self) -> int | None:
+        """The number of grey levels, None for continuous data."""
+        return self.scaling.levels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of examples in model scale: that of continuous examples, float32 for grey levels."""
+        return self.train.dtype if self.train.dtype.is_floating_point else torch.float32
+
+    def batch(self, step: int, batch_size: int, seed: int) -> Tensor:
+        """Return x0 in model scale, with shape (batch_size, *): a function of the arguments alone."""
+        examples = self.train[batch_indices(len(self.train), batch_size, step, seed)]
+        if self.levels is not None and self.training == "centres":
+            return self.scaling.dequantize(examples, torch.full((), 0.5), self.dtype)
+        return self._model_scale(examples, step_generator(seed, step, Stream.DEQUANTIZATION))
+
+    def batch_labels(self, step: int, batch_size: int, seed: int) -> Tensor:
+        """Return the labels of ``batch`` with the same arguments, int64 with shape (batch_size,).
+
+        Raises ValueError for a data set without labels.
+        """
+        if self.labels_train is None:
+            raise ValueError(f"dataset must have labels_train for this, got {self.name!r} without")
+        return self.labels_train[batch_indices(len(self.train), batch_size, step, seed)].to(torch.int64)
+
+    def scaled_train(self, seed: int = 0) -> Tensor:
+        """Return the training examples in model scale, with shape (N, *), dequantised with ``seed``."""
+        return self._model_scale(self.train, step_generator(seed, 0, Stream.EXAMPLES))
+
+    def scaled_test(self, seed: int = 0) -> Tensor:
+        """Return the test examples in model scale, with shape (M, *), dequantised with ``seed``."""
+        return self._model_scale(self.test, step_generator(seed, 1, Stream.EXAMPLES))
+
+    @functools.cached_property
+    def mean(self) -> Tensor:
+        """The mean of the dequantised training data in model scale, shaped as an event, float64."""
+        raw = self._raw_mean
+        return raw if self.levels is None else self.scaling.to_model(raw + 0.5, torch.float64)
+
+    @functools.cached_property
+    def variance(self) -> Tensor:
+        """The variances of the dequantised training data in model scale, shaped as an event, float64."""
+        raw = torch.stack([(w - self._raw_mean).square().sum(0) for w in self._chunks()]).sum(0) / len(
+            self.train
+        )
+        if self.levels is None:
+            return raw
+        return (raw + BIN_VARIANCE[self.training]) * self.scaling.scale.square()
+
+    @functools.cached_property
+    def covariance(self) -> Tensor:
+        """The covariance of the flattened dequantised training data in model scale, (D, D), float64.
+
+        Raises ValueError if D exceeds ``MAX_COVARIANCE_DIM``.
+        """
+        dim = math.prod(self.event_shape)
+        if dim > MAX_COVARIANCE_DIM:
+            raise ValueError(
+                f"covariance needs at most {MAX_COVARIANCE_DIM} dimensions, got {dim}; use variance"
+            )
+        raw = torch.zeros(dim, dim, dtype=torch.float64)
+        for w in self._chunks():
+            centred = (w - self._raw_mean).flatten(1)
+            raw += centred.T @ centred / len(self.train)
+        if self.levels is None:
+            return raw
+        scale = self.scaling.scale.expand(self.event_shape).reshape(-1, 1)
+        return (raw + torch.eye(dim, dtype=torch.float64) * BIN_VARIANCE[self.training]) * scale * scale.T
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Mean and covariance of the dequantised training data in model scale: full up to ``MAX_FULL``
+        features, diagonal beyond."""
+        full = math.prod(self.event_shape) <= MAX_FULL
+        return Moments(self.mean, self.covariance if full else self.variance)
+
+    @functools.cached_property
+    def data_std(self) -> float:
+        """The root mean square, over coordinates, of the standard deviation in model scale."""
+        return float(self.variance.mean().sqrt())
+
+    @functools.cached_property
+    def _raw_mean(self) -> Tensor:
+        return torch.stack([w.sum(0) for w in self._chunks()]).sum(0) / len(self.train)
+
+    def _chunks(self) -> list[Tensor] | map[Tensor]:
+        return map(lambda part: part.to(torch.float64), self.train.split(4096))
+
+    def _model_scale(self, examples: Tensor, generator: torch.Generator) -> Tensor:
+        if self.levels is None:
+            return examples
+        u = torch.rand(examples.shape, dtype=torch.float64, generator=generator)
+        return self.scaling.dequantize(examples, u, self.dtype)
+
+
+def from_array(
+    x: Tensor | np.ndarray,
+    scaling: Scaling | None = None,
+    *,
+    name: str = "array",
+    labels: Tensor | np.ndarray | None = None,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Dataset:
+    """Return a data set from raw ``x`` with shape (N, *), a random ``test_fraction`` of it held out.
+
+    Integers need ``scaling=Scaling.grey(levels)``.  Continuous data are mapped to model scale by
+    ``scaling``, by default ``Scaling.standard`` of the training part, and to ``dtype``.  For a split of your
+    own, build ``Dataset`` itself.  ``labels`` are integers with shape (N,).
+    Raises ValueError for empty, non-finite, mis-shaped or out-of-range data.
+    """
+    x = torch.as_tensor(x)
+    _check_examples("x", x, None if scaling is None else scaling.levels)
+    if not 0 < test_fraction < 1 or len(x) < 2:
+        raise ValueError(
+            f"test_fraction must be in (0, 1) and x hold at least 2 examples, got {test_fraction}, {len(x)}"
+        )
+    num_test = min(max(round(test_fraction * len(x)), 1), len(x) - 1)
+    order = permutation(len(x), seed, 0, Stream.SPLIT)
+    train, test = order[num_test:], order[:num_test]
+    if scaling is None:
+        scaling = Scaling.standard(x[train])
+    if scaling.levels is None:
+        x = scaling.to_model(x, dtype)
+    if labels is None:
+        return Dataset(name, x[train], x[test], scaling)
+    labels = torch.as_tensor(labels).to(torch.int64)
+    if labels.shape != (len(x),):
+        raise ValueError(f"labels must have shape ({len(x)},), one per example, got {tuple(labels.shape)}")
+    return Dataset(name, x[train], x[test], scaling, labels[train], labels[test])
+
+
+def _check_examples(name: str, x: Tensor, levels: int | None) -> None:
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(
+            f"{name} must have shape (N, *), N >= 1 and at least one event dimension, got {tuple(x.shape)}; "
+            "give scalars the shape (N, 1)"
+        )
+    if levels is None:
+        if not x.dtype.is_floating_point:
+            raise ValueError(
+                f"{name} must be floating point, got {x.dtype}; integers need scaling=Scaling.grey(levels)"
+            )
+        if not torch.isfinite(x).all():
+            raise ValueError(
+                f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or infinite values"
+            )
+        return
+    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must hold integer grey levels, got {x.dtype}; convert it, or drop the levels"
+        )
+    low, high = int(x.min()), int(x.max())
+    if low < 0 or high >= levels:
+        raise ValueError(
+            f"{name} must hold grey levels 0, ..., {levels - 1}, got values from {low} to {high}"
+        )

@@ -1,0 +1,149 @@
+"""Data sets: examples, and the affine map to model scale with its log-determinant.
+
+Raw data w and model-scale data x are tied by x = scale w + shift.  Continuous sets keep x.  Grey-level sets
+keep the integers v in {0, ..., L - 1}; dequantisation adds u ~ U[0, 1) afresh at every use and maps the L
+bins onto [-1, 1]:
+
+    w = v + u,      x = 2 (v + u) / L - 1,      log |dx/dw| = log(2 / L) per dimension
+
+A density p of x is then, by Jensen's inequality, a bound on the probability of the levels, in bits/dim:
+
+    -1/D log2 P(v)  <=  -E_u[ log p(x) ] / (D log 2) - log2(2 / L)
+
+Moments are those of the law that training sees, the uniform law on the training examples: for grey levels the
+mean of x is scale (mean(v) + 1/2) + shift and its covariance scale^2 (cov(v) + I/12), without sampling error
+from u.  A set may also be trained on the centres of the bins, u = 1/2 without the I/12: the noise of the
+process at its earliest time then takes the place of u (``sde_toolkit.dequantize``).
+
+The 2-D sets are drawn in model scale: their laws, not their samples, have mean 0 and rms standard deviation
+1, so that closed forms apply to them unchanged.
+
+Reference: Theis et al., "A note on the evaluation of generative models" (1511.01844) for dequantisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.data.dataset import Dataset, Training, from_array
+from sde_toolkit.data.scaling import Scaling
+from sde_toolkit.utils import Stream, integer, seed_sequence
+
+Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray | None]]
+
+
+def digits(training: Training = "uniform") -> Dataset:
+    """Return scikit-learn's digits, labelled: 1500 to train, 297 to test, shape (1, 8, 8), 17 grey levels.
+
+    The split is fixed: it never depends on the seed of a run.  ``training`` is that of ``Dataset``.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    v = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
+    made = from_array(v, Scaling.grey(17), name="digits", labels=bunch.target, test_fraction=297 / 1797)
+    return replace(made, training=training)
+
+
+def gaussian_mixture(
+    means: Tensor | np.ndarray,
+    std: float,
+    *,
+    weights: Tensor | np.ndarray | None = None,
+    num_train: int = 8192,
+    num_test: int = 2048,
+    seed: int = 0,
+    name: str = "mixture",
+) -> Dataset:
+    """Return draws of a mixture of N(mean_k, std^2 I), ``means`` with shape (K, D), labelled by component.
+
+    The examples are in model scale as they are drawn, so the mixture's closed forms apply to them unchanged.
+    """
+    means = np.asarray(means, dtype=np.float64)
+    if means.ndim != 2 or not np.isfinite(means).all():
+        raise ValueError(f"means must be finite with shape (K, D), got shape {means.shape}")
+    if not 0 < std < math.inf:
+        raise ValueError(f"std must be positive and finite, got {std}")
+    p = np.ones(len(means)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if p.shape != (len(means),) or not (np.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
+        raise ValueError(
+            f"weights must be {len(means)} finite numbers >= 0 with a positive sum, got {weights}"
+        )
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+        component = rng.choice(len(means), size=n, p=p / p.sum())
+        return means[component] + std * rng.standard_normal((n, means.shape[1])), component
+
+    return _drawn(name, draw, num_train, num_test, seed)
+
+
+def ring_components() -> tuple[Tensor, float]:
+    """Return the means, float64 with shape (8, 2), and the standard deviation of ``ring``'s Gaussians."""
+    std = 0.1
+    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+    return math.sqrt(2 - 2 * std**2) * torch.stack([angle.cos(), angle.sin()], 1), std
+
+
+def ring(num_train: int = 8192, num_test: int = 2048, seed: int = 0) -> Dataset:
+    """Return eight Gaussians of equal weight on a circle, labelled; event shape (2,)."""
+    means, std = ring_components()
+    return gaussian_mixture(means, std, num_train=num_train, num_test=num_test, seed=seed, name="ring")
+
+
+def moons(num_train: int = 8192, num_test: int = 2048, seed: int = 0, noise: float = 0.05) -> Dataset:
+    """Return two interleaved half circles plus noise, labelled; ``noise`` in units of their radius."""
+    # E|w|^2 per coordinate is 1 and 5/8 - 1/pi; the mean is (1/2, 1/4).
+    std = math.sqrt((1 + 5 / 8 - 1 / math.pi - 1 / 4 - 1 / 16) / 2 + noise**2)
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+        moon = rng.integers(2, size=n)
+        angle = np.pi * rng.random(n)
+        outer, inner = (np.cos(angle), np.sin(angle)), (1 - np.cos(angle), 0.5 - np.sin(angle))
+        w = np.where(moon == 0, outer, inner).T + noise * rng.standard_normal((n, 2))
+        return (w - [0.5, 0.25]) / std, moon
+
+    return _drawn("moons", draw, num_train, num_test, seed)
+
+
+def checkerboard(num_train: int = 8192, num_test: int = 2048, seed: int = 0) -> Dataset:
+    """Return draws that are uniform on the 8 dark squares of a 4 x 4 board; event shape (2,)."""
+    side = math.sqrt(3) / 2  # a uniform coordinate on [-2 side, 2 side] has variance (4 side)^2 / 12 = 1
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+        row, half = rng.integers(4, size=n), rng.integers(2, size=n)
+        square = np.stack([2 * half + row % 2, row], 1)
+        return side * (square + rng.random((n, 2)) - 2), None
+
+    return _drawn("checkerboard", draw, num_train, num_test, seed)
+
+
+def swissroll(num_train: int = 8192, num_test: int = 2048, seed: int = 0, noise: float = 0.5) -> Dataset:
+    """Return the planar spiral a (cos a, sin a), a ~ U[3 pi/2, 9 pi/2], plus noise; event shape (2,)."""
+    low, high = 1.5 * math.pi, 4.5 * math.pi
+    # Integrals of a cos a, a sin a and a^2 over [low, high]; cos vanishes at both ends, sin is -1 and 1.
+    mean = np.array([(high + low) / (high - low), 2 / (high - low)])
+    second_moment = (high**2 + high * low + low**2) / 3
+    std = math.sqrt((second_moment - float(mean @ mean)) / 2 + noise**2)
+
+    def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+        a = low + (high - low) * rng.random(n)
+        w = a[:, None] * np.stack([np.cos(a), np.sin(a)], 1) + noise * rng.standard_normal((n, 2))
+        return (w - mean) / std, None
+
+    return _drawn("swissroll", draw, num_train, num_test, seed)
+
+
+def _drawn(name: str, draw: Draw, num_train: int, num_test: int, seed: int) -> Dataset:
+    examples, labels = [], []
+    for part, count in enumerate((integer("num_train", num_train, 1), integer("num_test", num_test, 1))):
+        rng = np.random.Generator(np.random.Philox(seed_sequence(seed, Stream.EXAMPLES, part)))
+        x, label = draw(rng, count)
+        examples.append(torch.from_numpy(x).to(torch.float32))
+        labels.append(None if label is None else torch.from_numpy(label))
+    return Dataset(name, examples[0], examples[1], Scaling.identity(), labels[0], labels[1])

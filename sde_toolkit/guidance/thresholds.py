@@ -1,0 +1,102 @@
+"""Thresholding: clean predictions kept inside the range of the data, for any sampler.
+
+    static      x0_hat -> clip(x0_hat, -limit, limit)
+    dynamic     s = max(limit, the q-quantile of |x0_hat| over a sample's elements),
+                x0_hat -> limit / s clip(x0_hat, -s, s)
+
+A ``Thresholded`` model predicts the thresholded clean data, and its noise, score and velocity are those of
+that prediction, so that a sampler needs no option of its own.  The result is no score any more: thresholding
+is for guided and poorly trained networks, and biases a good one.
+
+Reference: Saharia et al., "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding"
+(2205.11487), section 2.3.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from sde_toolkit.models import ScoreModel
+from sde_toolkit.samplers import Sampler
+from solvers import expand_like
+
+
+class Threshold(ABC):
+    """A rule for clean predictions, sample by sample."""
+
+    @abstractmethod
+    def __call__(self, x0_hat: Tensor) -> Tensor:
+        """The prediction inside the range, with shape (B, *)."""
+
+
+def _check_limit(limit: float) -> None:
+    if not 0 < limit < math.inf:
+        raise ValueError(f"limit must be a finite positive number, got {limit}")
+
+
+@dataclass(frozen=True)
+class StaticThreshold(Threshold):
+    """Clip every element to [-limit, limit]."""
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+
+    def __call__(self, x0_hat: Tensor) -> Tensor:
+        """The clipped prediction, with shape (B, *)."""
+        return x0_hat.clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class DynamicThreshold(Threshold):
+    """Clip to the q-quantile of a sample's elements where that exceeds the limit, then scale to the limit."""
+
+    quantile: float = 0.995
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"quantile must lie in (0, 1], got {self.quantile}")
+
+    def __call__(self, x0_hat: Tensor) -> Tensor:
+        """The prediction in [-limit, limit], with shape (B, *)."""
+        size = x0_hat.abs().flatten(1)
+        s = expand_like(size.quantile(self.quantile, dim=1).clamp(min=self.limit), x0_hat)
+        return self.limit / s * x0_hat.clamp(-s, s)
+
+
+class Thresholded(ScoreModel):
+    """A model whose clean predictions pass a threshold."""
+
+    predicts = "data"
+
+    def __init__(self, model: ScoreModel, threshold: Threshold) -> None:
+        self._model, self._threshold = model, threshold
+        self.sde, self.data_std, self.event_shape = model.sde, model.data_std, model.event_shape
+        self.dtype, self.device = model.dtype, model.device
+
+    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The thresholded E[x0 | x_t] with shape (B, *)."""
+        return self._threshold(self._model.denoise(x_t, t))
+
+
+@dataclass(frozen=True)
+class Thresholding:
+    """model -> the model whose clean predictions pass ``threshold``."""
+
+    threshold: Threshold
+
+    def __call__(self, model: ScoreModel) -> Thresholded:
+        """The thresholded model."""
+        return Thresholded(model, self.threshold)
+
+
+def thresholded(sampler: Sampler, threshold: Threshold) -> Sampler:
+    """Any sampler with its clean predictions kept inside the range of the data (2205.11487, section 2.3)."""
+    return replace(sampler, guidance=Thresholding(threshold))

@@ -1,0 +1,368 @@
+"""Variational bounds on log p(x0): the discrete chain's, and the continuous-time one.
+
+Both belong to the stochastic model: x_T from the prior, down to the first noisy state by the reverse process
+with the model's denoiser, then x0 from a Gaussian around its denoised value.  With q the forward process from
+x0, h = |z_hat(x_t, t) - z|^2 at x_t = alpha x0 + sigma z, the ratio n = sigma / alpha and lam = -log n,
+
+    -log p(x0)  <=  prior + diffusion + reconstruction
+    prior           KL( q(x_T | x0) || prior ), between Gaussians
+    reconstruction  -E_q log N(x0; x0_hat(x_a), n_a^2 I) = D/2 log(2 pi n_a^2) + E[h_a] / 2
+    continuous      diffusion = 1/2 int g^2 E|score - grad log q(x_t | x0)|^2 dt = int E[h] dlam
+    discrete        diffusion = sum_i KL( q(x_{i-1} | x_i, x0) || N(a_i x_i + b_i x0_hat(x_i), c_i^2 I) )
+                              = sum_i w_i E[h_i] + D/2 (r_i - 1 - log r_i),      w_i = b_i^2 n_i^2 / (2 c_i^2)
+
+where a is the first noisy state (t_min, or an index) and r_i the posterior's variance over c_i^2: 1 with
+"small", w_i = (n_i^2 / n_{i-1}^2 - 1) / 2; and sigma_{i-1}^2 / sigma_i^2 with "large".  A chain with
+sigma_0 = 0 (VP) has a = 1 and i = 2 .. N; one with sigma_0 > 0 (VE) has a = 0 and i = 1 .. N.
+
+When is it tight?  The gap is the divergence between two laws of the whole path given x0: under q, and under
+the model.  An exact score makes the model's paths those of the reversed forward process, so the continuous
+bound then equals log p(x0) at every point x0 by itself, not on average over data, but for two things: the
+prior, unless it is the law of x_T, and the decoder, which where the data look like N(0, d^2) loses about
+(n_a / d)^4 / 4 per dimension.  With an inexact score the stochastic model and the probability flow are two
+different densities, and neither bounds the other.
+
+The discrete bound adds what Gaussian steps of a fixed variance lose.  With the exact score it is below log
+p(x0) on average over data, and tends to the continuous bound as steps get short in lam.  Under VP a chain
+uniform in t never has short steps at its start, where n_i^2 grows as i however large N is.  There data look
+flat, "large" is the right variance and loses nothing, while "small" loses (H_{N-1} - log N) / 2 nats per
+dimension, in the limit half of Euler's constant: .29 nats, .42 bits.
+
+Estimates.  Every expectation over z (and over times or indices) is a mean over draws keyed by (seed, sample),
+unbiased, in strata of two draws whose differences give the standard error.  What is averaged is the
+difference to the Gaussian N(m, S) with the data's moments, whose denoiser has, with u = U^T (x0 - m) and w =
+U^T z in the eigenbasis of S = U diag(l) U^T,
+
+    h_G = sum (n u - l w)^2 / (l + n^2)^2,     E[h_G] = sum (n^2 u^2 + l^2) / (l + n^2)^2
+    int E[h_G] dlam = 1/2 sum [ log(n^2 / (l + n^2)) + (l - u^2) / (l + n^2) ]   between the two ratios
+
+in closed form, whatever the data are: moments only make the difference small.
+
+Discrete data (grey levels): the decoder gives a level the mass that N(x0_hat, n_a^2) has on its bin, the
+outermost bins open (2006.11239, eq. 13), and the bound is on log P(level) itself.
+
+References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); Nichol and Dhariwal,
+"Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 15, for learned variances; Kingma et
+al., "Variational Diffusion Models" (2107.00630); Song et al., "Maximum Likelihood Training of Score-Based
+Diffusion Models" (2101.09258), theorem 3; Huang, Lim and Courville, "A Variational Perspective on
+Diffusion-Based Generative Models and Score Matching" (2106.02808).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.data import Scaling
+from sde_toolkit.likelihood.bound_terms import (
+    PAIR,
+    TIME_SAMPLINGS,
+    Continuous,
+    Discrete,
+    Gaussian,
+    LearnedVariance,
+    Path,
+    TimeSampling,
+    bin_log_mass,
+    prior_divergence,
+)
+from sde_toolkit.models import Moments, ScoreModel, check_states, known_moments
+from sde_toolkit.sdes import Chain, Variance
+from sde_toolkit.utils import Stream
+from solvers import Normals, expand_like
+
+T_MIN = 1e-5
+"""Default first time of the continuous bound; sigma there is .001 under VP."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Lower bounds on log p(x0) for B samples.
+
+    Attributes:
+        nats: with shape (B,), in the units of x0; minus the sum of the three parts.
+        bits_per_dim: -(nats + D log_det_per_dim) / (D log 2) with shape (B,).
+        standard_error: of nats from the draws, with shape (B,).
+        prior, diffusion, reconstruction: the parts, in nats, each with shape (B,).
+        terms: the diffusion part in K pieces, each a tensor with shape (K,): "t" (times), "nats" (means over
+            samples and draws, summing to the mean of ``diffusion`` up to their errors), "standard_error", and
+            for a chain "index".
+        nfe: network evaluations with shape (B,), counted.
+        seconds: wall time.
+        settings: the options, as plain values.
+    """
+
+    nats: Tensor
+    bits_per_dim: Tensor
+    standard_error: Tensor
+    prior: Tensor
+    diffusion: Tensor
+    reconstruction: Tensor
+    terms: Mapping[str, Tensor]
+    nfe: Tensor
+    seconds: float
+    settings: Mapping[str, Any]
+
+    @property
+    def mean_standard_error(self) -> float:
+        """Of the mean of nats over these samples, from the draws alone."""
+        return float(self.standard_error.square().sum().sqrt()) / len(self.nats)
+
+
+def continuous_bound(
+    model: ScoreModel,
+    x0: Tensor,
+    *,
+    num_draws: int = 32,
+    num_reconstructions: int = 2,
+    time_sampling: TimeSampling = "log_snr",
+    antithetic: bool = False,
+    control: bool = True,
+    t_min: float = T_MIN,
+    scaling: Scaling | None = None,
+    prior_moments: Moments | None = None,
+    log_det_per_dim: float = 0.0,
+    seed: int = 0,
+    first_sample: int = 0,
+    batch_size: int | None = None,
+) -> Bound:
+    """The continuous-time bound on log p(x0) (2101.09258, theorem 3; 2107.00630, eq. 11 to 17).
+
+    Args:
+        model: any ``ScoreModel``.
+        x0: data in model scale with shape (B, *), of the model's dtype.
+        num_draws: evaluations per sample for the diffusion part, even; a multiple of 4 if ``antithetic``.
+        num_reconstructions: evaluations per sample at t_min, at least 2.
+        time_sampling: "log_snr" draws times evenly in log-SNR, where all have the same weight: the
+            importance sampling of 2101.09258, through the process's own inverse; or "uniform" in time.
+            Either in strata.
+        antithetic: use every z with -z as well, at the same time.
+        control: subtract the loss of the Gaussian with ``model.moments`` (else N(0, data_std^2 I)) and add
+            its expectation, which lowers the variance and nothing else.
+        t_min: where the diffusion part begins, 0 <= t_min < T, with sigma(t_min) > 0.
+        scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.
+        prior_moments: of the data, when the prior is the Gaussian that they have at T; N(0, prior_std^2 I)
+            when None.
+        log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension.
+        seed, first_sample: the draws of row i are keyed by (seed, first_sample + i).
+        batch_size: samples per evaluation; all at once when None.
+
+    Raises:
+        ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
+    """
+    _check(model, x0, batch_size, num_reconstructions, scaling, log_det_per_dim)
+    if time_sampling not in TIME_SAMPLINGS:
+        raise ValueError(f"time_sampling must be one of {', '.join(TIME_SAMPLINGS)}, got {time_sampling!r}")
+    multiple = PAIR * (1 + antithetic)
+    if num_draws < multiple or num_draws % multiple:
+        raise ValueError(f"num_draws must be a positive multiple of {multiple}, got {num_draws}")
+    path = Continuous(model.sde, t_min, num_draws // (1 + antithetic), time_sampling)
+    options = _Options(num_reconstructions, antithetic, control, scaling, prior_moments, seed)
+    settings = {"bound": "continuous", "num_draws": num_draws, "time_sampling": time_sampling, "t_min": t_min}
+    return _run(model, x0, path, options, first_sample, batch_size, log_det_per_dim, settings)
+
+
+def discrete_bound(
+    model: ScoreModel,
+    x0: Tensor,
+    chain: Chain,
+    *,
+    variance: Variance | LearnedVariance = "large",
+    num_terms: int | None = None,
+    num_reconstructions: int = 2,
+    control: bool = True,
+    scaling: Scaling | None = None,
+    prior_moments: Moments | None = None,
+    log_det_per_dim: float = 0.0,
+    seed: int = 0,
+    first_sample: int = 0,
+    batch_size: int | None = None,
+) -> Bound:
+    """The variational bound of a chain on log p(x0) (2006.11239, eq. 5; 2107.00630, eq. 11 for any process).
+
+    Args:
+        model: any ``ScoreModel``.
+        x0: data in model scale with shape (B, *), of the model's dtype.
+        chain: the process at N + 1 indices, such as ``model.sde.discretize(N)``.
+        variance: of the reverse steps: "small", "large", or a callable for a learned one.
+        num_terms: how many of the sum's terms to draw per sample, even, with a probability in proportion to
+            their length in log-SNR; every term once when None, and then neighbours in the sum stand in for
+            the two draws of a stratum, which makes the standard error too large, if anything.
+        num_reconstructions: evaluations per sample at the first state, at least 2.
+        control: as in ``continuous_bound``.
+        scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.
+        prior_moments, log_det_per_dim: as in ``continuous_bound``.
+        seed, first_sample: the draws of row i are keyed by (seed, first_sample + i).
+        batch_size: samples per evaluation; all at once when None.
+
+    Raises:
+        ValueError: an argument out of range or of the wrong shape or type, or a chain with fewer than two
+            terms; before any evaluation.
+    """
+    _check(model, x0, batch_size, num_reconstructions, scaling, log_det_per_dim)
+    if num_terms is not None and (num_terms < PAIR or num_terms % PAIR):
+        raise ValueError(f"num_terms must be a positive even number, or None for all, got {num_terms}")
+    path = Discrete(chain, variance, num_terms, x0[0].numel())
+    options = _Options(num_reconstructions, False, control, scaling, prior_moments, seed)
+    name = variance if isinstance(variance, str) else "learned"
+    settings = {"bound": "discrete", "num_steps": chain.num_steps, "variance": name, "num_terms": num_terms}
+    return _run(model, x0, path, options, first_sample, batch_size, log_det_per_dim, settings)
+
+
+class _Options(NamedTuple):
+    """What both bounds let the caller choose."""
+
+    num_reconstructions: int
+    antithetic: bool
+    control: bool
+    scaling: Scaling | None
+    prior_moments: Moments | None
+    seed: int
+
+
+def _run(
+    model: ScoreModel,
+    x0: Tensor,
+    path: Path,
+    options: _Options,
+    first_sample: int,
+    batch_size: int | None,
+    log_det_per_dim: float,
+    settings: dict[str, Any],
+) -> Bound:
+    start, batch = time.perf_counter(), batch_size or len(x0)
+    parts = []
+    with torch.no_grad():
+        for first in range(0, len(x0), batch):
+            rows = x0[first : first + batch]
+            indices = range(first_sample + first, first_sample + first + len(rows))
+            parts.append(_bound_rows(model, rows, indices, path, options))
+    prior, diffusion, reconstruction, variance, pieces = (
+        torch.cat(column) for column in zip(*parts, strict=True)
+    )
+    nats = -(prior + diffusion + reconstruction)
+    bits = -(nats / x0[0].numel() + log_det_per_dim) / math.log(2)
+    spread = pieces.var(0, correction=min(1, len(x0) - 1)).sqrt()  # 0 for one sample
+    terms = dict(path.table) | {"nats": pieces.mean(0), "standard_error": spread / len(x0) ** 0.5}
+    evaluations = path.num_draws * (1 + options.antithetic) + options.num_reconstructions
+    nfe = torch.full((len(x0),), evaluations, device=x0.device)
+    settings |= {"antithetic": options.antithetic, "control": options.control, "seed": options.seed,
+                 "num_reconstructions": options.num_reconstructions, "log_det_per_dim": log_det_per_dim,
+                 "levels": None if options.scaling is None else options.scaling.levels,
+                 "prior": "plain" if options.prior_moments is None else "moments"}  # fmt: skip
+    seconds = time.perf_counter() - start
+    error = variance.sqrt()
+    return Bound(nats, bits, error, prior, diffusion, reconstruction, terms, nfe, seconds, settings)
+
+
+def _bound_rows(
+    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The three parts and the variance of their sum, (B,), and the pieces of the diffusion with shape
+    (B, K)."""
+    gaussian = None
+    if options.control:
+        gaussian = Gaussian(known_moments(model), x0)
+    prior = prior_divergence(path.last, model.sde.prior_std, options.prior_moments, x0)
+    diffusion, variance, pieces = _diffusion(model, x0, indices, path, options, gaussian)
+    reconstruction, more = _reconstruction(model, x0, indices, path, options, gaussian)
+    return prior, diffusion, reconstruction, variance + more, pieces
+
+
+def _diffusion(
+    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The diffusion part and the variance of its estimate, (B,), and its pieces with shape (B, K)."""
+    places = Normals(options.seed, indices, (path.num_draws,), device=x0.device).draw(0, Stream.BOUND_PLACES)
+    normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
+    pieces = torch.zeros(len(x0), len(path.table["t"]), dtype=torch.float64, device=x0.device)
+    residuals, signs = [], (1, -1) if options.antithetic else (1,)
+    for number, draw in enumerate(path.draws(torch.special.ndtr(places))):
+        z = normals.draw(number, Stream.BOUND_NOISE)
+        term = torch.zeros_like(draw.scale)
+        control = torch.zeros_like(draw.scale)
+        for sign in signs:
+            x_t, difference = _noised(model, x0, sign * z, draw.t, draw.alpha, draw.nsr)
+            term += path.term(draw, x_t, difference.square()) / len(signs)
+            error = None if gaussian is None else gaussian.error(sign * z, draw.nsr)
+            control += path.control(draw, error) / len(signs)
+        share = draw.scale * term / path.num_draws
+        pieces.scatter_add_(1, path.piece(draw, number)[:, None], share[:, None])
+        residuals.append(draw.scale * (term - control))
+    table = torch.stack(residuals, dim=1)
+    return path.control_total(gaussian) + table.mean(1), _variance_in_strata(table), pieces
+
+
+def _reconstruction(
+    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
+) -> tuple[Tensor, Tensor]:
+    """The reconstruction part and the variance of its estimate, each with shape (B,)."""
+    normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
+    t, alpha, nsr = path.first
+    values = []
+    for number in range(options.num_reconstructions):
+        z = normals.draw(number, Stream.BOUND_RECONSTRUCTION)
+        x_a, difference = _noised(model, x0, z, t, alpha, nsr)
+        std = path.decoder_std(x_a).to(x0.device)
+        if options.scaling is not None:
+            mean = x0.double() - nsr * difference
+            values.append(-bin_log_mass(mean, std, x0, options.scaling))
+            continue
+        density = 0.5 * (nsr * difference / std).square() + (math.sqrt(2 * math.pi) * std).log()
+        value = density.flatten(1).sum(1)
+        values.append(value if gaussian is None else value - 0.5 * gaussian.error(z, nsr))
+    table = torch.stack(values, dim=1)
+    mean = table.mean(1)
+    if gaussian is not None and options.scaling is None:
+        ratios = nsr.to(x0.device)[None]
+        mean = mean + gaussian.expected(ratios, torch.full_like(ratios, 0.5))
+    return mean, table.var(1) / options.num_reconstructions
+
+
+def _noised(
+    model: ScoreModel, x0: Tensor, z: Tensor, t: Tensor, alpha: Tensor, nsr: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x_t = alpha (x0 + nsr z), and z_hat - z in float64, each with shape (B, *)."""
+    x_t = expand_like(alpha, x0) * x0 + expand_like(alpha * nsr, x0) * z
+    return x_t, model.noise(x_t, t).double() - z.double()
+
+
+def _variance_in_strata(values: Tensor) -> Tensor:
+    """Variance of the mean of independent draws with shape (B, n), two to a stratum, the last ones three if n
+    is odd; too large, if anything, where their expectations differ."""
+    count = values.shape[1]
+    odd = 3 if count % PAIR else 0
+    pairs, rest = values[:, : count - odd].unflatten(1, (-1, PAIR)), values[:, count - odd :]
+    squares = PAIR * pairs.var(2).sum(1)
+    return (squares + (odd * rest.var(1) if odd else 0)) / count**2
+
+
+def _check(
+    model: ScoreModel,
+    x0: Tensor,
+    batch_size: int | None,
+    num_reconstructions: int,
+    scaling: Scaling | None,
+    log_det_per_dim: float,
+) -> None:
+    check_states(model, x0, "x0")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if num_reconstructions < 2:
+        raise ValueError(
+            f"num_reconstructions must be at least 2, for a standard error, got {num_reconstructions}"
+        )
+    if scaling is None:
+        return
+    centres = scaling.to_model(scaling.to_levels(x0) + 0.5, torch.float64)
+    if log_det_per_dim or not torch.allclose(centres, x0.double(), atol=1e-3 * float(scaling.scale.min())):
+        raise ValueError(
+            "with scaling, x0 must be the centres of its bins and log_det_per_dim 0, for the bound is on the "
+            "mass of a level; use scaling.to_model(levels + 0.5), or leave scaling out for dequantised data"
+        )

@@ -1,0 +1,181 @@
+"""The density of data under a model's probability flow, column by column of the divergence's estimator.
+
+A run in whitened coordinates (``sde_toolkit.whitened``) carries u and the terms of log q from t_min to T:
+
+    log p_t(x_t) = log prior(x_T) + log |dx/du| (T) - log |dx/du| (t_min)
+                   + int (div_y z_hat - sum n / (l + n^2)) dn
+
+What follows from it for the clean x depends on the data end; y = x_t / alpha and n = sigma / alpha at t_min:
+
+    none             x_t = x, the value is log p_t(x): clean data are taken for draws of the model at t_min
+    tweedie          x_t = alpha x, by Bayes' rule  log p_0(x) = log p_n(y) + log p(x | y) - log N(x; y, n^2)
+                     at y = x with Tweedie's mean and covariance of x given y; to first order in n^2, and
+                     exactly for a Gaussian with the moments used,
+                         log p_0(x) = log p_n(x) - n^2 / 2 (div s + |s|^2),     s = grad log p_n = -z_hat / n
+    reconstruction   x_t = alpha x + sigma z, the value is log p_t(x_t) + log r(x | x_t) - log N(x_t; alpha x,
+                     sigma^2), a bound from below in the mean over z: reconstruction minus entropy.  r is the
+                     Gaussian with Tweedie's mean and the covariance U diag(l n^2 / (l + n^2)) U^T, which
+                     makes every single z exact for Gaussian data
+
+References: Song et al. (2011.13456), appendix D.2; Song et al., "Maximum Likelihood Training of Score-Based
+Diffusion Models" (2101.09258), for the reconstruction; Efron, "Tweedie's Formula and Selection Bias" (2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.likelihood.divergence import Divergence
+from sde_toolkit.likelihood.whitened import WhitenedFlow
+from sde_toolkit.utils import Stream
+from solvers import Adaptive, FixedGrid, Integrator, Method, Normals, solve
+
+DataEnd = Literal["none", "tweedie", "reconstruction"]
+DATA_ENDS: tuple[str, ...] = get_args(DataEnd)
+
+LogDensity = Callable[[Tensor], Tensor]
+"""x with shape (B, *) -> nats with shape (B,)."""
+
+PRIORS = ("gaussian", "process")
+"""N(alpha m, alpha^2 S + sigma^2 I) with the moments of the data, or N(0, prior_std^2 I) of the process."""
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class Columns(NamedTuple):
+    """Log-densities of B samples.
+
+    Attributes:
+        nats: one for each column of the divergence's estimator, with shape (B, k).
+        u: the end of the run in whitened coordinates, with shape (B, n).
+        nfe: evaluations with shape (B,).
+    """
+
+    nats: Tensor
+    u: Tensor
+    nfe: Tensor
+
+
+@dataclass(frozen=True)
+class FlowDensity:
+    """A density of the module's head, x with shape (B, *) -> ``Columns``.
+
+    Args:
+        flow: model, moments and t_min.
+        divergence: how the trace is found.
+        method, control: of ``solvers``, over the flow's clock from tau_min to tau_max.
+        prior: one of ``PRIORS``, or a log-density of x_T.
+        data_end: one of ``DATA_ENDS``.
+        seed: of the probes and of the reconstruction's z.
+    """
+
+    flow: WhitenedFlow
+    divergence: Divergence
+    method: Method | Integrator
+    control: Adaptive | FixedGrid
+    prior: str | LogDensity = "gaussian"
+    data_end: str = "none"
+    seed: int = 0
+
+    def __call__(self, x: Tensor, samples: Sequence[int], differentiable: bool = False) -> Columns:
+        """Log-densities of x with shape (B, *), whose rows are the samples of these numbers.
+
+        Args:
+            differentiable: autograd shall know them as functions of x; on a fixed grid, whose steps are
+                repeated in the backward pass.
+        """
+        flow = self.flow
+        n = flow.num_features
+        normals = Normals(self.seed, samples, (n,), torch.float64, x.device)
+        probes = self.probes(samples, x.device)
+        x_t, offset, extra = self._data_end(x.to(torch.float64), normals, probes)
+        u = flow.enter(x_t, flow.start)
+        count = self.divergence.columns(n)
+        term = flow.densities(self.divergence, probes, differentiable)
+        state = torch.cat([u, u.new_zeros(len(u), count)], dim=1)
+        solution = solve(term, state, self.method, self.control, checkpoint=differentiable)
+        u, change = solution.y[:, :n], solution.y[:, n:]
+        nats = self.log_prior(u)[:, None] + change - flow.log_scale(flow.start) + offset
+        return Columns(nats, u, solution.stats.nfe + extra)
+
+    def probes(self, samples: Sequence[int], device: torch.device) -> Tensor | None:
+        """The probes of these samples, along the axes, with shape (B, m, n); None for the exact divergence.
+
+        They are drawn feature by feature: that is where the Jacobians of images are nearly diagonal.
+        """
+        n = self.flow.num_features
+        probes = self.divergence.probes(Normals(self.seed, samples, (n,), torch.float64, device))
+        if probes is None:
+            return None
+        features = probes.reshape(-1, *self.flow.model.event_shape)
+        return self.flow.moments.project(features).reshape(probes.shape)
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """Log-density of u at T with shape (B,), for u with shape (B, n)."""
+        if self.prior == "gaussian":
+            return -0.5 * (u.square() + _LOG_2PI).sum(1)
+        end = self.flow.end
+        prior = self.flow.model.sde.prior_log_prob if isinstance(self.prior, str) else self.prior
+        return prior(self.flow.leave(u, end)) + self.flow.log_scale(end)
+
+    def finer(self) -> FlowDensity:
+        """The same with a tenth of the tolerances, or with four steps for every one."""
+        control = self.control
+        if isinstance(control, Adaptive):
+            return replace(self, control=replace(control, rtol=control.rtol / 10, atol=control.atol / 10))
+        parts = torch.arange(4, dtype=torch.float64) / 4
+        points = (control.ts[:-1, None] + control.ts.diff()[:, None] * parts).flatten()
+        return replace(self, control=FixedGrid(torch.cat([points, control.ts[-1:]])))
+
+    def _data_end(
+        self, x: Tensor, normals: Normals, probes: Tensor | None
+    ) -> tuple[Tensor, Tensor | float, int]:
+        """Where the run starts, what is added to its value, and the evaluations that this took."""
+        if self.data_end == "none":
+            return x, 0.0, 0
+        flow = self.flow
+        alpha = flow.start.alpha
+        if self.data_end == "tweedie":
+            blur, _ = self.unblur(alpha * x, probes)
+            return alpha * x, blur + x[0].numel() * alpha.log(), 1
+        z = normals.draw(0, Stream.RECONSTRUCTION).reshape(x.shape)
+        x_t, more = self._reconstruct(x, z)
+        return x_t, more[:, None], 1
+
+    def unblur(self, x_t: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """log p_0(y) - log p_n(y) at y = x_t / alpha with shape (B, k), and how far the expansion may be off.
+
+        The second, with shape (B,), is the difference that the Gaussian's own terms of higher order make.
+        """
+        flow = self.flow
+        nsr, std, variances = flow.start.nsr, flow.start.std, flow.variances
+        u = flow.enter(x_t, flow.start)
+        z_hat, columns = flow.look(u, flow.start, self.divergence, probes)
+        total, r = std.square(), std * u
+        known = (nsr.square() / total).sum()
+        first = 0.5 * (nsr * columns + known - z_hat.square().sum(1, keepdim=True))
+        gaussian = 0.5 * (known - (nsr / total * r).square().sum(1))
+        exact = torch.log1p(nsr.square() / variances) - (nsr * r).square() / (total * variances)
+        higher = 0.5 * exact.sum(1) - gaussian
+        if float(variances.amin()) < float(nsr) ** 2:  # the expansion of the Gaussian itself does not hold
+            return first, first.mean(1).abs()
+        return first + higher[:, None], higher.abs()
+
+    def _reconstruct(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = alpha x + sigma z, and log r(x | x_t) - log N(x_t; alpha x, sigma^2) with shape (B,)."""
+        flow = self.flow
+        alpha, nsr = flow.start.alpha, flow.start.nsr
+        x_t = alpha * (x + nsr * z)
+        with torch.no_grad():
+            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time).to(x)
+        variances = flow.variances * nsr.square() / (flow.variances + nsr.square())
+        away = flow.moments.project(x - x0_hat)
+        decoder = (away.square() / variances + variances.log()).sum(1)
+        entropy = (z.flatten(1).square() + 2 * (alpha * nsr).log()).sum(1)
+        return x_t, 0.5 * (entropy - decoder)

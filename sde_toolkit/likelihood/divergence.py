@@ -1,0 +1,317 @@
+"""Traces of Jacobians that are known by their products with vectors.
+
+The divergence of a field is the trace of its Jacobian A, an (n, n) matrix for every sample, and automatic
+differentiation gives products A^T v at the price of a forward pass each.  With probes p_j, E[p p^T] = I,
+
+    exact         sum_i e_i^T A e_i                                              n products
+    Hutchinson    1/k sum_j p_j^T A p_j                                          k products
+    Hutch++       tr(Q^T A Q) + 1/k sum_j g_j^T A g_j,   g_j = (I - Q Q^T) p_j,
+                  Q an orthonormal basis of the span of A^T s_1, ..., A^T s_m    2 m + k products
+
+All are unbiased.  One Rademacher probe has the variance sum_{i<j} (A_ij + A_ji)^2, nothing from the diagonal;
+a Gaussian one has 2 |(A + A^T) / 2|^2, diagonal included.  k orthogonal probes of length sqrt(n) are k draws
+without replacement of n: the variance of their mean is that of independent ones times (n - k) / (n - 1), and
+k = n is exact.  The terms that are averaged stay apart as columns, so that a linear functional of A, such as
+an integral over time with the probes held fixed, has its own standard error from their spread:
+
+    s / sqrt(k),   times sqrt((n - k) / n) for orthogonal probes,    s the columns' standard deviation.
+
+References: Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix" (1990); Grathwohl et
+al., "FFJORD" (1810.01367); Meyer, Musco, Musco and Woodruff, "Hutch++" (2010.09649); Choromanski et al., "The
+Unreasonable Effectiveness of Structured Random Orthogonal Embeddings" (1703.00864).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.utils import Stream
+from solvers import Normals
+
+ProbeKind = Literal["rademacher", "gaussian"]
+PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
+
+Product = Callable[[Tensor], Tensor]
+"""v with shape (B, k, n) -> A^T v with shape (B, k, n)."""
+
+
+class Divergence(ABC):
+    """A way to find the trace of (B, n, n) Jacobians.
+
+    Attributes:
+        control: the multiple of a known matrix with known trace, the Jacobian that Gaussian data would have,
+            that is taken off before the trace is estimated, and added back.
+    """
+
+    control: float = 0.5
+
+    @abstractmethod
+    def columns(self, num_features: int) -> int:
+        """k, the number of terms that are averaged, for Jacobians with n = ``num_features``.
+
+        Raises:
+            ValueError: this estimator cannot be used for so few features.
+        """
+
+    @abstractmethod
+    def probes(self, source: Normals) -> Tensor | None:
+        """The probes of B samples with shape (B, m, n), the same for every batch split; None for none."""
+
+    @abstractmethod
+    def trace(self, product: Product, probes: Tensor | None, like: Tensor) -> Tensor:
+        """The terms with shape (B, k), whose mean is the trace.
+
+        Args:
+            product: A^T v.
+            probes: what ``probes`` gave.
+            like: a tensor with shape (B, n), for shape, type and device.
+        """
+
+    @abstractmethod
+    def products(self, num_features: int) -> int:
+        """Products with the Jacobian per trace."""
+
+    def at_least(self, num_probes: int, num_features: int) -> Divergence:
+        """The same with so many probes, if it has fewer: those it has are the first of them."""
+        return self
+
+    def standard_error(self, columns: Tensor, num_features: int) -> Tensor | None:
+        """Of the mean of the columns (B, k), with shape (B,); None where one column says nothing."""
+        if columns.shape[1] < 2:
+            return None
+        return self.error_of_mean(columns.std(1), num_features)
+
+    def error_of_mean(self, std: Tensor, num_features: int) -> Tensor:
+        """Standard error of the mean of the k columns, from their standard deviation; same shape."""
+        return std / math.sqrt(self.columns(num_features))
+
+
+@dataclass(frozen=True)
+class ExactDivergence(Divergence):
+    """n products, one for each feature.
+
+    Args:
+        chunk: features per batched product; less memory with fewer.
+
+    Raises:
+        ValueError: ``chunk`` below 1.
+    """
+
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least_one("chunk", self.chunk)
+
+    def columns(self, num_features: int) -> int:
+        """1."""
+        return 1
+
+    def probes(self, source: Normals) -> None:
+        """None."""
+
+    def products(self, num_features: int) -> int:
+        """n."""
+        return num_features
+
+    def trace(self, product: Product, probes: Tensor | None, like: Tensor) -> Tensor:
+        """The trace with shape (B, 1)."""
+        batch, n = like.shape
+        eye = torch.eye(n, dtype=like.dtype, device=like.device)
+        total = like.new_zeros(batch)
+        for first in range(0, n, self.chunk):
+            rows = eye[first : first + self.chunk]
+            found = product(rows.expand(batch, -1, -1))
+            total = total + (found * rows).sum((1, 2))
+        return total[:, None]
+
+    def standard_error(self, columns: Tensor, num_features: int) -> None:
+        """None: there is no error."""
+
+
+@dataclass(frozen=True)
+class Hutchinson(Divergence):
+    """The mean over k random probes.
+
+    Args:
+        num_probes: k.
+        kind: "rademacher" (signs) or "gaussian".
+        orthogonal: make the probes of a sample orthogonal, each of length sqrt(n); k is at most n then, and
+            their directions are uniform whatever the kind.
+        control: the multiple of the Gaussian's Jacobian that is known and need not be estimated; 1 makes
+            Gaussian data exact, 1/2 lowers the variance for data that are Gaussian on coarse scales only.
+
+    Raises:
+        ValueError: ``num_probes`` below 1, or an unknown kind.
+    """
+
+    num_probes: int = 1
+    kind: ProbeKind = "rademacher"
+    orthogonal: bool = False
+    control: float = 0.5
+
+    def __post_init__(self) -> None:
+        _at_least_one("num_probes", self.num_probes)
+        if self.kind not in PROBE_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(PROBE_KINDS)}, got {self.kind!r}")
+
+    def columns(self, num_features: int) -> int:
+        """k; raises ValueError for more orthogonal probes than features."""
+        if self.orthogonal and self.num_probes > num_features:
+            raise ValueError(
+                f"num_probes must be at most the number of features, {num_features}, for orthogonal probes, "
+                f"got {self.num_probes}; {num_features} are exact"
+            )
+        return self.num_probes
+
+    def probes(self, source: Normals) -> Tensor:
+        """With shape (B, k, n)."""
+        return _draw(source, 0, self.num_probes, self.kind, self.orthogonal)
+
+    def products(self, num_features: int) -> int:
+        """k."""
+        return self.num_probes
+
+    def at_least(self, num_probes: int, num_features: int) -> Hutchinson:
+        """More probes, as far as there are orthogonal ones."""
+        most = num_features if self.orthogonal else num_probes
+        return replace(self, num_probes=max(self.num_probes, min(num_probes, most)))
+
+    def trace(self, product: Product, probes: Tensor | None, like: Tensor) -> Tensor:
+        """One term for each probe."""
+        assert probes is not None
+        return (product(probes) * probes).sum(2)
+
+    def error_of_mean(self, std: Tensor, num_features: int) -> Tensor:
+        """See the module's head."""
+        error = super().error_of_mean(std, num_features)
+        left = (num_features - self.num_probes) / num_features
+        return error * math.sqrt(left) if self.orthogonal else error
+
+
+@dataclass(frozen=True)
+class HutchPlusPlus(Divergence):
+    """What a sketch of the Jacobian's range catches is exact, the rest is Hutchinson's.
+
+    Args:
+        num_probes: k, for the rest.
+        sketch: m, the dimension of the range; ``num_probes`` when None.
+        kind: of both.
+        control: as for ``Hutchinson``.
+
+    Raises:
+        ValueError: a number below 1, or an unknown kind.
+    """
+
+    num_probes: int = 4
+    sketch: int | None = None
+    kind: ProbeKind = "rademacher"
+    control: float = 0.5
+
+    def __post_init__(self) -> None:
+        _at_least_one("num_probes", self.num_probes)
+        _at_least_one("sketch", self.size)
+        if self.kind not in PROBE_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(PROBE_KINDS)}, got {self.kind!r}")
+
+    @property
+    def size(self) -> int:
+        """m."""
+        return self.num_probes if self.sketch is None else self.sketch
+
+    def columns(self, num_features: int) -> int:
+        """k; raises ValueError where the sketch has as many dimensions as the data."""
+        if self.size >= num_features:
+            raise ValueError(
+                f"sketch must be below the number of features, {num_features}, got {self.size}; take the "
+                "exact divergence"
+            )
+        return self.num_probes
+
+    def probes(self, source: Normals) -> Tensor:
+        """Those of the sketch, then the others, with shape (B, m + k, n)."""
+        return _draw(source, 0, self.size + self.num_probes, self.kind, orthogonal=False)
+
+    def products(self, num_features: int) -> int:
+        """2 m + k."""
+        return 2 * self.size + self.num_probes
+
+    def at_least(self, num_probes: int, num_features: int) -> HutchPlusPlus:
+        """More probes, the sketch as it is."""
+        return replace(self, num_probes=max(self.num_probes, num_probes), sketch=self.size)
+
+    def trace(self, product: Product, probes: Tensor | None, like: Tensor) -> Tensor:
+        """One term for each of the k probes, the same exact part in all."""
+        assert probes is not None
+        sketch, rest = probes[:, : self.size], probes[:, self.size :]
+        basis = _orthonormal(product(sketch))
+        rest = rest - torch.einsum("bkm,bmn->bkn", torch.einsum("bkn,bmn->bkm", rest, basis), basis)
+        both = torch.cat([basis, rest], 1)
+        terms = (product(both) * both).sum(2)
+        return terms[:, : self.size].sum(1, keepdim=True) + terms[:, self.size :]
+
+
+class JacobianProducts:
+    """Products with the Jacobians of B samples, from one forward pass.
+
+    Args:
+        output: with shape (B, *), a function of ``x`` that autograd knows, row by row.
+        x: with shape (B, *).
+        create_graph: whether the products will be differentiated themselves.
+    """
+
+    def __init__(self, output: Tensor, x: Tensor, create_graph: bool = False) -> None:
+        self._output, self._x, self._create_graph = output, x, create_graph
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """A^T v with shape (B, k, *), for v with shape (B, k, *)."""
+        vectors = vectors.movedim(1, 0)
+        if len(vectors) > 1:
+            try:
+                return self._grad(vectors, batched=True).movedim(0, 1)
+            except RuntimeError:  # an operation of the network has no rule for batches of products
+                pass
+        return torch.stack([self._grad(vector, batched=False) for vector in vectors], dim=1)
+
+    def _grad(self, vectors: Tensor, batched: bool) -> Tensor:
+        (found,) = torch.autograd.grad(
+            self._output,
+            self._x,
+            vectors,
+            retain_graph=True,
+            create_graph=self._create_graph,
+            is_grads_batched=batched,
+        )
+        return found
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _draw(source: Normals, first: int, count: int, kind: str, orthogonal: bool) -> Tensor:
+    """Probes with shape (B, count, n)."""
+    z = torch.stack([source.draw(first + j, Stream.PROBES).flatten(1) for j in range(count)], dim=1)
+    if orthogonal:
+        q, r = torch.linalg.qr(z.mT)
+        signs = r.diagonal(dim1=1, dim2=2).sign()  # uniform directions need a positive diagonal
+        return (q * signs[:, None]).mT * math.sqrt(z.shape[2])
+    return torch.where(z < 0, -1.0, 1.0).to(z) if kind == "rademacher" else z
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """An orthonormal basis of what the rows (B, m, n) span, by Gram and Schmidt, twice; 0 for rows of 0."""
+    found: list[Tensor] = []
+    for row in rows.unbind(1):
+        for _ in range(2):
+            for other in found:
+                row = row - (row * other).sum(1, keepdim=True) * other
+        found.append(row / row.norm(dim=1, keepdim=True).clamp(min=torch.finfo(row.dtype).tiny))
+    return torch.stack(found, dim=1)

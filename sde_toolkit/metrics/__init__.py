@@ -1,0 +1,43 @@
+"""Distances between two sets of samples, each with an error bar, and the features some of them need."""
+
+from sde_toolkit.metrics.distances import (
+    MMD,
+    Distance,
+    EnergyDistance,
+    FrechetDistance,
+    OnFeatures,
+    SlicedWasserstein,
+    energy_distance,
+    frechet_distance,
+    gaussian_w2,
+    mmd,
+    sliced_wasserstein,
+)
+from sde_toolkit.metrics.estimates import (
+    Estimate,
+    bootstrap,
+    over_seeds,
+)
+from sde_toolkit.metrics.features import (
+    FeatureExtractor,
+    digit_features,
+)
+
+__all__ = [
+    "MMD",
+    "Distance",
+    "EnergyDistance",
+    "Estimate",
+    "FeatureExtractor",
+    "FrechetDistance",
+    "OnFeatures",
+    "SlicedWasserstein",
+    "bootstrap",
+    "digit_features",
+    "energy_distance",
+    "frechet_distance",
+    "gaussian_w2",
+    "mmd",
+    "over_seeds",
+    "sliced_wasserstein",
+]

@@ -1,0 +1,185 @@
+"""The data's mean and covariance, in the eigenbasis of the covariance.
+
+With mean m and covariance S = U diag(l) U^T the Gaussian N(m, S) stays Gaussian under x_t = alpha x0 + sigma
+z.  In the scale-free state y = x_t / alpha, with the noise-to-signal ratio n, whitened coordinates are
+
+    u = (l + n^2)^{-1/2} U^T (y - m),              y = m + U (l + n^2)^{1/2} u
+
+and the Gaussian's probability flow leaves u at rest.  S may be full (n, n), diagonal (a variance for each
+feature, U = I) or a number times the identity; what is coarser than full is still a Gaussian, only one that
+knows less of the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.models.products import row_product
+
+Rotation = Callable[..., Tensor]
+"""A rotation of states, (B, *D) -> (B, n) or back; it may be given a shift with shape (n,) to add."""
+
+MAX_FULL = 1024
+"""Largest number of features of which the full covariance is stored: 8 MiB."""
+
+
+class Moments:
+    """Mean and covariance of data with event shape D, in float64 on the host.
+
+    Args:
+        mean: with shape D, at least one dimension.
+        covariance: with shape (n, n), n the number of features; or shape D for a diagonal one; or a number.
+
+    Attributes:
+        kind: "full", "diagonal" or "scalar".
+
+    Raises:
+        ValueError: values that are not finite, shapes that do not fit, or a covariance that is not symmetric
+            positive semi-definite with a positive trace.
+    """
+
+    def __init__(self, mean: Any, covariance: Any) -> None:
+        self.mean = torch.as_tensor(mean, dtype=torch.float64, device="cpu")
+        self.covariance = torch.as_tensor(covariance, dtype=torch.float64, device="cpu")
+        shape, n = tuple(self.covariance.shape), self.mean.numel()
+        kinds = {(): "scalar", tuple(self.mean.shape): "diagonal", (n, n): "full"}
+        if self.mean.ndim < 1 or shape not in kinds:
+            raise ValueError(
+                f"covariance must be full ({n}, {n}), diagonal {tuple(self.mean.shape)} or a number, for a "
+                f"mean of at least one dimension, got shape {shape}"
+            )
+        self.kind = kinds[shape]
+        self._made: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        if not bool(self.mean.isfinite().all() & self.covariance.isfinite().all()):
+            raise ValueError("mean and covariance must be finite, got nan or inf; clean the data")
+        if self.kind == "full" and not torch.allclose(self.covariance, self.covariance.mT):
+            raise ValueError("covariance must be symmetric, got one that is not; use (C + C.mT) / 2")
+        lowest = -1e-12 * float(self._spectrum[0].amax())
+        if float(self._spectrum[0].amin()) < lowest or self.std == 0:
+            raise ValueError(
+                "covariance must be positive semi-definite and not zero, got variances from "
+                f"{float(self._spectrum[0].amin()):.6g} to {float(self._spectrum[0].amax()):.6g}"
+            )
+
+    def __repr__(self) -> str:
+        return f"Moments({self.kind}, {tuple(self.mean.shape)}, std={self.std:.4g})"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape D of one sample."""
+        return tuple(self.mean.shape)
+
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor | None]:
+        if self.kind == "full":
+            variances, axes = torch.linalg.eigh(self.covariance)
+            return variances, axes.contiguous()
+        n = self.mean.numel()
+        return (self.covariance.flatten() if self.kind == "diagonal" else self.covariance.expand(n)), None
+
+    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """U and U^T, contiguous, in the type and on the device of ``like``; made once for each."""
+        assert self.axes is not None
+        key = (like.dtype, like.device)
+        if key not in self._made:
+            self._made[key] = (self.axes.to(like), self.axes.mT.contiguous().to(like))
+        return self._made[key]
+
+    @cached_property
+    def variances(self) -> Tensor:
+        """Variances along the axes, with shape (n,): the eigenvalues of the covariance."""
+        return self._spectrum[0].clamp(min=0)
+
+    @cached_property
+    def axes(self) -> Tensor | None:
+        """The eigenvectors, in columns, with shape (n, n); None where they are the coordinate axes."""
+        return self._spectrum[1]
+
+    @cached_property
+    def std(self) -> float:
+        """Root-mean-square standard deviation over the features."""
+        return math.sqrt(float(self.variances.mean()))
+
+    @cached_property
+    def scale(self) -> float:
+        """One length for the data, s = (sum l^2 / sum l)^{1/2}: the standard deviation along the axes,
+        weighted by their variance."""
+        return math.sqrt(float(self.variances.square().sum() / self.variances.sum()))
+
+    @property
+    def largest_std(self) -> float:
+        """Standard deviation along the axis where it is largest."""
+        return math.sqrt(float(self.variances.amax()))
+
+    def project(self, y: Tensor) -> Tensor:
+        """U^T y with shape (B, n), for y with shape (B, *D), in the type and on the device of y."""
+        return self.rotations(y)[0](y)
+
+    def embed(self, r: Tensor) -> Tensor:
+        """U r with shape (B, *D), for r with shape (B, n), in the type and on the device of r."""
+        return self.rotations(r)[1](r)
+
+    def rotations(self, like: Tensor) -> tuple[Rotation, Rotation]:
+        """``project`` and ``embed`` for the type and the device of ``like``, with nothing left to look up."""
+        into, out = (None, None) if self.axes is None else self._factors(like)
+        flat = self.mean.ndim == 1
+
+        def project(y: Tensor, shift: Tensor | None = None) -> Tensor:
+            return row_product(y if flat else y.flatten(1), into, shift)
+
+        def embed(r: Tensor, shift: Tensor | None = None) -> Tensor:
+            x = row_product(r, out, shift)
+            return x if flat else x.unflatten(-1, self.event_shape)
+
+        return project, embed
+
+    def diagonal(self) -> Moments:
+        """The same mean, and the variances of the features alone."""
+        if self.kind == "full":
+            return Moments(self.mean, self.covariance.diagonal().reshape(self.event_shape))
+        return Moments(self.mean, self.covariance.expand(self.event_shape))
+
+    def scalar(self) -> Moments:
+        """The same mean, and the mean variance of the features alone."""
+        return Moments(self.mean, self.std**2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint: "mean", "std" with shape D, and "covariance" where it is full."""
+        std = self.diagonal().covariance.sqrt()
+        full = {"covariance": self.covariance} if self.kind == "full" else {}
+        return {"mean": self.mean, "std": std, **full}
+
+
+def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
+    """The moments that ``Moments.tensors`` gave; without "covariance" they are diagonal."""
+    covariance = tensors.get("covariance")
+    if covariance is None:
+        covariance = tensors["std"].double().square()
+    return Moments(tensors["mean"], covariance)
+
+
+def class_tensors(moments: Sequence[Moments]) -> dict[str, Tensor]:
+    """For a checkpoint: ``Moments.tensors`` of every class, stacked, under names that begin with "class_"."""
+    each = [law.tensors() for law in moments]
+    shared = set(each[0]).intersection(*each)
+    return {f"class_{name}": torch.stack([part[name] for part in each]) for name in sorted(shared)}
+
+
+def class_moments_from_tensors(tensors: Mapping[str, Tensor]) -> list[Moments] | None:
+    """The moments that ``class_tensors`` gave; None if there are none."""
+    parts = {name.removeprefix("class_"): part for name, part in tensors.items() if name.startswith("class_")}
+    if not parts:
+        return None
+    count = len(parts["mean"])
+    return [moments_from_tensors({name: part[k] for name, part in parts.items()}) for k in range(count)]
+
+
+def isotropic(event_shape: tuple[int, ...], std: float = 1.0) -> Moments:
+    """Mean 0 and covariance std^2 I: all that is known of data without further moments."""
+    return Moments(torch.zeros(event_shape, dtype=torch.float64), std**2)

@@ -1,0 +1,163 @@
+"""Networks: a residual MLP for vectors and a U-Net for images.
+
+A network maps the scaled state x with shape (B, *) and a time feature c with shape (B,), 0 at the data
+end and 1000 at the prior end, to the shape of x.  What its output means (noise, clean data, ...) is not
+its business: that is said by ``sde_toolkit.score.NetworkModel``, which also scales the input.  The time
+enters through the angle a = c max_angle / 1000,
+
+    [cos(a w_k), sin(a w_k)],    w_k = 10000^(-k / K),    k = 0 .. K - 1                          (2006.11239)
+
+With max_angle = 1000, that paper's choice, a network may change a hundred and sixty times on the way from T
+to 0, and one that was trained that way does ripple: a sampler of fifty steps cannot see what it integrates.
+With an angle of about 10 its probability flow is smooth and as likely, but it knows the noise levels next to
+the data less well, which costs the variational bound a little.
+
+A network of K > 0 classes also takes labels k with shape (B,), 0 to K - 1, and adds a learned vector for
+each to the embedding of the time.  There is one more such vector, for the null class K: it stands for "no
+label", which is also what a call without labels means.
+
+Weights are drawn from ``seed`` alone; the global generator is left as it was.  The last layer starts at
+zero, so that an untrained network puts out 0: the posterior mean of the noise at t = 0 and of centred
+data at t = T.
+
+References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); He et al.,
+"Identity Mappings in Deep Residual Networks" (1603.05027); Ronneberger, Fischer and Brox, "U-Net"
+(1505.04597); Ho and Salimans, "Classifier-Free Diffusion Guidance" (2207.12598) for the null class; Kingma et
+al., "Variational Diffusion Models" (2107.00630) for Fourier features of the state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.networks.embeddings import MAX_ANGLE, _check_state, _labels, _turn
+from sde_toolkit.utils import integer, seeded
+
+
+class UNet(nn.Module):
+    """diffusers' ``UNet2DModel`` for images, called ``network(x, c)``; diffusers is imported here only.
+
+    Patches of P x P pixels are first folded into channels (P = ``patch_size``), so level k works on images of
+    H / (2^k P) x W / (2^k P) positions, with ``channels[k]`` channels, kept in memory with the channels last,
+    which is faster on a CPU.  The defaults are for the 8 x 8 digits.
+
+    Args:
+        event_shape: (C, H, W); H and W divisible by P 2^(number of levels - 1).
+        channels: number of channels of each level, each divisible by ``num_groups``.
+        layers_per_block: residual layers per level on the way down (one more on the way up).
+        attention_levels: the levels with self-attention; the lowest also gets it in the middle.
+        num_groups: of the group normalisation.
+        patch_size: P.
+        dropout: probability.
+        fourier: exponents k of the input features cos(2^k pi x) and sin(2^k pi x), which let a network see
+            differences far below the data's scale (2107.00630, section 5.3); () for none.
+        max_angle: angle of the time features at the prior end.
+        num_classes: number of classes; 0 for a network without labels.
+        noise_level: c with shape (B,) -> standard deviation s of the noise in x, with shape (B,).  The
+            features are then multiplied by exp(-(2^k pi s)^2 / 2), what is left of the clean state's wave:
+            without it the fine ones are rapidly varying noise wherever s is large.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: an event shape that is not (C, H, W) or not divisible, channels that num_groups does
+            not divide, a level that does not exist, or max_angle not positive.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        channels: tuple[int, ...] = (32, 64),
+        layers_per_block: int = 1,
+        attention_levels: tuple[int, ...] = (),
+        num_groups: int = 8,
+        patch_size: int = 1,
+        dropout: float = 0.0,
+        fourier: tuple[int, ...] = (),
+        max_angle: float = MAX_ANGLE,
+        num_classes: int = 0,
+        noise_level: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.event_shape, self.fourier = tuple(event_shape), tuple(fourier)
+        self.noise_level, self._turn = noise_level, _turn(max_angle)
+        self.patch_size = integer("patch_size", patch_size, 1)
+        self.num_classes = integer("num_classes", num_classes, 0)
+        _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
+        from diffusers import UNet2DModel
+
+        size, height, width = self.event_shape
+        size *= patch_size**2
+        levels = range(len(channels))
+        down = tuple("AttnDownBlock2D" if k in attention_levels else "DownBlock2D" for k in levels)
+        up = tuple("AttnUpBlock2D" if k in attention_levels else "UpBlock2D" for k in reversed(levels))
+        with seeded(seed):
+            self.unet = UNet2DModel(
+                sample_size=(height // patch_size, width // patch_size),
+                in_channels=size * (1 + 2 * len(self.fourier)),
+                out_channels=size,
+                block_out_channels=tuple(channels),
+                layers_per_block=integer("layers_per_block", layers_per_block, 1),
+                down_block_types=down,
+                up_block_types=up,
+                add_attention=levels[-1] in attention_levels,
+                norm_num_groups=num_groups,
+                dropout=dropout,
+                num_class_embeds=num_classes + 1 if num_classes else None,
+            )
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+        self.unet.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the prediction with shape (B, C, H, W), for x with that shape, c and labels with shape
+        (B,)."""
+        _check_state(x, self.event_shape)
+        labels = _labels(labels, self.num_classes, x)
+        folded = nn.functional.pixel_unshuffle(self._features(x, c), self.patch_size).contiguous(
+            memory_format=torch.channels_last
+        )
+        out = self.unet(folded, self._turn * c, class_labels=labels, return_dict=False)[0]
+        return nn.functional.pixel_shuffle(out, self.patch_size)
+
+    def _features(self, x: Tensor, c: Tensor) -> Tensor:
+        features, level = [x], None if self.noise_level is None else self.noise_level(c).reshape(-1, 1, 1, 1)
+        for k in self.fourier:
+            frequency = 2.0**k * math.pi
+            left = 1.0 if level is None else torch.exp(-0.5 * (frequency * level).square()).to(x.dtype)
+            features += [left * torch.cos(frequency * x), left * torch.sin(frequency * x)]
+        return torch.cat(features, 1) if self.fourier else x
+
+
+def _check_unet(
+    event_shape: tuple[int, ...],
+    channels: tuple[int, ...],
+    attention_levels: tuple[int, ...],
+    num_groups: int,
+    patch_size: int,
+    dropout: float,
+) -> None:
+    if len(event_shape) != 3 or min(event_shape) < 1:
+        raise ValueError(
+            f"event_shape must be (C, H, W) for a U-Net, got {event_shape}; use an MLP for vectors"
+        )
+    if not channels or any(count < 1 or count % num_groups for count in channels):
+        raise ValueError(
+            f"channels must be positive multiples of num_groups = {num_groups}, got {tuple(channels)}"
+        )
+    divisor = patch_size * 2 ** (len(channels) - 1)
+    if any(size % divisor for size in event_shape[1:]):
+        raise ValueError(
+            f"height and width must be divisible by {divisor} for {len(channels)} levels and patch_size "
+            f"{patch_size}, got {event_shape[1:]}; use fewer levels or pad the images"
+        )
+    if any(level not in range(len(channels)) for level in attention_levels):
+        raise ValueError(
+            f"attention_levels must be among 0 .. {len(channels) - 1}, got {tuple(attention_levels)}"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")

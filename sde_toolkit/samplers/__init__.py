@@ -1,0 +1,143 @@
+"""Reverse-time samplers: equations, time grids, presets, correctors, restarts, calibration."""
+
+from sde_toolkit.samplers.calibration import (
+    Calibration,
+    calibrate,
+    calibrated,
+)
+from sde_toolkit.samplers.correctors import (
+    AnnealedLangevin,
+    Corrector,
+    Langevin,
+)
+from sde_toolkit.samplers.equations import (
+    in_angle,
+    in_lam,
+    in_nsr,
+    in_time,
+)
+from sde_toolkit.samplers.gaussian.method import (
+    default,
+)
+from sde_toolkit.samplers.grids import (
+    Grid,
+)
+from sde_toolkit.samplers.presets.adaptive_steps import (
+    adaptive,
+    adaptive_sde,
+    bosh3,
+    dopri5,
+    foreign_sde,
+)
+from sde_toolkit.samplers.presets.multistep import (
+    b1,
+    b2,
+    deis,
+    dpm_solver_pp,
+    exponential_adams,
+    ipndm,
+    lms,
+    pndm,
+    unip,
+    unipc,
+)
+from sde_toolkit.samplers.presets.one_step import (
+    ancestral,
+    ddim,
+    ddpm,
+    eta_family,
+    euler,
+    euler_maruyama,
+    exponential_integrator,
+    heun,
+    reverse_diffusion,
+    sra,
+    stochastic_heun,
+)
+from sde_toolkit.samplers.presets.singlestep import (
+    KUTTA3,
+    deis_rho_rk,
+    dpm_solver,
+    dpm_solver_pp_2s,
+    edm,
+)
+from sde_toolkit.samplers.presets.stochastic import (
+    er_sde,
+    sa_solver,
+    sde_dpm_solver_pp,
+)
+from sde_toolkit.samplers.presets.wrappers import (
+    predictor_corrector,
+    restarting,
+)
+from sde_toolkit.samplers.restarts import (
+    Restart,
+)
+from sde_toolkit.samplers.sampler import (
+    T_MIN,
+    Sampler,
+    Samples,
+    StepInfo,
+    label,
+)
+from sde_toolkit.samplers.snapped import (
+    Snapped,
+)
+
+__all__ = [
+    "KUTTA3",
+    "T_MIN",
+    "AnnealedLangevin",
+    "Calibration",
+    "Corrector",
+    "Grid",
+    "Langevin",
+    "Restart",
+    "Sampler",
+    "Samples",
+    "Snapped",
+    "StepInfo",
+    "adaptive",
+    "adaptive_sde",
+    "ancestral",
+    "b1",
+    "b2",
+    "bosh3",
+    "calibrate",
+    "calibrated",
+    "ddim",
+    "ddpm",
+    "default",
+    "deis",
+    "deis_rho_rk",
+    "dopri5",
+    "dpm_solver",
+    "dpm_solver_pp",
+    "dpm_solver_pp_2s",
+    "edm",
+    "er_sde",
+    "eta_family",
+    "euler",
+    "euler_maruyama",
+    "exponential_adams",
+    "exponential_integrator",
+    "foreign_sde",
+    "heun",
+    "in_angle",
+    "in_lam",
+    "in_nsr",
+    "in_time",
+    "ipndm",
+    "label",
+    "lms",
+    "pndm",
+    "predictor_corrector",
+    "restarting",
+    "reverse_diffusion",
+    "sa_solver",
+    "sde_dpm_solver_pp",
+    "sra",
+    "stochastic_heun",
+    "unip",
+    "unipc",
+]

@@ -1,0 +1,101 @@
+"""Correctors: Langevin dynamics that bring a sample nearer to the law p_t at a fixed time t.
+
+    x <- x + e score(x, t) + sqrt(2 e) z,        z ~ N(0, I)
+
+keeps p_t as the step size e goes to 0.  A predictor-corrector sampler runs a few such steps after every step
+of its predictor.  The rules for e differ in what they look at: the norms of z and of the score, or the noise
+level alone. No rule looks at the other samples of a batch, so that a sample does not depend on them.
+
+References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+(2011.13456), algorithms 4 and 5; Song and Ermon, "Generative Modeling by Estimating Gradients of the Data
+Distribution" (1907.05600), algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sde_toolkit.models import ScoreModel
+from sde_toolkit.utils import Stream
+from solvers import Interval, NoiseSource, expand_like
+
+
+class Corrector(ABC):
+    """A few Langevin steps at the end of an interval; one evaluation each."""
+
+    snr: float
+    num_steps: int
+
+    @abstractmethod
+    def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:
+        """The step size e with shape () or (B,), for z and score with shape (B, *)."""
+
+    def __call__(self, model: ScoreModel, interval: Interval, x: Tensor, noise: NoiseSource) -> Tensor:
+        """Correct x with shape (B, *) at the end of the interval."""
+        for k in range(self.num_steps):
+            z = noise.draw(interval.number * self.num_steps + k, Stream.CORRECTOR)
+            score = model.score(x, interval.s)
+            e = expand_like(self.step_size(model, interval, z, score), x)
+            x = x + e * score + (2 * e).sqrt() * z
+        return x
+
+    def _check(self) -> None:
+        if not (0 < self.snr < math.inf and operator.index(self.num_steps) >= 1):
+            raise ValueError(f"the corrector needs snr > 0, num_steps >= 1, got {self.snr}, {self.num_steps}")
+
+
+@dataclass(frozen=True)
+class Langevin(Corrector):
+    """Step sizes from norms, per sample (2011.13456, algorithms 4 and 5, which average norms over the batch).
+
+        e = 2 (r snr |z| / |score|)^2
+
+    with r the mean factor of the forward transition over the step just taken: 1 for VE, sqrt(1 - beta_i) for
+    VP. Norms vary little in many dimensions, but in few the step grows where the score is small and the
+    dynamics settle near p |score|^2 instead of p: there take ``AnnealedLangevin``.
+
+    Args:
+        snr: signal-to-noise ratio of a step.
+        num_steps: steps per time.
+    """
+
+    snr: float = 0.16
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:
+        """Step sizes with shape (B,)."""
+        r = (model.sde.log_alpha(interval.t) - model.sde.log_alpha(interval.s)).exp()
+        ratio = self.snr * z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
+        return 2 * (r * ratio).square()
+
+
+@dataclass(frozen=True)
+class AnnealedLangevin(Corrector):
+    """Step sizes from the noise level alone: e = 2 (snr sigma)^2, which keeps p_t up to the size of e, in any
+    dimension.
+
+    Annealed Langevin dynamics (Song and Ermon, 1907.05600, algorithm 1) in the scaling of ``Langevin``, to
+    which it is equal where |score| = |z| / sigma.
+
+    Args:
+        snr: signal-to-noise ratio of a step.
+        num_steps: steps per time.
+    """
+
+    snr: float = 0.16
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:
+        """The step size with shape ()."""
+        return 2 * (self.snr * model.sde.sigma(interval.s)).square()

@@ -1,0 +1,1 @@
+"""The Gaussian-residual sampler: its constants and grid, its steps in numbers, its method."""

@@ -1,0 +1,42 @@
+"""What may be put around any sampler on a fixed grid: correctors and restarts.
+
+References: Song et al. (2011.13456), algorithm 1; Xu et al., "Restart Sampling for Improving Generative
+Processes" (2306.14878).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sde_toolkit.samplers.correctors import Corrector, Langevin
+from sde_toolkit.samplers.restarts import Restart
+from sde_toolkit.samplers.sampler import Sampler
+
+
+def predictor_corrector(predictor: Sampler, corrector: Corrector | None = None) -> Sampler:
+    """A predictor followed at every time by Langevin steps (2011.13456, algorithm 1).
+
+    Args:
+        predictor: any sampler on a fixed grid, for instance ``reverse_diffusion(500)``.
+        corrector: ``Langevin()`` when None; ``AnnealedLangevin()`` suits data of few dimensions.
+
+    Raises:
+        ValueError: a predictor that chooses its own steps.
+    """
+    corrector = Langevin() if corrector is None else corrector
+    return replace(predictor, name=f"{predictor.name}+langevin", corrector=corrector)
+
+
+def restarting(predictor: Sampler, *restarts: Restart) -> Sampler:
+    """A deterministic sampler that goes through intervals of noise levels again (2306.14878).
+
+    Args:
+        predictor: deterministic, on a fixed grid, for instance ``edm(18)``.
+        restarts: the intervals; give each a stream of its own.
+
+    Raises:
+        ValueError: no interval, two with one stream, or a predictor that does not fit.
+    """
+    if not restarts or len({r.stream for r in restarts}) != len(restarts):
+        raise ValueError(f"give at least one restart, each with a stream of its own, got {restarts}")
+    return replace(predictor, name=f"{predictor.name}+restart", restarts=restarts)

@@ -1,0 +1,101 @@
+"""Restarts: back to a higher noise level by the forward process, and down again by the sampler's own steps.
+
+When a run reaches the noise-to-signal ratio n_min of an interval (n_min, n_max), it repeats K times
+
+    x_t = (alpha_t / alpha_s) x_s + alpha_t sqrt(n_t^2 - n_s^2) z,      n_t = n_max,  z ~ N(0, I),
+
+and integrates its deterministic equation from t back to s.  The noise contracts the errors made before, the
+deterministic steps make few of their own.
+
+Reference: Xu et al., "Restart Sampling for Improving Generative Processes" (2306.14878).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.grids import Grid
+from sde_toolkit.sdes import ForwardSDE
+from sde_toolkit.utils import Stream
+from solvers import Adaptive, FixedGrid, Integrator, Interval, Method, NoiseSource, Term, solve
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One interval of noise-to-signal ratios that is gone through again.
+
+    Args:
+        nsr_min: the run restarts at the first time of its grid at which the ratio is at most this, and
+            restarts from the ratio there.
+        nsr_max: where it goes back to.
+        num_steps: steps down.
+        repeats: how often.
+        grid: of the steps down.
+        stream: which draws it takes; give intervals of one sampler different ones.
+
+    Raises:
+        ValueError: ratios that do not increase, or counts below 1.
+    """
+
+    nsr_min: float
+    nsr_max: float
+    num_steps: int = 5
+    repeats: int = 1
+    grid: Grid = grids.karras
+    stream: int = Stream.RESTART
+
+    def __post_init__(self) -> None:
+        if not 0 < self.nsr_min < self.nsr_max < math.inf:
+            raise ValueError(
+                f"a restart needs 0 < nsr_min < nsr_max, got {self.nsr_min} and {self.nsr_max}; the run goes "
+                "back from the lower to the higher noise level"
+            )
+        if operator.index(self.num_steps) < 1 or operator.index(self.repeats) < 1:
+            raise ValueError(
+                f"num_steps and repeats of a restart must be >= 1, got {self.num_steps}, {self.repeats}"
+            )
+
+    def check(self, sde: ForwardSDE) -> None:
+        """Refuse noise that the process does not reach.
+
+        Raises:
+            ValueError: nsr_max is above the ratio at T.
+        """
+        most = float(sde.nsr(torch.tensor(sde.T, dtype=torch.float64)))
+        if self.nsr_max > most * (1 + 1e-9):
+            raise ValueError(
+                f"nsr_max of a restart must be at most that at T, {most:.6g}, got {self.nsr_max}"
+            )
+
+
+def restarted(
+    restart: Restart,
+    sde: ForwardSDE,
+    term: Term,
+    method: Method | Integrator,
+    control: FixedGrid | Adaptive,
+    interval: Interval,
+    x: Tensor,
+    noise: NoiseSource,
+) -> Tensor:
+    """The state x with shape (B, *) after the restarts that are due at the end of a step; else x itself."""
+    assert isinstance(control, FixedGrid)
+    due = (sde.nsr(control.ts[1:]) <= restart.nsr_min).nonzero()
+    if not len(due) or int(due[0]) != interval.number:
+        return x
+    s = interval.s
+    t = sde.inverse_nsr(torch.tensor(restart.nsr_max, dtype=torch.float64))
+    back = FixedGrid(restart.grid(sde, restart.num_steps, s.item(), t.item()))
+    t = back.ts[0]
+    scale = float((sde.log_alpha(t) - sde.log_alpha(s)).exp())
+    spread = float(sde.alpha(t) * (sde.nsr(t).square() - sde.nsr(s).square()).sqrt())
+    for k in range(restart.repeats):
+        x = scale * x + spread * noise.draw(k, restart.stream)
+        x = solve(term, x, method, back, noise=noise).y
+    return x

@@ -1,0 +1,37 @@
+"""Forward processes: how data turn to noise, in continuous time and on the indices of a discrete chain."""
+
+from sde_toolkit.sdes.chain import (
+    VARIANCES,
+    Chain,
+    Variance,
+    ancestral_coefficients,
+)
+from sde_toolkit.sdes.chain_sde import (
+    ChainSDE,
+)
+from sde_toolkit.sdes.sde import (
+    VESDE,
+    VPSDE,
+    Beta,
+    CosineBeta,
+    CustomSDE,
+    ForwardSDE,
+    LinearBeta,
+    SubVPSDE,
+)
+
+__all__ = [
+    "VARIANCES",
+    "VESDE",
+    "VPSDE",
+    "Beta",
+    "Chain",
+    "ChainSDE",
+    "CosineBeta",
+    "CustomSDE",
+    "ForwardSDE",
+    "LinearBeta",
+    "SubVPSDE",
+    "Variance",
+    "ancestral_coefficients",
+]

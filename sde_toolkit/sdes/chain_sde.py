@@ -1,0 +1,95 @@
+"""Networks trained at N indices: a chain as a process in continuous time, and the indices as times.
+
+A ``Chain`` gives alpha and sigma at times t_0 < t_1 < ... < t_N, index 0 the data end.  Between two indices
+
+    log alpha    and    u = log(1 + nsr^2)    are linear in t,        nsr = sigma / alpha,
+
+which is, for a variance-preserving chain (u = -2 log alpha), a VP process with a piecewise constant rate, and
+DPM-Solver's reading of a discrete schedule.  f and g^2 jump at the indices; nsr and its inverse are exact.
+
+A network made for the chain is asked at index i as ``network(x, i - 1)``: its own count starts at 0 with the
+least noise, as in DDPM code.  Times between two indices go to the nearest one, or, for networks that embed
+real numbers, to the fraction.  ``Snapped`` grids have all their times on indices.
+
+Reference: Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appendix D.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.sdes.chain import Chain
+from sde_toolkit.sdes.sde import ForwardSDE
+
+
+class ChainSDE(ForwardSDE):
+    """The forward process through the levels of a chain.
+
+    Args:
+        chain: its times must increase strictly from 0.
+
+    Raises:
+        ValueError: other times.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        if float(chain.times[0]) != 0 or not bool((chain.times.diff() > 0).all()):
+            raise ValueError(f"the times of the chain must increase strictly from 0, got {chain.times}")
+        self.chain, self.T = chain, float(chain.times[-1])
+        alpha, sigma = float(chain.alphas[-1]), float(chain.sigmas[-1])
+        self.prior_std = sigma if alpha > 0.5 else (alpha**2 + sigma**2) ** 0.5
+        self._times = chain.times
+        self._log_alpha = chain.alphas.log()
+        self._u = torch.log1p((chain.sigmas / chain.alphas).square())
+
+    def __repr__(self) -> str:
+        return f"ChainSDE(num_steps={self.chain.num_steps}, T={self.T})"
+
+    def index(self, t: Tensor) -> Tensor:
+        """The index, with a fraction between two of them, with the shape and dtype of t."""
+        low, fraction = self._find(self._times, t)
+        return low + fraction
+
+    @staticmethod
+    def _find(nodes: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval that holds each value, and where in it."""
+        nodes = nodes.to(value.device)
+        low = (torch.searchsorted(nodes, value.to(nodes.dtype), right=True) - 1).clamp(0, len(nodes) - 2)
+        start, end = torch.take(nodes, low), torch.take(nodes, low + 1)
+        return low, ((value - start) / (end - start)).to(value.dtype)
+
+    def _at(self, table: Tensor, t: Tensor) -> Tensor:
+        low, fraction = self._find(self._times, t)
+        start, end = (torch.take(table.to(t.device), low + k) for k in (0, 1))
+        return (start + fraction * (end - start)).to(t.dtype)
+
+    def _slope(self, table: Tensor, t: Tensor) -> Tensor:
+        low, _ = self._find(self._times, t)
+        return torch.take((table.diff() / self._times.diff()).to(t.device), low).to(t.dtype)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """Linear between the indices, with the shape of t."""
+        return self._at(self._log_alpha, t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """nsr alpha, with the shape of t."""
+        return self.nsr(t) * self.alpha(t)
+
+    def f(self, t: Tensor) -> Tensor:
+        """The slope of log alpha, with the shape of t."""
+        return self._slope(self._log_alpha, t)
+
+    def g_squared(self, t: Tensor) -> Tensor:
+        """alpha^2 (nsr^2)' = alpha^2 e^u u', with the shape of t."""
+        return (2 * self.log_alpha(t) + self._at(self._u, t)).exp() * self._slope(self._u, t)
+
+    def nsr(self, t: Tensor) -> Tensor:
+        """sqrt(e^u - 1), with the shape of t."""
+        return torch.expm1(self._at(self._u, t)).sqrt()
+
+    def inverse_nsr(self, nsr: Tensor) -> Tensor:
+        """The time at which u = log(1 + nsr^2), any shape."""
+        low, fraction = self._find(self._u, torch.log1p(nsr.square()))
+        start, end = (torch.take(self._times.to(nsr.device), low + k) for k in (0, 1))
+        return (start + fraction * (end - start)).to(nsr.dtype)

@@ -1,0 +1,45 @@
+"""Denoising score matching: losses, the training loop, moving averages, checkpoints."""
+
+from sde_toolkit.training.checkpoint import (
+    Checkpoint,
+    config_differences,
+    export_checkpoint,
+    latest_checkpoint,
+    load_ema,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from sde_toolkit.training.loop import (
+    NonFiniteError,
+    StepInfo,
+    fit,
+    train_step,
+)
+from sde_toolkit.training.loss import (
+    ChainLoss,
+    DenoisingLoss,
+)
+from sde_toolkit.training.state import (
+    Optimization,
+    TrainState,
+)
+
+__all__ = [
+    "ChainLoss",
+    "Checkpoint",
+    "DenoisingLoss",
+    "NonFiniteError",
+    "Optimization",
+    "StepInfo",
+    "TrainState",
+    "config_differences",
+    "export_checkpoint",
+    "fit",
+    "latest_checkpoint",
+    "load_ema",
+    "read_checkpoint",
+    "restore",
+    "save_checkpoint",
+    "train_step",
+]

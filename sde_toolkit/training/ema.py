@@ -1,0 +1,40 @@
+"""The moving average of a network's weights.
+
+After update n, counted from 0,
+
+    ema <- d_n ema + (1 - d_n) theta,      d_n = min(ema_decay, (1 + n) / (10 + n))
+
+with the theta just updated, so the average includes the last update.  While d_n grows the average spans about
+the last tenth of the run, however long the run is.
+
+Reference: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2312.02696).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def decay_at(step: int, ema_decay: float) -> float:
+    """d_n at update ``step``, counted from 0."""
+    return min(ema_decay, (1 + step) / (10 + step))
+
+
+def averaged_copy(network: Network) -> Network:
+    """A copy of ``network`` for the average, without gradients and in evaluation mode."""
+    return copy.deepcopy(network).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the parameters of ``average`` towards those of ``network``, in place; buffers are copied."""
+    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(buffer)

@@ -1,0 +1,210 @@
+"""Training: one step, and the loop around it.
+
+Update n draws its batch, its times and noises, and its dropout masks as functions of (seed, n):
+
+    x0 = dataset.batch(n, batch_size, seed),      loss(model, x0, generator(seed, n)).mean()
+    gradient, scaled down to max_grad_norm  ->  AdamW with warm-up  ->  moving average
+
+The loss of a network with classes is that of ``model.given(labels)``.  A share ``label_dropout`` of the
+examples comes with the null class instead of its own, so that the network learns the law of all data as well.
+That, too, is a function of (seed, n).
+
+So a run that was interrupted and restored goes on as if nothing had happened, bit for bit, on the same
+machine with the same number of threads.  A loss or gradient that is not finite stops the run before the
+update.
+
+Not promised: equal bits on another machine, another number of threads or another version of torch.
+
+Reference: Ho and Salimans, "Classifier-Free Diffusion Guidance" (2207.12598) for the dropped labels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.data import Dataset
+from sde_toolkit.models import MAX_FULL, Moments, class_tensors
+from sde_toolkit.training.checkpoint import save_checkpoint
+from sde_toolkit.training.loss import Loss
+from sde_toolkit.training.state import TrainState
+from sde_toolkit.utils import Stream, WorkdirLock, integer, step_generator
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or its gradient is not finite; the state is the one before the step, whole."""
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What one update was.
+
+    Attributes:
+        step: number of updates made, this one included.
+        loss: mean of the batch.
+        grad_norm: Euclidean norm of the gradient, before clipping.
+        learning_rate: of this update.
+        batch_size: number of examples.
+        seconds: wall time of the update.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    batch_size: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Examples per second of wall time in this update."""
+        return self.batch_size / self.seconds
+
+
+def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None = None) -> StepInfo:
+    """Make one update of ``state`` from the examples x0 with shape (B, *) and return what it was.
+
+    The labels with shape (B,), where the network has classes, may be those of the null class.
+
+    Raises:
+        NonFiniteError: the loss or the norm of its gradient is not finite; nothing has been updated.
+    """
+    start = time.perf_counter()
+    x0 = x0.to(device=state.model.device, dtype=state.model.dtype)
+    generator = step_generator(state.seed, state.step, Stream.NOISE)
+    state.optimizer.zero_grad(set_to_none=True)
+    with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only
+        torch.default_generator.set_state(step_generator(state.seed, state.step, Stream.DROPOUT).get_state())
+        model = state.model if labels is None else state.model.given(labels.to(state.model.device))
+        mean = loss(model, x0, generator).mean()
+    value = mean.item()
+    _require_finite(state, "loss", value)
+    mean.backward()
+    rule = state.optimization
+    norm = nn.utils.clip_grad_norm_(state.model.network.parameters(), rule.max_grad_norm).item()
+    _require_finite(state, "norm of the gradient", norm)
+    learning_rate = rule.learning_rate_at(state.step)
+    state.update()
+    return StepInfo(state.step, value, norm, learning_rate, len(x0), time.perf_counter() - start)
+
+
+def fit(
+    state: TrainState,
+    dataset: Dataset,
+    loss: Loss,
+    num_steps: int,
+    batch_size: int = 128,
+    workdir: WorkdirLock | None = None,
+    checkpoint_every: int = 500,
+    keep: int = 2,
+    on_step: Callable[[StepInfo], None] | None = None,
+    label_dropout: float = 0.1,
+) -> None:
+    """Train until ``num_steps`` updates have been made since the beginning of the run; at once if they have.
+
+    Args:
+        state: the run, trained in place; restore the latest checkpoint into it to go on with an
+            interrupted one.
+        dataset: where the batches come from; its moments, and those of its classes if the network has
+            classes, are stored in ``state.data``.
+        loss: such as ``DenoisingLoss()``.
+        num_steps: total number of updates, those made before included.
+        batch_size: examples per update.
+        workdir: where checkpoints go, with its lock held; None for no checkpoints.
+        checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
+            KeyboardInterrupt.
+        keep: number of checkpoints to keep.
+        on_step: called after every update.
+        label_dropout: share of the examples that a network with classes sees without their label, in [0, 1];
+            at 0 the model without a class stays untrained.
+
+    Raises:
+        NonFiniteError: see ``train_step``; the checkpoints are those of before.
+        OSError: a checkpoint could not be written (a full disk); earlier ones are untouched.
+        ValueError: a count or ``label_dropout`` out of range, a data set of another event shape, labels that
+            are missing or not among the network's classes, or a lock that is not held.
+    """
+    for name, count in (("num_steps", num_steps), ("batch_size", batch_size), ("keep", keep)):
+        integer(name, count, 1)
+    integer("checkpoint_every", checkpoint_every, 1)
+    if not 0 <= label_dropout <= 1:
+        raise ValueError(f"label_dropout must be in [0, 1], got {label_dropout}")
+    _check_parts(state, dataset, workdir)
+    count = state.model.num_classes
+    state.data = dataset.moments.tensors()
+    if count:
+        state.data |= class_tensors(class_moments(dataset, count))
+    losses: list[float] = []
+
+    def save() -> None:
+        if workdir is not None:
+            save_checkpoint(state, workdir.path, keep, {"loss": sum(losses) / len(losses)} if losses else {})
+            losses.clear()
+
+    try:
+        while state.step < num_steps:
+            x0 = dataset.batch(state.step, batch_size, state.seed)
+            labels = _labels(state, dataset, batch_size, label_dropout) if count else None
+            info = train_step(state, x0, loss, labels)
+            losses.append(info.loss)
+            if state.step % checkpoint_every == 0 or state.step == num_steps:
+                save()
+            if on_step is not None:
+                on_step(info)
+    except KeyboardInterrupt:
+        if not state.updating:
+            save()
+        raise
+
+
+def class_moments(dataset: Dataset, num_classes: int) -> list[Moments]:
+    """The moments of the training examples of every class, full where all of them together take no more room
+    than those of ``MAX_FULL`` features, diagonal beyond.
+
+    Raises:
+        ValueError: no labels, labels outside 0 .. num_classes - 1, or a class without examples or spread.
+    """
+    labels, n = dataset.labels_train, math.prod(dataset.event_shape)
+    if labels is None or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        got = "none" if labels is None else f"{int(labels.min())} .. {int(labels.max())}"
+        raise ValueError(f"labels_train must be among the classes 0 .. {num_classes - 1}, got {got}")
+    found = []
+    for label in range(num_classes):
+        mine = dataset.train[labels == label]
+        if len(mine) == 0:
+            raise ValueError(f"every class needs training examples, got none of class {label}")
+        moments = replace(dataset, train=mine, labels_train=None).moments
+        found.append(moments if num_classes * n**2 <= MAX_FULL**2 else moments.diagonal())
+    return found
+
+
+def _labels(state: TrainState, dataset: Dataset, batch_size: int, label_dropout: float) -> Tensor:
+    """Labels of the next update with shape (B,): the null class for each with probability label_dropout."""
+    labels = dataset.batch_labels(state.step, batch_size, state.seed)
+    u = torch.rand(batch_size, generator=step_generator(state.seed, state.step, Stream.LABELS))
+    return torch.where(u < label_dropout, state.model.num_classes, labels)
+
+
+def _check_parts(state: TrainState, dataset: Dataset, workdir: WorkdirLock | None) -> None:
+    """Refuse data of another shape, and a directory that is not ours."""
+    if dataset.event_shape != state.model.event_shape:
+        raise ValueError(
+            f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"
+        )
+    if workdir is not None and not workdir.held:
+        raise ValueError(
+            f"workdir must be locked by this run, got {workdir.path}; use `with WorkdirLock(...) as workdir:`"
+        )
+
+
+def _require_finite(state: TrainState, name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"the {name} must be finite, got {value} at step {state.step + 1}; nothing was updated in this "
+            "step: lower the learning rate, lengthen the warm-up, or look for extreme values in the data"
+        )

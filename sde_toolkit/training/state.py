@@ -1,0 +1,175 @@
+"""The state of a training run, and its checkpoints.
+
+A run is (network theta, its moving average, the optimiser's moments, the step number n).  After update n,
+counted from 0,
+
+    ema <- d_n ema + (1 - d_n) theta,      d_n = min(ema_decay, (1 + n) / (10 + n))
+
+with the theta just updated, so the average includes the last update.  While d_n grows the average spans
+about the last tenth of the run, however long the run is.  Everything random in a training step is a
+function of (seed, n), so there are no generators and no data position to save: n is both, and a resumed
+run is the uninterrupted one bit for bit.
+
+A checkpoint is one safetensors file.  Tensors: ``model.*``, ``ema.*``, ``optimizer.<parameter>.<key>``,
+``data.*`` (moments of the training data); an inference checkpoint has ``ema.*`` and ``data.*`` only.  The
+header holds one JSON document under "sde_toolkit": format version, kind, step, config, metrics, versions
+of the libraries.  Nothing is ever unpickled. Files appear whole or not at all (``sde_toolkit.files``),
+under <workdir>/checkpoints/step-<n>.safetensors.
+
+Reference for the average: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion
+Models" (2312.02696).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.models import NetworkModel
+from sde_toolkit.training.ema import averaged_copy, decay_at, update_average
+from sde_toolkit.utils import integer
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with a linear warm-up and decay, gradient clipping and a moving average of the weights.
+
+    Args:
+        learning_rate: after the warm-up.
+        warmup_steps: updates over which the learning rate rises linearly; 0 for none.
+        decay_steps: updates over which it falls linearly to a hundredth, where it stays; 0 for a rate that
+            does not fall.
+        betas: decay of the first and second moment.
+        weight_decay: decoupled, per unit of learning rate.
+        max_grad_norm: the gradient is scaled down to this Euclidean norm; infinity for no clipping.
+        ema_decay: largest decay of the moving average, in [0, 1).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9995
+
+    def __post_init__(self) -> None:
+        integer("warmup_steps", self.warmup_steps, 0)
+        integer("decay_steps", self.decay_steps, 0)
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.learning_rate == math.inf:
+            raise ValueError("learning_rate must be finite, got inf; try 1e-3")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}; try 0")
+        if not all(0 <= value < 1 for value in (*self.betas, self.ema_decay)):
+            raise ValueError(f"betas and ema_decay must be in [0, 1), got {self.betas} and {self.ema_decay}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of update ``step``, counted from 0."""
+        rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        fall = max(0.01, 1 - step / self.decay_steps) if self.decay_steps else 1.0
+        return self.learning_rate * rise * fall
+
+    def ema_decay_at(self, step: int) -> float:
+        """The decay of the moving average at update ``step``, counted from 0."""
+        return decay_at(step, self.ema_decay)
+
+
+class TrainState:
+    """A training run: the model, its moving average, the optimiser and the step number.
+
+    Args:
+        model: the network to train, under its forward process; trained in place.
+        optimization: the rule of the updates.
+        seed: of all randomness of the run, with the step number.
+        config: a nested mapping of JSON values that says what the run is; stored in every checkpoint.
+
+    Attributes:
+        model, ema: the trained model and, for sampling, the model of the averaged weights.
+        optimizer: AdamW on the parameters of ``model.network``.
+        step: number of updates made.
+        data: moments of the training data, "mean" and "std", shaped as an event, and "covariance" where it is
+            known in full, for a network with classes also "class_mean", ... (``sde_toolkit.moments``); empty
+            until ``fit`` fills it.
+        updating: whether an update is under way; such a state is not saved.
+
+    Raises:
+        TypeError: ``config`` holds something that JSON has no word for.
+    """
+
+    def __init__(
+        self,
+        model: NetworkModel,
+        optimization: Optimization | None = None,
+        seed: int = 0,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.seed, self.step = model, integer("seed", seed, 0), 0
+        self.config = as_json(config or {})
+        self.optimization = optimization or Optimization()
+        self.ema = copy.copy(model)
+        self.ema.network = averaged_copy(model.network)
+        model.network.train()
+        rule = self.optimization
+        self.optimizer = torch.optim.AdamW(
+            model.network.parameters(),
+            lr=rule.learning_rate,
+            betas=rule.betas,
+            weight_decay=rule.weight_decay,
+        )
+        # AdamW's own initial state, made now so that every tensor of the run always is there to save
+        for parameter in model.network.parameters():
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+        self.data: dict[str, Tensor] = {}
+        self.updating = False
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What decides the bits of the run besides its model: the seed and the rule of the updates."""
+        return as_json({"seed": self.seed, "optimization": asdict(self.optimization)})
+
+    def update(self) -> None:
+        """Take one optimiser step with the gradients in place, average the weights, and count the step."""
+        self.updating = True
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimization.learning_rate_at(self.step)
+        self.optimizer.step()
+        update_average(self.ema.network, self.model.network, self.optimization.ema_decay_at(self.step))
+        self.step += 1
+        self.updating = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the run under the names that they have in a checkpoint."""
+        tensors = prefixed("model", self.model.network.state_dict())
+        tensors |= prefixed("ema", self.ema.network.state_dict())
+        for name, parameter in self.model.network.named_parameters():
+            tensors |= prefixed(f"optimizer.{name}", self.optimizer.state[parameter])
+        return tensors | prefixed("data", self.data)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under "prefix.name"."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as a reader of a checkpoint gets it: tuples become lists."""
+    try:
+        return json.loads(json.dumps(config))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"config must hold numbers, strings, lists and mappings only, got one with {error}"
+        ) from error

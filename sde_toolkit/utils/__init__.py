@@ -1,0 +1,41 @@
+"""Files and locks, random streams, processes, checks of arguments."""
+
+from sde_toolkit.utils.checks import (
+    integer,
+)
+from sde_toolkit.utils.files import (
+    WorkdirLock,
+    atomic_write,
+    atomic_write_text,
+    remove_leftovers,
+)
+from sde_toolkit.utils.processes import (
+    ALONE,
+    Processes,
+    launched,
+    leading,
+)
+from sde_toolkit.utils.random import (
+    Stream,
+    permutation,
+    seed_sequence,
+    seeded,
+    step_generator,
+)
+
+__all__ = [
+    "ALONE",
+    "Processes",
+    "Stream",
+    "WorkdirLock",
+    "atomic_write",
+    "atomic_write_text",
+    "integer",
+    "launched",
+    "leading",
+    "permutation",
+    "remove_leftovers",
+    "seed_sequence",
+    "seeded",
+    "step_generator",
+]

@@ -1,0 +1,95 @@
+"""Randomness and batches that are functions of the step: a run has no data position but its step number.
+
+Epoch e visits the N examples in the order of N 64-bit Philox words keyed by (seed, e); batch k of size B
+takes positions k B, ..., (k + 1) B - 1 of the endless concatenation of the epochs.  So every batch is full,
+every example is seen once per epoch, and resuming is exact.  Whatever else a step draws comes from
+``step_generator(seed, step, stream)``: numpy's SeedSequence mixes the key into the generator's seed.
+
+Not promised: torch's CPU generator keeps 32 bits of its seed, so some two of n steps share their draws with
+probability about n^2 / 2^33 (a coincidence over a long run, not a correlation within a step).
+
+Reference: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011) for Philox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.utils.checks import integer
+from solvers.brownian import AREA, STEPS
+from solvers.exponential import SECOND_HALF
+from solvers.tree import TREE
+
+_GENERATORS = 1 << 32
+"""Added to the numbers of the streams of ``step_generator``; numpy is given the number without it."""
+
+
+class Stream(enum.IntEnum):
+    """What a draw is for: each purpose in the project has a number of its own, which fixes its bits.
+
+    The first part are streams of normals keyed by (seed, sample, draw), see ``solvers.Normals``; the second
+    part are streams of generators keyed by (seed, step), see ``step_generator``.
+    """
+
+    STEPS = STEPS  # increments of a solver's steps
+    PRIOR = 1  # starts of reverse runs
+    CORRECTOR = 2  # Langevin steps
+    PROBES = 3  # of divergences
+    TREE = TREE  # nodes of Brownian trees
+    BINS = 5  # places inside the bins of grey levels, for likelihoods
+    RESTART = 6  # noise added by restarts
+    AREA = AREA  # space-time Levy areas of a solver's steps
+    RECONSTRUCTION = 8  # the noisy state of the data end of a likelihood
+    NORMALIZER = 9  # of the error budget's density at T
+    SECOND_HALF = SECOND_HALF  # second halves of exponential Runge-Kutta steps
+    DATA = 0x64617461  # draws of exact data
+    COMPONENTS = 0x64617462  # which component of a mixture
+    BOUND_PLACES = 0x626F6E64  # times or indices of a variational bound
+    BOUND_NOISE = 0x626F6E65  # its noisy states
+    BOUND_RECONSTRUCTION = 0x626F6E66  # its first noisy state
+    MODEL_STATES = 0x70726F62  # states on which a model is told from others
+
+    PERMUTATION = _GENERATORS
+    DEQUANTIZATION = _GENERATORS + 1  # of batches and examples
+    TIME = _GENERATORS + 2
+    NOISE = _GENERATORS + 3
+    DROPOUT = _GENERATORS + 4
+    EXAMPLES = _GENERATORS + 5
+    SPLIT = _GENERATORS + 6
+    WEIGHTS = _GENERATORS + 7
+    PROJECTIONS = _GENERATORS + 8
+    LABELS = _GENERATORS + 9
+    RESAMPLING = _GENERATORS + 10
+
+
+def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:
+    """Return numpy's well-mixed seed of (seed, stream, step), integers >= 0."""
+    key = (integer("stream", stream, 0) % _GENERATORS, integer("step", step, 0))
+    return np.random.SeedSequence(integer("seed", seed, 0), spawn_key=key)
+
+
+def step_generator(seed: int, step: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a new generator whose state is a well-mixed function of (seed, step, stream) alone."""
+    low, high = seed_sequence(seed, stream, step).generate_state(2, np.uint32).tolist()
+    return torch.Generator(device).manual_seed(high << 32 | low)
+
+
+def permutation(num_data: int, seed: int, step: int, stream: int) -> Tensor:
+    """Return a uniform random order of 0, ..., num_data - 1 that is a function of its arguments."""
+    # Raw words, not Generator.permutation: their stream is fixed for good; ties have probability n^2 / 2^65.
+    words = np.random.Philox(seed_sequence(seed, stream, step)).random_raw(num_data)
+    return torch.from_numpy(np.argsort(words, kind="stable"))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from ``seed``, and put the global generator back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(step_generator(seed, 0, Stream.WEIGHTS).initial_seed())
+        yield

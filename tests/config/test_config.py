@@ -1,0 +1,419 @@
+"""Configurations: names become objects, values keep their types, mistakes are refused with a hint."""
+
+import inspect
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from sde_toolkit import config as c
+from sde_toolkit import guidance, networks, samplers
+from sde_toolkit.likelihood.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
+from sde_toolkit.models.moments import Moments
+from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.correctors import AnnealedLangevin, Langevin
+from sde_toolkit.sdes.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
+from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.state import Optimization
+from solvers import AB4, RK4, SHARK
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return c.load_config(
+        "ring", {"model.width": 8, "model.depth": 1, "data.num_train": 64, "data.num_test": 32}
+    )
+
+
+@pytest.mark.parametrize("name", c.config_names())
+def test_every_shipped_config_builds_its_objects(name):
+    config = c.load_config(name)
+    dataset = c.build_dataset(config)
+    model = c.build_model(config, dataset.event_shape, dataset.data_std)
+    x = c.held_out(config, dataset)[:2]
+    assert model.score(x, torch.tensor(0.5)).shape == x.shape
+    assert c.build_loss(config)(model, x, torch.Generator().manual_seed(0)).shape == (2,)
+    assert c.build_optimization(config).learning_rate == config.optimization.learning_rate
+    assert [candidate.name for candidate in c.build_candidates(config, model)]
+    assert c.config_from_json(c.config_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "made"),
+    [
+        (c.SCHEMA["model"].fields["unet"], networks.UNet),
+        (c.SCHEMA["model"].fields["mlp"], networks.MLP),
+        (c.SCHEMA["loss"], DenoisingLoss),
+        (c.SCHEMA["optimization"], Optimization),
+    ],
+)
+def test_fields_and_defaults_are_those_of_the_object(fields, made):
+    options = {
+        p.name: p.default for p in inspect.signature(made).parameters.values() if p.name != "event_shape"
+    }
+    for built in ("seed", "noise_level"):  # not fields: they follow from the rest of the configuration
+        options.pop(built, None)
+    assert {name: value for name, value in fields.items() if name != "predicts"} == options
+
+
+def test_fourier_features_are_told_the_noise_in_their_input():
+    config = c.load_config("digits_likelihood", {"sde.name": "ve"})
+    network = c.build_network(config, (1, 8, 8), data_std=0.5)
+    t, sde = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64), c.build_sde(config)
+    model = c.build_model(config, (1, 8, 8), data_std=0.5)
+    c_in = (0.5**2 + sde.sigma(t).square()).rsqrt()  # what the model scales its states by
+    torch.testing.assert_close(network.noise_level(1000 * t), c_in * sde.sigma(t))
+    torch.testing.assert_close(model.network.noise_level(1000 * t), c_in * sde.sigma(t))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "beta"),
+    [
+        ("vp", VPSDE, LinearBeta),
+        ("vp_cosine", VPSDE, CosineBeta),
+        ("subvp", SubVPSDE, LinearBeta),
+        ("ve", VESDE, None),
+    ],
+)
+def test_process_by_name(name, kind, beta):
+    sde = c.build_sde(c.load_config("digits", {"sde.name": name}))
+    assert type(sde) is kind
+    assert beta is None or type(sde.beta) is beta
+
+
+def test_parameters_of_the_process_arrive(tiny):
+    sde = c.build_sde(c.override_config(tiny, {"sde.name": "ve", "sde.sigma_max": "20"}))
+    assert (sde.sigma_min, sde.sigma_max) == (0.01, 20.0)
+
+
+@pytest.mark.parametrize("name", sorted(c.SAMPLERS))
+def test_sampler_takes_exactly_the_options_it_declares(tiny, name):
+    config = c.override_config(
+        tiny, {"sampling.t_min": 0.02, "sampling.denoise": "no", "sampling.grid": "karras"}
+    )
+    model = c.build_model(config, (2,), 1.0)
+    sampler = c.build_sampler(config, name, 3, model)
+    assert sampler.t_min == 0.02
+    assert not sampler.denoise
+    states = sampler.settings.get("num_steps") == 3
+    assert ("num_steps" in c.sampler_options(name)) == states == (not c.is_adaptive(name))
+    samples = sampler.sample(model, 2)
+    assert samples.x.shape == (2, 2)
+
+
+def test_the_default_sampler_is_made_for_a_model(tiny):
+    config = c.override_config(tiny, {"sampling.eta": 0.5, "sampling.threshold": "static"})
+    moments = Moments([1.0, 2.0], [[2.0, 0.5], [0.5, 1.0]])
+    model = c.build_model(config, (2,), 1.0, moments)
+    sampler = c.build_sampler(config, "default", 5, model)
+    assert (sampler.options["eta"], sampler.options["moments"], sampler.nfe) == (0.5, "full", 5)
+    assert sampler.guidance is not None
+    config = c.override_config(tiny, {"comparison.samplers": "default", "comparison.num_steps": (2, 5)})
+    assert [made.label for made in c.build_candidates(config, model)] == ["default-2", "default-5"]
+    with pytest.raises(ValueError, match="uses the moments of the data: build it with model="):
+        c.build_sampler(config, "default", 5)
+
+
+def test_corrector_options(tiny):
+    config = c.override_config(tiny, {"sampling.snr": 0.3, "sampling.corrector_steps": 2})
+    assert c.build_sampler(config, "predictor_corrector", 3).corrector == AnnealedLangevin(0.3, 2)
+    config = c.override_config(config, {"sampling.corrector": "langevin", "sampling.predictor": "ddim"})
+    sampler = c.build_sampler(config, "predictor_corrector", 3)
+    assert sampler.corrector == Langevin(0.3, 2)
+    assert "ddim" in sampler.name
+
+
+def test_grid_by_name():
+    times = c.build_grid("quadratic")(VPSDE(), 4, 0.01)
+    assert times.shape == (5,)
+    with pytest.raises(ValueError, match=r"did you mean 'karras'"):
+        c.build_grid("karas")
+
+
+def test_values_keep_the_type_of_the_default():
+    config = c.load_config(
+        "digits",
+        {
+            "training.batch_size": "64",
+            "optimization.learning_rate": 1,
+            "sampling.denoise": "off",
+            "comparison.num_steps": "(3, 7)",
+            "comparison.samplers": "ddim, heun",
+            "model.attention_levels": [1],
+        },
+    )
+    assert config.training.batch_size == 64
+    assert type(config.optimization.learning_rate) is float
+    assert config.sampling.denoise is False
+    assert config.comparison.num_steps == (3, 7)
+    assert config.comparison.samplers == ("ddim", "heun")
+    assert config.model.attention_levels == (1,)
+
+
+def test_variant_fields_come_with_the_name_in_any_order():
+    a = c.load_config("digits", {"sde.sigma_max": 9.0, "sde.name": "ve"})
+    b = c.load_config("digits", {"sde.name": "ve", "sde.sigma_max": 9.0})
+    assert a == b
+    assert a.sde.to_dict() == {"name": "ve", "sigma_min": 0.01, "sigma_max": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("trainin.batch_size", 1, "no section 'trainin'; did you mean 'training'"),
+        ("training.batchsize", 1, "no field 'batchsize'; did you mean 'batch_size'"),
+        ("sde.sigma_min", 1, "no field 'sigma_min' when its name is 'vp'"),
+        ("sde.name", "vpp", "sde.name 'vpp' is unknown; did you mean 'vp'"),
+        ("model.name", "unett", "did you mean 'unet'"),
+        ("model.predicts", "nois", "did you mean 'noise'"),
+        ("sampling.sampler", "dimm", "did you mean 'ddim'"),
+        ("comparison.samplers", "ddim,euler_maruyana", "did you mean 'euler_maruyama'"),
+        ("comparison.metrics", "frechett", "did you mean 'frechet'"),
+        ("training.log_every", "many", "training.log_every must be an integer (default 10), got 'many'"),
+        ("training.batch_size", 1.5, "must be an integer"),
+        ("training.batch_size", True, "must be an integer"),
+        ("sampling.rtol", "nan", "must be a finite number"),
+        ("sampling.denoise", "maybe", "must be true or false"),
+        ("sampling.denoise", 2, "must be true or false"),
+        ("model.predicts", 3, "must be a string"),
+        ("comparison.num_steps", "5,x", "must be an integer"),
+        ("comparison.num_steps", "", "got an empty one"),
+        ("sde", "ve", "is a section, give one of its fields"),
+        ("seed.value", "1", "single value"),
+    ],
+)
+def test_mistakes_are_refused_with_a_hint(field, value, message):
+    with pytest.raises(ValueError) as error:
+        c.load_config("digits", {field: value})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("digit", "did you mean 'digits'"),
+        ("nowhere.py", "does not exist"),
+        ("nowhere.json", "does not exist"),
+        ("digits.yaml", "give the path of a .py or .json file"),
+    ],
+)
+def test_unknown_sources(source, message):
+    with pytest.raises(ValueError, match=message):
+        c.load_config(source)
+
+
+def test_python_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from sde_toolkit.config import base_config\n"
+        "def get_config():\n"
+        "    config = base_config(data='moons', model='mlp')\n"
+        "    config.training.num_steps = 7\n"
+        "    return config\n"
+    )
+    config = c.load_config(str(path), {"training.batch_size": "3"})
+    assert (config.data.name, config.training.num_steps, config.training.batch_size) == ("moons", 7, 3)
+    path.write_text("get = 3\n")
+    with pytest.raises(ValueError, match="must define get_config"):
+        c.load_config(str(path))
+    path.write_text("def get_config():\n    return {'training': {'steps': 3}}\n")
+    with pytest.raises(ValueError, match="no field 'steps'"):
+        c.load_config(str(path))
+
+
+def test_json_file_may_hold_a_part(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"seed": 5, "data": {"name": "ring"}, "model": {"name": "mlp", "width": 16}}))
+    config = c.load_config(str(path))
+    assert (config.seed, config.data.name, config.model.width, config.sde.name) == (5, "ring", 16, "vp")
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[1]", "must hold a JSON object"),
+        ('{"sed": 1}', "'sed'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            c.load_config(str(path))
+
+
+def test_loaded_config_is_frozen():
+    config = c.load_config("digits")
+    with pytest.raises(AttributeError):
+        config.training.batch_size = 3
+    assert isinstance(c.base_config(), ConfigDict)
+    c.base_config().training.batch_size = 3
+
+
+def test_likelihood_options(tiny):
+    dataset = c.build_dataset(tiny)
+    assert c.likelihood_options(tiny)["divergence"] == ExactDivergence()
+    probed = c.override_config(tiny, {"likelihood.divergence": "probes", "likelihood.num_probes": 3})
+    assert c.likelihood_options(probed)["divergence"] == Hutchinson(3)
+    sketched = {"likelihood.divergence": "hutch++", "likelihood.method": "ab4", "likelihood.num_steps": 12}
+    options = c.likelihood_options(c.override_config(tiny, sketched))
+    assert options["divergence"] == HutchPlusPlus(1)
+    assert (options["method"], options["num_steps"]) == (AB4, 12)
+    with pytest.raises(ValueError, match="did you mean 'tweedie'"):
+        c.override_config(tiny, {"likelihood.data_end": "twedie"})
+    with pytest.raises(ValueError, match="checked must be at least 0, got -1"):
+        c.likelihood_options(c.override_config(tiny, {"likelihood.checked": "-1"}))
+    few = c.override_config(tiny, {"likelihood.num_examples": 5, "likelihood.split": "all"})
+    assert len(c.held_out(few, dataset)) == 5
+    assert len(c.raw_examples(few, dataset)) == 5
+    with pytest.raises(ValueError, match=r"config\.likelihood\.bounds 'elbo' is unknown"):
+        c.override_config(tiny, {"likelihood.bounds": "elbo"})
+    assert len(c.held_out(c.override_config(few, {"likelihood.num_examples": 0}), dataset)) == 96
+
+
+def test_metrics_by_name(tiny):
+    dataset = c.build_dataset(tiny)
+    made = c.build_metrics(tiny, dataset)
+    assert [metric.name for metric in made] == ["energy distance", "sliced Wasserstein", "squared MMD"]
+    assert all(len(metric.real) == 32 for metric in made)
+    with pytest.raises(ValueError, match="only the digits have"):
+        c.build_metrics(c.override_config(tiny, {"comparison.metrics": "frechet"}), dataset)
+
+
+FIELDS = (
+    "training.batch_size",
+    "sampling.rtol",
+    "sampling.denoise",
+    "comparison.num_steps",
+    "sde.name",
+    "x.y",
+)
+VALUES = (st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(FIELDS), st.one_of(*VALUES))
+def test_any_value_is_taken_or_refused_with_a_sentence(field, value):
+    base, message = c.load_config("digits"), ""
+    section, name = field.split(".")
+    try:
+        changed = c.override_config(base, {field: value})
+    except ValueError as error:
+        message = str(error)
+    if message:
+        assert name in message or "no section 'x'" in message
+    else:
+        assert type(changed[section][name]) is type(base[section][name])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        (
+            "dpm_solver_pp",
+            {"order": 3, "lower_final": "yes"},
+            samplers.dpm_solver_pp(9, order=3, lower_final=True),
+        ),
+        ("dpm_solver_pp", {}, samplers.dpm_solver_pp(9)),
+        ("dpm_solver", {"order": 2}, samplers.dpm_solver(9, order=2)),
+        ("deis", {"order": 3, "clock": "t"}, samplers.deis(9, degree=2)),
+        ("deis_rho_rk", {"tableau": "rk4"}, samplers.deis_rho_rk(9, tableau=RK4)),
+        ("unipc", {"b": "b1", "predicts": "noise"}, samplers.unipc(9, b=samplers.b1, predicts="noise")),
+        ("ddpm", {"variance": "large"}, samplers.ddpm(9, variance="large")),
+        ("edm", {"s_churn": 2.0, "s_tmax": 5.0}, samplers.edm(9, s_churn=2.0, s_tmax=5.0)),
+        ("sra", {"method": "shark"}, samplers.sra(9, method=SHARK)),
+        (
+            "sa_solver",
+            {"order": 3, "corrections": 2, "tau": 0.5, "grid": "karras"},
+            samplers.sa_solver(9, predictor_steps=3, corrector_steps=2, tau=0.5, grid=grids.karras),
+        ),
+        (
+            "heun",
+            {
+                "restart_min": 0.1,
+                "restart_steps": 3,
+                "restart_repeats": 2,
+                "threshold": "static",
+                "limit": 2.0,
+            },
+            guidance.thresholded(
+                samplers.restarting(samplers.heun(9), samplers.Restart(0.1, 1.0, 3, 2)),
+                guidance.StaticThreshold(2.0),
+            ),
+        ),
+    ],
+)
+def test_options_of_samplers_arrive(tiny, name, fields, expected):
+    config = c.override_config(tiny, {f"sampling.{field}": value for field, value in fields.items()})
+    made = c.build_sampler(config, name, 9)
+    if name == "edm":  # the shipped upper end is a number
+        made = replace(made, options=made.options | {"s_tmax": 5.0})
+    assert made.settings == expected.settings
+    assert set(fields) <= set(c.sampler_options(name))
+    model = c.build_model(tiny, (2,), 1.0)
+    assert torch.equal(made.sample(model, 3).x, expected.sample(model, 3).x)
+
+
+def test_the_own_grid_is_that_of_the_sampler(tiny):
+    assert c.build_sampler(tiny, "edm").grid is grids.karras
+    assert c.build_sampler(tiny, "ddim").grid is grids.uniform
+    config = c.override_config(tiny, {"sampling.grid": "quadratic"})
+    assert c.build_sampler(config, "edm").grid is grids.quadratic
+
+
+def test_a_grid_of_given_times(tiny):
+    times = {"sampling.grid": "explicit", "sampling.times": "1.0, 0.4, 0.1, 0.02"}
+    config = c.override_config(tiny, times)
+    sampler = c.build_sampler(config, "ddim", 3)
+    assert sampler.grid(c.build_sde(tiny), 3, 0.02).tolist() == [1.0, 0.4, 0.1, 0.02]
+    with pytest.raises(ValueError, match=r"times must have num_steps \+ 1 = 6 times, got 4"):
+        c.build_sampler(config, "ddim", 5)
+    assert c.build_sampler(config, "dopri5", 3).num_steps is None
+
+
+def test_a_grid_found_for_the_model(tiny, tmp_path):
+    fields = {
+        "grid": "calibrated",
+        "calibration_samples": 4,
+        "calibration_cache": str(tmp_path),
+        "t_min": 0.1,
+    }
+    config = c.override_config(tiny, {f"sampling.{field}": value for field, value in fields.items()})
+    model = c.build_model(config, (2,), 1.0)
+    with pytest.raises(ValueError, match="grid 'calibrated' is found for a model"):
+        c.build_sampler(config, "ddim", 3)
+    sampler = c.build_sampler(config, "ddim", 3, model)
+    times = sampler.grid(model.sde, 3, 0.1)
+    assert (float(times[0]), float(times[-1])) == (1.0, 0.1)
+    assert len(list(tmp_path.glob("grid-*.json"))) == 1
+    assert set(fields) <= set(c.sampler_options("ddim"))
+    # where a grid has no effect nothing is searched for
+    assert c.build_sampler(config, "default", 3, model).settings["sampler"] == "default"
+    assert c.build_sampler(config, "dopri5", 3).num_steps is None
+
+
+def test_a_predictor_corrector_takes_the_fields_of_its_own_predictor(tiny):
+    config = c.override_config(tiny, {"sampling.predictor": "ddim", "sampling.eta": 0.5})
+    assert {"eta", "snr", "predictor"} <= set(c.sampler_options("predictor_corrector", config.sampling))
+    assert "tau" not in c.sampler_options("predictor_corrector", config.sampling)
+    assert "tau" in c.sampler_options("predictor_corrector")
+    assert "eta" not in c.sampler_options("predictor_corrector", tiny.sampling)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("clock", "lamda", "did you mean 'lam'"),
+        ("tableau", "rk5", "config.sampling.tableau 'rk5' is unknown"),
+        ("threshold", "clip", "config.sampling.threshold 'clip' is unknown"),
+        ("grid", "owned", "did you mean 'own'"),
+    ],
+)
+def test_unknown_names_of_options_are_refused(tiny, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        c.override_config(tiny, {f"sampling.{field}": value})
+
+
+def test_options_out_of_range_are_refused_when_the_sampler_is_built(tiny):
+    with pytest.raises(ValueError, match="order must be an integer from 1 to 3, got 7"):
+        c.build_sampler(c.override_config(tiny, {"sampling.order": 7}), "dpm_solver_pp")
+    with pytest.raises(ValueError, match="restarts need a deterministic sampler"):
+        c.build_sampler(c.override_config(tiny, {"sampling.restart_min": 0.1}), "ancestral")

@@ -1,0 +1,226 @@
+import copy
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sde_toolkit.networks.embeddings import time_features
+from sde_toolkit.networks.mlp import MLP
+from sde_toolkit.networks.unet import UNet
+
+IMAGE = (1, 8, 8)
+
+
+def build(kind, **options):
+    return MLP((3,), width=16, depth=2, **options) if kind == "mlp" else UNet(IMAGE, (8, 16), **options)
+
+
+def awake(network, seed=1):
+    """The network with a last layer that is not zero, so that its output depends on everything."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return network
+
+
+@pytest.fixture(params=["mlp", "unet"])
+def kind(request):
+    return request.param
+
+
+def batch(kind, size=5, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(2)
+    event_shape = (3,) if kind == "mlp" else IMAGE
+    return (
+        torch.randn(size, *event_shape, generator=generator, dtype=dtype),
+        1000 * torch.rand(size, generator=generator, dtype=dtype),
+    )
+
+
+def test_an_untrained_network_returns_zeros_with_the_shape_of_the_state(kind):
+    x, c = batch(kind)
+    out = build(kind)(x, c)
+    assert out.shape == x.shape
+    assert torch.equal(out, torch.zeros_like(x))
+
+
+def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_untouched(kind):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first, again, other = (build(kind, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_do_not_influence_each_other(kind, dtype):
+    network = awake(build(kind).to(dtype)).eval()
+    x, c = batch(kind, dtype=dtype)
+    rows = torch.cat([network(x[i : i + 1], c[i : i + 1]) for i in range(len(x))])
+    out = network(x, c)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, rows, rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_the_output_depends_on_the_time(kind):
+    network = awake(build(kind)).eval()
+    x, c = batch(kind)
+    moved = (network(x, c) - network(x, c + 1)).flatten(1).abs().amax(1)
+    assert bool((moved > 1e-4).all())
+
+
+def test_every_parameter_gets_a_gradient(kind):
+    network = awake(build(kind))
+    network(*batch(kind)).square().sum().backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert silent == []
+
+
+def test_a_copy_computes_the_same_bits(kind):
+    network = awake(build(kind)).eval()
+    x, c = batch(kind)
+    assert torch.equal(copy.deepcopy(network)(x, c), network(x, c))
+
+
+def test_the_default_unet_fits_the_shipped_checkpoint():
+    assert sum(p.numel() for p in UNet(IMAGE).parameters()) <= 700_000
+
+
+def test_a_unet_takes_other_images_attention_and_dropout():
+    network = awake(UNet((3, 16, 8), channels=(8, 16, 16), attention_levels=(1, 2), dropout=0.5))
+    x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+    c = torch.tensor([0.0, 1000.0])
+    assert network(x, c).shape == x.shape
+    assert not torch.equal(network(x, c), network(x, c))
+    network.eval()
+    assert torch.equal(network(x, c), network(x, c))
+
+
+def test_patches_are_folded_into_channels_and_back():
+    network = awake(UNet((2, 8, 12), channels=(16,), patch_size=2))
+    assert network.unet.config.in_channels == 8
+    assert network.unet.config.sample_size == (4, 6)
+    x = torch.randn(3, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert network(x, torch.zeros(3)).shape == x.shape
+
+
+def test_an_mlp_takes_any_event_shape():
+    x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
+    assert awake(MLP((2, 3), width=8, depth=1))(x, torch.zeros(4)).shape == (4, 2, 3)
+
+
+def test_time_features_are_the_published_ones():
+    features = time_features(torch.tensor([3.0], dtype=torch.float64), 2)
+    angles = torch.tensor([3.0, 0.03], dtype=torch.float64)
+    torch.testing.assert_close(features[0], torch.cat([angles.cos(), angles.sin()]))
+
+
+def test_a_smaller_angle_slows_the_time_down(kind):
+    usual, slow = awake(build(kind)), awake(build(kind, max_angle=10.0))
+    x, c = batch(kind)
+    torch.testing.assert_close(slow(x, c), usual(x, 0.01 * c))
+    assert not torch.allclose(slow(x, c), usual(x, c))
+
+
+@pytest.mark.parametrize(
+    ("build_it", "words"),
+    [
+        (lambda: MLP((2,), width=0), "width must be an integer >= 1, got 0"),
+        (lambda: MLP((2,), depth=0), "depth must be"),
+        (lambda: MLP((0,)), "event_shape must be"),
+        (lambda: UNet((2,)), r"event_shape must be \(C, H, W\)"),
+        (lambda: UNet((1, 9, 8)), "divisible by 2"),
+        (lambda: UNet(IMAGE, channels=(12, 16)), "multiples of num_groups = 8"),
+        (lambda: UNet(IMAGE, channels=()), "channels must be"),
+        (lambda: UNet(IMAGE, attention_levels=(2,)), "attention_levels must be among 0 .. 1"),
+        (lambda: UNet(IMAGE, channels=(16,), patch_size=3), "divisible by 3"),
+        (lambda: UNet(IMAGE, patch_size=0), "patch_size must be"),
+        (lambda: UNet(IMAGE, max_angle=0.0), "max_angle must be a finite positive number, got 0.0"),
+        (lambda: MLP((2,), max_angle=float("inf")), "max_angle must be a finite positive number, got inf"),
+        (lambda: UNet(IMAGE, dropout=1.0), "dropout must be in"),
+        (lambda: UNet(IMAGE, layers_per_block=0), "layers_per_block must be"),
+        (lambda: MLP((2,))(torch.zeros(4, 3), torch.zeros(4)), r"x must have shape \(B, 2\), got \(4, 3\)"),
+        (lambda: UNet(IMAGE)(torch.zeros(4, 8, 8), torch.zeros(4)), r"x must have shape \(B, 1, 8, 8\)"),
+    ],
+)
+def test_bad_input_gets_a_sentence(build_it, words):
+    with pytest.raises(ValueError, match=words):
+        build_it()
+
+
+def test_diffusers_is_imported_only_when_an_image_network_is_built():
+    program = "import sys, sde_toolkit.networks as n; n.MLP((2,)); sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def with_classes(kind, num_classes=3):
+    if kind == "mlp":
+        return MLP((3,), width=16, depth=2, num_classes=num_classes)
+    return UNet(IMAGE, channels=(8, 16), num_classes=num_classes)
+
+
+def test_the_output_depends_on_the_class_and_no_label_is_the_null_class(kind):
+    network = awake(with_classes(kind)).eval().requires_grad_(False)
+    x, c = batch(kind, size=4)
+    x, c = x[:1].expand_as(x), c[:1].expand_as(c)
+    out = network(x, c, torch.arange(4))
+    differences = [(out[i] - out[j]).abs().amax() for i in range(4) for j in range(i)]
+    assert min(map(float, differences)) > 1e-4
+    torch.testing.assert_close(network(x[:1], c[:1]), out[3:])
+    torch.testing.assert_close(
+        network(x, c, torch.tensor([2, 1, 0, 3], dtype=torch.uint8))[:3], out[[2, 1, 0]]
+    )
+
+
+def test_every_class_gets_a_gradient(kind):
+    network = awake(with_classes(kind))
+    x, c = batch(kind)
+    network(x, c, torch.tensor([0, 1, 2, 3, 0])).square().sum().backward()
+    silent = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert silent == []
+
+
+def test_classes_leave_networks_without_them_as_they_were(kind):
+    plain, zero = build(kind).state_dict(), with_classes(kind, num_classes=0).state_dict()
+    assert plain.keys() == zero.keys()
+    assert all(torch.equal(plain[name], zero[name]) for name in plain)
+
+
+def test_wrong_labels_get_a_sentence(kind):
+    x, c = batch(kind)
+    with pytest.raises(ValueError, match="build it with num_classes"):
+        build(kind)(x, c, torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\), one per sample, got \(4,\)"):
+        with_classes(kind)(x, c, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="num_classes must be"):
+        with_classes(kind, num_classes=-1)
+
+
+def test_fourier_features_let_the_network_see_small_differences():
+    x = torch.linspace(-1, 1, 2 * 64).reshape(2, *IMAGE)
+    network = awake(UNet(IMAGE, channels=(8, 16), fourier=(0, 3)))
+    assert network.unet.conv_in.in_channels == IMAGE[0] * 5
+    c = torch.tensor([0.0, 500.0])
+    features = network._features(x, c)
+    waves = [(math.pi * x).cos(), (math.pi * x).sin(), (8 * math.pi * x).cos(), (8 * math.pi * x).sin()]
+    assert torch.allclose(features, torch.cat([x, *waves], 1), atol=1e-5)
+    assert network(x, c).shape == x.shape
+    plain = UNet(IMAGE, channels=(8, 16))
+    assert torch.equal(plain._features(x, c), x)
+    folded = awake(UNet((2, 8, 12), channels=(16,), patch_size=2, fourier=(1,)))
+    assert folded(torch.ones(1, 2, 8, 12), torch.zeros(1)).shape == (1, 2, 8, 12)
+
+
+def test_fourier_features_keep_what_noise_leaves_of_a_wave():
+    network = UNet(IMAGE, channels=(8, 16), fourier=(1,), noise_level=lambda c: c / 1000)
+    generator = torch.Generator().manual_seed(0)
+    x, level = torch.full(IMAGE, 0.3), 0.2
+    noisy = x + level * torch.randn(20_000, *IMAGE, generator=generator)
+    wave = (2 * math.pi * noisy).cos().mean()
+    features = network._features(x[None], torch.tensor([1000 * level]))
+    assert float(features[0, 1, 0, 0]) == pytest.approx(float(wave), abs=2e-3)

@@ -1,0 +1,61 @@
+"""Held-out likelihoods of a run, as its configuration asks."""
+
+import json
+import math
+
+import pytest
+
+from sde_toolkit import cli
+from sde_toolkit.runs import evaluation as held_out
+from sde_toolkit.config.loading import override_config
+from sde_toolkit.runs.store import open_run
+
+TINY = [
+    "--config.model.channels=8,8", "--config.model.num_groups=4", "--config.training.num_steps=3",
+    "--config.training.batch_size=16", "--config.likelihood.num_steps=4",
+    "--config.likelihood.num_examples=6",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("held_out") / "digits"
+    assert cli.main(["train", "--config=digits", f"--workdir={path}", *TINY]) == 0
+    return path
+
+
+def found(workdir, directory, **changes):
+    run = open_run(workdir)
+    config = override_config(run.config, {f"likelihood.{name}": value for name, value in changes.items()})
+    return held_out.likelihood(type(run)(**{**vars(run), "config": config}), directory)
+
+
+def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_path):
+    result, reused = found(workdir, tmp_path, bounds="both", checked=2)
+    assert not reused
+    assert len(result.bits_per_dim) == 6
+    assert result.uniform == pytest.approx(math.log2(17))
+    names = [line.split()[0] for line in result.budget]
+    assert names == ["solver", "probes", "truncation", "prior", "dequantization", "total"]
+    assert [name for name, _, _ in result.bounds] == ["continuous bound", "discrete bound"]
+    assert all(math.isfinite(mean) and error > 0 for _, mean, error in result.bounds)
+    again, reused = found(workdir, tmp_path, bounds="both", checked=2)
+    assert reused
+    assert again == result
+
+
+def test_other_dequantisations_and_more_draws(workdir, tmp_path):
+    truncated, _ = found(workdir, tmp_path, dequantization="truncated_normal", checked=2)
+    assert "the density at t_min is the one bounded" in "".join(truncated.budget)
+    once, _ = found(workdir, tmp_path, checked=0)
+    several, _ = found(workdir, tmp_path, num_importance=2, checked=0)
+    assert once.budget == ()
+    assert several.nfe == 4 * once.nfe  # two draws, two sets of probes
+    assert several.mean != once.mean
+
+
+def test_a_broken_file_is_named(workdir, tmp_path):
+    path = held_out.likelihood_path(tmp_path, "test")
+    path.write_text(json.dumps({"split": "test"}))
+    with pytest.raises(ValueError, match="remove it and run again"):
+        held_out.load_likelihood(open_run(workdir), tmp_path)
