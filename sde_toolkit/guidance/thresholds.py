@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sde_toolkit.models import ScoreModel
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.samplers import Sampler
 from solvers import expand_like
 
@@ -71,19 +71,18 @@ class DynamicThreshold(Threshold):
         return self.limit / s * x0_hat.clamp(-s, s)
 
 
-class Thresholded(ScoreModel):
+class Thresholded(Wrapper):
     """A model whose clean predictions pass a threshold."""
 
     predicts = "data"
 
     def __init__(self, model: ScoreModel, threshold: Threshold) -> None:
-        self._model, self._threshold = model, threshold
-        self.sde, self.data_std, self.event_shape = model.sde, model.data_std, model.event_shape
-        self.dtype, self.device = model.dtype, model.device
+        super().__init__(model)
+        self._threshold = threshold
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The thresholded E[x0 | x_t] with shape (B, *)."""
-        return self._threshold(self._model.denoise(x_t, t))
+        return self._threshold(self.model.denoise(x_t, t, condition))
 
 
 @dataclass(frozen=True)

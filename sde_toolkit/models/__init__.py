@@ -6,9 +6,6 @@ from sde_toolkit.models.exact import (
     Gaussian,
     GaussianMixture,
 )
-from sde_toolkit.models.indexed import (
-    IndexedModel,
-)
 from sde_toolkit.models.moments import (
     MAX_FULL,
     Moments,
@@ -19,35 +16,48 @@ from sde_toolkit.models.moments import (
     moments_from_tensors,
 )
 from sde_toolkit.models.network import (
+    IndexedModel,
+    ModuleModel,
     NetworkModel,
 )
 from sde_toolkit.models.products import ROW_BLOCK, padded_rows, row_product
 from sde_toolkit.models.score import (
+    PREDICTION_ALIASES,
     PREDICTIONS,
     TIME_SCALE,
+    Condition,
     Prediction,
     ScoreModel,
     check_states,
+    class_labels,
     conversion,
     known_moments,
+    prediction_name,
 )
+from sde_toolkit.models.wrappers import GivenModel, Wrapper
 
 __all__ = [
     "MAX_FULL",
     "PREDICTIONS",
+    "PREDICTION_ALIASES",
     "ROW_BLOCK",
     "TIME_SCALE",
+    "Condition",
     "ExactData",
     "ExactModel",
     "Gaussian",
     "GaussianMixture",
+    "GivenModel",
     "IndexedModel",
+    "ModuleModel",
     "Moments",
     "NetworkModel",
     "Prediction",
     "Rotation",
     "ScoreModel",
+    "Wrapper",
     "check_states",
+    "class_labels",
     "class_moments_from_tensors",
     "class_tensors",
     "conversion",
@@ -55,5 +65,6 @@ __all__ = [
     "known_moments",
     "moments_from_tensors",
     "padded_rows",
+    "prediction_name",
     "row_product",
 ]

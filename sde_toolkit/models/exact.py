@@ -38,7 +38,7 @@ from torch import Tensor
 import solvers
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.products import row_product
-from sde_toolkit.models.score import ScoreModel
+from sde_toolkit.models.score import Condition, ScoreModel, class_labels
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream
 from solvers.brownian import Normals
@@ -90,14 +90,27 @@ class Components:
         pull = r / v
         return pull, (self._log_weights - 0.5 * v.log().sum(-1)) - 0.5 * (r * pull).sum(-1)
 
-    def log_prob(self, y: Tensor, nsr: Tensor) -> Tensor:
-        """log p_n(y), in nats, with shape (B,), for y with shape (B, n) and nsr with shape () or (B,)."""
-        _, logits = self._pull(y, nsr)
-        return logits.logsumexp(-1) - 0.5 * y.shape[1] * math.log(2 * math.pi)
+    def log_prob(self, y: Tensor, nsr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """log p_n(y), in nats, with shape (B,), for y with shape (B, n) and nsr with shape () or (B,).
 
-    def score(self, y: Tensor, nsr: Tensor) -> Tensor:
-        """grad log p_n(y) with shape (B, n), for y with shape (B, n) and nsr with shape () or (B,)."""
+        With labels (B,) it is log p_n(y | k).
+        """
+        _, logits = self._pull(y, nsr)
+        if labels is None:
+            joint = logits.logsumexp(-1)
+        else:
+            joint = (logits - self._log_weights).gather(-1, labels[:, None])[:, 0]
+        return joint - 0.5 * y.shape[1] * math.log(2 * math.pi)
+
+    def score(self, y: Tensor, nsr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """grad log p_n(y) with shape (B, n), for y with shape (B, n) and nsr with shape () or (B,).
+
+        With labels (B,) it is grad log p_n(y | k): that of every row's own component.
+        """
         pull, logits = self._pull(y, nsr)
+        if labels is not None:
+            chosen = torch.nn.functional.one_hot(labels, len(self.weights)).to(pull)
+            return -self.embed(chosen.unsqueeze(-1) * pull)
         # A softmax written out: the library's is slow along a short dimension.
         share = (logits - logits.amax(-1, keepdim=True).detach()).exp()
         return self.embed(share.unsqueeze(-1) * pull) / -share.sum(-1, keepdim=True)
@@ -277,12 +290,18 @@ class ExactModel(ScoreModel):
         return Moments(self.data.mean, covariance)
 
     @property
-    def num_classes(self) -> int:
+    def num_classes(self) -> int:  # type: ignore[override]
         """Number of components of a mixture, which are its classes; 0 for a Gaussian."""
         return len(self.data.components.weights) if isinstance(self.data, GaussianMixture) else 0
 
+    def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
+        """Labels with shape (count,) of the mixture's components, whose weights are the classes' priors."""
+        if condition is None or self.num_classes == 0:
+            return super().conditions(condition, count)
+        return class_labels(condition, count, self.num_classes, self.device)
+
     def given(self, label: int) -> ExactModel:
-        """The model of one component of a mixture, 0 to K - 1; the weights are the priors of the classes.
+        """The model of one component of a mixture, 0 to K - 1.
 
         Raises:
             ValueError: a label out of range, or data that are no mixture.
@@ -293,15 +312,15 @@ class ExactModel(ScoreModel):
             )
         return ExactModel(self.data.component(label), self.sde, self.dtype, self.device)
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """grad log p_t(x_t) with shape (B, *), for x_t with shape (B, *) and t with shape () or (B,)."""
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """grad log p_t(x_t), with labels (B,) grad log p_t(x_t | k), with shape (B, *)."""
         y, alpha_t = self._scale_free(x_t, t)
-        return (self._components.score(y, self.sde.nsr(t)) / alpha_t).reshape(x_t.shape)
+        return (self._components.score(y, self.sde.nsr(t), condition) / alpha_t).reshape(x_t.shape)
 
-    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """log p_t(x_t), in nats, with shape (B,), for x_t with shape (B, *) and t with shape () or (B,)."""
+    def log_prob(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """log p_t(x_t), with labels (B,) log p_t(x_t | k), in nats, with shape (B,)."""
         y, _ = self._scale_free(x_t, t)
-        log_prob = self._components.log_prob(y, self.sde.nsr(t))
+        log_prob = self._components.log_prob(y, self.sde.nsr(t), condition)
         return log_prob - y.shape[1] * expand_like(self.sde.log_alpha(t), log_prob)
 
     def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -1,150 +1,253 @@
-"""Score models, and the one place where predictions are converted into each other.
+"""Networks as score models.
 
-At x_t = alpha x0 + sigma z a model estimates posterior means given x_t: x0_hat = E[x0 | x_t] and z_hat = E[z
-| x_t], with alpha x0_hat + sigma z_hat = x_t and score = -z_hat / sigma (Tweedie).  Every prediction in use
-is a linear combination  raw = a x0_hat + b z_hat  with coefficients that depend on (alpha, sigma) only:
+A network of a ``NetworkModel`` sees the state scaled to unit variance and a time feature,
 
-    noise      z_hat                              a = 0         b = 1
-    data       x0_hat                             a = 1         b = 0
-    score      -z_hat / sigma                     a = 0         b = -1 / sigma
-    velocity   alpha z_hat - sigma x0_hat         a = -sigma    b = alpha
-    edm        (x0_hat - c_skip x_t/alpha) / c_out,  nsr = sigma / alpha, d = data_std,
-               c_skip = d^2 / (nsr^2 + d^2), c_out = d nsr / sqrt(nsr^2 + d^2)
-                                                  a = (1 - c_skip) / c_out     b = -c_skip nsr / c_out
+    raw = network(c_in x_t, 1000 t / T [, condition]),    c_in = (alpha^2 d^2 + sigma^2)^(-1/2), d = data_std,
 
-so one formula inverts them all: with D = a sigma - alpha b,
+and an ``IndexedModel`` asks a network that was trained at the N indices of a chain at index i as
+``network(x, i - 1)``: its own count starts at 0 with the least noise, as in DDPM code.  Times between two
+indices go to the nearest one, or, for networks that embed real numbers, to the fraction.
 
-    x0_hat = (sigma raw - b x_t) / D,             z_hat = (a x_t - alpha raw) / D
+Both are ``nn.Module`` objects: ``.to``, ``state_dict``, ``copy.deepcopy``, ``model.compile()`` and
+``DistributedDataParallel`` work on them as on any other module.
 
-A network sees the state scaled to unit variance, c_in x_t with c_in = 1 / sqrt(alpha^2 d^2 + sigma^2), and
-the time feature 1000 t / T.  One of K classes estimates posterior means given the class as well, E[z | x_t,
-k]; ``model.given(k)`` is the score model of p_t(x_t | k).
-
-References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the velocity; Karras et al.,
-"Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364) for the preconditioning.
+References: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364),
+for the input scale; Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appendix D, for indices.
 """
 
 from __future__ import annotations
 
-import copy
-import operator
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.score import PREDICTIONS, TIME_SCALE, Prediction, ScoreModel
-from sde_toolkit.sdes import ForwardSDE
-from solvers.terms import expand_like
+from sde_toolkit.models.score import (
+    TIME_SCALE,
+    Condition,
+    Prediction,
+    ScoreModel,
+    class_labels,
+    prediction_name,
+)
+from sde_toolkit.models.wrappers import GivenModel
+from sde_toolkit.sdes import Chain, ChainSDE, ForwardSDE
+from solvers import expand_like
 
 
-class NetworkModel(ScoreModel):
-    """A score model whose prediction comes from a network.
+class ModuleModel(ScoreModel, nn.Module):
+    """A score model that is a module around a network; ``arguments`` says how the network is called.
 
     Args:
-        network: called as ``network(x, c)`` with x of shape (B, *) and the time feature c of shape (B,), 0 to
-            1000; returns the shape of x.  With an attribute ``num_classes`` > 0 it is also called as
-            ``network(x, c, labels)`` with labels of shape (B,).
-        sde: the forward process that the network was (or will be) trained under.
-        predicts: what the network puts out.
+        network: returns a tensor with the shape and type of its first argument.  It takes a condition as
+            third argument if it has an attribute ``num_classes`` > 0, or where ``condition_shape`` is given.
+        sde: the forward process.
+        predicts: what the network puts out, a name of ``PREDICTIONS`` or of diffusers.
         event_shape: the shape D of one sample.
         data_std: root-mean-square standard deviation of the data.
         moments: mean and covariance of the data, for the samplers that use them.
         class_moments: those of every class.
-
-    Attributes:
-        label: the class, or classes with shape (B,), of a view that ``given`` made; None before.
+        condition_shape: the shape of one sample's condition, for conditions that are no classes.
 
     Raises:
         ValueError: an unknown prediction, ``data_std`` not positive, moments of another event shape, or of
             another number of classes than the network has.
+        TypeError: a network that is no ``nn.Module``.
     """
 
     def __init__(
         self,
         network: nn.Module,
         sde: ForwardSDE,
-        predicts: Prediction,
+        predicts: Prediction | str,
         event_shape: tuple[int, ...],
         data_std: float = 1.0,
         moments: Moments | None = None,
         class_moments: Sequence[Moments] | None = None,
+        condition_shape: tuple[int, ...] | None = None,
     ) -> None:
-        if predicts not in PREDICTIONS:
-            raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
+        nn.Module.__init__(self)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be a finite positive number, got {data_std}")
-        self.network, self.sde, self.predicts = network, sde, predicts
-        self.class_moments = None if class_moments is None else tuple(class_moments)
-        for law in (*([] if moments is None else [moments]), *(self.class_moments or ())):
-            if law.event_shape != tuple(event_shape):
+        self.network, self.sde, self.predicts = network, sde, prediction_name(predicts)
+        self.event_shape, self.data_std = tuple(event_shape), float(data_std)
+        self.condition_shape = None if condition_shape is None else tuple(condition_shape)
+        self.set_moments(moments, class_moments)
+
+    def set_moments(self, moments: Moments | None, class_moments: Sequence[Moments] | None = None) -> None:
+        """Set the moments of the data and of every class; raises ValueError for those of other data."""
+        for law in (*([] if moments is None else [moments]), *(class_moments or ())):
+            if law.event_shape != self.event_shape:
                 raise ValueError(
-                    f"moments must have the event shape {tuple(event_shape)}, got {law.event_shape}"
+                    f"moments must have the event shape {self.event_shape}, got {law.event_shape}"
                 )
-        if self.class_moments is not None and len(self.class_moments) != self.num_classes:
+        if class_moments is not None and len(class_moments) != self.num_classes:
             raise ValueError(
-                f"class_moments must be those of {self.num_classes} classes, got {len(self.class_moments)}"
+                f"class_moments must be those of {self.num_classes} classes, got {len(class_moments)}"
             )
-        self.event_shape, self.data_std, self.moments = tuple(event_shape), float(data_std), moments
-        self.label: int | Tensor | None = None
-        self._moments_of_all = moments
+        self.moments = moments
+        self.class_moments = None if class_moments is None else tuple(class_moments)
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"{type(self).__name__}({type(self.network).__name__} with {size:,} parameters, {self.sde!r}, "
+            f"predicts={self.predicts!r}, event_shape={self.event_shape})"
+        )
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
         """Type of the network's parameters, and so of the states."""
-        return next(self.network.parameters()).dtype
+        parameter = next(self.network.parameters(), None)
+        return torch.get_default_dtype() if parameter is None else parameter.dtype
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         """Device of the network's parameters."""
-        return next(self.network.parameters()).device
+        parameter = next(self.network.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     @property
-    def num_classes(self) -> int:
+    def num_classes(self) -> int:  # type: ignore[override]
         """Number of classes K that the network knows; 0 for one without labels."""
         return int(getattr(self.network, "num_classes", 0))
 
-    def given(self, label: int | Tensor) -> NetworkModel:
-        """The score model of one class, with its moments where they are known.
+    def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
+        """Labels with shape (count,), K for the null class ("no label"); or rows of ``condition_shape``."""
+        if condition is None or not (self.num_classes or self.condition_shape is not None):
+            return ScoreModel.conditions(self, condition, count)
+        if self.condition_shape is None:
+            return class_labels(condition, count, self.num_classes, self.device, null=True)
+        wanted = (count, *self.condition_shape)
+        if not isinstance(condition, Tensor) or tuple(condition.shape) != wanted:
+            got = tuple(condition.shape) if isinstance(condition, Tensor) else repr(condition)
+            raise ValueError(f"condition must be a tensor with shape {wanted}, one row per sample, got {got}")
+        return condition.to(self.device, self.dtype if condition.is_floating_point() else None)
+
+    def given(self, condition: Condition) -> GivenModel:
+        """The score model of one condition that all samples share, with its moments where they are known.
 
         Args:
-            label: 0 to K - 1, or K for the null class ("no label"), with the moments of all data; or labels
-                with shape (B,), integers, for states of exactly these B samples (as in training).
+            condition: 0 to K - 1, or K for the null class, with the moments of all data; or a tensor with
+                ``condition_shape``.
 
         Raises:
-            ValueError: a network without classes, a label out of range, or labels of another shape or type.
+            ValueError, TypeError: a condition that the network does not take.
         """
-        count = self.num_classes
-        if count == 0:
-            raise ValueError("label needs a network with classes, got one without; build it with num_classes")
-        if isinstance(label, Tensor):
-            if label.ndim != 1 or label.dtype.is_floating_point or label.dtype == torch.bool:
-                raise ValueError(
-                    f"labels must be integers with shape (B,), got {label.dtype} with shape "
-                    f"{tuple(label.shape)}"
-                )
-            low, high = (int(label.min()), int(label.max())) if len(label) else (0, 0)
-        else:
-            low = high = label = operator.index(label)
-        if low < 0 or high > count:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"label must be one of the classes 0 .. {count - 1}, or {count} for none, got {wrong}"
-            )
-        view = copy.copy(self)
-        view.label, view.moments = label, self._moments_of_all
-        if isinstance(label, int) and label < count and self.class_moments is not None:
-            view.moments = self.class_moments[label]
-        return view
+        law = None
+        if (
+            isinstance(condition, int)
+            and self.class_moments is not None
+            and condition in range(self.num_classes)
+        ):
+            law = self.class_moments[condition]
+        return GivenModel(self, condition, law)
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    @abstractmethod
+    def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is called with: a state with shape (B, *) and a number per sample (B,)."""
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The network's output at x_t with shape (B, *) and t with shape () or (B,)."""
+        arguments = self.arguments(x_t, t)
+        return self.network(*arguments) if condition is None else self.network(*arguments, condition)
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The network's output, checked for shape and type.
+
+        Raises:
+            TypeError: the network returned something else than a tensor with the shape and type of x_t.
+        """
+        raw = self(x_t, t, condition)
+        if not isinstance(raw, Tensor) or raw.shape != x_t.shape or raw.dtype != x_t.dtype:
+            self._refuse(raw, x_t)
+        return cast(Tensor, raw)
+
+    def _refuse(self, raw: Any, x_t: Tensor) -> None:
+        wanted = f"network must return a tensor of shape {tuple(x_t.shape)} and type {x_t.dtype}"
+        if isinstance(raw, Tensor):
+            raise TypeError(f"{wanted}, got shape {tuple(raw.shape)} and type {raw.dtype}")
+        if isinstance(raw, (tuple, list)):
+            raise TypeError(
+                f"{wanted}, got a {type(raw).__name__} of {len(raw)}; return the prediction alone"
+            )
+        more = "; does its forward lack a return?" if raw is None else "; return the tensor inside"
+        raise TypeError(f"{wanted}, got {type(raw).__name__}{more}")
+
+
+class NetworkModel(ModuleModel):
+    """A score model whose network is called as ``network(x, c)`` or ``network(x, c, condition)``.
+
+    x is the scaled state with shape (B, *), c the time feature with shape (B,), from 0 at t = 0 to 1000 at T,
+    and ``condition`` has one row per sample: labels (B,) from 0 to K, K for "no label", or rows of
+    ``condition_shape``.  Arguments and errors are those of ``ModuleModel``.
+    """
+
+    def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_in x_t with shape (B, *) and 1000 t / T with shape (B,)."""
         alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
         c_in = (alpha_t.square() * self.data_std**2 + sigma_t.square()).rsqrt()
         c_noise = (TIME_SCALE / self.sde.T * t).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
-        if self.label is None:
-            return self.network(expand_like(c_in, x_t) * x_t, c_noise)
-        labels = torch.as_tensor(self.label, device=x_t.device)
-        labels = labels.expand(x_t.shape[0]) if labels.ndim == 0 else labels
-        return self.network(expand_like(c_in, x_t) * x_t, c_noise, labels)
+        return expand_like(c_in, x_t) * x_t, c_noise
+
+    def with_network(self, network: nn.Module) -> NetworkModel:
+        """The same model around another network."""
+        return NetworkModel(
+            network, self.sde, self.predicts, self.event_shape, self.data_std, self.moments,
+            self.class_moments, self.condition_shape,
+        )  # fmt: skip
+
+
+class IndexedModel(ModuleModel):
+    """A score model whose network was trained at the N indices of a chain.
+
+    Args:
+        network: called as ``network(x, i)`` with x of shape (B, *) and i of shape (B,): int64 from 0 to N - 1
+            or, with ``fractional``, real numbers in between; and a condition, as for ``ModuleModel``.
+        chain: the levels that it was trained at.
+        predicts: what the network puts out.
+        event_shape: the shape D of one sample.
+        fractional: whether times between two indices are passed on as fractions.
+        data_std: root-mean-square standard deviation of the data.
+        moments: mean and covariance of the data, for the samplers that use them.
+        condition_shape: as for ``ModuleModel``.
+
+    Raises:
+        ValueError: an unknown prediction.
+    """
+
+    sde: ChainSDE
+
+    def __init__(
+        self,
+        network: nn.Module,
+        chain: Chain,
+        predicts: Prediction | str,
+        event_shape: tuple[int, ...],
+        fractional: bool = False,
+        data_std: float = 1.0,
+        moments: Moments | None = None,
+        condition_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(
+            network,
+            ChainSDE(chain),
+            predicts,
+            event_shape,
+            data_std,
+            moments,
+            condition_shape=condition_shape,
+        )
+        self.fractional = fractional
+
+    def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t, and the network's index with shape (B,)."""
+        index = (self.sde.index(t) - 1).clamp(0, self.sde.chain.num_steps - 1)
+        if not self.fractional:
+            return x_t, index.round().long().to(x_t.device).expand(len(x_t))
+        return x_t, index.to(device=x_t.device, dtype=x_t.dtype).expand(len(x_t))

@@ -16,9 +16,8 @@ so one formula inverts them all: with D = a sigma - alpha b,
 
     x0_hat = (sigma raw - b x_t) / D,             z_hat = (a x_t - alpha raw) / D
 
-A network sees the state scaled to unit variance, c_in x_t with c_in = 1 / sqrt(alpha^2 d^2 + sigma^2), and
-the time feature 1000 t / T.  One of K classes estimates posterior means given the class as well, E[z | x_t,
-k]; ``model.given(k)`` is the score model of p_t(x_t | k).
+A condition c (a class, an embedding, an observation) is an argument of the call with one row per sample; the
+posterior means are then those given c as well, E[z | x_t, c].  A model without conditions refuses one.
 
 References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the velocity; Karras et al.,
 "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364) for the preconditioning.
@@ -26,6 +25,7 @@ References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the vel
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
@@ -36,10 +36,30 @@ from sde_toolkit.models.moments import Moments, isotropic
 from sde_toolkit.sdes import ForwardSDE
 from solvers.terms import expand_like
 
+Condition = int | Tensor
+"""What callers give for a condition: a class for all samples, or a tensor with one row per sample."""
+
 Prediction = Literal["noise", "data", "velocity", "score", "edm"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 
+PREDICTION_ALIASES = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity"}
+"""diffusers' names of predictions, and ours."""
+
 TIME_SCALE = 1000.0
+
+
+def prediction_name(name: str) -> str:
+    """One of ``PREDICTIONS`` for its name here or in diffusers.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    name = PREDICTION_ALIASES.get(name, name)
+    if name not in PREDICTIONS:
+        raise ValueError(
+            f"predicts must be one of {', '.join((*PREDICTIONS, *PREDICTION_ALIASES))}, got {name!r}"
+        )
+    return name
 
 
 def prediction_coefficients(
@@ -98,6 +118,7 @@ class ScoreModel(ABC):
         data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input
             scale.
         moments: mean and covariance of the data; None where they are not known.
+        num_classes: number of classes that a condition may be; 0 for none.
         dtype, device: of the states that the model takes.
     """
 
@@ -106,55 +127,80 @@ class ScoreModel(ABC):
     event_shape: tuple[int, ...]
     data_std: float
     moments: Moments | None = None
+    num_classes: int = 0
     dtype: torch.dtype
     device: torch.device
 
     @abstractmethod
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction named by ``predicts`` at x_t with shape (B, *) and t with shape () or (B,)."""
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction named by ``predicts``.
 
-    def _linear(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        Args:
+            x_t: states with shape (B, *).
+            t: times with shape () or (B,).
+            condition: one row per sample, as ``conditions`` gives it, or None.
+        """
+
+    def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
+        """The condition of ``count`` samples with one row for each, on the model's device; None for none.
+
+        Args:
+            condition: a class for all samples, a tensor with ``count`` rows, or None.
+            count: number of samples.
+
+        Raises:
+            ValueError, TypeError: a condition that the model does not take, or of another shape or type.
+        """
+        if condition is not None:
+            raise ValueError(
+                f"condition must be left out for a model without conditions, got {_shown(condition)}; build "
+                "its network with num_classes or condition_shape"
+            )
+        return None
+
+    def _linear(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> tuple[Tensor, ...]:
         """(raw, alpha, sigma, a, b) with raw = a x0_hat + b z_hat.
 
         A score is handed on as the noise -sigma score, so that nothing is divided by sigma, which may be 0.
         """
-        raw, alpha_t, sigma_t = self.raw(x_t, t), self.sde.alpha(t), self.sde.sigma(t)
+        raw = self.raw(x_t, t, condition)
+        alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
         predicts = self.predicts
         if predicts == "score":
             raw, predicts = expand_like(-sigma_t, raw) * raw, "noise"
         return raw, alpha_t, sigma_t, *prediction_coefficients(predicts, alpha_t, sigma_t, self.data_std)
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x0_hat = E[x0 | x_t] with shape (B, *)."""
         if self.predicts == "data":
-            return self.raw(x_t, t)
-        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t)
+            return self.raw(x_t, t, condition)
+        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t, condition)
         d = a * sigma_t - alpha_t * b
         return expand_like(sigma_t / d, raw) * raw - expand_like(b / d, x_t) * x_t
 
-    def noise(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def noise(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_hat = E[z | x_t] with shape (B, *)."""
         if self.predicts == "noise":
-            return self.raw(x_t, t)
+            return self.raw(x_t, t, condition)
         if self.predicts == "score":
-            raw = self.raw(x_t, t)
+            raw = self.raw(x_t, t, condition)
             return expand_like(-self.sde.sigma(t), raw) * raw
-        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t)
+        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t, condition)
         d = a * sigma_t - alpha_t * b
         return expand_like(a / d, x_t) * x_t - expand_like(alpha_t / d, raw) * raw
 
-    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def score(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """grad log p_t(x_t) = -z_hat / sigma_t with shape (B, *)."""
         if self.predicts == "score":
-            return self.raw(x_t, t)
-        z_hat = self.noise(x_t, t)
+            return self.raw(x_t, t, condition)
+        z_hat = self.noise(x_t, t, condition)
         return expand_like(-1 / self.sde.sigma(t), z_hat) * z_hat
 
-    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """v_hat = alpha_t z_hat - sigma_t x0_hat with shape (B, *)."""
         if self.predicts == "velocity":
-            return self.raw(x_t, t)
-        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t)
+            return self.raw(x_t, t, condition)
+        raw, alpha_t, sigma_t, a, b = self._linear(x_t, t, condition)
         d = a * sigma_t - alpha_t * b
         keep, mix = (alpha_t * a + sigma_t * b) / d, -(alpha_t.square() + sigma_t.square()) / d
         return expand_like(keep, x_t) * x_t + expand_like(mix, raw) * raw
@@ -177,3 +223,42 @@ def check_states(model: ScoreModel, x: Tensor, name: str = "x") -> None:
         )
     if not bool(x.isfinite().all()):
         raise ValueError(f"{name} must be finite, got nan or inf")
+
+
+def class_labels(
+    condition: Condition, count: int, num_classes: int, device: torch.device, null: bool = False
+) -> Tensor:
+    """Labels with shape (count,), int64: of a class for all samples, or of labels with that shape.
+
+    Args:
+        condition: the class, or labels.
+        count: number of samples.
+        num_classes: K.
+        device: of the result.
+        null: whether K stands for "no class".
+
+    Raises:
+        ValueError: a class out of range, or labels of another shape.
+        TypeError: labels that are no integers.
+    """
+    if not isinstance(condition, Tensor):
+        condition = torch.full((count,), operator.index(condition))
+    if condition.dtype.is_floating_point or condition.dtype.is_complex or condition.dtype == torch.bool:
+        raise TypeError(f"class labels must be integers, got {condition.dtype}; convert them with .long()")
+    if tuple(condition.shape) != (count,):
+        raise ValueError(
+            f"class labels must have shape ({count},), one per sample, got {tuple(condition.shape)}"
+        )
+    low, high = (int(condition.min()), int(condition.max())) if count else (0, 0)
+    if low < 0 or high >= num_classes + null:
+        none = f", or {num_classes} for none" if null else ""
+        raise ValueError(
+            f"class labels must be among 0 .. {num_classes - 1}{none}, got {low if low < 0 else high}"
+        )
+    return condition.to(device, torch.int64)
+
+
+def _shown(condition: Condition) -> str:
+    return (
+        f"a tensor with shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else repr(condition)
+    )

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import Moments, ScoreModel
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.correctors import Corrector
 from sde_toolkit.samplers.equations import Equation, ReverseEquation
@@ -114,24 +114,18 @@ Guidance = Callable[[ScoreModel], ScoreModel]
 """What changes a model's prediction while sampling: model -> model, see ``sde_toolkit.guidance``."""
 
 
-class CountedModel(ScoreModel):
+class CountedModel(Wrapper):
     """A model that counts its evaluations, one for every row of a batch, and may remember the latest."""
 
     def __init__(self, model: ScoreModel, remember: bool = False) -> None:
-        self._model, self._remember, self.rows = model, remember, 0
+        super().__init__(model)
+        self._remember, self.rows = remember, 0
         self._latest: tuple[Tensor, Tensor, Tensor] | None = None
-        self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
 
-    @property
-    def moments(self) -> Moments | None:  # type: ignore[override]
-        """Those of the model."""
-        return self._model.moments
-
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The model's own prediction at x_t with shape (B, *)."""
         self.rows += x_t.shape[0]
-        raw = self._model.raw(x_t, t)
+        raw = self.model.raw(x_t, t, condition)
         if self._remember:
             self._latest = x_t, t, raw
         return raw
@@ -144,14 +138,14 @@ class CountedModel(ScoreModel):
         return _Known(self, raw).denoise(x_t, t)
 
 
-class _Known(ScoreModel):
+class _Known(Wrapper):
     """A model that answers with one prediction made before."""
 
     def __init__(self, model: ScoreModel, raw: Tensor) -> None:
-        self.sde, self.predicts, self.data_std, self._raw = model.sde, model.predicts, model.data_std, raw
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+        super().__init__(model)
+        self._raw = raw
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The prediction with shape (B, *)."""
         return self._raw
 

@@ -5,7 +5,7 @@ Update n draws its batch, its times and noises, and its dropout masks as functio
     x0 = dataset.batch(n, batch_size, seed),      loss(model, x0, generator(seed, n)).mean()
     gradient, scaled down to max_grad_norm  ->  AdamW with warm-up  ->  moving average
 
-The loss of a network with classes is that of ``model.given(labels)``.  A share ``label_dropout`` of the
+The loss of a network with classes is given the labels as its condition.  A share ``label_dropout`` of the
 examples comes with the null class instead of its own, so that the network learns the law of all data as well.
 That, too, is a function of (seed, n).
 
@@ -80,8 +80,12 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
     state.optimizer.zero_grad(set_to_none=True)
     with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only
         torch.default_generator.set_state(step_generator(state.seed, state.step, Stream.DROPOUT).get_state())
-        model = state.model if labels is None else state.model.given(labels.to(state.model.device))
-        mean = loss(model, x0, generator).mean()
+        condition = state.model.conditions(labels, len(x0))
+        mean = (
+            loss(state.model, x0, generator)
+            if condition is None
+            else loss(state.model, x0, generator, condition)
+        ).mean()
     value = mean.item()
     _require_finite(state, "loss", value)
     mean.backward()
@@ -111,7 +115,7 @@ def fit(
         state: the run, trained in place; restore the latest checkpoint into it to go on with an
             interrupted one.
         dataset: where the batches come from; its moments, and those of its classes if the network has
-            classes, are stored in ``state.data``.
+            classes, become those of ``state.model`` and ``state.ema``, and are stored in ``state.data``.
         loss: such as ``DenoisingLoss()``.
         num_steps: total number of updates, those made before included.
         batch_size: examples per update.
@@ -136,9 +140,10 @@ def fit(
         raise ValueError(f"label_dropout must be in [0, 1], got {label_dropout}")
     _check_parts(state, dataset, workdir)
     count = state.model.num_classes
-    state.data = dataset.moments.tensors()
-    if count:
-        state.data |= class_tensors(class_moments(dataset, count))
+    of_classes = class_moments(dataset, count) if count else None
+    state.data = dataset.moments.tensors() | (class_tensors(of_classes) if of_classes else {})
+    for model in (state.model, state.ema):
+        model.set_moments(dataset.moments, of_classes)
     losses: list[float] = []
 
     def save() -> None:

@@ -82,8 +82,9 @@ TIME_SAMPLINGS: tuple[str, ...] = get_args(TimeSampling)
 _NODES, _UNIFORM_SHARE = 257, 0.1
 """Of the table of "moments": its nodes, and the part of the draws that are uniform in lam in any case."""
 
-Loss = Callable[[ScoreModel, Tensor, torch.Generator], Tensor]
-"""(model, x0 with shape (B, *), generator) -> the loss of every sample, with shape (B,)."""
+Loss = Callable[..., Tensor]
+"""(model, x0 with shape (B, *), generator) -> the loss of every sample, with shape (B,); for models with
+conditions (model, x0, generator, condition)."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,16 @@ class DenoisingLoss:
                 f"got {self.levels}"
             )
 
-    def __call__(self, model: ScoreModel, x0: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss of every sample, with shape (B,), averaged over the event, for x0 with shape
-        (B, *).
+    def __call__(
+        self, model: ScoreModel, x0: Tensor, generator: torch.Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """The loss of every sample, with shape (B,), averaged over the event.
+
+        Args:
+            model: what is trained.
+            x0: examples with shape (B, *).
+            generator: of all draws.
+            condition: one row per example, or None.
 
         Draws B (or one) uniforms, then the normals, then signs if there is a second-order term, from
         ``generator``, on its own device.
@@ -139,15 +147,15 @@ class DenoisingLoss:
         t, correction = self._times(model, u)
         z = _normals_like(x0, generator)
         if self.antithetic_nsr:
-            x0, z = _paired(x0, z, sde.nsr(t), self.antithetic_nsr)
+            x0, z, condition = _paired(x0, z, condition, sde.nsr(t), self.antithetic_nsr)
         x_t = sde.perturb(x0, t, z)
         if self.levels:
             z = noise_given_levels(x0, z, sde.nsr(t), self.levels)
         if self.second_order:
             signs = _normals_like(x0, generator).sign()
-            error = _error_with_jacobian(model, x_t, t, z, signs, self.second_order)
+            error = _error_with_jacobian(model, x_t, t, condition, z, signs, self.second_order)
         else:
-            error = _squared_error(model, x_t, t, z)
+            error = _squared_error(model, x_t, t, condition, z)
         return (correction * self._weight(sde, t)).to(error.dtype) * error
 
     def _check(self, sde: ForwardSDE) -> None:
@@ -189,16 +197,24 @@ class ChainLoss:
     chain: Chain
     stratified: bool = True
 
-    def __call__(self, model: ScoreModel, x0: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss of every sample, with shape (B,), averaged over the event, for x0 with shape
-        (B, *).
+    def __call__(
+        self, model: ScoreModel, x0: Tensor, generator: torch.Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """The loss of every sample, with shape (B,), averaged over the event.
+
+        Args:
+            model: what is trained.
+            x0: examples with shape (B, *).
+            generator: of all draws.
+            condition: one row per example, or None.
 
         Draws B (or one) uniforms and then the normals from ``generator``, on its own device.
         """
         u = _uniforms(len(x0), generator, self.stratified)
         i = 1 + (self.chain.num_steps * u).long().clamp(max=self.chain.num_steps - 1)
         z = _normals_like(x0, generator)
-        return _squared_error(model, self.chain.q_sample(x0, i, z), self.chain.times[i].to(x0.device), z)
+        t = self.chain.times[i].to(x0.device)
+        return _squared_error(model, self.chain.q_sample(x0, i, z), t, condition, z)
 
 
 def _guided(first: Tensor, last: Tensor, variances: Tensor, u: Tensor, width: float) -> tuple[Tensor, Tensor]:
@@ -239,21 +255,32 @@ def noise_given_levels(x0: Tensor, z: Tensor, nsr: Tensor, levels: int) -> Tenso
     return torch.where(flip, -mean, mean).to(z)
 
 
-def _paired(x0: Tensor, z: Tensor, nsr: Tensor, below: float) -> tuple[Tensor, Tensor]:
-    """x0 and z with shape (B, *), in which rows of ratios below a number, two neighbours each, are twins."""
+def _paired(
+    x0: Tensor, z: Tensor, condition: Tensor | None, nsr: Tensor, below: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x0 and z with shape (B, *), and the conditions, in which rows of ratios below a number go in pairs: two
+    neighbours share x0 and its condition, and have opposite z."""
     order = nsr.argsort()
     count = int((nsr < below).sum()) // 2 * 2
     first, second = order[0:count:2], order[1:count:2]
-    return x0.index_copy(0, second, x0[first]), z.index_copy(0, second, -z[first])
+    if condition is not None:
+        condition = condition.index_copy(0, second, condition[first])
+    return x0.index_copy(0, second, x0[first]), z.index_copy(0, second, -z[first]), condition
 
 
 def _error_with_jacobian(
-    model: ScoreModel, x_t: Tensor, t: Tensor, z: Tensor, signs: Tensor, second_order: float
+    model: ScoreModel,
+    x_t: Tensor,
+    t: Tensor,
+    condition: Tensor | None,
+    z: Tensor,
+    signs: Tensor,
+    second_order: float,
 ) -> Tensor:
     """The squared error of the noise plus that of its Jacobian along ``signs``, with shape (B,)."""
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
-        z_hat = model.noise(x_t, t)
+        z_hat = model.noise(x_t, t, condition)
         (pulled,) = torch.autograd.grad(z_hat, x_t, signs, create_graph=True)
         left = (z - z_hat).detach()
         along = expand_like((left * signs).flatten(1).sum(1), z)
@@ -261,8 +288,8 @@ def _error_with_jacobian(
         return (z_hat - z).square().flatten(1).mean(1) + second_order * second.mean(1) / second.shape[1]
 
 
-def _squared_error(model: ScoreModel, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
-    return (model.noise(x_t, t) - z).square().flatten(1).mean(1)
+def _squared_error(model: ScoreModel, x_t: Tensor, t: Tensor, condition: Tensor | None, z: Tensor) -> Tensor:
+    return (model.noise(x_t, t, condition) - z).square().flatten(1).mean(1)
 
 
 def _lam_rate(sde: ForwardSDE, t: Tensor) -> Tensor:

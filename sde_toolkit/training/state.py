@@ -22,7 +22,6 @@ Models" (2312.02696).
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
@@ -119,8 +118,7 @@ class TrainState:
         self.model, self.seed, self.step = model, integer("seed", seed, 0), 0
         self.config = as_json(config or {})
         self.optimization = optimization or Optimization()
-        self.ema = copy.copy(model)
-        self.ema.network = averaged_copy(model.network)
+        self.ema = model.with_network(averaged_copy(model.network))
         model.network.train()
         rule = self.optimization
         self.optimizer = torch.optim.AdamW(
