@@ -156,10 +156,12 @@ def test_gradients_reach_the_network(predicts: str):
 def test_bad_arguments_are_refused():
     network, sde = nn.Linear(2, 2), VPSDE()
     known = ", ".join(PREDICTIONS)
-    with pytest.raises(ValueError, match=f"predicts must be one of {known}, got 'epsilon'"):
-        NetworkModel(network, sde, "epsilon", (2,))
-    with pytest.raises(ValueError, match=f"predicts must be one of {known}, got 'epsilon'"):
-        prediction_coefficients("epsilon", torch.ones(()), torch.ones(()))
+    with pytest.raises(ValueError, match=f"predicts must be one of {known}, epsilon, .*got 'eps'"):
+        NetworkModel(network, sde, "eps", (2,))
+    with pytest.raises(ValueError, match=f"predicts must be one of {known}, got 'eps'"):
+        prediction_coefficients("eps", torch.ones(()), torch.ones(()))
+    names = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity", "edm": "edm"}
+    assert {name: NetworkModel(network, sde, name, (2,)).predicts for name in names} == names
     for data_std in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="data_std must be a finite positive number, got"):
             NetworkModel(network, sde, "noise", (2,), data_std=data_std)
@@ -198,24 +200,24 @@ def test_one_class_of_a_model_is_a_score_model():
         assert torch.equal(view.noise(x, t), torch.full((4, 2), float(label)))
         assert view.moments is not None
         assert float(view.moments.mean[0]) == label
-        assert view.network is model.network
+        assert view.model is model
     assert torch.equal(model.noise(x, t), torch.full((4, 2), 3.0))
-    assert torch.equal(model.given(1).given(2).noise(x, t), torch.full((4, 2), 2.0))
     labels = torch.tensor([2, 0, 3, 1])
-    mixed = model.given(2).given(labels)
-    assert torch.equal(mixed.noise(x, t)[:, 0], labels.float())
-    assert mixed.moments is model.moments
+    assert torch.equal(model.noise(x, t, labels)[:, 0], labels.float())
+    assert model.conditions(None, 4) is None
+    assert model.conditions(2, 4).tolist() == [2, 2, 2, 2]
+    assert model.conditions(labels.int(), 4).dtype == torch.int64
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: oracle(VPSDE(), "noise").given(0), "needs a network with classes"),
-        (lambda: labelled().given(4), r"classes 0 .. 2, or 3 for none, got 4"),
+        (lambda: oracle(VPSDE(), "noise").given(0), "left out for a model without conditions, got 0"),
+        (lambda: labelled().given(4), r"among 0 .. 2, or 3 for none, got 4"),
         (lambda: labelled().given(-1), "got -1"),
-        (lambda: labelled().given(torch.tensor([0, 4])), "got 4"),
-        (lambda: labelled().given(torch.tensor([0.0])), r"integers with shape \(B,\)"),
-        (lambda: labelled().given(torch.tensor(1)), r"integers with shape \(B,\)"),
+        (lambda: labelled().conditions(torch.tensor([0, 4]), 2), "got 4"),
+        (lambda: labelled().conditions(torch.tensor([0, 1]), 3), r"shape \(3,\), one per sample, got \(2,\)"),
+        (lambda: labelled().given(1).conditions(1, 3), "model that is given one"),
         (
             lambda: NetworkModel(Labelled(), VPSDE(), "noise", (2,), 1.0, None, [Moments([0.0, 0.0], 1.0)]),
             "those of 3 classes, got 1",

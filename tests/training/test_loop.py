@@ -355,9 +355,9 @@ def test_a_resumed_run_with_classes_is_the_uninterrupted_one_bit_for_bit(tmp_pat
 def test_the_share_of_dropped_labels_is_the_one_asked_for():
     seen = []
 
-    def loss(model, x0, generator):
-        seen.append(model.label)
-        return DenoisingLoss()(model, x0, generator)
+    def loss(model, x0, generator, condition):
+        seen.append(condition)
+        return DenoisingLoss()(model, x0, generator, condition)
 
     data = gaussian_mixture(**LABELLED)
     for share in (0.0, 0.25, 1.0):
