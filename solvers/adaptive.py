@@ -184,14 +184,14 @@ class _Pace:
 
 
 def run_adaptive(
-    bound: Any, counter: Any, y0: Tensor, method: Method, control: Adaptive, path: BrownianTree | None,
+    term: Any, counter: Any, y0: Tensor, method: Method, control: Adaptive, path: BrownianTree | None,
     save: SaveAt,
 ) -> tuple[Solution, Tensor, Tensor]:  # fmt: skip
     """Each sample at its own pace.
 
     Args:
-        bound: the term with a counted drift.
-        counter: that drift, with its ``calls`` and the samples' own arguments ``args``.
+        term: the equation, with the samples' own arguments.
+        counter: counts evaluations in ``calls``; ``bind(term, args)`` is the term for some of the samples.
         y0: start with shape (B, *).
         method, control, path, save: as given to ``solvers.solve``.
 
@@ -203,6 +203,7 @@ def run_adaptive(
         _Pace(y0, control, path, record.stops),
         Powers(control, method.error_order or method.order, y0.device),
     )
+    args, bound = term.args, counter.bind(term, term.args)
     carry = method.start(bound, pace.t, y0, None)
     with torch.no_grad():
         k = carry if carry is not None else bound.drift(pace.t, y0)
@@ -220,7 +221,7 @@ def run_adaptive(
         if step.y.requires_grad and not bool(step.y.isfinite().all()):
             step = _without(~accepted, method, bound, interval, h, y, carry, pace.path)
         pace.calls += counter.calls - before
-        _keep(record, pace, method, bound, counter, (t, h, s), stop, accepted, y, step)
+        _keep(record, pace, method, (term, args), counter, (t, h, s), stop, accepted, y, step)
         if everyone:
             y, carry = step.y, step.carry
         else:
@@ -230,7 +231,9 @@ def run_adaptive(
         keep = pace.retire(y)
         if keep is not None:
             y, carry = y[keep], None if carry is None else carry[keep]
-            counter.args = tuple(arg[keep] for arg in counter.args)
+            if args:
+                args = tuple(arg[keep] for arg in args)
+                bound = counter.bind(term, args)
     stats = Stats(pace.nfe, pace.all_taken, pace.all_rejected)
     return Solution(*record.result(pace.end), stats, pace.status), pace.end_t, pace.end_h
 
@@ -248,7 +251,7 @@ def _without(
 
 
 def _keep(
-    record: PacedRecord, pace: _Pace, method: Method, term: Any, counter: Any,
+    record: PacedRecord, pace: _Pace, method: Method, equation: tuple[Any, tuple[Tensor, ...]], counter: Any,
     times: tuple[Tensor, Tensor, Tensor], stop: Tensor, accepted: Tensor, y: Tensor, step: Step,
 ) -> None:  # fmt: skip
     """Save what is wanted of the accepted steps: their ends, or the times inside them, each sample inside its
@@ -263,12 +266,11 @@ def _keep(
     positions, number, sample = due
     assert method.dense is not None
     t, h, s, y, y_next = (v[positions] for v in (t, h, s, y, step.y))
-    everyone, calls = counter.args, counter.calls
-    counter.args = tuple(arg[positions] for arg in everyone)
+    (term, args), calls = equation, counter.calls
+    bound = counter.bind(term, tuple(arg[positions] for arg in args))
     interval = Interval(0, t, s, expand_like(h, y))
-    stages = method.dense.extend(term, interval, y, [k[positions] for k in step.stages])
+    stages = method.dense.extend(bound, interval, y, [k[positions] for k in step.stages])
     pace.extra[positions] += counter.calls - calls
-    counter.args = everyone
     u = record.fraction(number, t[sample], h[sample])
     inside = method.dense.at(expand_like(h, y)[sample], y[sample], [k[sample] for k in stages], u)
     record.keep(number, pace.rows[positions][sample], inside, s[sample], y_next[sample])

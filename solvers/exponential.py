@@ -157,10 +157,13 @@ class ExponentialRungeKutta(Method):
         """The number of stages."""
         return self.num_stages
 
-    def start(self, term: Semilinear, t: Tensor, y: Tensor, grid: FixedGrid | None) -> list[Stages]:
+    def prepare(self, term: Semilinear, grid: FixedGrid, like: Tensor) -> list[Stages]:
         """The coefficients of all steps."""
-        assert grid is not None
-        return stages(self.num_stages, Weights(term, self.variable), grid.ts[:-1], grid.ts[1:], y)
+        return stages(self.num_stages, Weights(term, self.variable), grid.ts[:-1], grid.ts[1:], like)
+
+    def start(self, term: Semilinear, t: Tensor, y: Tensor, plan: list[Stages]) -> list[Stages]:
+        """The plan."""
+        return plan
 
     def step(
         self, term: Semilinear, interval: Interval, y: Tensor, carry: list[Stages], noise: NoiseSource | None

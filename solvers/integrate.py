@@ -33,7 +33,7 @@ from solvers.solution import Solution, SolverError, Stats, Status, finish
 from solvers.terms import SDE, Recursion, Scheme, Semilinear, Term, flatten
 from solvers.tree import path_between
 
-AfterStep = Callable[[Interval, Tensor], Tensor]
+AfterStep = Callable[[Interval, Tensor], Tensor | None]
 
 
 def solve(
@@ -47,6 +47,7 @@ def solve(
     after_step: AfterStep | None = None,
     throw: bool = True,
     checkpoint: bool = False,
+    plan: Any = None,
 ) -> Solution:
     """Integrate a term for a batch of samples.
 
@@ -58,11 +59,13 @@ def solve(
         noise: source of normals with shape (B, *), wanted by terms with noise.  Under adaptive control it is
             a ``BrownianTree`` over the interval, or ``Normals``, of which one is made.
         save: what to keep.
-        after_step: called as ``after_step(interval, y) -> y`` after every step of a fixed grid (correctors,
-            thresholding, progress).
+        after_step: called as ``after_step(interval, y)`` after every step of a fixed grid (correctors,
+            progress); it may return a state with the shape of y, with which the run goes on, or None.
         throw: raise ``SolverError`` if a sample fails; otherwise its status tells.
         checkpoint: on a fixed grid, keep for autograd only the states between the steps and repeat each step
             in the backward pass: memory for time, the same gradients.
+        plan: what ``method.prepare(term, control, y0)`` returned, for several runs on one grid; made here
+            when None.
 
     Gradients flow through fixed grids as through any code.  Through an adaptive run they flow with the sizes
     of the accepted steps held constant: they are the gradients of the same steps on a fixed grid.
@@ -84,17 +87,17 @@ def solve(
             return error.solution
     if isinstance(control, Adaptive):
         path = path_between(control.t0, control.t1, noise) if isinstance(term, SDE) else None
-        counter = _Counter(term)
-        solution, t, h = run_adaptive(_bind(term, counter), counter, y0, method, control, path, save)
+        solution, t, h = run_adaptive(term, Counter(), y0, method, control, path, save)
         return finish(solution, t, h, throw)
     if isinstance(method, SchemeMethod) and method.ahead and (after_step is not None or save != END):
         method = replace(method, watched=True)
     motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
-    solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint)
+    plan = method.prepare(term, control, y0) if plan is None else plan
+    solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint, plan)
     if not throw or not bool(solution.status.any()):
         return solution
     sample = int(solution.status.nonzero()[0])
-    index = _first_break(term, y0, method, control, motion, after_step, sample)
+    index = _first_break(term, y0, method, control, motion, after_step, sample, plan)
     h = control.ts.diff()[index]
     return finish(solution, control.ts[index].expand(len(y0)), h.expand(len(y0)), throw)
 
@@ -141,40 +144,48 @@ def _check(
         )
 
 
-class _Counter:
-    """A drift that counts its evaluations and passes the samples' own arguments on."""
+class Counter:
+    """Counts the evaluations of a drift, and looks at what the first one returns."""
 
-    def __init__(self, term: Term) -> None:
-        self._drift, self.args, self.calls = term.drift, term.args, 0
+    def __init__(self) -> None:
+        self.calls = 0
 
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        dy = self._drift(t, y, *self.args)
-        if not self.calls:
-            _check_field(dy, y)
-        self.calls += 1
-        return dy
+    def bind(self, term: Term, args: tuple[Tensor, ...]) -> Any:
+        """The term with a counted drift and a diffusion that need no further arguments.
+
+        Args:
+            term: the equation.
+            args: the samples' own arguments, one row for each sample of the state.
+        """
+        drift = term.drift
+
+        def counted(t: Tensor, y: Tensor) -> Tensor:
+            dy = drift(t, y, *args)
+            if not self.calls:
+                _check_field(dy, y)
+            self.calls += 1
+            return dy
+
+        if not isinstance(term, SDE) or term.noise == "additive":
+            return replace(term, drift=counted)
+        g, slope = term.diffusion, term.diffusion_derivative
+        return replace(
+            term,
+            drift=counted,
+            diffusion=lambda t, y: g(t, y, *args),
+            diffusion_derivative=None if slope is None else lambda t, y: slope(t, y, *args),
+            args=(),
+        )
 
 
 def _check_field(dy: Tensor, y: Tensor) -> None:
+    if not isinstance(dy, Tensor):
+        raise TypeError(f"the drift must return a tensor, got {type(dy).__name__}")
     if dy.shape != y.shape or torch.promote_types(dy.dtype, y.dtype) != y.dtype:
         raise TypeError(
             f"the drift must return the shape and type of the state, {tuple(y.shape)} and {y.dtype}, got "
             f"{tuple(dy.shape)} and {dy.dtype}; expand_like(t, y) fits times and coefficients to a state"
         )
-
-
-def _bind(term: Term, counter: _Counter) -> Any:
-    """The term with a counted drift and a diffusion that need no further arguments."""
-    if not isinstance(term, SDE) or term.noise == "additive":
-        return replace(term, drift=counter)
-    g, slope = term.diffusion, term.diffusion_derivative
-    return replace(
-        term,
-        drift=counter,
-        diffusion=lambda t, y: g(t, y, *counter.args),
-        diffusion_derivative=None if slope is None else lambda t, y: slope(t, y, *counter.args),
-        args=(),
-    )
 
 
 def _steps(
@@ -184,19 +195,20 @@ def _steps(
     grid: FixedGrid,
     noise: BrownianMotion | None,
     after_step: AfterStep | None,
+    plan: Any,
     checkpoint: bool = False,
 ) -> Iterator[tuple[Interval, Tensor, Step, Tensor]]:
     """Every step of a fixed grid: its interval, the state before, the step, the state after."""
     times, lengths = grid.times, grid.lengths
     advance = partial(_checkpoint, method.step, use_reentrant=False) if checkpoint else method.step
-    carry = method.start(term, times[0], y, grid)
+    carry = method.start(term, times[0], y, plan)
     for index, h in enumerate(lengths):
         interval = Interval(index, times[index], times[index + 1], h)
         step = advance(term, interval, y, carry, noise)
         y_next, carry = step.y, step.carry
-        if after_step is not None:
-            y_next = after_step(interval, y_next)
-            carry = None if method.first_same_as_last else carry
+        replacement = None if after_step is None else after_step(interval, y_next)
+        if replacement is not None:
+            y_next, carry = replacement, method.replaced(carry)
         yield interval, y, step, y_next
         y = y_next
 
@@ -210,12 +222,13 @@ def _run_fixed(
     save: SaveAt,
     after_step: AfterStep | None,
     checkpoint: bool,
+    plan: Any,
 ) -> Solution:
-    counter = _Counter(term)
-    bound = _bind(term, counter)
+    counter = Counter()
+    bound = counter.bind(term, term.args)
     record = GridRecord(save, method, grid)
     record.start(grid.ts[0], y)
-    for interval, before, step, after in _steps(bound, y, method, grid, noise, after_step, checkpoint):
+    for interval, before, step, after in _steps(bound, y, method, grid, noise, after_step, plan, checkpoint):
         record.after(bound, interval, before, step, after)
         y = after
     finite = flatten(y.detach()).abs().amax(1) < math.inf  # not for nan
@@ -234,10 +247,11 @@ def _first_break(
     noise: BrownianMotion | None,
     after_step: AfterStep | None,
     sample: int,
+    plan: Any,
 ) -> int:
     """Repeat a run that ended badly and return the first step after which ``sample`` is not finite."""
-    bound = _bind(term, _Counter(term))
-    for interval, _, _, after in _steps(bound, y, method, grid, noise, after_step):
+    bound = Counter().bind(term, term.args)
+    for interval, _, _, after in _steps(bound, y, method, grid, noise, after_step, plan):
         if not bool(after[sample].isfinite().all()):
             return interval.number
     return grid.num_steps - 1

@@ -70,9 +70,30 @@ class Method(ABC):
         """Evaluations of a run on a fixed grid."""
         return self.nfe_per_step * num_steps + self.nfe_extra
 
+    def prepare(self, term: Any, grid: FixedGrid, like: Tensor) -> Any:
+        """What all runs of ``term`` on ``grid`` share: coefficients that depend on the times alone, or None.
+
+        Args:
+            term: the equation; its drift is not evaluated.
+            grid: the times.
+            like: a state, for its type, device and event shape.
+        """
+        return None
+
     @abstractmethod
-    def start(self, term: Any, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Any:
-        """What the first step needs: coefficients computed once per grid, a first stage, or None."""
+    def start(self, term: Any, t: Tensor, y: Tensor, plan: Any) -> Any:
+        """What the first step needs, as its ``carry``.
+
+        Args:
+            term: the equation.
+            t: the first time.
+            y: the start with shape (B, *).
+            plan: what ``prepare`` made of the grid; None under adaptive control.
+        """
+
+    def replaced(self, carry: Any) -> Any:
+        """The carry for a next step from a state that the caller has put in the place of the step's own."""
+        return None if self.first_same_as_last else carry
 
     @abstractmethod
     def step(
@@ -135,7 +156,7 @@ class RungeKutta(Method):
         """Whether the tableau has an embedded pair."""
         return self.b_error is not None
 
-    def start(self, term: ODE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Tensor | None:
+    def start(self, term: ODE, t: Tensor, y: Tensor, plan: None) -> Tensor | None:
         """The first stage, where it is carried from step to step."""
         return term.drift(t, y) if self.first_same_as_last else None
 
@@ -193,22 +214,14 @@ def increment(noise: BrownianMotion | None, interval: Interval, y: Tensor) -> Te
     return matching(noise.increment(interval), y)
 
 
-class Diffusions:
-    """g at the times of a fixed grid as numbers, made when it is first asked for; for additive noise that is
-    one number per time and carries no gradient."""
-
-    def __init__(self, term: SDE, grid: FixedGrid) -> None:
-        self._term, self._grid, self._made = term, grid, term.noise != "additive"
-        self._numbers: list[float] | None = None
-
-    def __call__(self) -> list[float] | None:
-        """One number per time, or None where g is something else."""
-        if not self._made:
-            self._made = True
-            first, *rest = (self._term.diffusion(t) for t in self._grid.ts.unbind())
-            if not (first.ndim or first.requires_grad):
-                self._numbers = list(torch.stack([first, *rest]).tolist())
-        return self._numbers
+def diffusions(term: SDE, grid: FixedGrid) -> list[float] | None:
+    """g at the times of a grid as numbers; None where it is not one number per time without gradient."""
+    if term.noise != "additive":
+        return None
+    first, *rest = (term.diffusion(t) for t in grid.times)
+    if first.ndim or first.requires_grad:
+        return None
+    return list(torch.stack([first, *rest]).tolist())
 
 
 @dataclass(frozen=True)
@@ -224,25 +237,28 @@ class EulerMaruyama(Method):
     diagonal_strong_order: float = 0.5
     nfe_per_step: int = 1
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions | None:
-        """The diffusion at all times of a fixed grid."""
-        return None if grid is None else Diffusions(term, grid)
+    def prepare(self, term: SDE, grid: FixedGrid, like: Tensor) -> list[float] | None:
+        """The diffusion at all times, where it is one number per time."""
+        return diffusions(term, grid)
+
+    def start(self, term: SDE, t: Tensor, y: Tensor, plan: list[float] | None) -> list[float] | None:
+        """The plan."""
+        return plan
 
     def step(
         self,
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: Diffusions | None,
+        carry: list[float] | None,
         noise: BrownianMotion | None,
     ) -> Step:
         """One drift, one diffusion, one draw."""
         number, t, _, h = interval
         z = increment(noise, interval, y)
-        numbers = None if carry is None else carry()
         g: float | Tensor
-        if numbers is not None:
-            g = numbers[number]
+        if carry is not None:
+            g = carry[number]
         else:
             g = expand_like(term.diffusion(t), y) if term.noise == "additive" else term.diffusion(t, y)
         return Step(plus(plus(y, h, term.drift(t, y)), g * root(h), z), None, carry)
@@ -260,11 +276,16 @@ class RecursionStep(Method):
     weak_order: float = 1.0
     nfe_per_step: int = 1
 
-    def start(self, term: Recursion, t: Tensor, y: Tensor, grid: FixedGrid | None) -> list[tuple[float, ...]]:
+    def prepare(self, term: Recursion, grid: FixedGrid, like: Tensor) -> list[tuple[float, ...]]:
         """The coefficients of every step as Python floats."""
-        assert grid is not None
         columns = term.coefficients(grid.ts[:-1], grid.ts[1:])
         return list(zip(*(column.expand(grid.num_steps).tolist() for column in columns), strict=True))
+
+    def start(
+        self, term: Recursion, t: Tensor, y: Tensor, plan: list[tuple[float, ...]]
+    ) -> list[tuple[float, ...]]:
+        """The plan."""
+        return plan
 
     def step(
         self,

@@ -29,7 +29,6 @@ and Ostermann, "Exponential Multistep Methods of Adams-Type" (2011); for v = log
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -141,15 +140,14 @@ class Adams(Method):
             return 0
         return max(0, self.nodes - 2 - (self.corrector is not None))
 
-    def start(self, term: ODE | Semilinear, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
-        """The coefficients of all steps; with PEC also the first evaluation."""
-        assert grid is not None
-        if isinstance(term, ODE):
-            steps = _plain_steps(self, grid.values)
-        else:
-            steps = self._steps(term, y, grid)
+    def prepare(self, term: ODE | Semilinear, grid: FixedGrid, like: Tensor) -> list[AdamsStep | Stages]:
+        """The coefficients of all steps; for an ODE they are numbers, whatever the state."""
+        return self._steps(term, torch.zeros(1, 1) if isinstance(term, ODE) else like, grid)
+
+    def start(self, term: ODE | Semilinear, t: Tensor, y: Tensor, plan: list[AdamsStep | Stages]) -> Carry:
+        """The plan; with PEC also the first evaluation."""
         history = History((term.drift(t, y),)) if self.corrector == "PEC" else History()
-        return Carry(steps, history)
+        return Carry(plan, history)
 
     def _steps(self, term: ODE | Semilinear, y: Tensor, grid: FixedGrid) -> list[AdamsStep | Stages]:
         weights, ts = Weights(term, self.variable), grid.ts
@@ -206,12 +204,6 @@ class Adams(Method):
             y_next = update(now.factor, y, now.corrector, (ahead, *history.values))
             history = history.push(ahead, MOST_NODES) if kept else history
         return Step(y_next if shift is None else y_next + shift, None, Carry(steps, history))
-
-
-@functools.lru_cache(maxsize=32)
-def _plain_steps(method: Adams, ts: tuple[float, ...]) -> list[AdamsStep | Stages]:
-    """The coefficients for an ``ODE``: numbers that depend on the grid alone, kept for the next batch."""
-    return method._steps(ODE(lambda t, y: y), torch.zeros(1, 1), FixedGrid(ts))
 
 
 AB2 = Adams(2)

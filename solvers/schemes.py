@@ -183,13 +183,12 @@ class Ahead(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """From step to step: all programs and the past evaluations; where steps look ahead also the state that
-    was handed out, the prediction that stands behind it and the evaluation there, if it was made."""
+    """From step to step: all programs and the past evaluations; where steps evaluate at their end also the
+    prediction behind the state, None if the state was replaced, and the evaluation there, if it was made."""
 
     programs: list[Program]
-    history: tuple[Tensor, ...]
     ahead: list[Ahead]
-    state: Tensor | None = None
+    history: tuple[Tensor, ...] = ()
     prediction: Tensor | None = None
     pending: Tensor | None = None
 
@@ -223,17 +222,19 @@ class SchemeMethod(Method):
     lower_final: bool = False
     terms = (Scheme,)
 
-    def start(self, term: Scheme, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Carry:
+    def prepare(self, term: Scheme, grid: FixedGrid, like: Tensor) -> tuple[list[Program], list[Ahead]]:
         """The programs of all steps."""
-        assert grid is not None
-        key = self, grid.values
-        made = term.traced.get(key)
-        if made is None:
-            programs = self._programs(term, grid.ts)
-            ahead = _from_predictions(programs, _look(term, t), self.nodes) if self.ahead else []
-            made = term.traced[key] = programs, ahead
-        programs, ahead = made
-        return Carry(programs, (), ahead, y, y)
+        programs = self._programs(term, grid.ts)
+        first = grid.times[0]
+        return programs, _from_predictions(programs, _look(term, first), self.nodes) if self.ahead else []
+
+    def start(self, term: Scheme, t: Tensor, y: Tensor, plan: tuple[list[Program], list[Ahead]]) -> Carry:
+        """The plan, no evaluations yet, and a first prediction that is the state itself."""
+        return Carry(*plan, prediction=y)
+
+    def replaced(self, carry: Carry) -> Carry:
+        """Without the prediction behind the state: there is nothing to correct."""
+        return carry._replace(prediction=None, pending=None)
 
     def _programs(self, term: Scheme, ts: Tensor) -> list[Program]:
         """The rule in numbers, one program per step."""
@@ -311,13 +312,12 @@ class SchemeMethod(Method):
     def _step_ahead(
         self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
-        """From prediction to prediction; who watches is shown the corrected state, and may move it."""
-        programs, history, steps, state, prediction, pending = carry
+        """From prediction to prediction; whoever is handed the state between steps gets the corrected one."""
+        programs, steps, history, prediction, pending = carry
         number = interval.number
         past, look, onward, moved, corrected = steps[number]
         z = increment(noise, interval, y) if programs[number].noisy else None
-        if y is state:
-            assert prediction is not None
+        if prediction is not None:
             y, combination = prediction, onward
             new = _evaluate(term, look, y) if pending is None else pending
         else:
@@ -325,11 +325,11 @@ class SchemeMethod(Method):
         y = combination(y, [*history[:past], new], z)
         history = (new, *history)[: self.nodes]
         if not self.watched or corrected is None:
-            return Step(y, None, Carry(programs, history, steps, y, y))
+            return Step(y, None, Carry(programs, steps, history, y))
         following = steps[number + 1]
         pending = _evaluate(term, following.look, y)
         shown = corrected(y, [*history[: following.past], pending], None)
-        return Step(shown, None, Carry(programs, history, steps, shown, y, pending))
+        return Step(shown, None, Carry(programs, steps, history, y, pending))
 
 
 def _from_predictions(programs: list[Program], first: Look, nodes: int) -> list[Ahead]:

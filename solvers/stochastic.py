@@ -40,7 +40,7 @@ from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
 from solvers.dense import combine
 from solvers.interval import Interval, Step
-from solvers.methods import Diffusions, Method, increment, matching, plus, root
+from solvers.methods import Method, diffusions, increment, matching, plus, root
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)
@@ -96,16 +96,20 @@ class AdditiveRungeKutta(Method):
         """Whether the tableau has an embedded pair."""
         return self.b_error is not None
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Diffusions | None:
-        """The diffusion at all times of a fixed grid."""
-        return None if grid is None else Diffusions(term, grid)
+    def prepare(self, term: SDE, grid: FixedGrid, like: Tensor) -> list[float] | None:
+        """The diffusion at all times, where it is one number per time."""
+        return diffusions(term, grid)
+
+    def start(self, term: SDE, t: Tensor, y: Tensor, plan: list[float] | None) -> list[float] | None:
+        """The plan."""
+        return plan
 
     def step(
         self,
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: Diffusions | None,
+        carry: list[float] | None,
         noise: BrownianMotion | None,
     ) -> Step:
         """Stages, solution and embedded error."""
@@ -115,7 +119,7 @@ class AdditiveRungeKutta(Method):
             z_w, z_h = increment(noise, interval, y), None
         else:
             z_w, z_h = (matching(z, y) for z in noise.increment_and_area(interval))
-        numbers = None if carry is None else carry()
+        numbers = carry
         g_t: float | Tensor
         g_s: float | Tensor
         if numbers is None:
@@ -221,7 +225,7 @@ class Milstein(Method):
     diagonal_strong_order: float = 1.0
     nfe_per_step: int = 1
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, grid: FixedGrid | None) -> None:
+    def start(self, term: SDE, t: Tensor, y: Tensor, plan: None) -> None:
         """Nothing to prepare."""
 
     def step(

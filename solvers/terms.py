@@ -139,7 +139,6 @@ class Scheme:
             N itself when None.
         noisy: whether the rule uses the draw, that is, whether a noise source is needed.
         apart: whether a last step that ends at this time is traced by itself, with ``Steps.last``.
-        traced: what the rule has come to on the grids it was run on.
     """
 
     drift: Field
@@ -148,7 +147,6 @@ class Scheme:
     noisy: bool = False
     apart: Callable[[Tensor], bool] | None = None
     args: tuple[Tensor, ...] = ()
-    traced: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 Term = ODE | SDE | Semilinear | Recursion | Scheme

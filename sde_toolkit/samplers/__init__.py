@@ -1,5 +1,6 @@
 """Reverse-time samplers: equations, time grids, presets, correctors, restarts, calibration."""
 
+from sde_toolkit.samplers import equations, grids
 from sde_toolkit.samplers.calibration import (
     Calibration,
     calibrate,
@@ -16,9 +17,7 @@ from sde_toolkit.samplers.equations import (
     in_nsr,
     in_time,
 )
-from sde_toolkit.samplers.gaussian.method import (
-    default,
-)
+from sde_toolkit.samplers.gaussian import default, gaussian_residual
 from sde_toolkit.samplers.grids import (
     Grid,
 )
@@ -70,14 +69,14 @@ from sde_toolkit.samplers.presets.wrappers import (
     predictor_corrector,
     restarting,
 )
+from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo
 from sde_toolkit.samplers.restarts import (
     Restart,
 )
 from sde_toolkit.samplers.sampler import (
     T_MIN,
+    PreparedSampler,
     Sampler,
-    Samples,
-    StepInfo,
     label,
 )
 from sde_toolkit.samplers.snapped import (
@@ -89,9 +88,13 @@ __all__ = [
     "T_MIN",
     "AnnealedLangevin",
     "Calibration",
+    "Callback",
     "Corrector",
+    "CountedModel",
     "Grid",
+    "Guidance",
     "Langevin",
+    "PreparedSampler",
     "Restart",
     "Sampler",
     "Samples",
@@ -115,6 +118,7 @@ __all__ = [
     "dpm_solver_pp",
     "dpm_solver_pp_2s",
     "edm",
+    "equations",
     "er_sde",
     "eta_family",
     "euler",
@@ -122,6 +126,8 @@ __all__ = [
     "exponential_adams",
     "exponential_integrator",
     "foreign_sde",
+    "gaussian_residual",
+    "grids",
     "heun",
     "in_angle",
     "in_lam",

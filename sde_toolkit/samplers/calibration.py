@@ -148,7 +148,7 @@ def _search(
         return error
 
     assert sampler.num_steps is not None
-    own = sampler.grid(model.sde, sampler.num_steps, sampler.t_min, sampler.equation(model).start)
+    own = sampler.grid(model.sde, sampler.num_steps, sampler.t_min, model.sde.T)
     error, check = objective(0), objective(num_samples)
     error_before, validation_before = error(own), check(own)
     best, lowest = _bent(model, own, error, error_before)

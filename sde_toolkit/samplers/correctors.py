@@ -35,11 +35,18 @@ class Corrector(ABC):
     def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:
         """The step size e with shape () or (B,), for z and score with shape (B, *)."""
 
-    def __call__(self, model: ScoreModel, interval: Interval, x: Tensor, noise: NoiseSource) -> Tensor:
-        """Correct x with shape (B, *) at the end of the interval."""
+    def __call__(
+        self,
+        model: ScoreModel,
+        interval: Interval,
+        x: Tensor,
+        noise: NoiseSource,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Correct x with shape (B, *), given a condition with B rows or None, at the end of the interval."""
         for k in range(self.num_steps):
             z = noise.draw(interval.number * self.num_steps + k, Stream.CORRECTOR)
-            score = model.score(x, interval.s)
+            score = model.score(x, interval.s, condition)
             e = expand_like(self.step_size(model, interval, z, score), x)
             x = x + e * score + (2 * e).sqrt() * z
         return x

@@ -19,8 +19,7 @@ Formulas of the literature are schemes (``solvers.schemes``): a rule writes the 
 combination of the state, of predictions and of a draw.  A rule sees ``ReverseSteps``, whose levels carry
 alpha, sigma, their ratio nsr and lam = -log nsr.
 
-An ``Equation`` may be written in coordinates of its own, y instead of x, and may begin later than T where the
-first part of the way is known in closed form.
+A condition travels as the term's ``args``, one row per sample, and so follows its sample through a solver.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), section 4 and appendix D; Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential
@@ -31,9 +30,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,42 +45,13 @@ SEMILINEAR = ("score", "noise", "data", "velocity")
 """Predictions that a semilinear equation can be written with."""
 
 
-def _itself(x: Tensor) -> Tensor:
-    return x
+ReverseEquation = Callable[[ScoreModel], Term]
+"""model -> the term of x to integrate from T down; a condition is its ``args``."""
 
 
-def _as_it_is(y: Tensor, t: Tensor) -> Tensor:
-    return y
-
-
-@dataclass(frozen=True)
-class Equation:
-    """A term, its coordinates, and the time at which it takes over.
-
-    Args:
-        term: the equation of y, in the process' time t.
-        start: time of the first step; T unless the way from T to there is part of ``enter``.
-        enter: x_T with shape (B, *) -> the state y at ``start``.
-        leave: (y, t) -> x with shape (B, *).
-    """
-
-    term: Term
-    start: float
-    enter: Callable[[Tensor], Tensor] = _itself
-    leave: Callable[[Tensor, Tensor], Tensor] = _as_it_is
-
-    @property
-    def plain(self) -> bool:
-        """Whether y is x itself, from T on."""
-        return self.enter is _itself and self.leave is _as_it_is
-
-
-ReverseEquation = Callable[[ScoreModel], Equation]
-
-
-def reverse_sde(model: ScoreModel) -> Equation:
+def reverse_sde(model: ScoreModel) -> Term:
     """Anderson's reverse SDE, eta = 1."""
-    return Equation(model.sde.reverse(model), model.sde.T)
+    return model.sde.reverse(model)
 
 
 def reverse_family(eta: float) -> ReverseEquation:
@@ -92,12 +61,12 @@ def reverse_family(eta: float) -> ReverseEquation:
         ValueError: eta negative or not finite.
     """
     _check_eta(eta)
-    return lambda model: Equation(model.sde.reverse(model, eta), model.sde.T)
+    return lambda model: model.sde.reverse(model, eta)
 
 
-def probability_flow(model: ScoreModel) -> Equation:
+def probability_flow(model: ScoreModel) -> Term:
     """The probability-flow ODE, eta = 0."""
-    return Equation(model.sde.probability_flow(model), model.sde.T)
+    return model.sde.probability_flow(model)
 
 
 def semilinear(predicts: str, eta: float = 0.0) -> ReverseEquation:
@@ -115,7 +84,7 @@ def semilinear(predicts: str, eta: float = 0.0) -> ReverseEquation:
         raise ValueError(f"predicts must be one of {', '.join(SEMILINEAR)}, got {predicts!r}")
     if predicts == "velocity" and eta:
         raise ValueError(f"the velocity form is that of the ODE: eta must be 0, got {eta}; take 'data'")
-    return lambda model: Equation(_semilinear_term(model, predicts, eta), model.sde.T)
+    return lambda model: _semilinear_term(model, predicts, eta)
 
 
 def _semilinear_term(model: ScoreModel, predicts: str, eta: float) -> Semilinear:
@@ -125,7 +94,9 @@ def _semilinear_term(model: ScoreModel, predicts: str, eta: float) -> Semilinear
         "data": model.denoise,
         "velocity": model.velocity,
     }[predicts]
-    return replace(linear_part(model.sde, predicts, eta), drift=lambda t, x: field(x, t))
+    return replace(
+        linear_part(model.sde, predicts, eta), drift=lambda t, x, *condition: field(x, t, *condition)
+    )
 
 
 def linear_part(sde: ForwardSDE, predicts: str, eta: float) -> Semilinear:
@@ -153,7 +124,7 @@ def linear_part(sde: ForwardSDE, predicts: str, eta: float) -> Semilinear:
     )
 
 
-class Level(NamedTuple):
+class NoiseLevels(NamedTuple):
     """Noise levels of N steps at one of their times, each with shape (N,) in float64."""
 
     time: Tensor
@@ -163,9 +134,9 @@ class Level(NamedTuple):
     lam: Tensor
 
 
-def _level(sde: ForwardSDE, time: Tensor) -> Level:
+def _level(sde: ForwardSDE, time: Tensor) -> NoiseLevels:
     nsr = sde.nsr(time)
-    return Level(time, sde.alpha(time), sde.sigma(time), nsr, -nsr.log())
+    return NoiseLevels(time, sde.alpha(time), sde.sigma(time), nsr, -nsr.log())
 
 
 Clock = Callable[[ForwardSDE, Tensor], Tensor]
@@ -206,24 +177,24 @@ class ReverseSteps:
             the method ends in its own way.
     """
 
-    def __init__(self, sde: ForwardSDE, steps: Steps, grid: Level) -> None:
+    def __init__(self, sde: ForwardSDE, steps: Steps, grid: NoiseLevels) -> None:
         self._sde, self._steps = sde, steps
         tables = [steps.of(table, len(steps.past)) for table in grid]
-        self.t, self.s, *past = (Level(*entry) for entry in zip(*tables, strict=True))
+        self.t, self.s, *past = (NoiseLevels(*entry) for entry in zip(*tables, strict=True))
         self.past = tuple(past)
         self.x, self.z, self.m = steps.y, steps.z, steps.values
         self.h = self.s.lam - self.t.lam
         self.order, self.last = steps.order, steps.last
 
-    def level(self, time: Tensor) -> Level:
+    def level(self, time: Tensor) -> NoiseLevels:
         """The levels at times with shape (N,)."""
         return _level(self._sde, time)
 
-    def at_lam(self, lam: Tensor) -> Level:
+    def at_lam(self, lam: Tensor) -> NoiseLevels:
         """The levels where log(alpha / sigma) has the given values (N,)."""
         return self.level(self._sde.inverse_nsr((-lam).exp()))
 
-    def at_nsr(self, nsr: Tensor) -> Level:
+    def at_nsr(self, nsr: Tensor) -> NoiseLevels:
         """The levels where sigma / alpha has the given values (N,)."""
         return self.level(self._sde.inverse_nsr(nsr))
 
@@ -242,16 +213,16 @@ class ReverseSteps:
         if to_zero and predicts == "data" and self.order == 1:
             return s.alpha * self.m[0]
 
-        def norm(u: Level) -> Tensor:
+        def norm(u: NoiseLevels) -> Tensor:
             return (u.alpha.square() + u.sigma.square()).sqrt()
 
-        kernels: dict[str, Callable[[Level], Tensor]] = {
+        kernels: dict[str, Callable[[NoiseLevels], Tensor]] = {
             "noise": lambda u: -u.nsr,
             "score": lambda u: u.nsr * u.sigma,
             "data": lambda u: 1 / u.nsr,
             "velocity": lambda u: -u.nsr / (1 + u.nsr.square()) / norm(u),
         }
-        scale: dict[str, Callable[[Level], Tensor]] = {
+        scale: dict[str, Callable[[NoiseLevels], Tensor]] = {
             "noise": lambda u: u.alpha,
             "score": lambda u: u.alpha,
             "data": lambda u: u.sigma,
@@ -272,7 +243,7 @@ class ReverseSteps:
             x = x + w * m
         return scale[predicts](s) * x
 
-    def evaluate(self, level: Level, x: Form) -> Form:
+    def evaluate(self, level: NoiseLevels, x: Form) -> Form:
         """The prediction at a level and a state.
 
         Raises:
@@ -287,7 +258,7 @@ class ReverseSteps:
         return self._steps.ahead(x)
 
     @staticmethod
-    def _need_noise(level: Level) -> None:
+    def _need_noise(level: NoiseLevels) -> None:
         if not bool((level.sigma > 0).all()):
             raise ValueError(
                 "a step evaluates the model where sigma = 0; raise t_min, or lower the order of the last step"
@@ -306,11 +277,10 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
             probability flow dx/dt.
         noisy: whether the rule uses the draw.
 
-    What the rule comes to on a grid is kept for as long as the process lives, and used again.
+    What the rule comes to on a grid is found by ``SchemeMethod.prepare``.
     """
-    traced: WeakKeyDictionary[ForwardSDE, dict[Any, dict[Any, Any]]] = WeakKeyDictionary()
 
-    def equation(model: ScoreModel) -> Equation:
+    def equation(model: ScoreModel) -> Term:
         sde = model.sde
 
         def scale(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,20 +292,13 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
             half = -0.5 * sde.g_squared(t)
             return sde.f(t) + half * keep, half * factor
 
-        levels: dict[int, Level] = {}  # of the one grid that a run has
-
         def step(steps: Steps) -> Form:
-            if id(steps.grid) not in levels:
-                levels.clear()
-                levels[id(steps.grid)] = _level(sde, steps.grid)
-            return rule(ReverseSteps(sde, steps, levels[id(steps.grid)]))
+            return rule(ReverseSteps(sde, steps, _level(sde, steps.grid)))
 
         def noiseless(t: Tensor) -> bool:
             return bool(sde.sigma(t) == 0)
 
-        kept = traced.setdefault(sde, {}).setdefault((model.predicts, model.data_std), {})
-        term = Scheme(lambda t, x: model.raw(x, t), step, scale, noisy, noiseless, traced=kept)
-        return Equation(term, sde.T)
+        return Scheme(lambda t, x, *condition: model.raw(x, t, *condition), step, scale, noisy, noiseless)
 
     return equation
 

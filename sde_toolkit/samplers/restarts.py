@@ -83,19 +83,20 @@ def restarted(
     interval: Interval,
     x: Tensor,
     noise: NoiseSource,
-) -> Tensor:
-    """The state x with shape (B, *) after the restarts that are due at the end of a step; else x itself."""
+) -> Tensor | None:
+    """The state with shape (B, *) after the restarts that are due at the end of a step; None if none is."""
     assert isinstance(control, FixedGrid)
     due = (sde.nsr(control.ts[1:]) <= restart.nsr_min).nonzero()
     if not len(due) or int(due[0]) != interval.number:
-        return x
+        return None
     s = interval.s
     t = sde.inverse_nsr(torch.tensor(restart.nsr_max, dtype=torch.float64))
     back = FixedGrid(restart.grid(sde, restart.num_steps, s.item(), t.item()))
     t = back.ts[0]
     scale = float((sde.log_alpha(t) - sde.log_alpha(s)).exp())
     spread = float(sde.alpha(t) * (sde.nsr(t).square() - sde.nsr(s).square()).sqrt())
+    plan = method.prepare(term, back, x) if isinstance(method, Method) else None
     for k in range(restart.repeats):
         x = scale * x + spread * noise.draw(k, restart.stream)
-        x = solve(term, x, method, back, noise=noise).y
+        x = solve(term, x, method, back, noise=noise, plan=plan).y
     return x

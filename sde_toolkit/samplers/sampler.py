@@ -1,4 +1,4 @@
-"""The sampler: from noise to data in N looks at a model.
+"""The sampler: from noise to data in N network evaluations.
 
 A sampler is a choice of equation (``sde_toolkit.equations``), of a method of ``solvers``, of a time grid and,
 if wanted, of a corrector, of restarts and of guidance.  The literature's samplers are made by the
@@ -13,9 +13,12 @@ A run starts from the prior at T and goes down to t_min >= 0.  The end is a matt
                     log(alpha / sigma) must do on the way to sigma = 0
 
 Predictor-corrector runs some steps of Langevin dynamics after every step; restarts go back to a higher noise
-level and down again.  ``callback`` sees every step of a fixed grid.
+level and down again.  ``callback`` is given every step of a fixed grid, and may replace the state.
 
-Sample i of a seed is a function of (seed, i) alone: normals are keyed by sample and draw
+``prepare`` makes everything that runs on one model share: the times, and the coefficients of every step.
+Nothing is kept between calls elsewhere.
+
+The noise of sample i of a seed is a function of (seed, i) alone: normals are keyed by sample and draw
 (``solvers.brownian``).
 """
 
@@ -24,21 +27,21 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import ScoreModel, Wrapper
+from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.correctors import Corrector
-from sde_toolkit.samplers.equations import Equation, ReverseEquation
+from sde_toolkit.samplers.equations import ReverseEquation
 from sde_toolkit.samplers.grids import Grid
+from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo
 from sde_toolkit.samplers.restarts import Restart, restarted
-from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream
 from solvers import (
     EULER,
@@ -53,6 +56,7 @@ from solvers import (
     NoiseSource,
     Normals,
     SchemeMethod,
+    Term,
     solve,
 )
 
@@ -64,99 +68,12 @@ _NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, Adams(1))
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Samples and how they were made.
-
-    Attributes:
-        x: the samples with shape (B, *).
-        nfe: network evaluations per sample, counted (a mean where samples choose their own steps).
-        seconds: wall time.
-        seed: of the noise; sample i of the batch has the global index first_sample + i.
-        settings: the sampler's options, as plain values.
-    """
-
-    x: Tensor
-    nfe: float
-    seconds: float
-    seed: int
-    first_sample: int
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What a callback sees of one step.
-
-    Attributes:
-        number, num_steps: the step, from 0, of how many.
-        t, s: where it started and ended, tensors with shape ().
-        x: the state at s with shape (B, *), after a corrector.
-        x0_hat: the clean prediction of the latest evaluation, with shape (B, *); None where a first step in
-            closed form needed none.
-        nfe: evaluations per sample so far.
-        first_sample: global index of the first sample of the batch.
-    """
-
-    number: int
-    num_steps: int
-    t: Tensor
-    s: Tensor
-    x: Tensor
-    x0_hat: Tensor | None
-    nfe: float
-    first_sample: int
-
-
-Callback = Callable[[StepInfo], None]
-
-
-Guidance = Callable[[ScoreModel], ScoreModel]
-"""What changes a model's prediction while sampling: model -> model, see ``sde_toolkit.guidance``."""
-
-
-class CountedModel(Wrapper):
-    """A model that counts its evaluations, one for every row of a batch, and may remember the latest."""
-
-    def __init__(self, model: ScoreModel, remember: bool = False) -> None:
-        super().__init__(model)
-        self._remember, self.rows = remember, 0
-        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The model's own prediction at x_t with shape (B, *)."""
-        self.rows += x_t.shape[0]
-        raw = self.model.raw(x_t, t, condition)
-        if self._remember:
-            self._latest = x_t, t, raw
-        return raw
-
-    def latest_x0_hat(self) -> Tensor | None:
-        """The clean prediction of the latest evaluation, with shape (B, *), if there was one."""
-        if self._latest is None:
-            return None
-        x_t, t, raw = self._latest
-        return _Known(self, raw).denoise(x_t, t)
-
-
-class _Known(Wrapper):
-    """A model that answers with one prediction made before."""
-
-    def __init__(self, model: ScoreModel, raw: Tensor) -> None:
-        super().__init__(model)
-        self._raw = raw
-
-    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The prediction with shape (B, *)."""
-        return self._raw
-
-
-@dataclass(frozen=True)
 class Sampler:
     """A reverse-time sampler: equation, method, grid and options.
 
     Args:
         name: for records and messages.
-        equation: model -> the equation to integrate down to t_min, see ``sde_toolkit.equations``.
+        equation: model -> the term to integrate down to t_min, see ``sde_toolkit.samplers.equations``.
         method: of ``solvers``.
         num_steps: steps on the grid; None where the method chooses its own by rtol and atol.
         t_min: end of the run, 0 <= t_min < T.
@@ -188,9 +105,6 @@ class Sampler:
     rtol: float = 1e-5
     atol: float = 1e-5
     options: Mapping[str, Any] = field(default_factory=dict)
-    _grids: dict[tuple[ForwardSDE, float], FixedGrid] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and operator.index(self.num_steps) < 1:
@@ -248,11 +162,28 @@ class Sampler:
         used = {name: repr(value) for name, value in wrappers.items() if value}
         return common | steps | used | dict(self.options)
 
+    def prepare(self, model: ScoreModel) -> PreparedSampler:
+        """The sampler ready for one model: its times, and every coefficient that does not depend on a state.
+
+        Keep the result where a sampler is run again and again; ``sample`` prepares afresh every time.
+
+        Raises:
+            ValueError: t_min >= T of the model's process, or an evaluation where there is no noise.
+        """
+        self._check(model)
+        control = self._control(model)
+        plan = None
+        if isinstance(control, FixedGrid) and isinstance(self.method, Method):
+            like = torch.empty((1, *model.event_shape), dtype=model.dtype, device=model.device)
+            plan = self.method.prepare(self.equation(self._guided(model)), control, like)
+        return PreparedSampler(self, model, control, plan)
+
     def sample(
         self,
         model: ScoreModel,
         num_samples: int,
         *,
+        condition: Condition | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         first_sample: int = 0,
@@ -264,105 +195,158 @@ class Sampler:
         Args:
             model: any ``ScoreModel``.
             num_samples: at least 1.
+            condition: a class for all samples, or a tensor with one row per sample; for models that take one.
             seed: of the noise.
-            batch_size: samples per evaluation; all at once when None.  The samples do not depend on it.
+            batch_size: samples per evaluation; all at once when None.  Samples of a model that treats rows
+                alike do not depend on it; those of a network agree to rounding.
             first_sample: global index of the first sample.
             noise: a source of normals for all samples in one batch, instead of the seed's own.
-            callback: called with a ``StepInfo`` after every step of every batch; needs a fixed grid.
+            callback: called with a ``StepInfo`` after every step of every batch; needs a fixed grid.  Where
+                it returns a tensor with the shape of the state, the run goes on from there.
 
         Raises:
-            ValueError: an argument out of range, or t_min >= T of the model's process; before any evaluation.
+            ValueError: an argument out of range, or t_min >= T of the model's process; before any
+                evaluation.
             solvers.SolverError: a sample became nan or inf, or an adaptive run stalled.
         """
-        batch = self._check(model, num_samples, batch_size, noise, callback)
-        counted, start = CountedModel(model, callback is not None), time.perf_counter()
-        looked_at: ScoreModel = counted if self.guidance is None else self.guidance(counted)
-        equation = self.equation(looked_at)
-        if (self.corrector is not None or self.restarts) and not equation.plain:
-            raise ValueError(
-                f"correctors and restarts move x itself, but {self.name} has coordinates of its own"
-            )
-        parts = []
-        for first in range(0, num_samples, batch):
-            rows = range(first_sample + first, first_sample + min(first + batch, num_samples))
-            source = noise or Normals(seed, rows, model.event_shape, model.dtype, model.device)
-            parts.append(self._run(counted, looked_at, equation, source, callback, rows[0]))
-        seconds = time.perf_counter() - start
-        x = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return Samples(x, counted.rows / num_samples, seconds, seed, first_sample, self.settings)
+        self._check_draw(num_samples, batch_size, noise, callback)
+        return self.prepare(model).sample(
+            num_samples, condition=condition, seed=seed, batch_size=batch_size, first_sample=first_sample,
+            noise=noise, callback=callback,
+        )  # fmt: skip
 
-    def _check(
+    def _guided(self, model: ScoreModel) -> ScoreModel:
+        return model if self.guidance is None else self.guidance(model)
+
+    def _check_draw(
         self,
-        model: ScoreModel,
         num_samples: int,
         batch_size: int | None,
         noise: NoiseSource | None,
         callback: Callback | None,
-    ) -> int:
-        """Refuse what cannot work with this model; return the batch size."""
+    ) -> None:
+        """Refuse what cannot work with any model."""
         if num_samples < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"num_samples and batch_size must be >= 1, got {num_samples} and {batch_size}")
         if noise is not None and batch_size is not None:
             raise ValueError("a noise source serves one batch: leave batch_size out when noise is given")
         if callback is not None and (self.num_steps is None or isinstance(self.method, Integrator)):
             raise ValueError(f"a callback needs a fixed grid, but {self.name} does the whole run by itself")
+
+    def _check(self, model: ScoreModel) -> None:
+        """Refuse what cannot work with this model."""
         if self.t_min >= model.sde.T:
             raise ValueError(f"t_min must be smaller than T = {model.sde.T} of the process, got {self.t_min}")
         # an evaluation at the end of the last step divides by sigma there
         for restart in self.restarts:
             restart.check(model.sde)
         never = self.method in _NEVER_AT_END or isinstance(self.method, SchemeMethod)
-        looks_at_end = self.denoise or self.corrector is not None or not never
+        evaluates_end = self.denoise or self.corrector is not None or not never
         # sigma grows from t = 0 on: only there can it be 0
         zero = torch.zeros((), dtype=torch.float64)
-        if self.t_min == 0 and looks_at_end and float(model.sde.sigma(zero)) == 0:
+        if self.t_min == 0 and evaluates_end and float(model.sde.sigma(zero)) == 0:
             raise ValueError(
                 f"{self.name} evaluates the score at t_min, but sigma({self.t_min}) = 0; "
-                "raise t_min, or use a sampler that does not look there with denoise=False"
+                "raise t_min, or use a sampler that does not evaluate there, with denoise=False"
             )
-        return batch_size or num_samples
 
-    def _control(self, model: ScoreModel, equation: Equation) -> FixedGrid | Adaptive:
+    def _control(self, model: ScoreModel) -> FixedGrid | Adaptive:
         if self.num_steps is None:
-            return Adaptive(equation.start, self.t_min, rtol=self.rtol, atol=self.atol)
-        key = (model.sde, equation.start)
-        if key not in self._grids:  # the latest alone is kept
-            self._grids.clear()
-            self._grids[key] = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, equation.start))
-        return self._grids[key]
+            return Adaptive(model.sde.T, self.t_min, rtol=self.rtol, atol=self.atol)
+        return FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, model.sde.T))
+
+
+@dataclass(frozen=True)
+class PreparedSampler:
+    """A sampler with everything that its runs on one model share, from ``Sampler.prepare``.
+
+    Args:
+        sampler: the sampler.
+        model: what is sampled from; its weights may change, its process, prediction and moments may not.
+        control: the times of the steps, or the tolerances.
+        plan: the method's coefficients on these times, or None.
+    """
+
+    sampler: Sampler
+    model: ScoreModel = field(repr=False)
+    control: FixedGrid | Adaptive = field(repr=False)
+    plan: Any = field(repr=False)
+
+    def sample(
+        self,
+        num_samples: int,
+        *,
+        condition: Condition | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        first_sample: int = 0,
+        noise: NoiseSource | None = None,
+        callback: Callback | None = None,
+    ) -> Samples:
+        """Draw samples; arguments and errors are those of ``Sampler.sample``."""
+        sampler, model = self.sampler, self.model
+        sampler._check_draw(num_samples, batch_size, noise, callback)
+        rows = model.conditions(condition, num_samples)
+        counted, start = CountedModel(model, callback is not None), time.perf_counter()
+        guided = sampler._guided(counted)
+        equation, batch, parts = sampler.equation(guided), batch_size or num_samples, []
+        for first in range(0, num_samples, batch):
+            part = range(first_sample + first, first_sample + min(first + batch, num_samples))
+            source = noise or Normals(seed, part, model.event_shape, model.dtype, model.device)
+            given = None if rows is None else rows[first : first + batch]
+            term = equation if given is None else replace(equation, args=(given,))
+            parts.append(self._run(counted, guided, term, given, source, callback, part[0]))
+        seconds = time.perf_counter() - start
+        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return Samples(x, counted.rows / num_samples, seconds, seed, first_sample, sampler.settings)
 
     @torch.no_grad()
     def _run(
         self,
         counted: CountedModel,
         model: ScoreModel,
-        equation: Equation,
+        term: Term,
+        condition: Tensor | None,
         noise: NoiseSource,
         callback: Callback | None,
         first_sample: int,
     ) -> Tensor:
         """One batch, from the prior to the data."""
-        control = self._control(model, equation)
-        before, x_T = counted.rows, model.sde.prior_sample(noise.draw(0, Stream.PRIOR))
+        sampler, control, before = self.sampler, self.control, counted.rows
 
-        def after(interval: Interval, y: Tensor) -> Tensor:
-            for restart in self.restarts:
-                y = restarted(restart, model.sde, equation.term, self.method, control, interval, y, noise)
-            if self.corrector is not None:
-                y = self.corrector(model, interval, y, noise)
+        def after(interval: Interval, x: Tensor) -> Tensor | None:
+            new = None
+            for restart in sampler.restarts:
+                again = restarted(restart, model.sde, term, sampler.method, control, interval, x, noise)
+                if again is not None:
+                    new = x = again
+            if sampler.corrector is not None:
+                new = x = sampler.corrector(model, interval, x, noise, condition)
             if callback is not None:
-                x, nfe = equation.leave(y, interval.s), (counted.rows - before) / len(y)
-                ends = (interval.number, self.num_steps or 0, interval.t, interval.s)
-                callback(StepInfo(*ends, x, counted.latest_x0_hat(), nfe, first_sample))
-            return y
+                ends = (interval.number, sampler.num_steps or 0, interval.t, interval.s)
+                nfe = (counted.rows - before) / len(x)
+                info = StepInfo(*ends, x.clone(), counted.latest_x0_hat(), nfe, first_sample)
+                returned = callback(info)
+                new = new if returned is None else _checked_state(returned, x)
+            return new
 
-        hooked = self.corrector is not None or self.restarts or callback is not None
-        y = equation.enter(x_T)
+        hooked = sampler.corrector is not None or sampler.restarts or callback is not None
         solution = solve(
-            equation.term, y, self.method, control, noise=noise, after_step=after if hooked else None
+            term, model.sde.prior_sample(noise.draw(0, Stream.PRIOR)), sampler.method, control, noise=noise,
+            after_step=after if hooked else None, plan=self.plan,
+        )  # fmt: skip
+        x = solution.y
+        return model.denoise(x, solution.ts[-1], condition) if sampler.denoise else x
+
+
+def _checked_state(returned: object, x: Tensor) -> Tensor:
+    if not isinstance(returned, Tensor) or returned.shape != x.shape or returned.dtype != x.dtype:
+        got = f"{tuple(returned.shape)} {returned.dtype}" if isinstance(returned, Tensor) else repr(returned)
+        raise ValueError(
+            f"a callback must return None or a state with shape {tuple(x.shape)} and type {x.dtype}, "
+            f"got {got}"
         )
-        x = equation.leave(solution.y, solution.ts[-1])
-        return model.denoise(x, solution.ts[-1]) if self.denoise else x
+    return returned
 
 
 def label(function: object) -> str:

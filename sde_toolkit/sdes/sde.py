@@ -50,8 +50,9 @@ Function = Callable[[Tensor], Tensor]
 class HasScore(Protocol):
     """Anything with a score, such as every ``ScoreModel``."""
 
-    def score(self, x_t: Tensor, t: Tensor, /) -> Tensor:
-        """grad log p_t(x_t) with shape (B, *), for x_t with shape (B, *) and t with shape () or (B,)."""
+    def score(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor:
+        """grad log p_t(x_t) with shape (B, *), for x_t with shape (B, *), t with shape () or (B,), and a
+        condition with B rows or None."""
         ...
 
 
@@ -119,8 +120,9 @@ class ForwardSDE(ABC):
     def probability_flow(self, model: HasScore) -> solvers.ODE:
         """The ODE dx = [f x - g^2 score / 2] dt, whose marginals are those of the forward process."""
 
-        def drift(t: Tensor, x: Tensor) -> Tensor:
-            return expand_like(self.f(t), x) * x - expand_like(0.5 * self.g_squared(t), x) * model.score(x, t)
+        def drift(t: Tensor, x: Tensor, *condition: Tensor) -> Tensor:
+            pull = expand_like(0.5 * self.g_squared(t), x)
+            return expand_like(self.f(t), x) * x - pull * model.score(x, t, *condition)
 
         return solvers.ODE(drift)
 
@@ -136,9 +138,9 @@ class ForwardSDE(ABC):
             )
         weight = 0.5 * (1 + eta**2)
 
-        def drift(t: Tensor, x: Tensor) -> Tensor:
+        def drift(t: Tensor, x: Tensor, *condition: Tensor) -> Tensor:
             pull = expand_like(weight * self.g_squared(t), x)
-            return expand_like(self.f(t), x) * x - pull * model.score(x, t)
+            return expand_like(self.f(t), x) * x - pull * model.score(x, t, *condition)
 
         return solvers.SDE(drift, diffusion=lambda t: eta * self.g(t))
 

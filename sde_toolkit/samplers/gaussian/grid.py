@@ -1,12 +1,12 @@
-"""Where the default sampler looks: its constants, the scale of the data, and its time grid.
+"""Constants and times of the Gaussian-residual sampler: at which noise levels it evaluates the model.
 
-What they are for is told in ``sde_toolkit.residual``.
+What they are for is told in ``sde_toolkit.samplers.gaussian.method``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ _TOP, _RESOLVED = 1e4, 1e-3
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The constants of the default sampler; lengths are in units of the data's scale.
+class Constants:
+    """The constants of the Gaussian-residual sampler; lengths are in units of the data's scale.
 
     Args:
         nodes: of the polynomial that predicts a step, anchors included.
@@ -49,7 +49,7 @@ class Rule:
     reach: float = 1.5
 
 
-RULE = Rule()
+CONSTANTS = Constants()
 """One choice for all data: found by random search on rings and mixtures in 2 to 64 dimensions, then settled
 among near equals on ``benchmarks.flows`` and two digits networks.
 
@@ -57,7 +57,7 @@ A network leaves more to be integrated where noise dominates than data in closed
 falls off as 1 / n, which asks for a small power, so that q vanishes at infinity, and for a first evaluation
 near T."""
 
-NOISY_RULE = Rule(
+NOISY_CONSTANTS = Constants(
     nodes=2, corrector_nodes=3, inner=0.3, outer=0.45, decay=0.8, first=0.9, power=0.5, reach=1.0
 )
 """With noise: polynomials through more evaluations, which the noise has made rough, only amplify it."""
@@ -68,8 +68,7 @@ class ResidualGrid:
     """The times T, t_1, ..., t_N, t_min of N = num_steps - 1 evaluations, equally spaced in the clock."""
 
     moments: Moments
-    rule: Rule = RULE
-    _memo: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    constants: Constants = CONSTANTS
 
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,); at least 2 steps.
@@ -81,34 +80,31 @@ class ResidualGrid:
             raise ValueError(f"num_steps must be at least 2, a start and an end, got {num_steps}")
         ends = torch.tensor([sde.T if t_max is None else t_max, t_min], dtype=torch.float64)
         start, end = sde.nsr(ends).tolist()
-        key = (num_steps - 1, start, end)
-        if key not in self._memo:
-            self._memo.clear()
-            self._memo[key] = torch.from_numpy(self.ratios(*key))
-        return torch.cat([ends[:1], sde.inverse_nsr(self._memo[key]), ends[1:]])
+        ratios = torch.from_numpy(self.ratios(num_steps - 1, start, end))
+        return torch.cat([ends[:1], sde.inverse_nsr(ratios), ends[1:]])
 
     def ratios(self, count: int, start: float, end: float) -> np.ndarray:
         """The ratios of ``count`` evaluations between ``start`` and ``end``, decreasing."""
-        rule, scale = self.rule, self.moments.scale
+        constants, scale = self.constants, self.moments.scale
         unit = _RESOLVED * scale
         x = np.linspace(math.asinh(end / unit), math.asinh(_TOP * scale / unit), _CLOCK_POINTS)
         density = self._density(unit * np.sinh(x)) * unit * np.cosh(x)
         tau = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
-        step = tau[-1] / (count - 1 + rule.first + rule.last)
-        # a process that ends before the clock's first evaluation is looked at near its end
+        step = tau[-1] / (count - 1 + constants.first + constants.last)
+        # a process that ends before the clock's first evaluation is evaluated near its end
         highest = np.interp(math.asinh(start * (1 - 0.5 / count) / unit), x, tau)
-        if tau[-1] - rule.first * step > highest:
-            step = highest / (count - 1 + rule.last)
-        at = step * (rule.last + np.arange(count - 1, -1, -1))
+        if tau[-1] - constants.first * step > highest:
+            step = highest / (count - 1 + constants.last)
+        at = step * (constants.last + np.arange(count - 1, -1, -1))
         return unit * np.sinh(np.interp(at, tau, x))
 
     def _density(self, n: np.ndarray) -> np.ndarray:
         """d tau / dn with the shape of n."""
-        rule, variances = self.rule, self.moments.variances
+        constants, variances = self.constants, self.moments.variances
         # equal variances count once: an isotropic covariance of any size costs nothing
         values, counts = (a.numpy() for a in variances.clamp(min=1e-300).unique(return_counts=True))
-        weights = counts * values**rule.weight
+        weights = counts * values**constants.weight
         density = np.zeros_like(n)
         for share, value in zip(weights / weights.sum(), values, strict=True):
-            density += share / np.sqrt(n**2 + rule.inner**2 * value)
-        return density * (1 + (n / (rule.outer * self.moments.scale)) ** 2) ** (-rule.decay / 2)
+            density += share / np.sqrt(n**2 + constants.inner**2 * value)
+        return density * (1 + (n / (constants.outer * self.moments.scale)) ** 2) ** (-constants.decay / 2)

@@ -1,4 +1,4 @@
-"""The default sampler: the Gaussian with the data's moments in closed form, and only the residual integrated.
+"""The Gaussian-residual sampler: the data's Gaussian in closed form, and only the residual integrated.
 
 In the scale-free state y = x_t / alpha with the clock n = sigma / alpha (the noise-to-signal ratio) the
 probability flow is dy/dn = z_hat(y, n).  Data with mean m and covariance S = U diag(l) U^T (``sde_toolkit
@@ -23,7 +23,7 @@ The evaluations are equally spaced in a clock that the spectrum l makes,
     d tau = sum_i w_i (n^2 + c_a^2 l_i)^{-1/2} (1 + n^2 / c_b^2)^{-p/2} dn,        w_i = l_i^g / sum l^g
 
 logarithmic in the middle and with both ends, n = 0 and n = infinity, at a finite distance.  The lengths c_b,
-c_e and c_v are fixed multiples (``Rule``) of one scale of the data, s = (sum l^2 / sum l)^{1/2}, the standard
+c_e and c_v are fixed multiples (``Constants``) of one scale of the data, s = (sum l^2 / sum l)^{1/2}, the standard
 deviation along the axes weighted by their variance.
 
 With noise, eta > 0, the reverse family is dy = (1 + eta^2) z_hat dn + eta (2 n)^{1/2} dW.  What the Gaussian
@@ -48,16 +48,15 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.models import Moments, ScoreModel, conversion, known_moments
-from sde_toolkit.samplers.equations import Equation, linear_part
-from sde_toolkit.samplers.gaussian.grid import NOISY_RULE, RULE, ResidualGrid, Rule
-from sde_toolkit.samplers.gaussian.plan import Plan, Run, Tables, plan
+from sde_toolkit.samplers.equations import linear_part
+from sde_toolkit.samplers.gaussian.grid import CONSTANTS, NOISY_CONSTANTS, Constants, ResidualGrid
+from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
 from sde_toolkit.sdes import ForwardSDE
 from solvers import BrownianMotion, FixedGrid, Interval, Method, Semilinear, Step
@@ -83,9 +82,11 @@ class RawFlow(Semilinear):
     """The flow of a model whose drift is what the model puts out; its conversion goes into the weights.
 
     Args:
+        sde: the forward process.
         predicts, data_std: what the model puts out, as for ``ScoreModel``.
     """
 
+    sde: ForwardSDE = field(kw_only=True)
     predicts: str = "noise"
     data_std: float = 1.0
 
@@ -94,24 +95,27 @@ class RawFlow(Semilinear):
 class ResidualAdams(Method):
     """The method of the module's head, on a ``ResidualGrid`` or any other whose first step is closed form.
 
-    It integrates the probability flow of models under ``sde``, as ``RawFlow`` terms.
+    It integrates the reverse family of a model as ``RawFlow`` terms.
+
+    Args:
+        moments: of the data.
+        constants: lengths and counts.
+        eta: stochasticity.
     """
 
-    sde: ForwardSDE
     moments: Moments
-    rule: Rule = RULE
+    constants: Constants = CONSTANTS
     eta: float = 0.0
     name: str = "residual_adams"
     terms = (RawFlow,)
     nfe_per_step: int = 1
     nfe_extra: int = -1
-    _memo: dict[tuple[object, ...], Plan] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def order(self) -> int:  # type: ignore[override]
         """At least 3 for smooth predictions; the step from T and the fractional power of the envelope keep it
         below the number of nodes."""
-        return min(self.rule.nodes, 3)
+        return min(self.constants.nodes, 3)
 
     @property
     def strong_order(self) -> float | None:  # type: ignore[override]
@@ -123,36 +127,40 @@ class ResidualAdams(Method):
         """1 with noise."""
         return 1.0 if self.eta else None
 
-    def start(self, term: RawFlow, t: Tensor, y: Tensor, grid: FixedGrid | None) -> Run:
-        """The coefficients of all steps, remembered for the next batch on the same grid."""
-        assert grid is not None
-        key = (grid.values, y.dtype, y.device, term.predicts, term.data_std)
-        if key not in self._memo:
-            self._memo.clear()
-            self._memo[key] = plan(self._tables(term, grid.ts), self.moments, y)
-        return self._memo[key].begin(y)
+    def prepare(self, term: RawFlow, grid: FixedGrid, like: Tensor) -> Plan:
+        """The coefficients of all steps."""
+        return make_plan(self._tables(term, grid.ts), self.moments, like)
+
+    def start(self, term: RawFlow, t: Tensor, y: Tensor, plan: Plan) -> Carry:
+        """The start along the axes, and no evaluations yet."""
+        return Carry(plan, plan.along_axes(0, y))
+
+    def replaced(self, carry: Carry) -> Carry:
+        """Without the state along the axes: it is found anew, and there is nothing to correct."""
+        return carry._replace(s=None)
 
     def step(
-        self, term: RawFlow, interval: Interval, y: Tensor, carry: Run, noise: BrownianMotion | None
+        self, term: RawFlow, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
         """The first step is a closed form; every other evaluates, corrects and predicts."""
         raw = term.drift(interval.t, y) if interval.number else None
         z = increment(noise, interval, y) if self.eta else None
-        return Step(carry.step(interval.number, y, raw, z), None, carry)
+        y, carry = carry.plan.step(interval.number, y, carry, raw, z)
+        return Step(y, None, carry)
 
-    @cached_property
+    @property
     def _longest(self) -> int:
         """Evaluations that a step may use."""
-        return max(self.rule.nodes + 1, self.rule.corrector_nodes)
+        return max(self.constants.nodes + 1, self.constants.corrector_nodes)
 
     def _tables(self, term: RawFlow, ts: Tensor) -> Tables:
-        sde, variances, scale = self.sde, self.moments.variances, self.moments.scale
+        sde, variances, scale = term.sde, self.moments.variances, self.moments.scale
         alpha, sigma, nsr = (f(ts)[:, None] for f in (sde.alpha, sde.sigma, sde.nsr))
         std = (alpha.square() * variances + sigma.square()).sqrt()
         factor = self._shrink(nsr[:-1], nsr[1:])
         # z_hat = keep x + scaled raw, at the evaluations
         keep, scaled = conversion(term.predicts, "noise", alpha[1:-1], sigma[1:-1], term.data_std)
-        v = torch.atan(nsr[:, 0] / (self.rule.bend * scale)).tolist()
+        v = torch.atan(nsr[:, 0] / (self.constants.bend * scale)).tolist()
         correctors, predictors = self._nodes(v)
         units = scaled / self._envelope(nsr[1:-1])
         predicted = self._table(nsr[:, 0], predictors, units, 1)
@@ -185,22 +193,22 @@ class ResidualAdams(Method):
         return ratio ** (self.eta**2 / 2)
 
     def _envelope(self, nsr: Tensor) -> Tensor:
-        c = self.rule.envelope * self.moments.scale
-        return (c**2 + nsr.square()) ** (-self.rule.power / 2)
+        c = self.constants.envelope * self.moments.scale
+        return (c**2 + nsr.square()) ** (-self.constants.power / 2)
 
     def _nodes(self, v: Sequence[float]) -> tuple[list[Nodes], list[Nodes]]:
         """The nodes of every step's corrector and predictor, from the values of v at all times."""
         corrector, predictor = [], []
         for i in range(len(v) - 1):
-            predictor.append(self._pick(v[1 : i + 1][::-1], v[i + 1], self.rule.nodes))
-            corrector.append(self._pick(v[1 : i + 2][::-1], v[i + 1], self.rule.corrector_nodes))
+            predictor.append(self._pick(v[1 : i + 1][::-1], v[i + 1], self.constants.nodes))
+            corrector.append(self._pick(v[1 : i + 2][::-1], v[i + 1], self.constants.corrector_nodes))
         return corrector, predictor
 
     def _pick(self, past: Sequence[float], end: float, count: int) -> Nodes:
         """The newest ``count`` nodes, the one at no noise among them if it is near enough to ``end``."""
         every: Nodes = [*((value, k) for k, value in enumerate(past)), (_BEFORE, None)]
         chosen = every[:count]
-        distance = self.rule.reach * abs(end - _AFTER)
+        distance = self.constants.reach * abs(end - _AFTER)
         nearer = sum(abs(value - end) <= distance for value, _ in chosen)
         if nearer == len(chosen) == count:
             return chosen
@@ -241,7 +249,7 @@ class ResidualAdams(Method):
             clock = first + (last - first) * (x + 1) / 2
             n = unit * torch.sinh(clock)
             dn = (last - first) * (weight / 2) * unit * torch.cosh(clock) * self._envelope(n)
-            basis = lagrange(torch.atan(n / (self.rule.bend * scale)), nodes) * dn[..., None]
+            basis = lagrange(torch.atan(n / (self.constants.bend * scale)), nodes) * dn[..., None]
             kernel = (variances + n.square()[..., None]).rsqrt()
             if self.eta:
                 kernel = (1 + self.eta**2) * kernel * self._shrink(n[..., None], b[:, None, None])
@@ -251,36 +259,35 @@ class ResidualAdams(Method):
 
 @dataclass(frozen=True)
 class ResidualFlow:
-    """model -> the probability flow as a ``RawFlow``, for models of one process and event shape.
+    """model -> the reverse family as a ``RawFlow``, for models of one event shape.
 
     Raises (when called):
-        ValueError: a model of another process or event shape.
+        ValueError: a model of another event shape.
     """
 
-    sde: ForwardSDE
     event_shape: tuple[int, ...]
     eta: float = 0.0
 
-    def __call__(self, model: ScoreModel) -> Equation:
-        """The equation of this model."""
-        if model.sde is not self.sde or model.event_shape != self.event_shape:
+    def __call__(self, model: ScoreModel) -> RawFlow:
+        """The term of this model."""
+        if model.event_shape != self.event_shape:
             raise ValueError(
-                f"this default sampler was made for {self.sde} and event shape {self.event_shape}, got a "
-                f"model of {model.sde} and {model.event_shape}; make one with default(model)"
+                f"this sampler was made for data with event shape {self.event_shape}, got a model of "
+                f"{model.event_shape}; make one with gaussian_residual(model, num_steps)"
             )
         known = linear_part(model.sde, "noise", self.eta)
-        term = RawFlow(
-            lambda t, x: model.raw(x, t),
+        return RawFlow(
+            lambda t, x, *condition: model.raw(x, t, *condition),
             integral=known.integral,
             source=known.source,
             diffusion=known.diffusion,
+            sde=model.sde,
             predicts=model.predicts,
             data_std=model.data_std,
         )
-        return Equation(term, model.sde.T)
 
 
-def default(
+def gaussian_residual(
     model: ScoreModel,
     num_steps: int = 20,
     *,
@@ -307,14 +314,22 @@ def default(
         raise ValueError(f"moments must have the event shape {model.event_shape}, got {moments.event_shape}")
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be a finite number >= 0, got {eta}; 0 is deterministic")
-    rule = NOISY_RULE if eta else RULE
+    constants = NOISY_CONSTANTS if eta else CONSTANTS
     return Sampler(
-        "default",
-        ResidualFlow(model.sde, model.event_shape, eta),
-        ResidualAdams(model.sde, moments, rule, eta),
+        "gaussian_residual",
+        ResidualFlow(model.event_shape, eta),
+        ResidualAdams(moments, constants, eta),
         num_steps + 1,
         t_min,
-        ResidualGrid(moments, rule),
+        ResidualGrid(moments, constants),
         denoise=False,
         options={"num_steps": num_steps, "moments": moments.kind, "eta": eta},
     )
+
+
+def default(model: ScoreModel, num_steps: int = 20, *, t_min: float = T_MIN, eta: float = 0.0) -> Sampler:
+    """The sampler that we recommend: ``gaussian_residual`` with the model's own moments.
+
+    Arguments and errors are those of ``gaussian_residual``.
+    """
+    return gaussian_residual(model, num_steps, t_min=t_min, eta=eta)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.samplers import grids
-from sde_toolkit.samplers.equations import Level, ReverseSteps, scheme
+from sde_toolkit.samplers.equations import NoiseLevels, ReverseSteps, scheme
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler, label
 from solvers import Form, SchemeMethod
@@ -53,7 +53,7 @@ def sa_solver_rule(
         def kernel(lam: Tensor) -> Tensor:
             return kappa * torch.exp(-kappa * (s.lam[:, None] - lam))
 
-        def step(nodes: list[Level], m: list[Form]) -> Form:
+        def step(nodes: list[NoiseLevels], m: list[Form]) -> Form:
             x = s.sigma / t.sigma * torch.exp(-(tau_t**2) * k.h) * k.x
             weights = kernel_weights(kernel, [u.lam for u in nodes], t.lam, s.lam)
             if released and len(nodes) == 2:

@@ -1,0 +1,99 @@
+"""What a run of a sampler hands out: its samples, its steps, and the count of its evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sde_toolkit.models import ScoreModel, Wrapper
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples and how they were made.
+
+    Attributes:
+        x: the samples with shape (B, *).
+        nfe: network evaluations per sample, counted (a mean where samples choose their own steps).
+        seconds: wall time.
+        seed: of the noise; sample i of the batch has the global index first_sample + i.
+        settings: the sampler's options, as plain values.
+    """
+
+    x: Tensor
+    nfe: float
+    seconds: float
+    seed: int
+    first_sample: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback sees of one step.
+
+    Attributes:
+        number, num_steps: the step, from 0, of how many.
+        t, s: where it started and ended, tensors with shape ().
+        x: the state at s with shape (B, *), after a corrector; a copy, which the run does not see again.
+        x0_hat: the clean prediction of the latest evaluation, with shape (B, *); None where a first step in
+            closed form needed none.
+        nfe: evaluations per sample so far.
+        first_sample: global index of the first sample of the batch.
+    """
+
+    number: int
+    num_steps: int
+    t: Tensor
+    s: Tensor
+    x: Tensor
+    x0_hat: Tensor | None
+    nfe: float
+    first_sample: int
+
+
+Callback = Callable[[StepInfo], Tensor | None]
+"""Called after every step; the run goes on from the state that it returns, or from its own for None."""
+
+
+Guidance = Callable[[ScoreModel], ScoreModel]
+"""What changes a model's prediction while sampling: model -> model, see ``sde_toolkit.guidance``."""
+
+
+class CountedModel(Wrapper):
+    """A model that counts its evaluations, one for every row of a batch, and may remember the latest."""
+
+    def __init__(self, model: ScoreModel, remember: bool = False) -> None:
+        super().__init__(model)
+        self._remember, self.rows = remember, 0
+        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The model's own prediction at x_t with shape (B, *)."""
+        self.rows += x_t.shape[0]
+        raw = self.model.raw(x_t, t, condition)
+        if self._remember:
+            self._latest = x_t, t, raw
+        return raw
+
+    def latest_x0_hat(self) -> Tensor | None:
+        """The clean prediction of the latest evaluation, with shape (B, *), if there was one."""
+        if self._latest is None:
+            return None
+        x_t, t, raw = self._latest
+        return _Known(self, raw).denoise(x_t, t)
+
+
+class _Known(Wrapper):
+    """A model that answers with one prediction made before."""
+
+    def __init__(self, model: ScoreModel, raw: Tensor) -> None:
+        super().__init__(model)
+        self._raw = raw
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction with shape (B, *)."""
+        return self._raw
