@@ -1,0 +1,230 @@
+"""Held-out likelihoods of a trained run, as its configuration asks: computed once, kept in a file.
+
+Continuous data have log p(x) by the probability flow.  Grey levels have the importance-weighted bound on
+log P of a dequantisation (``sde_toolkit.dequantize``), uniform with one draw by default.  The variational
+bounds (``sde_toolkit.bounds``) belong to the stochastic model of the same network, are taken at the first
+draws, and are printed beside.
+
+The bits per dimension of n examples with code lengths b_i are mean(b) +- std(b) / sqrt(n); that error bar
+holds the spread of the examples, of the dequantisation noise and of the probes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.likelihood import continuous_bound, discrete_bound
+from sde_toolkit.likelihood import Budget, Entry
+from sde_toolkit.config import build_dataset, likelihood_options, raw_examples
+from sde_toolkit.data import Dataset
+from sde_toolkit.likelihood import Dequantizer, DiscreteLogLikelihood, discrete_log_likelihood
+from sde_toolkit.likelihood import ExactDivergence
+from sde_toolkit.utils import atomic_write
+from sde_toolkit.likelihood import log_likelihood
+from sde_toolkit.config import BOUNDS, DEQUANTIZERS
+from sde_toolkit.utils import Processes, launched
+from sde_toolkit.lab import plus_minus
+from sde_toolkit.runs.store import Run
+from solvers import Normals
+
+GAP_DRAWS = 8
+"""Draws by which the cost of dequantisation is measured for the budget."""
+
+_CHAIN_STEPS = 1000
+_BOUND_DRAWS = 32
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out log-likelihoods.
+
+    Attributes:
+        split: which examples.
+        bits_per_dim: of every example.
+        uniform: bits per dimension of the uniform code on the grey levels; None for continuous data.
+        nfe: mean number of network evaluations.
+        seconds: wall time.
+        budget: what a value may be off by, line by line; see ``sde_toolkit.budget``.
+        bounds: name, mean bits per dimension and its standard error of the variational bounds asked for.
+        settings: of the likelihood and the model, JSON-able.
+    """
+
+    split: str
+    bits_per_dim: tuple[float, ...] = field(repr=False)
+    uniform: float | None
+    nfe: float
+    seconds: float
+    budget: tuple[str, ...]
+    bounds: tuple[tuple[str, float, float], ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def mean(self) -> float:
+        """Mean bits per dimension."""
+        return float(np.mean(self.bits_per_dim))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean; infinite for a single example."""
+        return _standard_error(np.asarray(self.bits_per_dim))
+
+    @property
+    def sentence(self) -> str:
+        """The result in one line."""
+        against = "" if self.uniform is None else f", uniform levels {self.uniform:.3f}"
+        return (
+            f"{self.split} data: {plus_minus(self.mean, self.standard_error)} bits/dim "
+            f"({len(self.bits_per_dim)} examples{against}; "
+            f"{self.nfe:.0f} network evaluations each, {self.seconds:.1f} s)"
+        )
+
+
+def likelihood_path(directory: Path, split: str) -> Path:
+    """Where the likelihoods of a split lie."""
+    return directory / f"likelihood-{split}.json"
+
+
+def likelihood(run: Run, directory: Path) -> tuple[HeldOut, bool]:
+    """Held-out log-likelihoods as the run's configuration asks; and whether they were reused from a file.
+
+    Raises:
+        ValueError: an option out of range.
+        solvers.SolverError: the flow broke down.
+    """
+    section = run.config.likelihood
+    settings = json.loads(json.dumps({**section.to_dict(), "model": run.fingerprint}))
+    known = load_likelihood(run, directory)
+    if known is not None and known.settings == settings:
+        return known, True
+    dataset, begin = build_dataset(run.config), time.perf_counter()
+    examples = raw_examples(run.config, dataset)
+    compute = _continuous if dataset.levels is None else _discrete
+    with launched() as processes:
+        bits, nfe, budget, bounds = compute(run, dataset, examples, processes)
+    lines = () if budget is None else tuple(budget.lines(examples[0].numel()))
+    uniform = None if dataset.levels is None else math.log2(dataset.levels)
+    seconds = time.perf_counter() - begin
+    result = HeldOut(
+        section.split,
+        tuple(bits.tolist()),
+        uniform,
+        float(nfe.double().mean()),
+        seconds,
+        lines,
+        bounds,
+        settings,
+    )
+    if processes.rank == 0:
+        atomic_write(likelihood_path(directory, section.split), json.dumps(asdict(result), indent=1).encode())
+    return result, False
+
+
+Found = tuple[Tensor, Tensor, Budget | None, tuple[tuple[str, float, float], ...]]
+
+
+def _continuous(run: Run, dataset: Dataset, x: Tensor, processes: Processes) -> Found:
+    x, log_det = x.to(run.model.dtype), dataset.scaling.log_det_per_dim
+    found = log_likelihood(
+        run.model, x, **likelihood_options(run.config), log_det_per_dim=log_det, processes=processes
+    )
+    log_q = torch.full((len(x),), -log_det * x[0].numel(), dtype=torch.float64)
+    return found.bits_per_dim, found.nfe, found.budget, _bounds(run, x, log_q)
+
+
+def _discrete(run: Run, dataset: Dataset, values: Tensor, processes: Processes) -> Found:
+    section, options = run.config.likelihood, likelihood_options(run.config)
+    dequantizer = DEQUANTIZERS[section.dequantization](run.model, dataset, options.pop("t_min"))
+    few = values[: options["checked"]]
+
+    def bound(v: Tensor, num_samples: int, shared: Processes | None) -> DiscreteLogLikelihood:
+        rest = {**options, "checked": 0} | ({} if shared is None else {"processes": shared})
+        density = functools.partial(log_likelihood, **rest)
+        several = num_samples > 1 and not isinstance(options["divergence"], ExactDivergence)
+        second = functools.partial(density, seed=options["seed"] + 1) if several else None
+        return discrete_log_likelihood(
+            run.model, v, dequantizer, num_samples=num_samples, seed=section.seed, log_likelihood=density,
+            second=second,
+        )  # fmt: skip
+
+    found = bound(values, section.num_importance, processes)
+    assert found.nfe is not None
+    budget = None
+    if len(few):
+        x, _ = _first_draw(run, dequantizer, few)
+        budget = log_likelihood(run.model, x, **options, t_min=dequantizer.t_min).budget
+        assert budget is not None
+        seen = bound(few, GAP_DRAWS, None)
+        shift = seen.gap if section.num_importance == 1 else seen.nats - found.nats[: len(few)]
+        error = torch.zeros_like(shift) if seen.standard_error is None else seen.standard_error
+        how = f"the bound of {GAP_DRAWS} draws less that reported"
+        budget = budget.with_entry("dequantization", Entry(shift, error, how))
+        if section.dequantization != "uniform" or section.t_min != dequantizer.t_min:
+            budget = _without_truncation(budget)
+    x, log_q = _first_draw(run, dequantizer, values)
+    alpha = dequantizer.alpha
+    return (
+        found.bits_per_dim,
+        found.nfe,
+        budget,
+        _bounds(run, x / alpha, log_q + x[0].numel() * math.log(alpha)),
+    )
+
+
+def _without_truncation(budget: Budget) -> Budget:
+    """The density at t_min is the one that is meant: no noise is left out."""
+    zero = torch.zeros_like(budget["truncation"].shift)
+    return budget.with_entry("truncation", Entry(zero, zero, "the density at t_min is the one bounded"))
+
+
+def _first_draw(run: Run, dequantizer: Dequantizer, values: Tensor) -> tuple[Tensor, Tensor]:
+    """x at t_min in the model's type, and log q(x | v)."""
+    source = Normals(run.config.likelihood.seed, len(values), run.model.event_shape, torch.float64)
+    x, log_q = dequantizer.draw(values.cpu(), source)
+    return x.to(run.model.device, run.model.dtype), log_q.detach()
+
+
+@torch.no_grad()
+def _bounds(run: Run, x0: Tensor, log_q: Tensor) -> tuple[tuple[str, float, float], ...]:
+    section, model, found = run.config.likelihood, run.model, []
+    options = {"seed": section.seed, "batch_size": section.batch_size}
+    for name in BOUNDS[section.bounds]:
+        if name == "continuous":
+            made = continuous_bound(model, x0, num_draws=_BOUND_DRAWS, t_min=section.t_min, **options)
+        else:
+            chain = model.sde.discretize(_CHAIN_STEPS)
+            made = discrete_bound(model, x0, chain, num_terms=_BOUND_DRAWS, **options)
+        bits = (log_q - made.nats.cpu()) / (x0[0].numel() * math.log(2))
+        found.append((f"{name} bound", float(bits.mean()), _standard_error(bits.numpy())))
+    return tuple(found)
+
+
+def _standard_error(bits: np.ndarray) -> float:
+    return float(np.std(bits, ddof=1)) / math.sqrt(len(bits)) if len(bits) > 1 else math.inf
+
+
+def load_likelihood(run: Run, directory: Path) -> HeldOut | None:
+    """The likelihoods in ``directory`` for the run's split and weights, None if there are none."""
+    path = likelihood_path(directory, run.config.likelihood.split)
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        found = HeldOut(**content)
+        bounds = tuple((name, float(mean), float(error)) for name, mean, error in found.bounds)
+        found = replace(
+            found, bits_per_dim=tuple(found.bits_per_dim), budget=tuple(found.budget), bounds=bounds
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of likelihoods ({error}); remove it and run again") from None
+    return found if found.settings.get("model") == run.fingerprint else None

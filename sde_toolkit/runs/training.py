@@ -1,0 +1,186 @@
+"""Runs: a directory with a training run and what was made from it, or a checkpoint of the package.
+
+    <workdir>/config.json                      what was trained, for reading
+    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.state``
+    <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
+    <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
+    <workdir>/records.json                     the comparison, see ``sde_toolkit.compare``
+    <workdir>/likelihood-<split>.json          held-out log-likelihoods
+    <workdir>/figures/*.png, report.html       see ``sde_toolkit.figures`` and ``sde_toolkit.report``
+
+Opening a run builds the averaged model from the configuration inside the checkpoint; sections that do not
+bear on the weights (sampling, likelihood, comparison) may be overridden, the others may not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sde_toolkit.utils import integer
+from sde_toolkit.config import (
+    Config,
+    build_dataset,
+    build_loss,
+    build_model,
+    build_optimization,
+    config_json,
+    config_names,
+    load_config,
+    override_config,
+    parse_config,
+)
+from sde_toolkit.data import Dataset
+from sde_toolkit.utils import WorkdirLock, atomic_write
+from sde_toolkit.models import class_moments_from_tensors, moments_from_tensors
+from sde_toolkit.samplers import Samples
+from sde_toolkit.models import NetworkModel
+from sde_toolkit.training import (
+    Checkpoint,
+    TrainState,
+    config_differences,
+    export_checkpoint,
+    latest_checkpoint,
+    load_ema,
+    read_checkpoint,
+    restore,
+)
+from sde_toolkit.training import StepInfo, fit
+
+from sde_toolkit.runs.store import Run
+from sde_toolkit.runs.store import open_run
+
+
+HISTORY = ("step", "loss", "grad_norm", "learning_rate", "seconds")
+MIN_FREE_BYTES = 64 * 2**20
+"""Free space that a training run asks for before it starts."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training run begins: at step 0, or where an earlier part of it was saved."""
+
+    step: int
+    num_steps: int
+    num_parameters: int
+
+
+def train_run(
+    workdir: Path,
+    source: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    on_start: Callable[[Start], None] | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> Run:
+    """Train in ``workdir``, from the newest checkpoint there or from the beginning, and open the result.
+
+    Args:
+        workdir: made if it does not exist.
+        source: name or path of a configuration; None takes that of the run in ``workdir``.
+        overrides: of the configuration.
+        on_start: called once before the first update.
+        on_step: called after every update.
+
+    Raises:
+        ValueError: no configuration, one that differs from that of the checkpoint, a workdir in use, a bad
+        value. OSError: the disk has no room for checkpoints. sde_toolkit.train.NonFiniteError: the loss
+        became nan or inf.
+    """
+    checkpoint = latest_checkpoint(workdir)
+    config = _training_config(workdir, source, overrides, checkpoint)
+    for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
+        integer(f"config.training.{name}", config.training[name], 1)
+    with WorkdirLock(workdir) as lock:
+        _require_room(workdir)
+        dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
+        model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
+        state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
+        checkpoint = latest_checkpoint(workdir)
+        if checkpoint is not None:
+            # a field that came after the checkpoint has its default, which is how the run was trained
+            restore(state, replace(checkpoint, config=parse_config(checkpoint.config).to_dict()))
+        atomic_write(workdir / "config.json", config_json(config).encode())
+        if on_start is not None:
+            size = sum(parameter.numel() for parameter in model.network.parameters())
+            on_start(Start(state.step, settings.num_steps, size))
+        with _history(workdir, state.step, settings.log_every) as log:
+
+            def step(info: StepInfo) -> None:
+                log(info)
+                if on_step is not None:
+                    on_step(info)
+
+            fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
+                settings.checkpoint_every, settings.keep, step, settings.label_dropout)  # fmt: skip
+    return open_run(workdir, overrides)
+
+
+def _training_config(
+    workdir: Path, source: str | None, overrides: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> Config:
+    if source is not None:
+        return load_config(source, overrides)
+    if checkpoint is None:
+        raise ValueError(f"config must be given to start a run in {workdir}; add --config=digits")
+    return override_config(parse_config(checkpoint.config), overrides)
+
+
+def _require_room(workdir: Path) -> None:
+    free = shutil.disk_usage(workdir).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(
+            f"{workdir} is on a disk with {free / 2**20:.0f} MiB free, and training asks for "
+            f"{MIN_FREE_BYTES / 2**20:.0f} MiB; make room or choose another workdir"
+        )
+
+
+@contextlib.contextmanager
+def _history(workdir: Path, step: int, every: int) -> Iterator[Callable[[StepInfo], None]]:
+    """A log of the steps after ``step``: the mean loss of every ``every`` of them, appended as they come."""
+    path = workdir / "history.csv"
+    kept = [row for row in read_history(workdir) if row["step"] <= step]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "step": int(row["step"])} for row in kept)
+    atomic_write(path, text.getvalue().encode())
+    pending: list[StepInfo] = []
+    with open(path, "a", newline="") as file:
+        rows = csv.DictWriter(file, HISTORY, lineterminator="\n")
+
+        def log(info: StepInfo) -> None:
+            pending.append(info)
+            if info.step % every == 0:
+                means = {name: float(np.mean([getattr(i, name) for i in pending])) for name in HISTORY[1:]}
+                rows.writerow({"step": info.step, **{name: f"{value:.6g}" for name, value in means.items()}})
+                file.flush()
+                pending.clear()
+
+        yield log
+
+
+def read_history(workdir: Path) -> list[dict[str, float]]:
+    """The training log of a run, by step; lines that a kill cut short are left out."""
+    path = workdir / "history.csv"
+    rows: dict[float, dict[str, float]] = {}
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            with contextlib.suppress(TypeError, ValueError):
+                row = {name: float(line[name]) for name in HISTORY}
+                rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
