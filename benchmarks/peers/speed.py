@@ -85,8 +85,9 @@ def _runs(
         sampler = entry.within(nfe, t_min, model)
         assert sampler is not None
         noise = FromStart(x_T, model)
-        counted = sampler.sample(model, len(x_T), noise=noise).nfe
-        run = lambda: sampler.sample(model, len(x_T), noise=noise)  # noqa: E731
+        prepared = sampler.prepare(model)
+        counted = prepared.sample(len(x_T), noise=noise).nfe
+        run = lambda: prepared.sample(len(x_T), noise=noise)  # noqa: E731
         return run, lambda: model.raw(x_T, t), int(counted), (model, "raw")
     look, num_steps = Look(model, t_min), entry.steps_within(nfe)
     y = look.start(x_T)

@@ -2,10 +2,10 @@
 
 With the predictions of one network given a condition c and given none, and the scale w,
 
-    raw = raw(x_t, t) + w (raw(x_t, t, c) - raw(x_t, t)),        w = 1 is the conditional model, 0 the other one.
+    raw(x_t, t) + w (raw(x_t, t, c) - raw(x_t, t)),        w = 1 for the conditional model, 0 for the other.
 
-Every prediction is linear in x0_hat at a given state, so it does not matter which of them is combined.  Both are
-found in one call of the network, on twice as many rows: an evaluation counts as two.
+Every prediction is linear in x0_hat at a given state, so it does not matter which of them is combined.  Both
+are found in one call of the network, on twice as many rows: an evaluation counts as two.
 
 Not promised: the guided prediction is no score of a forward process, unless w is 0 or 1.
 
@@ -39,7 +39,7 @@ class ClassifierFree(Wrapper):
         super().__init__(model)
         if not model.num_classes:
             raise ValueError(
-                "guidance needs a model with classes, got one without; build it with num_classes"
+                "guidance needs a model with classes, got one without; build it with classes"
             )
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, got {scale}; 1 is no guidance")
