@@ -26,15 +26,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import digits, write_result
-from sde_toolkit.config.builders import build_dataset
-from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.likelihood.bayes import Classification, Density, classify, fit_temperature, judge
-from sde_toolkit.likelihood.bounds import continuous_bound
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.metrics.estimates import Estimate
-from sde_toolkit.metrics.features import digit_features
-from sde_toolkit.models.moments import Moments
-from sde_toolkit.runs.training import train_run
+from sde_toolkit.config import build_dataset
+from sde_toolkit.data import Dataset
+from sde_toolkit.likelihood import (
+    Classification,
+    classify,
+    continuous_bound,
+    fit_temperature,
+    judge,
+    log_likelihood,
+)
+from sde_toolkit.likelihood.bayes import Density
+from sde_toolkit.metrics import Estimate, digit_features
+from sde_toolkit.models import Moments
+from sde_toolkit.runs import train_run
 from solvers import AB4
 
 WORKDIR = Path("runs/digits-classes")

@@ -37,19 +37,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import write_result
-from sde_toolkit.data.toy import digits
-from sde_toolkit.models import ScoreModel, Wrapper
-from sde_toolkit.models.exact import ExactModel, Gaussian
-from sde_toolkit.samplers.equations import probability_flow
-from sde_toolkit.samplers.presets.one_step import (
+from sde_toolkit.data import digits
+from sde_toolkit.models import ExactModel, Gaussian, ScoreModel, Wrapper
+from sde_toolkit.samplers import (
+    Sampler,
     ancestral,
     euler,
     euler_maruyama,
     exponential_integrator,
     heun,
+    probability_flow,
 )
-from sde_toolkit.samplers.sampler import Sampler
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from solvers import RK4
 from solvers.brownian import STEPS
 

@@ -31,13 +31,11 @@ from torch import Tensor
 
 from benchmarks.flows import mixture
 from benchmarks.record import write_result
-from sde_toolkit.data.toy import digits
-from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.runs.store import open_shipped
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.data import digits
+from sde_toolkit.likelihood import Divergence, ExactDivergence, Hutchinson, log_likelihood
+from sde_toolkit.models import ExactModel, ScoreModel
+from sde_toolkit.runs import open_shipped
+from sde_toolkit.sdes import VPSDE
 from solvers import AB2, AB3, AB4, DOPRI5, Method
 from solvers.terms import expand_like
 

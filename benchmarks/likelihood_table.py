@@ -28,12 +28,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import digits, write_result
-from sde_toolkit.config.builders import build_dataset, likelihood_options
-from sde_toolkit.config.likelihood_fields import DEQUANTIZERS
-from sde_toolkit.likelihood.bounds import Bound, continuous_bound, discrete_bound
-from sde_toolkit.likelihood.divergence import Hutchinson
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.runs.store import Run, open_run, open_shipped
+from sde_toolkit.config import DEQUANTIZERS, build_dataset, likelihood_options
+from sde_toolkit.likelihood import Bound, Hutchinson, continuous_bound, discrete_bound, log_likelihood
+from sde_toolkit.runs import Run, open_run, open_shipped
 from solvers import Normals
 
 DRAWS = 64

@@ -28,12 +28,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import digits, write_result
-from sde_toolkit.config.builders import build_dataset, held_out, likelihood_options
-from sde_toolkit.likelihood.bounds import continuous_bound
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.runs.store import Run
-from sde_toolkit.runs.training import train_run
-from sde_toolkit.training.loop import StepInfo
+from sde_toolkit.config import build_dataset, held_out, likelihood_options
+from sde_toolkit.likelihood import continuous_bound, log_likelihood
+from sde_toolkit.runs import Run, train_run
+from sde_toolkit.training import StepInfo
 
 CONFIG = "digits_likelihood"
 ARMS: dict[str, dict[str, Any]] = {

@@ -30,10 +30,9 @@ from benchmarks.peers import diffusers as peer_diffusers
 from benchmarks.peers import ours as peer_ours
 from benchmarks.peers.models import Look, Peer
 from benchmarks.peers.ours import Entry, FromStart
-from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.runs.store import open_shipped
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.models import ExactModel, ScoreModel
+from sde_toolkit.runs import open_shipped
+from sde_toolkit.sdes import VPSDE
 from solvers import Normals
 
 ROUNDS = {"mixture8": 15, "digits": 5}

@@ -38,9 +38,7 @@ class ClassifierFree(Wrapper):
     def __init__(self, model: ScoreModel, scale: float) -> None:
         super().__init__(model)
         if not model.num_classes:
-            raise ValueError(
-                "guidance needs a model with classes, got one without; build it with classes"
-            )
+            raise ValueError("guidance needs a model with classes, got one without; build it with classes")
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, got {scale}; 1 is no guidance")
         self.scale = float(scale)

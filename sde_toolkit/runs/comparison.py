@@ -83,9 +83,7 @@ def run_comparison(
         on_records(candidate, rows, reused)
 
     def write(candidate: Candidate, samples: Samples) -> None:
-        save_samples(
-            samples_path(directory, candidate, samples.seed), samples, run.config, run.fingerprint
-        )
+        save_samples(samples_path(directory, candidate, samples.seed), samples, run.config, run.fingerprint)
 
     directory.mkdir(parents=True, exist_ok=True)
     records = compare(

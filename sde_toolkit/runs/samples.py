@@ -60,8 +60,6 @@ from sde_toolkit.training import (
 from sde_toolkit.training import StepInfo, fit
 
 
-
-
 def save_samples(path: Path, samples: Samples, config: Config, fingerprint: str) -> None:
     """Write samples with their seed, cost and settings as npz, atomically; nothing in it is pickled."""
     note = {

@@ -60,8 +60,6 @@ from sde_toolkit.training import (
 from sde_toolkit.training import StepInfo, fit
 
 
-
-
 @dataclass(frozen=True, eq=False)
 class Run:
     """A trained model, ready for use.
