@@ -89,8 +89,8 @@ def solve(
         path = path_between(control.t0, control.t1, noise) if isinstance(term, SDE) else None
         solution, t, h = run_adaptive(term, Counter(), y0, method, control, path, save)
         return finish(solution, t, h, throw)
-    if isinstance(method, SchemeMethod) and method.ahead and (after_step is not None or save != END):
-        method = replace(method, watched=True)
+    if isinstance(method, SchemeMethod) and method.evaluates_end and (after_step is not None or save != END):
+        method = replace(method, exposed=True)
     motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
     plan = method.prepare(term, control, y0) if plan is None else plan
     solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint, plan)

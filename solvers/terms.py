@@ -138,14 +138,14 @@ class Scheme:
         scale: times (M,) -> (P, Q), each with shape (M,): what the rule calls an evaluation is P y + Q N;
             N itself when None.
         noisy: whether the rule uses the draw, that is, whether a noise source is needed.
-        apart: whether a last step that ends at this time is traced by itself, with ``Steps.last``.
+        separate_end: whether a last step that ends at this time is traced by itself, with ``Steps.last``.
     """
 
     drift: Field
     rule: Callable[[Any], Any]
     scale: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     noisy: bool = False
-    apart: Callable[[Tensor], bool] | None = None
+    separate_end: Callable[[Tensor], bool] | None = None
     args: tuple[Tensor, ...] = ()
 
 

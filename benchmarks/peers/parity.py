@@ -159,7 +159,7 @@ def _sa_solver_with_added_terms(
         x = step(nodes[:past], m[:past])
         if k.last:
             return x
-        return step([s, *nodes[:new]], [k.ahead(x), *m[:new]])
+        return step([s, *nodes[:new]], [k.evaluate_end(x), *m[:new]])
 
     plain = s.sa_solver(num_steps, predictor_steps=past, corrector_steps=new, tau=tau, t_min=t_min, grid=grid)
     return replace(plain, equation=scheme(rule, "data", noisy=tau > 0), denoise=denoise)

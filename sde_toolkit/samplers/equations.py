@@ -173,7 +173,7 @@ class ReverseSteps:
         m: predictions as forms, the newest first: at t, then at ``past``.
         h: lam_s - lam_t with shape (N,), positive.
         order: the number of predictions at hand.
-        last: whether this is the last step, apart from the others because it goes to sigma = 0, or because
+        last: whether this is the last step, treated by itself because it goes to sigma = 0, or because
             the method ends in its own way.
     """
 
@@ -252,10 +252,10 @@ class ReverseSteps:
         self._need_noise(level)
         return self._steps.evaluate(level.time, x)
 
-    def ahead(self, x: Form) -> Form:
+    def evaluate_end(self, x: Form) -> Form:
         """The prediction at s, which serves the next step as m[0]."""
         self._need_noise(self.s)
-        return self._steps.ahead(x)
+        return self._steps.evaluate_end(x)
 
     @staticmethod
     def _need_noise(level: NoiseLevels) -> None:
