@@ -269,7 +269,7 @@ Rule = Callable[[ReverseSteps], Form]
 
 
 def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation:
-    """The equation that a rule of the literature makes of a model.
+    """The equation of a model for a rule of the literature.
 
     Args:
         rule: one step as a form.
@@ -277,7 +277,7 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
             probability flow dx/dt.
         noisy: whether the rule uses the draw.
 
-    What the rule comes to on a grid is found by ``SchemeMethod.prepare``.
+    ``SchemeMethod.prepare`` turns the rule into numbers for one grid.
     """
 
     def equation(model: ScoreModel) -> Term:

@@ -119,7 +119,7 @@ class Sampler:
 
     @property
     def order(self) -> int | None:
-        """Declared order of the deterministic error; None for foreign solvers."""
+        """Declared order of the deterministic error; None for other libraries' solvers."""
         return None if isinstance(self.method, Integrator) else self.method.order
 
     @property
