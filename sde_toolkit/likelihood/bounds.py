@@ -72,7 +72,7 @@ from sde_toolkit.likelihood.bound_terms import (
     bin_log_mass,
     prior_divergence,
 )
-from sde_toolkit.models import Moments, ScoreModel, check_states, known_moments
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, known_moments
 from sde_toolkit.sdes import Chain, Variance
 from sde_toolkit.utils import Stream
 from solvers import Normals, expand_like
@@ -119,6 +119,7 @@ def continuous_bound(
     model: ScoreModel,
     x0: Tensor,
     *,
+    condition: Condition | None = None,
     num_draws: int = 32,
     num_reconstructions: int = 2,
     time_sampling: TimeSampling = "log_snr",
@@ -137,6 +138,7 @@ def continuous_bound(
     Args:
         model: any ``ScoreModel``.
         x0: data in model scale with shape (B, *), of the model's dtype.
+        condition: a class for all samples, or a tensor with one row per sample.
         num_draws: evaluations per sample for the diffusion part, even; a multiple of 4 if ``antithetic``.
         num_reconstructions: evaluations per sample at t_min, at least 2.
         time_sampling: "log_snr" draws times evenly in log-SNR, where all have the same weight: the
@@ -165,7 +167,8 @@ def continuous_bound(
     path = Continuous(model.sde, t_min, num_draws // (1 + antithetic), time_sampling)
     options = _Options(num_reconstructions, antithetic, control, scaling, prior_moments, seed)
     settings = {"bound": "continuous", "num_draws": num_draws, "time_sampling": time_sampling, "t_min": t_min}
-    return _run(model, x0, path, options, first_sample, batch_size, log_det_per_dim, settings)
+    given = model.conditions(condition, len(x0))
+    return _run(model, x0, given, path, options, first_sample, batch_size, log_det_per_dim, settings)
 
 
 def discrete_bound(
@@ -173,6 +176,7 @@ def discrete_bound(
     x0: Tensor,
     chain: Chain,
     *,
+    condition: Condition | None = None,
     variance: Variance | LearnedVariance = "large",
     num_terms: int | None = None,
     num_reconstructions: int = 2,
@@ -190,6 +194,7 @@ def discrete_bound(
         model: any ``ScoreModel``.
         x0: data in model scale with shape (B, *), of the model's dtype.
         chain: the process at N + 1 indices, such as ``model.sde.discretize(N)``.
+        condition: a class for all samples, or a tensor with one row per sample.
         variance: of the reverse steps: "small", "large", or a callable for a learned one.
         num_terms: how many of the sum's terms to draw per sample, even, with a probability in proportion to
             their length in log-SNR; every term once when None, and then neighbours in the sum stand in for
@@ -212,7 +217,8 @@ def discrete_bound(
     options = _Options(num_reconstructions, False, control, scaling, prior_moments, seed)
     name = variance if isinstance(variance, str) else "learned"
     settings = {"bound": "discrete", "num_steps": chain.num_steps, "variance": name, "num_terms": num_terms}
-    return _run(model, x0, path, options, first_sample, batch_size, log_det_per_dim, settings)
+    given = model.conditions(condition, len(x0))
+    return _run(model, x0, given, path, options, first_sample, batch_size, log_det_per_dim, settings)
 
 
 class _Options(NamedTuple):
@@ -229,6 +235,7 @@ class _Options(NamedTuple):
 def _run(
     model: ScoreModel,
     x0: Tensor,
+    condition: Tensor | None,
     path: Path,
     options: _Options,
     first_sample: int,
@@ -242,7 +249,9 @@ def _run(
         for first in range(0, len(x0), batch):
             rows = x0[first : first + batch]
             indices = range(first_sample + first, first_sample + first + len(rows))
-            parts.append(_bound_rows(model, rows, indices, path, options))
+            given = None if condition is None else condition[first : first + batch]
+            noised = _Noised(model, rows, given)
+            parts.append(_bound_rows(noised, indices, path, options))
     prior, diffusion, reconstruction, variance, pieces = (
         torch.cat(column) for column in zip(*parts, strict=True)
     )
@@ -261,24 +270,39 @@ def _run(
     return Bound(nats, bits, error, prior, diffusion, reconstruction, terms, nfe, seconds, settings)
 
 
+class _Noised(NamedTuple):
+    """Rows of data with their conditions, and the model that is evaluated at noised ones."""
+
+    model: ScoreModel
+    x0: Tensor
+    condition: Tensor | None
+
+    def __call__(self, z: Tensor, t: Tensor, alpha: Tensor, nsr: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = alpha (x0 + nsr z), and z_hat - z in float64, each with shape (B, *)."""
+        x_t = expand_like(alpha, self.x0) * self.x0 + expand_like(alpha * nsr, self.x0) * z
+        return x_t, self.model.noise(x_t, t, self.condition).double() - z.double()
+
+
 def _bound_rows(
-    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options
+    noised: _Noised, indices: range, path: Path, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The three parts and the variance of their sum, (B,), and the pieces of the diffusion with shape
     (B, K)."""
+    model, x0, _ = noised
     gaussian = None
     if options.control:
         gaussian = Gaussian(known_moments(model), x0)
     prior = prior_divergence(path.last, model.sde.prior_std, options.prior_moments, x0)
-    diffusion, variance, pieces = _diffusion(model, x0, indices, path, options, gaussian)
-    reconstruction, more = _reconstruction(model, x0, indices, path, options, gaussian)
+    diffusion, variance, pieces = _diffusion(noised, indices, path, options, gaussian)
+    reconstruction, more = _reconstruction(noised, indices, path, options, gaussian)
     return prior, diffusion, reconstruction, variance + more, pieces
 
 
 def _diffusion(
-    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
+    noised: _Noised, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The diffusion part and the variance of its estimate, (B,), and its pieces with shape (B, K)."""
+    model, x0, _ = noised
     places = Normals(options.seed, indices, (path.num_draws,), device=x0.device).draw(0, Stream.BOUND_PLACES)
     normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
     pieces = torch.zeros(len(x0), len(path.table["t"]), dtype=torch.float64, device=x0.device)
@@ -288,7 +312,7 @@ def _diffusion(
         term = torch.zeros_like(draw.scale)
         control = torch.zeros_like(draw.scale)
         for sign in signs:
-            x_t, difference = _noised(model, x0, sign * z, draw.t, draw.alpha, draw.nsr)
+            x_t, difference = noised(sign * z, draw.t, draw.alpha, draw.nsr)
             term += path.term(draw, x_t, difference.square()) / len(signs)
             error = None if gaussian is None else gaussian.error(sign * z, draw.nsr)
             control += path.control(draw, error) / len(signs)
@@ -300,15 +324,16 @@ def _diffusion(
 
 
 def _reconstruction(
-    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
+    noised: _Noised, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
 ) -> tuple[Tensor, Tensor]:
     """The reconstruction part and the variance of its estimate, each with shape (B,)."""
+    model, x0, _ = noised
     normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
     t, alpha, nsr = path.first
     values = []
     for number in range(options.num_reconstructions):
         z = normals.draw(number, Stream.BOUND_RECONSTRUCTION)
-        x_a, difference = _noised(model, x0, z, t, alpha, nsr)
+        x_a, difference = noised(z, t, alpha, nsr)
         std = path.decoder_std(x_a).to(x0.device)
         if options.scaling is not None:
             mean = x0.double() - nsr * difference
@@ -323,14 +348,6 @@ def _reconstruction(
         ratios = nsr.to(x0.device)[None]
         mean = mean + gaussian.expected(ratios, torch.full_like(ratios, 0.5))
     return mean, table.var(1) / options.num_reconstructions
-
-
-def _noised(
-    model: ScoreModel, x0: Tensor, z: Tensor, t: Tensor, alpha: Tensor, nsr: Tensor
-) -> tuple[Tensor, Tensor]:
-    """x_t = alpha (x0 + nsr z), and z_hat - z in float64, each with shape (B, *)."""
-    x_t = expand_like(alpha, x0) * x0 + expand_like(alpha * nsr, x0) * z
-    return x_t, model.noise(x_t, t).double() - z.double()
 
 
 def _variance_in_strata(values: Tensor) -> Tensor:

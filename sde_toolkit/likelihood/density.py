@@ -83,10 +83,19 @@ class FlowDensity:
     data_end: str = "none"
     seed: int = 0
 
-    def __call__(self, x: Tensor, samples: Sequence[int], differentiable: bool = False) -> Columns:
+    def __call__(
+        self,
+        x: Tensor,
+        samples: Sequence[int],
+        condition: Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Columns:
         """Log-densities of x with shape (B, *), whose rows are the samples of these numbers.
 
         Args:
+            x: data.
+            samples: their numbers, which key the probes.
+            condition: one row per sample, or None.
             differentiable: autograd shall know them as functions of x; on a fixed grid, whose steps are
                 repeated in the backward pass.
         """
@@ -94,10 +103,10 @@ class FlowDensity:
         n = flow.num_features
         normals = Normals(self.seed, samples, (n,), torch.float64, x.device)
         probes = self.probes(samples, x.device)
-        x_t, offset, extra = self._data_end(x.to(torch.float64), normals, probes)
+        x_t, offset, extra = self._data_end(x.to(torch.float64), normals, probes, condition)
         u = flow.enter(x_t, flow.start)
         count = self.divergence.columns(n)
-        term = flow.densities(self.divergence, probes, differentiable)
+        term = flow.densities(self.divergence, probes, condition, differentiable)
         state = torch.cat([u, u.new_zeros(len(u), count)], dim=1)
         solution = solve(term, state, self.method, self.control, checkpoint=differentiable)
         u, change = solution.y[:, :n], solution.y[:, n:]
@@ -134,7 +143,7 @@ class FlowDensity:
         return replace(self, control=FixedGrid(torch.cat([points, control.ts[-1:]])))
 
     def _data_end(
-        self, x: Tensor, normals: Normals, probes: Tensor | None
+        self, x: Tensor, normals: Normals, probes: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor | float, int]:
         """Where the run starts, what is added to its value, and the evaluations that this took."""
         if self.data_end == "none":
@@ -142,13 +151,15 @@ class FlowDensity:
         flow = self.flow
         alpha = flow.start.alpha
         if self.data_end == "tweedie":
-            blur, _ = self.unblur(alpha * x, probes)
+            blur, _ = self.unblur(alpha * x, probes, condition)
             return alpha * x, blur + x[0].numel() * alpha.log(), 1
         z = normals.draw(0, Stream.RECONSTRUCTION).reshape(x.shape)
-        x_t, more = self._reconstruct(x, z)
+        x_t, more = self._reconstruct(x, z, condition)
         return x_t, more[:, None], 1
 
-    def unblur(self, x_t: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def unblur(
+        self, x_t: Tensor, probes: Tensor | None, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log p_0(y) - log p_n(y) at y = x_t / alpha with shape (B, k), and how far the expansion may be off.
 
         The second, with shape (B,), is the difference that the Gaussian's own terms of higher order make.
@@ -156,7 +167,7 @@ class FlowDensity:
         flow = self.flow
         nsr, std, variances = flow.start.nsr, flow.start.std, flow.variances
         u = flow.enter(x_t, flow.start)
-        z_hat, columns = flow.look(u, flow.start, self.divergence, probes)
+        z_hat, columns = flow.look(u, flow.start, self.divergence, probes, condition)
         total, r = std.square(), std * u
         known = (nsr.square() / total).sum()
         first = 0.5 * (nsr * columns + known - z_hat.square().sum(1, keepdim=True))
@@ -167,13 +178,13 @@ class FlowDensity:
             return first, first.mean(1).abs()
         return first + higher[:, None], higher.abs()
 
-    def _reconstruct(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, x: Tensor, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """x_t = alpha x + sigma z, and log r(x | x_t) - log N(x_t; alpha x, sigma^2) with shape (B,)."""
         flow = self.flow
         alpha, nsr = flow.start.alpha, flow.start.nsr
         x_t = alpha * (x + nsr * z)
         with torch.no_grad():
-            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time).to(x)
+            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time, condition).to(x)
         variances = flow.variances * nsr.square() / (flow.variances + nsr.square())
         away = flow.moments.project(x - x0_hat)
         decoder = (away.square() / variances + variances.log()).sum(1)

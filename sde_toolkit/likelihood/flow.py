@@ -36,7 +36,7 @@ from sde_toolkit.likelihood.budget import Budget, measure
 from sde_toolkit.likelihood.density import DATA_ENDS, PRIORS, Columns, FlowDensity, LogDensity
 from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
 from sde_toolkit.likelihood.whitened import WhitenedFlow
-from sde_toolkit.models import Moments, ScoreModel, check_states
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
 from sde_toolkit.utils import ALONE, Processes
 from solvers import DOPRI5, RK4, Adaptive, FixedGrid, Integrator, Method
 
@@ -89,6 +89,7 @@ def log_likelihood(
     model: ScoreModel,
     x: Tensor,
     *,
+    condition: Condition | None = None,
     num_probes: int | None = None,
     divergence: Divergence | None = None,
     seed: int = 0,
@@ -111,6 +112,7 @@ def log_likelihood(
     Args:
         model: any ``ScoreModel``.
         x: data in model scale with shape (B, *), of the model's dtype.
+        condition: a class for all samples, or a tensor with one row per sample, for log p(x | condition).
         num_probes: short for ``divergence=Hutchinson(num_probes)``; the exact divergence when None.
         divergence: how the divergence is found, see ``sde_toolkit.divergence``.
         seed, first_sample: the probes of row i are keyed by (seed, first_sample + i).
@@ -144,15 +146,24 @@ def log_likelihood(
     control = _control(flow, method, rtol, atol, num_steps)
     density = FlowDensity(flow, divergence, method, control, prior, data_end, seed)
 
+    given = model.conditions(condition, len(x))
+
     def run(first: int, rows: Tensor) -> Columns:
-        return density(rows, range(first_sample + first, first_sample + first + len(rows)))
+        numbers = range(first_sample + first, first_sample + first + len(rows))
+        return density(rows, numbers, None if given is None else given[first : first + len(rows)])
 
     found = processes.map(run, x, batch_size or len(x))
     few = min(checked, len(x))
     budget = None
     if few:
         head = Columns(*(column[:few] for column in found))
-        budget = measure(density, x[:few], range(first_sample, first_sample + few), head)
+        budget = measure(
+            density,
+            x[:few],
+            range(first_sample, first_sample + few),
+            head,
+            None if given is None else given[:few],
+        )
     nats, dims = found.nats.mean(1), x[0].numel()
     settings = {"divergence": repr(divergence), "columns": columns, "t_min": t_min, "method": method.name}
     settings |= {"rtol": rtol, "atol": atol} if num_steps is None else {"num_steps": num_steps}
@@ -178,6 +189,7 @@ def differentiable_log_likelihood(
     model: ScoreModel,
     x: Tensor,
     *,
+    condition: Condition | None = None,
     num_steps: int = 32,
     method: Method = RK4,
     num_probes: int | None = None,
@@ -194,6 +206,7 @@ def differentiable_log_likelihood(
     Args:
         model: any ``ScoreModel`` whose predictions can be differentiated twice.
         x: data in model scale with shape (B, *), of the model's dtype.
+        condition: a class for all samples, or a tensor with one row per sample.
         num_steps: equal steps in the flow's clock.
         method: of ``solvers``, for fixed grids.
         num_probes, seed, t_min, moments, prior: as for ``log_likelihood``.
@@ -209,7 +222,8 @@ def differentiable_log_likelihood(
     density = FlowDensity(
         flow, divergence, method, _control(flow, method, 0.0, 0.0, num_steps), prior, seed=seed
     )
-    return density(x, range(len(x)), differentiable=True).nats.mean(1).to(x.dtype)
+    given = model.conditions(condition, len(x))
+    return density(x, range(len(x)), given, differentiable=True).nats.mean(1).to(x.dtype)
 
 
 def _control(

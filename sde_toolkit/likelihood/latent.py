@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.likelihood.whitened import WhitenedFlow
-from sde_toolkit.models import Moments, ScoreModel, check_states
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
 from solvers import DOPRI5, Adaptive, Method, solve
 
 _SMALL_ANGLE = 1e-6
@@ -50,6 +50,7 @@ def encode(
     model: ScoreModel,
     x: Tensor,
     *,
+    condition: Condition | None = None,
     t_min: float = 1e-5,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -62,6 +63,7 @@ def encode(
     Args:
         model: any ``ScoreModel``.
         x: with shape (B, *), of the model's type.
+        condition: a class for all samples, or a tensor with one row per sample.
         t_min: where the run starts; sigma(t_min) > 0.
         rtol, atol: tolerances on the whitened state.
         method: of ``solvers``, with an error estimate.
@@ -76,12 +78,14 @@ def encode(
     check_states(model, x)
     flow = WhitenedFlow(model, t_min, moments)
     control = Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
+    given = model.conditions(condition, len(x))
     with torch.no_grad():
-        solution = solve(flow.states(), flow.enter(x, flow.start), method, control)
+        solution = solve(flow.states(given), flow.enter(x, flow.start), method, control)
     z = flow.moments.embed(solution.y).to(x.dtype)
     error = None
     if round_trip:
-        again = decode(model, z, t_min=t_min, rtol=rtol, atol=atol, method=method, moments=moments)
+        options = {"t_min": t_min, "rtol": rtol, "atol": atol}
+        again = decode(model, z, condition=given, method=method, moments=moments, **options)
         error = (again - x).flatten(1).square().mean(1).sqrt()
     return Latents(z, error, solution.stats.nfe)
 
@@ -90,6 +94,7 @@ def decode(
     model: ScoreModel,
     z: Tensor,
     *,
+    condition: Condition | None = None,
     t_min: float = 1e-5,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -104,7 +109,8 @@ def decode(
     flow = WhitenedFlow(model, t_min, moments)
     control = Adaptive(flow.tau_max, flow.tau_min, rtol=rtol, atol=atol)
     with torch.no_grad():
-        solution = solve(flow.states(), flow.moments.project(z.to(torch.float64)), method, control)
+        term = flow.states(model.conditions(condition, len(z)))
+        solution = solve(term, flow.moments.project(z.to(torch.float64)), method, control)
     return flow.leave(solution.y, flow.start).to(z.dtype)
 
 

@@ -13,25 +13,28 @@ from torch import Tensor
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.likelihood.bounds import Bound, continuous_bound, discrete_bound
 from sde_toolkit.likelihood.flow import log_likelihood
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian
-from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.sdes.sde import VPSDE, CustomSDE
 
 FLOAT64 = torch.float64
 LIMIT = stats.norm.isf(ALPHA / 2)
 
 
-class Counted(ScoreModel):
+class Counted(Wrapper):
     """A model that counts the rows that it is asked for, and does not tell its moments."""
 
     def __init__(self, model: ScoreModel) -> None:
-        self.model, self.rows = model, 0
-        self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+        super().__init__(model)
+        self.rows = 0
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    @property
+    def moments(self) -> None:
+        return None
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         self.rows += len(x_t)
-        return self.model.raw(x_t, t)
+        return self.model.raw(x_t, t, condition)
 
 
 def accept(bound: Bound, expected: Tensor, slack: float = 0.0) -> None:

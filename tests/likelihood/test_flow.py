@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sde_toolkit.likelihood.divergence import Hutchinson, HutchPlusPlus
 from sde_toolkit.likelihood.flow import LogLikelihood, differentiable_log_likelihood, log_likelihood
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.models.moments import isotropic
 from sde_toolkit.models.network import NetworkModel
-from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes.sde import VPSDE
 from solvers import AB3, AB4, EULER, RK4, TSIT5, SolverError
@@ -197,17 +197,15 @@ def test_gradients_of_a_network_are_those_of_the_values():
 
 
 def test_one_forward_pass_per_counted_evaluation():
-    class Watched(ScoreModel):
+    class Watched(Wrapper):
         def __init__(self, model: ScoreModel) -> None:
-            self.model, self.rows, self.calls = model, 0, 0
-            self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
-            self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
-            self.moments = model.moments
+            super().__init__(model)
+            self.rows, self.calls = 0, 0
 
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
             self.rows += len(x_t)
             self.calls += 1
-            return self.model.raw(x_t, t)
+            return self.model.raw(x_t, t, condition)
 
     for options in ({"rtol": 1e-3, "atol": 1e-3}, {"method": AB3, "num_steps": 4, "num_probes": 3}):
         model = Watched(ExactModel(MIXTURE, VPSDE()))
@@ -272,13 +270,9 @@ def test_intervals_need_two_probes():
 
 
 def test_a_broken_model_fails_with_the_time():
-    class Broken(ScoreModel):
-        def __init__(self, model: ScoreModel) -> None:
-            self.model, self.sde, self.predicts, self.data_std = model, model.sde, model.predicts, 1.0
-            self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
-
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
-            return self.model.raw(x_t, t) + torch.where(t > 0.5, math.nan, 0.0).reshape(-1, 1)
+    class Broken(Wrapper):
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+            return self.model.raw(x_t, t, condition) + torch.where(t > 0.5, math.nan, 0.0).reshape(-1, 1)
 
     with pytest.raises(SolverError, match="NONFINITE"):
         log_likelihood(Broken(ExactModel(GAUSSIAN, VPSDE())), torch.zeros(2, 3, dtype=FLOAT64))
