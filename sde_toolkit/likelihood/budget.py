@@ -124,17 +124,17 @@ def measure(
 
 def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], condition: Tensor | None) -> Entry:
     zero = x.new_zeros(len(x), dtype=torch.float64)
-    if density.data_end == "reconstruction":
+    if density.correction == "reconstruction":
         return Entry(zero, zero, "reconstruction minus entropy: a bound, nothing is left out")
     flow = density.flow
     alpha, nsr = flow.start.alpha, flow.start.nsr
     probes = density.probes(samples, x.device)
-    if density.data_end == "tweedie":
+    if density.correction == "tweedie":
         _, higher = density.unblur(alpha * x.to(torch.float64), probes, condition)
         return Entry(zero, higher, "the size of the next order")
     x_t = x.to(torch.float64)
     blur, higher = density.unblur(x_t, probes, condition)
-    z_hat, _ = flow.look(flow.enter(x_t, flow.start), flow.start, density.divergence, probes, condition)
+    z_hat, _ = flow.evaluate(flow.whiten(x_t, flow.start), flow.start, density.divergence, probes, condition)
     # from y = x / alpha to y = x, along the score -z_hat / n
     moved = (z_hat * flow.moments.project(x_t)).sum(1) * (1 / alpha - 1) / nsr
     shift = blur.mean(1) + moved + x[0].numel() * alpha.log()

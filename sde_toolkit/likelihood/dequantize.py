@@ -52,7 +52,8 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.data import Scaling, batch_indices
-from sde_toolkit.likelihood.flow import T_MIN, values_only
+from sde_toolkit.likelihood.flow import values_only
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 from sde_toolkit.metrics import Estimate
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.sdes import ForwardSDE
@@ -142,7 +143,7 @@ class UniformDequantizer(Dequantizer):
         t_min: the time whose density is meant.
     """
 
-    def __init__(self, scaling: Scaling, sde: ForwardSDE, t_min: float = T_MIN) -> None:
+    def __init__(self, scaling: Scaling, sde: ForwardSDE, t_min: float = LIKELIHOOD_T_MIN) -> None:
         super().__init__(scaling, sde, t_min)
 
     def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.likelihood.whitened import WhitenedFlow
+from sde_toolkit.likelihood.flow import FlowSolver
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
-from solvers import DOPRI5, Adaptive, Method, solve
+from solvers import solve
 
 _SMALL_ANGLE = 1e-6
 
@@ -51,10 +52,8 @@ def encode(
     x: Tensor,
     *,
     condition: Condition | None = None,
-    t_min: float = 1e-5,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: Method = DOPRI5,
+    solver: FlowSolver = FlowSolver(),
+    t_min: float = LIKELIHOOD_T_MIN,
     moments: Moments | None = None,
     round_trip: bool = True,
 ) -> Latents:
@@ -64,9 +63,8 @@ def encode(
         model: any ``ScoreModel``.
         x: with shape (B, *), of the model's type.
         condition: a class for all samples, or a tensor with one row per sample.
+        solver: method, and tolerances on the whitened state or a number of steps.
         t_min: where the run starts; sigma(t_min) > 0.
-        rtol, atol: tolerances on the whitened state.
-        method: of ``solvers``, with an error estimate.
         moments: of the data; the model's own when None.
         round_trip: decode again, and report the difference.
 
@@ -77,15 +75,14 @@ def encode(
     """
     check_states(model, x)
     flow = WhitenedFlow(model, t_min, moments)
-    control = Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
+    control = solver.control(flow.tau_min, flow.tau_max)
     given = model.conditions(condition, len(x))
     with torch.no_grad():
-        solution = solve(flow.states(given), flow.enter(x, flow.start), method, control)
+        solution = solve(flow.states(given), flow.whiten(x, flow.start), solver.method, control)
     z = flow.moments.embed(solution.y).to(x.dtype)
     error = None
     if round_trip:
-        options = {"t_min": t_min, "rtol": rtol, "atol": atol}
-        again = decode(model, z, condition=given, method=method, moments=moments, **options)
+        again = decode(model, z, condition=given, solver=solver, t_min=t_min, moments=moments)
         error = (again - x).flatten(1).square().mean(1).sqrt()
     return Latents(z, error, solution.stats.nfe)
 
@@ -95,10 +92,8 @@ def decode(
     z: Tensor,
     *,
     condition: Condition | None = None,
-    t_min: float = 1e-5,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: Method = DOPRI5,
+    solver: FlowSolver = FlowSolver(),
+    t_min: float = LIKELIHOOD_T_MIN,
     moments: Moments | None = None,
 ) -> Tensor:
     """The data x at t_min with shape (B, *) that have the latents z with shape (B, *).
@@ -107,11 +102,11 @@ def decode(
     """
     check_states(model, z, "z")
     flow = WhitenedFlow(model, t_min, moments)
-    control = Adaptive(flow.tau_max, flow.tau_min, rtol=rtol, atol=atol)
+    control = solver.control(flow.tau_max, flow.tau_min)
     with torch.no_grad():
         term = flow.states(model.conditions(condition, len(z)))
-        solution = solve(term, flow.moments.project(z.to(torch.float64)), method, control)
-    return flow.leave(solution.y, flow.start).to(z.dtype)
+        solution = solve(term, flow.moments.project(z.to(torch.float64)), solver.method, control)
+    return flow.unwhiten(solution.y, flow.start).to(z.dtype)
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:

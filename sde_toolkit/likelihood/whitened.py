@@ -46,6 +46,9 @@ from sde_toolkit.models import ROW_BLOCK, Moments, ScoreModel, known_moments
 from solvers import ODE
 from solvers.terms import expand_like
 
+LIKELIHOOD_T_MIN = 1e-5
+"""Default first time of likelihoods and bounds; sigma there is .001 under VP."""
+
 INNER, OUTER = 0.15, 1.5
 """a and b, in units of the data's scale."""
 
@@ -82,7 +85,7 @@ class Clock:
         return (nsr.square() + self.a**2).sqrt() * (1 + nsr / self.b)
 
 
-class Level(NamedTuple):
+class WhitenedLevel(NamedTuple):
     """A noise level, or one for each of B samples.
 
     Attributes:
@@ -139,39 +142,30 @@ class WhitenedFlow:
         self._mean = self.moments.mean.to(model.device)
         self.num_features = self._mean.numel()
         self._project, self._embed = self.moments.rotations(self.variances)
-        self._levels: dict[float, Level] = {}
         ends = torch.tensor([t_min, model.sde.T], dtype=torch.float64)
         ratios = model.sde.nsr(ends)
         self.tau_min, self.tau_max = self.clock.of(ratios).tolist()
         self.start, self.end = (self._level(n, t) for n, t in zip(ratios, ends, strict=True))
 
-    def _level(self, nsr: Tensor, time: Tensor) -> Level:
+    def _level(self, nsr: Tensor, time: Tensor) -> WhitenedLevel:
         std = (self.variances + nsr.square()[..., None]).sqrt()
-        return Level(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))
+        return WhitenedLevel(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))
 
-    def at(self, tau: Tensor) -> Level:
-        """The level at a time of the clock with shape () or (B,); those with shape () are remembered."""
-        if tau.ndim:
-            return self._at(tau)
-        key = float(tau)
-        if key not in self._levels:
-            self._levels[key] = self._at(tau)
-        return self._levels[key]
-
-    def _at(self, tau: Tensor) -> Level:
+    def at(self, tau: Tensor) -> WhitenedLevel:
+        """The level at a time of the clock with shape () or (B,)."""
         nsr = self.clock.ratio(tau)
         return self._level(nsr, self.model.sde.inverse_nsr(nsr).clamp(self.t_min, self.model.sde.T))
 
-    def enter(self, x: Tensor, level: Level) -> Tensor:
+    def whiten(self, x: Tensor, level: WhitenedLevel) -> Tensor:
         """u with shape (B, n), for x with shape (B, *)."""
         return self._project(x.to(torch.float64) / level.alpha - self._mean) / level.std
 
-    def leave(self, u: Tensor, level: Level) -> Tensor:
+    def unwhiten(self, u: Tensor, level: WhitenedLevel) -> Tensor:
         """x with shape (B, *), float64, for u with shape (B, n)."""
         y = self._mean + self._embed(level.std * u)
         return expand_like(level.alpha, y) * y
 
-    def log_scale(self, level: Level) -> Tensor:
+    def log_scale(self, level: WhitenedLevel) -> Tensor:
         """log |dx/du|, in nats, with shape () or (B,)."""
         return (level.alpha[..., None] * level.std).log().sum(-1)
 
@@ -206,25 +200,25 @@ class WhitenedFlow:
         def drift(tau: Tensor, y: Tensor, *rows: Tensor) -> Tensor:
             u, level = y[:, : self.num_features], self.at(tau)
             drawn, given = (rows[0] if count else None), (rows[count] if len(rows) > count else None)
-            z_hat, columns = self.look(u, level, divergence, drawn, given, create_graph)
+            z_hat, columns = self.evaluate(u, level, divergence, drawn, given, create_graph)
             change = expand_like(level.rate, columns) * columns
             return torch.cat([self._motion(z_hat, u, level), change], dim=1)
 
         return ODE(drift, args=tuple(rows for rows in (probes, condition) if rows is not None))
 
-    def noise(self, u: Tensor, level: Level, condition: Tensor | None = None) -> Tensor:
+    def noise(self, u: Tensor, level: WhitenedLevel, condition: Tensor | None = None) -> Tensor:
         """One evaluation: U^T z_hat with shape (B, n), given a condition with B rows or None."""
         count = len(u)
         u, level = _padded(u, level)
         with torch.no_grad():
-            x = self.leave(u, level).to(self.model.dtype)
+            x = self.unwhiten(u, level).to(self.model.dtype)
             z_hat = self.model.noise(x, level.time, _repeated(condition))
         return self._project(z_hat.to(u))[:count]
 
-    def look(
+    def evaluate(
         self,
         u: Tensor,
-        level: Level,
+        level: WhitenedLevel,
         divergence: Divergence,
         probes: Tensor | None = None,
         condition: Tensor | None = None,
@@ -241,7 +235,7 @@ class WhitenedFlow:
         probes, condition = _repeated(probes), _repeated(condition)
         u, level = _padded(u if create_graph else u.detach(), level)
         with torch.enable_grad():
-            x = self.leave(u, level).to(self.model.dtype)
+            x = self.unwhiten(u, level).to(self.model.dtype)
             x = x if x.requires_grad else x.requires_grad_()
             z_hat = self.model.noise(x, level.time, condition)
             known = level.known
@@ -269,12 +263,12 @@ class WhitenedFlow:
         return total
 
     @staticmethod
-    def _motion(z_hat: Tensor, u: Tensor, level: Level) -> Tensor:
+    def _motion(z_hat: Tensor, u: Tensor, level: WhitenedLevel) -> Tensor:
         """du/dtau with shape (B, n), for z_hat along the axes."""
         speed = level.rate[..., None] / level.std
         return speed * z_hat - speed * level.nsr[..., None] / level.std * u
 
-    def _product(self, jacobian: JacobianProducts, level: Level, diagonal: Tensor) -> Product:
+    def _product(self, jacobian: JacobianProducts, level: WhitenedLevel, diagonal: Tensor) -> Product:
         """Products with U^T (d z_hat / dy) U less a diagonal with shape (n,) or (B, n)."""
         alpha, diagonal, shape = level.alpha, diagonal.unsqueeze(-2), self.model.event_shape
 
@@ -288,11 +282,11 @@ class WhitenedFlow:
         return product
 
 
-def _padded(u: Tensor, level: Level) -> tuple[Tensor, Level]:
+def _padded(u: Tensor, level: WhitenedLevel) -> tuple[Tensor, WhitenedLevel]:
     """A few rows, and the first of them again, up to where their number has no influence on rounding."""
     if len(u) >= ROW_BLOCK:
         return u, level
-    return _repeated(u), Level(*map(_repeated, level)) if level.nsr.ndim else level
+    return _repeated(u), WhitenedLevel(*map(_repeated, level)) if level.nsr.ndim else level
 
 
 Rows = TypeVar("Rows", Tensor, Tensor | None)

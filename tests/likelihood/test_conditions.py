@@ -12,6 +12,9 @@ from problems import MIXTURE
 
 from sde_toolkit.data import Scaling
 from sde_toolkit.likelihood import (
+    BoundDraws,
+    Endpoint,
+    FlowSolver,
     Hutchinson,
     UniformDequantizer,
     continuous_bound,
@@ -30,19 +33,19 @@ COUNT = 8
 MODEL = ExactModel(MIXTURE, VPSDE())
 LABELS = torch.arange(COUNT) * 3 % 5
 X = MIXTURE.sample(COUNT, seed=4)
-LOOSE = {"rtol": 1e-3, "atol": 1e-3, "checked": 0}
-GRID = {"method": AB4, "num_steps": 12, "checked": 0}
+LOOSE = {"num_diagnostic_samples": 0, "solver": FlowSolver(rtol=0.001, atol=0.001)}
+GRID = {"num_diagnostic_samples": 0, "solver": FlowSolver(method=AB4, num_steps=12)}
 
 DENSITIES = {
     "adaptive, exact": partial(log_likelihood, **LOOSE),
     "adaptive, probes": partial(log_likelihood, divergence=Hutchinson(2), **LOOSE),
     "fixed grid": partial(log_likelihood, divergence=Hutchinson(2, orthogonal=True), **GRID),
-    "tweedie": partial(log_likelihood, data_end="tweedie", **GRID),
-    "reconstruction": partial(log_likelihood, data_end="reconstruction", **GRID),
-    "continuous bound": partial(continuous_bound, num_draws=8),
+    "tweedie": partial(log_likelihood, endpoint=Endpoint(correction="tweedie"), **GRID),
+    "reconstruction": partial(log_likelihood, endpoint=Endpoint(correction="reconstruction"), **GRID),
+    "continuous bound": partial(continuous_bound, draws=BoundDraws(num_draws=8)),
     "chain, all terms": lambda model, x, **more: discrete_bound(model, x, model.sde.discretize(20), **more),
     "chain, some terms": lambda model, x, **more: discrete_bound(
-        model, x, model.sde.discretize(50), num_terms=8, **more
+        model, x, model.sde.discretize(50), draws=BoundDraws(num_draws=8), **more
     ),
 }
 
@@ -63,7 +66,7 @@ def test_labels_follow_their_rows_whatever_the_batch(name: str) -> None:
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=["vp", "sub-vp", "ve"])
 def test_values_are_the_densities_of_the_components(sde) -> None:
     model = ExactModel(MIXTURE, sde)
-    found = log_likelihood(model, X, condition=LABELS, rtol=1e-7, atol=1e-7)
+    found = log_likelihood(model, X, condition=LABELS, solver=FlowSolver(rtol=1e-07, atol=1e-07))
     exact = model.log_prob(X, torch.tensor(1e-5, dtype=torch.float64), LABELS)
     each = torch.stack(
         [MIXTURE.component(int(k)).log_prob(x[None])[0] for k, x in zip(LABELS, X, strict=True)]
@@ -78,21 +81,31 @@ def test_values_are_the_densities_of_the_components(sde) -> None:
 
 def test_adaptive_rows_that_end_at_different_times_keep_their_labels() -> None:
     """Each equals the run of its own component, in the same coordinates."""
-    found = log_likelihood(MODEL, X, condition=LABELS, rtol=1e-6, atol=1e-6, checked=0)
+    found = log_likelihood(
+        MODEL, X, condition=LABELS, num_diagnostic_samples=0, solver=FlowSolver(rtol=1e-06, atol=1e-06)
+    )
     assert found.nfe.unique().numel() > 1
     for k in range(5):
         mine = k == LABELS
-        one = log_likelihood(MODEL.given(k), X[mine], rtol=1e-6, atol=1e-6, moments=MODEL.moments, checked=0)
+        one = log_likelihood(
+            MODEL.given(k),
+            X[mine],
+            num_diagnostic_samples=0,
+            solver=FlowSolver(rtol=1e-06, atol=1e-06),
+            endpoint=Endpoint(moments=MODEL.moments),
+        )
         torch.testing.assert_close(found.nats[mine], one.nats, rtol=1e-4, atol=1e-4)
 
 
 def test_latents_go_to_and_fro_given_their_labels() -> None:
-    whole = encode(MODEL, X, condition=LABELS, rtol=1e-6, atol=1e-6)
+    whole = encode(MODEL, X, condition=LABELS, solver=FlowSolver(rtol=1e-06, atol=1e-06))
     assert float(whole.round_trip.max()) < 1e-4
     for i in range(COUNT):
-        alone = encode(MODEL, X[i : i + 1], condition=LABELS[i : i + 1], rtol=1e-6, atol=1e-6)
+        alone = encode(
+            MODEL, X[i : i + 1], condition=LABELS[i : i + 1], solver=FlowSolver(rtol=1e-06, atol=1e-06)
+        )
         assert torch.equal(alone.z[0], whole.z[i])
-    back = decode(MODEL, whole.z, condition=LABELS, rtol=1e-6, atol=1e-6)
+    back = decode(MODEL, whole.z, condition=LABELS, solver=FlowSolver(rtol=1e-06, atol=1e-06))
     torch.testing.assert_close(back, X, rtol=1e-3, atol=1e-3)
 
 
