@@ -38,6 +38,7 @@ from solvers import Adaptive, FixedGrid, Integrator, Method, Normals, solve
 
 DataEnd = Literal["none", "tweedie", "reconstruction"]
 DATA_ENDS: tuple[str, ...] = get_args(DataEnd)
+"""The treatments of the data end by name."""
 
 LogDensity = Callable[[Tensor], Tensor]
 """x with shape (B, *) -> nats with shape (B,)."""
