@@ -32,6 +32,7 @@ from sde_toolkit.config import build_dataset
 from sde_toolkit.data import Dataset
 from sde_toolkit.likelihood import (
     Dequantizer,
+    FlowSolver,
     PlaceFlow,
     TruncatedNormalDequantizer,
     UniformDequantizer,
@@ -45,7 +46,7 @@ from sde_toolkit.runs import open_shipped, train_run
 
 WORKDIR = Path("runs/digits-centres")
 IMAGES, DRAWS, SEED = 32, 16, 0
-FLOW = {"num_probes": 1, "rtol": 0.03, "atol": 0.03, "checked": 0}
+FLOW = {"divergence": 1, "num_diagnostic_samples": 0, "solver": FlowSolver(rtol=0.03, atol=0.03)}
 PLACES = {"num_maps": 2, "width": 24}
 TRAINING = {"num_steps": 400, "batch_size": 64, "learning_rate": 3e-3}
 

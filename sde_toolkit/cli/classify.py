@@ -20,7 +20,7 @@ from sde_toolkit.config import (
 )
 from sde_toolkit.config import held_out as model_scale_examples
 from sde_toolkit.lab import plus_minus
-from sde_toolkit.likelihood import bayes, log_likelihood
+from sde_toolkit.likelihood import Endpoint, bayes, log_likelihood
 from sde_toolkit.utils import atomic_write
 
 
@@ -38,7 +38,10 @@ def classify(options: argparse.Namespace) -> None:
     x = model_scale_examples(run.config, dataset)
     parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
     labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
-    options_of_flow = likelihood_options(run.config) | {"checked": 0, "moments": run.model.moments}
+    options_of_flow = likelihood_options(run.config) | {
+        "num_diagnostic_samples": 0,
+        "endpoint": Endpoint(moments=run.model.moments),
+    }
     density = functools.partial(log_likelihood, **options_of_flow)
     found = bayes.classify(run.model, x, log_likelihood=density)
     judged = bayes.judge(found, labels)

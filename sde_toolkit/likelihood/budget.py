@@ -95,13 +95,19 @@ class Budget(Mapping[str, Entry]):
         ]
 
 
-def measure(density: FlowDensity, x: Tensor, samples: Sequence[int], found: Columns) -> Budget:
-    """The budget of what ``density`` has found for x with shape (m, *) and these sample numbers."""
+def measure(
+    density: FlowDensity,
+    x: Tensor,
+    samples: Sequence[int],
+    found: Columns,
+    condition: Tensor | None = None,
+) -> Budget:
+    """The budget of what ``density`` has found for x with shape (m, *), of these samples and conditions."""
     n, count = density.flow.num_features, found.nats.shape[1]
     finer = density.finer()
     if count == 1:
         finer = replace(finer, divergence=finer.divergence.at_least(_LEAST_PROBES, n))
-    again = finer(x, samples).nats
+    again = finer(x, samples, condition).nats
     zero = torch.zeros_like(again[:, 0])
     spread = again.std(1) if again.shape[1] > 1 else zero
     error = density.divergence.error_of_mean(spread, n)
@@ -110,37 +116,51 @@ def measure(density: FlowDensity, x: Tensor, samples: Sequence[int], found: Colu
         {
             "solver": Entry(again[:, :count].mean(1) - found.nats.mean(1), zero, "a finer run"),
             "probes": Entry(zero, error, how),
-            "truncation": _truncation(finer, x, samples),
-            "prior": _prior(density, found.u),
+            "truncation": _truncation(finer, x, samples, condition),
+            "prior": _prior(density, found.u, condition),
         }
     )
 
 
-def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int]) -> Entry:
+def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], condition: Tensor | None) -> Entry:
     zero = x.new_zeros(len(x), dtype=torch.float64)
-    if density.data_end == "reconstruction":
+    if density.correction == "reconstruction":
         return Entry(zero, zero, "reconstruction minus entropy: a bound, nothing is left out")
     flow = density.flow
     alpha, nsr = flow.start.alpha, flow.start.nsr
     probes = density.probes(samples, x.device)
-    if density.data_end == "tweedie":
-        _, higher = density.unblur(alpha * x.to(torch.float64), probes)
+    if density.correction == "tweedie":
+        _, higher = density.unblur(alpha * x.to(torch.float64), probes, condition)
         return Entry(zero, higher, "the size of the next order")
     x_t = x.to(torch.float64)
-    blur, higher = density.unblur(x_t, probes)
-    z_hat, _ = flow.look(flow.enter(x_t, flow.start), flow.start, density.divergence, probes)
+    blur, higher = density.unblur(x_t, probes, condition)
+    z_hat, _ = flow.evaluate(flow.whiten(x_t, flow.start), flow.start, density.divergence, probes, condition)
     # from y = x / alpha to y = x, along the score -z_hat / n
     moved = (z_hat * flow.moments.project(x_t)).sum(1) * (1 / alpha - 1) / nsr
     shift = blur.mean(1) + moved + x[0].numel() * alpha.log()
     return Entry(shift, higher, "Tweedie's correction to noise zero")
 
 
-def _prior(density: FlowDensity, u: Tensor) -> Entry:
+def _prior(density: FlowDensity, u: Tensor, condition: Tensor | None) -> Entry:
+    """Samples with equal conditions share the draws of the normaliser."""
+    if condition is None:
+        exact, error = _log_density_at_end(density, u, None)
+    else:
+        exact, error = torch.empty_like(u[:, 0]), torch.empty_like(u[:, 0])
+        kinds, which = condition.unique(dim=0, return_inverse=True)
+        for number in range(len(kinds)):
+            mine = which == number
+            exact[mine], error[mine] = _log_density_at_end(density, u[mine], condition[mine])
+    return Entry(exact - density.log_prior(u), error, "line integral of the score at T")
+
+
+def _log_density_at_end(density: FlowDensity, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log p_T at u with shape (m, n), whose conditions are all equal, and its standard error; shape (m,)."""
     flow = density.flow
     normals = Normals(density.seed, _NORMALIZER_DRAWS, (flow.num_features,), u.dtype, u.device)
-    ratios = flow.log_ratio(normals.draw(0, Stream.NORMALIZER))
-    weights = ratios.exp()
+    shared = None if condition is None else condition[:1].expand(_NORMALIZER_DRAWS, *condition.shape[1:])
+    weights = flow.log_ratio(normals.draw(0, Stream.NORMALIZER), shared).exp()
     gaussian = replace(density, prior="gaussian")
-    exact = gaussian.log_prior(u) + flow.log_ratio(u) - weights.mean().log()
+    exact = gaussian.log_prior(u) + flow.log_ratio(u, condition) - weights.mean().log()
     error = weights.std() / weights.mean() / math.sqrt(_NORMALIZER_DRAWS)
-    return Entry(exact - density.log_prior(u), error.expand(len(u)), "line integral of the score at T")
+    return exact, error.expand(len(u))

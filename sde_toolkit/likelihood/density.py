@@ -1,11 +1,12 @@
 """The density of data under a model's probability flow, column by column of the divergence's estimator.
 
-A run in whitened coordinates (``sde_toolkit.whitened``) carries u and the terms of log q from t_min to T:
+A run in whitened coordinates (``sde_toolkit.likelihood.whitened``) carries u and the terms of log q from t_min to T:
 
     log p_t(x_t) = log prior(x_T) + log |dx/du| (T) - log |dx/du| (t_min)
                    + int (div_y z_hat - sum n / (l + n^2)) dn
 
-What follows from it for the clean x depends on the data end; y = x_t / alpha and n = sigma / alpha at t_min:
+What follows from it for the clean x depends on the correction at the data end; at t_min y = x_t / alpha and
+n = sigma / alpha:
 
     none             x_t = x, the value is log p_t(x): clean data are taken for draws of the model at t_min
     tweedie          x_t = alpha x, by Bayes' rule  log p_0(x) = log p_n(y) + log p(x | y) - log N(x; y, n^2)
@@ -36,9 +37,9 @@ from sde_toolkit.likelihood.whitened import WhitenedFlow
 from sde_toolkit.utils import Stream
 from solvers import Adaptive, FixedGrid, Integrator, Method, Normals, solve
 
-DataEnd = Literal["none", "tweedie", "reconstruction"]
-DATA_ENDS: tuple[str, ...] = get_args(DataEnd)
-"""The treatments of the data end by name."""
+Correction = Literal["none", "tweedie", "reconstruction"]
+CORRECTIONS: tuple[str, ...] = get_args(Correction)
+"""The corrections at the data end by name."""
 
 LogDensity = Callable[[Tensor], Tensor]
 """x with shape (B, *) -> nats with shape (B,)."""
@@ -72,7 +73,7 @@ class FlowDensity:
         divergence: how the trace is found.
         method, control: of ``solvers``, over the flow's clock from tau_min to tau_max.
         prior: one of ``PRIORS``, or a log-density of x_T.
-        data_end: one of ``DATA_ENDS``.
+        correction: one of ``CORRECTIONS``, at the data end.
         seed: of the probes and of the reconstruction's z.
     """
 
@@ -81,13 +82,22 @@ class FlowDensity:
     method: Method | Integrator
     control: Adaptive | FixedGrid
     prior: str | LogDensity = "gaussian"
-    data_end: str = "none"
+    correction: str = "none"
     seed: int = 0
 
-    def __call__(self, x: Tensor, samples: Sequence[int], differentiable: bool = False) -> Columns:
+    def __call__(
+        self,
+        x: Tensor,
+        samples: Sequence[int],
+        condition: Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Columns:
         """Log-densities of x with shape (B, *), whose rows are the samples of these numbers.
 
         Args:
+            x: data.
+            samples: their numbers, which key the probes.
+            condition: one row per sample, or None.
             differentiable: autograd shall know them as functions of x; on a fixed grid, whose steps are
                 repeated in the backward pass.
         """
@@ -95,10 +105,10 @@ class FlowDensity:
         n = flow.num_features
         normals = Normals(self.seed, samples, (n,), torch.float64, x.device)
         probes = self.probes(samples, x.device)
-        x_t, offset, extra = self._data_end(x.to(torch.float64), normals, probes)
-        u = flow.enter(x_t, flow.start)
+        x_t, offset, extra = self._corrected(x.to(torch.float64), normals, probes, condition)
+        u = flow.whiten(x_t, flow.start)
         count = self.divergence.columns(n)
-        term = flow.densities(self.divergence, probes, differentiable)
+        term = flow.densities(self.divergence, probes, condition, differentiable)
         state = torch.cat([u, u.new_zeros(len(u), count)], dim=1)
         solution = solve(term, state, self.method, self.control, checkpoint=differentiable)
         u, change = solution.y[:, :n], solution.y[:, n:]
@@ -123,7 +133,7 @@ class FlowDensity:
             return -0.5 * (u.square() + _LOG_2PI).sum(1)
         end = self.flow.end
         prior = self.flow.model.sde.prior_log_prob if isinstance(self.prior, str) else self.prior
-        return prior(self.flow.leave(u, end)) + self.flow.log_scale(end)
+        return prior(self.flow.unwhiten(u, end)) + self.flow.log_scale(end)
 
     def finer(self) -> FlowDensity:
         """The same with a tenth of the tolerances, or with four steps for every one."""
@@ -134,30 +144,32 @@ class FlowDensity:
         points = (control.ts[:-1, None] + control.ts.diff()[:, None] * parts).flatten()
         return replace(self, control=FixedGrid(torch.cat([points, control.ts[-1:]])))
 
-    def _data_end(
-        self, x: Tensor, normals: Normals, probes: Tensor | None
+    def _corrected(
+        self, x: Tensor, normals: Normals, probes: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor | float, int]:
         """Where the run starts, what is added to its value, and the evaluations that this took."""
-        if self.data_end == "none":
+        if self.correction == "none":
             return x, 0.0, 0
         flow = self.flow
         alpha = flow.start.alpha
-        if self.data_end == "tweedie":
-            blur, _ = self.unblur(alpha * x, probes)
+        if self.correction == "tweedie":
+            blur, _ = self.unblur(alpha * x, probes, condition)
             return alpha * x, blur + x[0].numel() * alpha.log(), 1
         z = normals.draw(0, Stream.RECONSTRUCTION).reshape(x.shape)
-        x_t, more = self._reconstruct(x, z)
+        x_t, more = self._reconstruct(x, z, condition)
         return x_t, more[:, None], 1
 
-    def unblur(self, x_t: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def unblur(
+        self, x_t: Tensor, probes: Tensor | None, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log p_0(y) - log p_n(y) at y = x_t / alpha with shape (B, k), and how far the expansion may be off.
 
         The second, with shape (B,), is the difference that the Gaussian's own terms of higher order make.
         """
         flow = self.flow
         nsr, std, variances = flow.start.nsr, flow.start.std, flow.variances
-        u = flow.enter(x_t, flow.start)
-        z_hat, columns = flow.look(u, flow.start, self.divergence, probes)
+        u = flow.whiten(x_t, flow.start)
+        z_hat, columns = flow.evaluate(u, flow.start, self.divergence, probes, condition)
         total, r = std.square(), std * u
         known = (nsr.square() / total).sum()
         first = 0.5 * (nsr * columns + known - z_hat.square().sum(1, keepdim=True))
@@ -168,13 +180,13 @@ class FlowDensity:
             return first, first.mean(1).abs()
         return first + higher[:, None], higher.abs()
 
-    def _reconstruct(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, x: Tensor, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """x_t = alpha x + sigma z, and log r(x | x_t) - log N(x_t; alpha x, sigma^2) with shape (B,)."""
         flow = self.flow
         alpha, nsr = flow.start.alpha, flow.start.nsr
         x_t = alpha * (x + nsr * z)
         with torch.no_grad():
-            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time).to(x)
+            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time, condition).to(x)
         variances = flow.variances * nsr.square() / (flow.variances + nsr.square())
         away = flow.moments.project(x - x0_hat)
         decoder = (away.square() / variances + variances.log()).sum(1)

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.likelihood.whitened import WhitenedFlow
-from sde_toolkit.models import Moments, ScoreModel, check_states
-from solvers import DOPRI5, Adaptive, Method, solve
+from sde_toolkit.likelihood.flow import FlowSolver
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
+from solvers import solve
 
 _SMALL_ANGLE = 1e-6
 
@@ -50,10 +51,9 @@ def encode(
     model: ScoreModel,
     x: Tensor,
     *,
-    t_min: float = 1e-5,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: Method = DOPRI5,
+    condition: Condition | None = None,
+    solver: FlowSolver = FlowSolver(),
+    t_min: float = LIKELIHOOD_T_MIN,
     moments: Moments | None = None,
     round_trip: bool = True,
 ) -> Latents:
@@ -62,9 +62,9 @@ def encode(
     Args:
         model: any ``ScoreModel``.
         x: with shape (B, *), of the model's type.
+        condition: a class for all samples, or a tensor with one row per sample.
+        solver: method, and tolerances on the whitened state or a number of steps.
         t_min: where the run starts; sigma(t_min) > 0.
-        rtol, atol: tolerances on the whitened state.
-        method: of ``solvers``, with an error estimate.
         moments: of the data; the model's own when None.
         round_trip: decode again, and report the difference.
 
@@ -75,13 +75,14 @@ def encode(
     """
     check_states(model, x)
     flow = WhitenedFlow(model, t_min, moments)
-    control = Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
+    control = solver.control(flow.tau_min, flow.tau_max)
+    given = model.conditions(condition, len(x))
     with torch.no_grad():
-        solution = solve(flow.states(), flow.enter(x, flow.start), method, control)
+        solution = solve(flow.states(given), flow.whiten(x, flow.start), solver.method, control)
     z = flow.moments.embed(solution.y).to(x.dtype)
     error = None
     if round_trip:
-        again = decode(model, z, t_min=t_min, rtol=rtol, atol=atol, method=method, moments=moments)
+        again = decode(model, z, condition=given, solver=solver, t_min=t_min, moments=moments)
         error = (again - x).flatten(1).square().mean(1).sqrt()
     return Latents(z, error, solution.stats.nfe)
 
@@ -90,10 +91,9 @@ def decode(
     model: ScoreModel,
     z: Tensor,
     *,
-    t_min: float = 1e-5,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: Method = DOPRI5,
+    condition: Condition | None = None,
+    solver: FlowSolver = FlowSolver(),
+    t_min: float = LIKELIHOOD_T_MIN,
     moments: Moments | None = None,
 ) -> Tensor:
     """The data x at t_min with shape (B, *) that have the latents z with shape (B, *).
@@ -102,10 +102,11 @@ def decode(
     """
     check_states(model, z, "z")
     flow = WhitenedFlow(model, t_min, moments)
-    control = Adaptive(flow.tau_max, flow.tau_min, rtol=rtol, atol=atol)
+    control = solver.control(flow.tau_max, flow.tau_min)
     with torch.no_grad():
-        solution = solve(flow.states(), flow.moments.project(z.to(torch.float64)), method, control)
-    return flow.leave(solution.y, flow.start).to(z.dtype)
+        term = flow.states(model.conditions(condition, len(z)))
+        solution = solve(term, flow.moments.project(z.to(torch.float64)), solver.method, control)
+    return flow.unwhiten(solution.y, flow.start).to(z.dtype)
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ from sde_toolkit.likelihood.divergence import Divergence, JacobianProducts, Prod
 from sde_toolkit.models import ROW_BLOCK, Moments, ScoreModel, known_moments
 from solvers import ODE
 from solvers.terms import expand_like
+
+LIKELIHOOD_T_MIN = 1e-5
+"""Default first time of likelihoods and bounds; sigma there is .001 under VP."""
 
 INNER, OUTER = 0.15, 1.5
 """a and b, in units of the data's scale."""
@@ -82,7 +85,7 @@ class Clock:
         return (nsr.square() + self.a**2).sqrt() * (1 + nsr / self.b)
 
 
-class Level(NamedTuple):
+class WhitenedLevel(NamedTuple):
     """A noise level, or one for each of B samples.
 
     Attributes:
@@ -139,84 +142,86 @@ class WhitenedFlow:
         self._mean = self.moments.mean.to(model.device)
         self.num_features = self._mean.numel()
         self._project, self._embed = self.moments.rotations(self.variances)
-        self._levels: dict[float, Level] = {}
         ends = torch.tensor([t_min, model.sde.T], dtype=torch.float64)
         ratios = model.sde.nsr(ends)
         self.tau_min, self.tau_max = self.clock.of(ratios).tolist()
         self.start, self.end = (self._level(n, t) for n, t in zip(ratios, ends, strict=True))
 
-    def _level(self, nsr: Tensor, time: Tensor) -> Level:
+    def _level(self, nsr: Tensor, time: Tensor) -> WhitenedLevel:
         std = (self.variances + nsr.square()[..., None]).sqrt()
-        return Level(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))
+        return WhitenedLevel(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))
 
-    def at(self, tau: Tensor) -> Level:
-        """The level at a time of the clock with shape () or (B,); those with shape () are remembered."""
-        if tau.ndim:
-            return self._at(tau)
-        key = float(tau)
-        if key not in self._levels:
-            self._levels[key] = self._at(tau)
-        return self._levels[key]
-
-    def _at(self, tau: Tensor) -> Level:
+    def at(self, tau: Tensor) -> WhitenedLevel:
+        """The level at a time of the clock with shape () or (B,)."""
         nsr = self.clock.ratio(tau)
         return self._level(nsr, self.model.sde.inverse_nsr(nsr).clamp(self.t_min, self.model.sde.T))
 
-    def enter(self, x: Tensor, level: Level) -> Tensor:
+    def whiten(self, x: Tensor, level: WhitenedLevel) -> Tensor:
         """u with shape (B, n), for x with shape (B, *)."""
         return self._project(x.to(torch.float64) / level.alpha - self._mean) / level.std
 
-    def leave(self, u: Tensor, level: Level) -> Tensor:
+    def unwhiten(self, u: Tensor, level: WhitenedLevel) -> Tensor:
         """x with shape (B, *), float64, for u with shape (B, n)."""
         y = self._mean + self._embed(level.std * u)
         return expand_like(level.alpha, y) * y
 
-    def log_scale(self, level: Level) -> Tensor:
+    def log_scale(self, level: WhitenedLevel) -> Tensor:
         """log |dx/du|, in nats, with shape () or (B,)."""
         return (level.alpha[..., None] * level.std).log().sum(-1)
 
-    def states(self) -> ODE:
-        """du/dtau, for u with shape (B, n)."""
+    def states(self, condition: Tensor | None = None) -> ODE:
+        """du/dtau, for u with shape (B, n), given a condition with B rows or None."""
 
-        def drift(tau: Tensor, u: Tensor) -> Tensor:
+        def drift(tau: Tensor, u: Tensor, *rows: Tensor) -> Tensor:
             level = self.at(tau)
-            return self._motion(self.noise(u, level), u, level)
+            return self._motion(self.noise(u, level, *rows), u, level)
 
-        return ODE(drift)
+        return ODE(drift, args=() if condition is None else (condition,))
 
     def densities(
-        self, divergence: Divergence, probes: Tensor | None = None, create_graph: bool = False
+        self,
+        divergence: Divergence,
+        probes: Tensor | None = None,
+        condition: Tensor | None = None,
+        create_graph: bool = False,
     ) -> ODE:
         """d/dtau of u and of the k columns of -log q, together with shape (B, n + k).
 
         Args:
             divergence: how the trace is found.
             probes: what it drew, with shape (B, m, n).
+            condition: one row per sample, or None.
             create_graph: whether autograd shall know the result as a function of the state.
+
+        Probes and condition are the term's ``args``, and so follow their samples.
         """
+        count = 0 if probes is None else 1
 
         def drift(tau: Tensor, y: Tensor, *rows: Tensor) -> Tensor:
             u, level = y[:, : self.num_features], self.at(tau)
-            z_hat, columns = self.look(u, level, divergence, rows[0] if rows else None, create_graph)
+            drawn, given = (rows[0] if count else None), (rows[count] if len(rows) > count else None)
+            z_hat, columns = self.evaluate(u, level, divergence, drawn, given, create_graph)
             change = expand_like(level.rate, columns) * columns
             return torch.cat([self._motion(z_hat, u, level), change], dim=1)
 
-        return ODE(drift, args=() if probes is None else (probes,))
+        return ODE(drift, args=tuple(rows for rows in (probes, condition) if rows is not None))
 
-    def noise(self, u: Tensor, level: Level) -> Tensor:
-        """One evaluation: U^T z_hat with shape (B, n)."""
+    def noise(self, u: Tensor, level: WhitenedLevel, condition: Tensor | None = None) -> Tensor:
+        """One evaluation: U^T z_hat with shape (B, n), given a condition with B rows or None."""
         count = len(u)
         u, level = _padded(u, level)
         with torch.no_grad():
-            z_hat = self.model.noise(self.leave(u, level).to(self.model.dtype), level.time)
+            x = self.unwhiten(u, level).to(self.model.dtype)
+            z_hat = self.model.noise(x, level.time, _repeated(condition))
         return self._project(z_hat.to(u))[:count]
 
-    def look(
+    def evaluate(
         self,
         u: Tensor,
-        level: Level,
+        level: WhitenedLevel,
         divergence: Divergence,
         probes: Tensor | None = None,
+        condition: Tensor | None = None,
         create_graph: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """One evaluation: U^T z_hat with shape (B, n), and div_y z_hat - sum n / (l + n^2) with shape (B, k).
@@ -224,16 +229,15 @@ class WhitenedFlow:
         Args:
             u: with shape (B, n).
             level: where.
-            divergence, probes, create_graph: as for ``densities``.
+            divergence, probes, condition, create_graph: as for ``densities``.
         """
         count = len(u)
-        if probes is not None and count < ROW_BLOCK:
-            probes = _repeated(probes)
+        probes, condition = _repeated(probes), _repeated(condition)
         u, level = _padded(u if create_graph else u.detach(), level)
         with torch.enable_grad():
-            x = self.leave(u, level).to(self.model.dtype)
+            x = self.unwhiten(u, level).to(self.model.dtype)
             x = x if x.requires_grad else x.requires_grad_()
-            z_hat = self.model.noise(x, level.time)
+            z_hat = self.model.noise(x, level.time, condition)
             known = level.known
             product = self._product(
                 JacobianProducts(z_hat, x, create_graph), level, divergence.control * known
@@ -245,7 +249,7 @@ class WhitenedFlow:
             z_hat, columns = z_hat.detach(), columns.detach()
         return z_hat[:count], columns[:count]
 
-    def log_ratio(self, u: Tensor, num_points: int = 4) -> Tensor:
+    def log_ratio(self, u: Tensor, condition: Tensor | None = None, num_points: int = 4) -> Tensor:
         """log p_T(x) - log p_T(x at u = 0) less the same for the Gaussian, with shape (B,), in nats.
 
         The integral of the model's score less the Gaussian's along the straight line from u = 0, by the
@@ -254,17 +258,17 @@ class WhitenedFlow:
         end, total = self.end, u.new_zeros(len(u))
         for point, weight in zip(*np.polynomial.legendre.leggauss(num_points), strict=True):
             here = (1 + point) / 2 * u
-            residual = self.noise(here, end) - end.nsr / end.std * here
+            residual = self.noise(here, end, condition) - end.nsr / end.std * here
             total -= weight / 2 * (end.std / end.nsr * residual * u).sum(1)
         return total
 
     @staticmethod
-    def _motion(z_hat: Tensor, u: Tensor, level: Level) -> Tensor:
+    def _motion(z_hat: Tensor, u: Tensor, level: WhitenedLevel) -> Tensor:
         """du/dtau with shape (B, n), for z_hat along the axes."""
         speed = level.rate[..., None] / level.std
         return speed * z_hat - speed * level.nsr[..., None] / level.std * u
 
-    def _product(self, jacobian: JacobianProducts, level: Level, diagonal: Tensor) -> Product:
+    def _product(self, jacobian: JacobianProducts, level: WhitenedLevel, diagonal: Tensor) -> Product:
         """Products with U^T (d z_hat / dy) U less a diagonal with shape (n,) or (B, n)."""
         alpha, diagonal, shape = level.alpha, diagonal.unsqueeze(-2), self.model.event_shape
 
@@ -278,12 +282,17 @@ class WhitenedFlow:
         return product
 
 
-def _padded(u: Tensor, level: Level) -> tuple[Tensor, Level]:
+def _padded(u: Tensor, level: WhitenedLevel) -> tuple[Tensor, WhitenedLevel]:
     """A few rows, and the first of them again, up to where their number has no influence on rounding."""
     if len(u) >= ROW_BLOCK:
         return u, level
-    return _repeated(u), Level(*map(_repeated, level)) if level.nsr.ndim else level
+    return _repeated(u), WhitenedLevel(*map(_repeated, level)) if level.nsr.ndim else level
 
 
-def _repeated(rows: Tensor) -> Tensor:
+Rows = TypeVar("Rows", Tensor, Tensor | None)
+
+
+def _repeated(rows: Rows) -> Rows:
+    if rows is None or len(rows) >= ROW_BLOCK:
+        return rows
     return torch.cat([rows, rows[:1].expand(ROW_BLOCK - len(rows), *rows.shape[1:])])

@@ -20,9 +20,9 @@ from sde_toolkit.runs.training import (
 )
 
 __all__ = [
-    "displayable",
     "Run",
     "Start",
+    "displayable",
     "export_run",
     "load_samples",
     "open_run",

@@ -13,17 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from sde_toolkit.lab import figures
-from sde_toolkit.runs.samples import displayable, load_samples, save_samples
-from sde_toolkit.lab import Candidate, Metric, Record, Reference, compare, load_records, save_records
 from sde_toolkit.config import build_candidates, build_dataset, build_metrics, build_sampler, config_json
 from sde_toolkit.data import Dataset
-from sde_toolkit.utils import atomic_write
+from sde_toolkit.lab import (
+    Candidate,
+    Card,
+    Metric,
+    Page,
+    Picture,
+    Record,
+    Reference,
+    compare,
+    figures,
+    load_records,
+    plus_minus,
+    save_records,
+    setting_of,
+    write_page,
+)
 from sde_toolkit.runs.evaluation import HeldOut
-from sde_toolkit.lab import Card, Page, Picture, plus_minus, setting_of, write_page
+from sde_toolkit.runs.samples import displayable, load_samples, save_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.runs.training import read_history
 from sde_toolkit.samplers import Samples
+from sde_toolkit.utils import atomic_write
 
 MOST_SAMPLES = 2000
 """Limit of the samples drawn for the headline."""

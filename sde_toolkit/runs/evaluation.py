@@ -24,18 +24,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.likelihood import continuous_bound, discrete_bound
-from sde_toolkit.likelihood import Budget, Entry
-from sde_toolkit.config import build_dataset, likelihood_options, raw_examples
+from sde_toolkit.config import BOUNDS, DEQUANTIZERS, build_dataset, likelihood_options, raw_examples
 from sde_toolkit.data import Dataset
-from sde_toolkit.likelihood import Dequantizer, DiscreteLogLikelihood, discrete_log_likelihood
-from sde_toolkit.likelihood import ExactDivergence
-from sde_toolkit.utils import atomic_write
-from sde_toolkit.likelihood import log_likelihood
-from sde_toolkit.config import BOUNDS, DEQUANTIZERS
-from sde_toolkit.utils import Processes, launched
 from sde_toolkit.lab import plus_minus
+from sde_toolkit.likelihood import (
+    BoundDraws,
+    Budget,
+    Dequantizer,
+    DiscreteLogLikelihood,
+    Entry,
+    ExactDivergence,
+    continuous_bound,
+    discrete_bound,
+    discrete_log_likelihood,
+    log_likelihood,
+)
 from sde_toolkit.runs.store import Run
+from sde_toolkit.utils import Processes, atomic_write, launched
 from solvers import Normals
 
 GAP_DRAWS = 8
@@ -145,10 +150,10 @@ def _continuous(run: Run, dataset: Dataset, x: Tensor, processes: Processes) -> 
 def _discrete(run: Run, dataset: Dataset, values: Tensor, processes: Processes) -> Found:
     section, options = run.config.likelihood, likelihood_options(run.config)
     dequantizer = DEQUANTIZERS[section.dequantization](run.model, dataset, options.pop("t_min"))
-    few = values[: options["checked"]]
+    few = values[: options["num_diagnostic_samples"]]
 
     def bound(v: Tensor, num_samples: int, shared: Processes | None) -> DiscreteLogLikelihood:
-        rest = {**options, "checked": 0} | ({} if shared is None else {"processes": shared})
+        rest = {**options, "num_diagnostic_samples": 0} | ({} if shared is None else {"processes": shared})
         density = functools.partial(log_likelihood, **rest)
         several = num_samples > 1 and not isinstance(options["divergence"], ExactDivergence)
         second = functools.partial(density, seed=options["seed"] + 1) if several else None
@@ -200,10 +205,12 @@ def _bounds(run: Run, x0: Tensor, log_q: Tensor) -> tuple[tuple[str, float, floa
     options = {"seed": section.seed, "batch_size": section.batch_size}
     for name in BOUNDS[section.bounds]:
         if name == "continuous":
-            made = continuous_bound(model, x0, num_draws=_BOUND_DRAWS, t_min=section.t_min, **options)
+            made = continuous_bound(
+                model, x0, t_min=section.t_min, draws=BoundDraws(num_draws=_BOUND_DRAWS), **options
+            )
         else:
             chain = model.sde.discretize(_CHAIN_STEPS)
-            made = discrete_bound(model, x0, chain, num_terms=_BOUND_DRAWS, **options)
+            made = discrete_bound(model, x0, chain, draws=BoundDraws(num_draws=_BOUND_DRAWS), **options)
         bits = (log_q - made.nats.cpu()) / (x0[0].numel() * math.log(2))
         found.append((f"{name} bound", float(bits.mean()), _standard_error(bits.numpy())))
     return tuple(found)

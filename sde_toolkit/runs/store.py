@@ -14,50 +14,29 @@ bear on the weights (sampling, likelihood, comparison) may be overridden, the ot
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
-import io
-import json
-import shutil
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from sde_toolkit.utils import integer
 from sde_toolkit.config import (
     Config,
-    build_dataset,
-    build_loss,
     build_model,
-    build_optimization,
-    config_json,
     config_names,
     load_config,
     override_config,
     parse_config,
 )
-from sde_toolkit.data import Dataset
-from sde_toolkit.utils import WorkdirLock, atomic_write
-from sde_toolkit.models import class_moments_from_tensors, moments_from_tensors
-from sde_toolkit.samplers import Samples
-from sde_toolkit.models import NetworkModel
+from sde_toolkit.models import NetworkModel, class_moments_from_tensors, moments_from_tensors
 from sde_toolkit.training import (
     Checkpoint,
-    TrainState,
     config_differences,
     export_checkpoint,
     latest_checkpoint,
     load_ema,
     read_checkpoint,
-    restore,
 )
-from sde_toolkit.training import StepInfo, fit
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from sde_toolkit import cli
-from sde_toolkit.runs import evaluation as held_out
 from sde_toolkit.config.loading import override_config
+from sde_toolkit.runs import evaluation as held_out
 from sde_toolkit.runs.store import open_run
 
 TINY = [

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from sde_toolkit import runs
 from sde_toolkit.config.builders import build_dataset, build_sampler
 from sde_toolkit.config.loading import load_config
-from sde_toolkit.utils.files import WorkdirLock
 from sde_toolkit.training.checkpoint import read_checkpoint
+from sde_toolkit.utils.files import WorkdirLock
 
 TINY = {
     "model.width": 8,
