@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ml_collections import FrozenConfigDict as Config
-
+from sde_toolkit.config.trees import Config
 from sde_toolkit.data import Dataset
 from sde_toolkit.likelihood import (
     CORRECTIONS,

@@ -39,6 +39,7 @@ from solvers import Adaptive, FixedGrid, Integrator, Method, Normals, solve
 
 Correction = Literal["none", "tweedie", "reconstruction"]
 CORRECTIONS: tuple[str, ...] = get_args(Correction)
+"""The corrections at the data end by name."""
 
 LogDensity = Callable[[Tensor], Tensor]
 """x with shape (B, *) -> nats with shape (B,)."""

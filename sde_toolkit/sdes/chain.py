@@ -35,7 +35,10 @@ from torch import Tensor
 from solvers.terms import expand_like
 
 Variance = Literal["small", "large"]
+"""Which variance an ancestral step has, see ``ancestral_coefficients``."""
+
 VARIANCES: tuple[str, ...] = get_args(Variance)
+"""The variances of an ancestral step by name."""
 
 
 def ancestral_coefficients(

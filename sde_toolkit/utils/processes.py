@@ -79,6 +79,7 @@ class Processes:
 
 
 ALONE = Processes()
+"""This process without others."""
 
 
 def leading() -> bool:
