@@ -9,6 +9,13 @@ from sde_toolkit.likelihood.bayes import (
     judge,
     tempered,
 )
+from sde_toolkit.likelihood.bins import (
+    Dequantizer,
+    PlaceFlow,
+    TruncatedNormalDequantizer,
+    UniformDequantizer,
+    VariationalDequantizer,
+)
 from sde_toolkit.likelihood.bounds import (
     Bound,
     BoundDraws,
@@ -24,13 +31,8 @@ from sde_toolkit.likelihood.density import (
     PRIORS,
 )
 from sde_toolkit.likelihood.dequantize import (
-    Dequantizer,
     DiscreteLogLikelihood,
     HasNats,
-    PlaceFlow,
-    TruncatedNormalDequantizer,
-    UniformDequantizer,
-    VariationalDequantizer,
     discrete_log_likelihood,
     train_dequantizer,
 )
