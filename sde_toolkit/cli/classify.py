@@ -13,6 +13,7 @@ import json
 
 import torch
 
+from sde_toolkit import likelihood
 from sde_toolkit.cli.common import _given, _output, note, open_model
 from sde_toolkit.config import (
     build_dataset,
@@ -20,7 +21,6 @@ from sde_toolkit.config import (
 )
 from sde_toolkit.config import held_out as model_scale_examples
 from sde_toolkit.lab import plus_minus
-from sde_toolkit.likelihood import Endpoint, bayes, log_likelihood
 from sde_toolkit.utils import atomic_write
 
 
@@ -38,13 +38,12 @@ def classify(options: argparse.Namespace) -> None:
     x = model_scale_examples(run.config, dataset)
     parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
     labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
-    options_of_flow = likelihood_options(run.config) | {
-        "num_diagnostic_samples": 0,
-        "endpoint": Endpoint(moments=run.model.moments),
-    }
-    density = functools.partial(log_likelihood, **options_of_flow)
-    found = bayes.classify(run.model, x, log_likelihood=density)
-    judged = bayes.judge(found, labels)
+    flow = likelihood_options(run.config) | {"num_diagnostic_samples": 0}
+    flow["endpoint"] = dataclasses.replace(flow["endpoint"], moments=run.model.moments)
+    found = likelihood.classify(
+        run.model, x, log_likelihood=functools.partial(likelihood.log_likelihood, **flow)
+    )
+    judged = likelihood.judge(found, labels)
     for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):
         estimate = getattr(judged, name)
         print(f"{name:<24}{plus_minus(estimate.value, estimate.standard_error)}")

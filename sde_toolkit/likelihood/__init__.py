@@ -1,8 +1,8 @@
 """Log-likelihoods by the probability flow, variational bounds, dequantisation, latents, Bayes' rule."""
 
 from sde_toolkit.likelihood.bayes import (
+    ClassDensity,
     Classification,
-    Density,
     Judgement,
     classify,
     fit_temperature,
@@ -17,6 +17,7 @@ from sde_toolkit.likelihood.bins import (
     VariationalDequantizer,
 )
 from sde_toolkit.likelihood.bounds import (
+    DEFAULT_DRAWS,
     Bound,
     BoundDraws,
     continuous_bound,
@@ -44,6 +45,7 @@ from sde_toolkit.likelihood.divergence import (
     HutchPlusPlus,
 )
 from sde_toolkit.likelihood.flow import (
+    DEFAULT_SOLVER,
     Endpoint,
     FlowSolver,
     LogLikelihood,
@@ -61,14 +63,16 @@ from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 
 __all__ = [
     "CORRECTIONS",
+    "DEFAULT_DRAWS",
+    "DEFAULT_SOLVER",
     "LIKELIHOOD_T_MIN",
     "PRIORS",
     "PROBE_KINDS",
     "Bound",
     "BoundDraws",
     "Budget",
+    "ClassDensity",
     "Classification",
-    "Density",
     "Dequantizer",
     "DiscreteLogLikelihood",
     "Divergence",

@@ -65,7 +65,7 @@ class ConditionalModel(Protocol):
         ...
 
 
-Density = Callable[[ScoreModel, Tensor], HasNats]
+ClassDensity = Callable[[ScoreModel, Tensor], HasNats]
 """(model of one class, x with shape (B, *)) -> a record with ``nats`` of shape (B,)."""
 
 
@@ -139,7 +139,7 @@ def classify(
     x: Tensor,
     *,
     priors: Sequence[float] | Tensor | None = None,
-    log_likelihood: Density = values_only,
+    log_likelihood: ClassDensity = values_only,
 ) -> Classification:
     """Classify x by Bayes' rule.
 
