@@ -2,6 +2,7 @@
 
 from ml_collections import FrozenConfigDict as Config
 
+from sde_toolkit.config import configs
 from sde_toolkit.config.base import (
     SCHEMA,
     base_config,
@@ -57,6 +58,7 @@ __all__ = [
     "config_from_json",
     "config_json",
     "config_names",
+    "configs",
     "held_out",
     "is_adaptive",
     "likelihood_options",

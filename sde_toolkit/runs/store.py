@@ -1,12 +1,12 @@
 """Runs: a directory with a training run and what was made from it, or a checkpoint of the package.
 
     <workdir>/config.json                      what was trained, for reading
-    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.state``
+    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.training``
     <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
     <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
-    <workdir>/records.json                     the comparison, see ``sde_toolkit.compare``
-    <workdir>/likelihood-<split>.json          held-out log-likelihoods
-    <workdir>/figures/*.png, report.html       see ``sde_toolkit.figures`` and ``sde_toolkit.report``
+    <workdir>/records.json                     the comparison, see ``sde_toolkit.lab``
+    <workdir>/likelihood-<split>.json          log-likelihoods of the examples of a split
+    <workdir>/figures/*.png, report.html       figures and the page that shows them
 
 Opening a run builds the averaged model from the configuration inside the checkpoint; sections that do not
 bear on the weights (sampling, likelihood, comparison) may be overridden, the others may not.
@@ -14,52 +14,30 @@ bear on the weights (sampling, likelihood, comparison) may be overridden, the ot
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
-import io
-import json
-import shutil
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from sde_toolkit.utils import integer
+from sde_toolkit import config as config_room
 from sde_toolkit.config import (
     Config,
-    build_dataset,
-    build_loss,
     build_model,
-    build_optimization,
-    config_json,
     config_names,
     load_config,
     override_config,
     parse_config,
 )
-from sde_toolkit.data import Dataset
-from sde_toolkit.utils import WorkdirLock, atomic_write
-from sde_toolkit.models import class_moments_from_tensors, moments_from_tensors
-from sde_toolkit.samplers import Samples
-from sde_toolkit.models import NetworkModel
+from sde_toolkit.models import NetworkModel, class_moments_from_tensors, moments_from_tensors
 from sde_toolkit.training import (
     Checkpoint,
-    TrainState,
     config_differences,
     export_checkpoint,
     latest_checkpoint,
     load_ema,
     read_checkpoint,
-    restore,
 )
-from sde_toolkit.training import StepInfo, fit
-
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +124,15 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
     model = build_model(config, moments.event_shape, moments.diagonal().std, moments, classes)
     load_ema(model.network, checkpoint)
     model.network.requires_grad_(False).eval()
+    on_device(model, config)
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
+
+
+def on_device(model: NetworkModel, config: Config) -> None:
+    """Move a model to the device of its configuration."""
+    resolve = getattr(config_room, "resolve_device", None)
+    if resolve is not None:
+        model.to(resolve(config))
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:

@@ -1,35 +1,24 @@
-"""Runs: a directory with a training run and what was made from it, or a checkpoint of the package.
+"""The training of a run: in its directory, from its newest checkpoint on, with a log of the steps.
 
-    <workdir>/config.json                      what was trained, for reading
-    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.state``
-    <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
-    <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
-    <workdir>/records.json                     the comparison, see ``sde_toolkit.compare``
-    <workdir>/likelihood-<split>.json          held-out log-likelihoods
-    <workdir>/figures/*.png, report.html       see ``sde_toolkit.figures`` and ``sde_toolkit.report``
+    history.csv    step, loss, gradient norm, learning rate, seconds: means over ``log_every`` steps
 
-Opening a run builds the averaged model from the configuration inside the checkpoint; sections that do not
-bear on the weights (sampling, likelihood, comparison) may be overridden, the others may not.
+A run that was stopped or killed goes on from its last checkpoint, and ends with the same bits as one that was
+not; rows of the log after that checkpoint are dropped and written again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
-import json
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sde_toolkit.utils import integer
 from sde_toolkit.config import (
     Config,
     build_dataset,
@@ -37,31 +26,13 @@ from sde_toolkit.config import (
     build_model,
     build_optimization,
     config_json,
-    config_names,
     load_config,
     override_config,
     parse_config,
 )
-from sde_toolkit.data import Dataset
-from sde_toolkit.utils import WorkdirLock, atomic_write
-from sde_toolkit.models import class_moments_from_tensors, moments_from_tensors
-from sde_toolkit.samplers import Samples
-from sde_toolkit.models import NetworkModel
-from sde_toolkit.training import (
-    Checkpoint,
-    TrainState,
-    config_differences,
-    export_checkpoint,
-    latest_checkpoint,
-    load_ema,
-    read_checkpoint,
-    restore,
-)
-from sde_toolkit.training import StepInfo, fit
-
-from sde_toolkit.runs.store import Run
-from sde_toolkit.runs.store import open_run
-
+from sde_toolkit.runs.store import Run, on_device, open_run
+from sde_toolkit.training import Checkpoint, StepInfo, TrainState, fit, latest_checkpoint, restore
+from sde_toolkit.utils import WorkdirLock, atomic_write, integer
 
 HISTORY = ("step", "loss", "grad_norm", "learning_rate", "seconds")
 MIN_FREE_BYTES = 64 * 2**20
@@ -96,8 +67,9 @@ def train_run(
 
     Raises:
         ValueError: no configuration, one that differs from that of the checkpoint, a workdir in use, a bad
-        value. OSError: the disk has no room for checkpoints. sde_toolkit.train.NonFiniteError: the loss
-        became nan or inf.
+            value.
+        OSError: the disk has no room for checkpoints.
+        sde_toolkit.training.NonFiniteError: the loss became nan or inf.
     """
     checkpoint = latest_checkpoint(workdir)
     config = _training_config(workdir, source, overrides, checkpoint)
@@ -107,6 +79,7 @@ def train_run(
         _require_room(workdir)
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
         model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
+        on_device(model, config)
         state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Held-out likelihoods of a run, as its configuration asks."""
+"""Log-likelihoods of a run's examples, as its configuration asks."""
 
 import json
 import math
@@ -6,8 +6,8 @@ import math
 import pytest
 
 from sde_toolkit import cli
-from sde_toolkit.runs import evaluation as held_out
 from sde_toolkit.config.loading import override_config
+from sde_toolkit.runs.evaluation import evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.store import open_run
 
 TINY = [
@@ -19,7 +19,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("held_out") / "digits"
+    path = tmp_path_factory.mktemp("evaluation") / "digits"
     assert cli.main(["train", "--config=digits", f"--workdir={path}", *TINY]) == 0
     return path
 
@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
 def found(workdir, directory, **changes):
     run = open_run(workdir)
     config = override_config(run.config, {f"likelihood.{name}": value for name, value in changes.items()})
-    return held_out.likelihood(type(run)(**{**vars(run), "config": config}), directory)
+    return evaluate_likelihood(type(run)(**{**vars(run), "config": config}), directory)
 
 
 def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_path):
@@ -55,7 +55,7 @@ def test_other_dequantisations_and_more_draws(workdir, tmp_path):
 
 
 def test_a_broken_file_is_named(workdir, tmp_path):
-    path = held_out.likelihood_path(tmp_path, "test")
+    path = evaluation_path(tmp_path, "test")
     path.write_text(json.dumps({"split": "test"}))
     with pytest.raises(ValueError, match="remove it and run again"):
-        held_out.load_likelihood(open_run(workdir), tmp_path)
+        load_evaluation(open_run(workdir), tmp_path)

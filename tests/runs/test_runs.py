@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from sde_toolkit import runs
 from sde_toolkit.config.builders import build_dataset, build_sampler
 from sde_toolkit.config.loading import load_config
-from sde_toolkit.utils.files import WorkdirLock
 from sde_toolkit.training.checkpoint import read_checkpoint
+from sde_toolkit.utils.files import WorkdirLock
 
 TINY = {
     "model.width": 8,
@@ -192,7 +192,7 @@ def test_a_class_of_an_opened_run_is_sampled_like_any_model(tmp_path):
     torch.testing.assert_close(moments.mean, data.train[data.labels_train == 3].double().mean(0))
     ddim = build_sampler(run.config, "ddim", 3)
     labels = torch.tensor([3, 5, 3, 5])
-    mixed = ddim.sample(run.model.given(labels), 4, seed=1).x
+    mixed = ddim.sample(run.model, 4, condition=labels, seed=1).x
     alone = ddim.sample(run.model.given(5), 4, seed=1).x
     torch.testing.assert_close(mixed[1::2], alone[1::2])
 
