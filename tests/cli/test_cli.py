@@ -366,7 +366,8 @@ def test_likelihood_and_comparison_of_one_class(classes, capsys):
     assert cli.main([*words, "--label=1"]) == 0
     assert capsys.readouterr().out == "reused: " + first
     words = ["compare", f"--workdir={classes}", "--samplers=ddim", "--num_steps=2", "--metrics=energy"]
-    assert cli.main([*words, "--config.likelihood.split=all", "--label=1"]) == 0
+    words += ["--config.likelihood.split=all", "--config.comparison.real=all"]
+    assert cli.main([*words, "--label=1"]) == 0
     assert "class 1, under vp" in (classes / "report.html").read_text()
     assert cli.main([*words, "--label=2"]) == 0
     capsys.readouterr()
