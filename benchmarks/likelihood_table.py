@@ -62,17 +62,14 @@ def bounds(run: Run, x: Tensor) -> dict[str, Nats]:
     t_min, batch_size = run.config.likelihood.t_min, run.config.likelihood.batch_size
     found: dict[str, Bound] = {
         f"continuous bound, {DRAWS} draws": continuous_bound(
-            run.model, x, draws=BoundDraws(num_draws=DRAWS), t_min=t_min, batch_size=batch_size
+            run.model, x, t_min=t_min, batch_size=batch_size, draws=BoundDraws(num_draws=DRAWS)
         )
     }
     for num_steps, variance in CHAINS:
+        chain = run.model.sde.discretize(num_steps)
+        draws = BoundDraws(num_draws=None if num_steps <= 100 else 2 * DRAWS)
         found[f"chain, N = {num_steps}, {variance} variance"] = discrete_bound(
-            run.model,
-            x,
-            run.model.sde.discretize(num_steps),
-            variance=variance,
-            draws=BoundDraws(num_draws=None if num_steps <= 100 else 2 * DRAWS),
-            batch_size=batch_size,
+            run.model, x, chain, variance=variance, batch_size=batch_size, draws=draws
         )
     return {name: (bound.nats, bound.standard_error) for name, bound in found.items()}
 

@@ -18,13 +18,18 @@ from .data import Dataset as Dataset
 from .data import Scaling as Scaling
 from .data import digits as digits
 from .data import from_array as from_array
+from .guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from .guidance import DynamicThreshold as DynamicThreshold
 from .guidance import StaticThreshold as StaticThreshold
+from .guidance import guided as guided
 from .guidance import thresholded as thresholded
 from .likelihood import Bound as Bound
+from .likelihood import BoundDraws as BoundDraws
 from .likelihood import Budget as Budget
 from .likelihood import Classification as Classification
+from .likelihood import Endpoint as Endpoint
 from .likelihood import ExactDivergence as ExactDivergence
+from .likelihood import FlowSolver as FlowSolver
 from .likelihood import Hutchinson as Hutchinson
 from .likelihood import HutchPlusPlus as HutchPlusPlus
 from .likelihood import Latents as Latents
@@ -69,6 +74,7 @@ from .samplers import adaptive as adaptive
 from .samplers import adaptive_sde as adaptive_sde
 from .samplers import ancestral as ancestral
 from .samplers import bosh3 as bosh3
+from .samplers import calibrate as calibrate
 from .samplers import ddim as ddim
 from .samplers import ddpm as ddpm
 from .samplers import default as default
@@ -122,19 +128,23 @@ __all__ = [
     "VPSDE",
     "AnnealedLangevin",
     "Bound",
+    "BoundDraws",
     "Budget",
     "Chain",
     "ChainLoss",
     "ChainSDE",
     "Classification",
+    "ClassifierFreeGuidance",
     "CosineBeta",
     "CustomSDE",
     "Dataset",
     "DenoisingLoss",
     "DynamicThreshold",
+    "Endpoint",
     "Estimate",
     "ExactDivergence",
     "ExactModel",
+    "FlowSolver",
     "ForwardSDE",
     "Gaussian",
     "GaussianMixture",
@@ -166,6 +176,7 @@ __all__ = [
     "adaptive_sde",
     "ancestral",
     "bosh3",
+    "calibrate",
     "continuous_bound",
     "ddim",
     "ddpm",
@@ -195,6 +206,7 @@ __all__ = [
     "foreign_sde",
     "frechet_distance",
     "from_array",
+    "guided",
     "heun",
     "interpolate",
     "ipndm",

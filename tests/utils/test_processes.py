@@ -56,7 +56,7 @@ def test_more_processes_give_the_same_rows_or_the_same_failure(tmp_path):
             """
             from typing import NamedTuple
             import torch
-            from sde_toolkit.processes import launched
+            from sde_toolkit.utils import launched
 
             class Found(NamedTuple):
                 value: torch.Tensor
