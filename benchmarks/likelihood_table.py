@@ -66,7 +66,11 @@ def bounds(run: Run, x: Tensor) -> dict[str, Nats]:
         )
     }
     for num_steps, variance in CHAINS:
-        found[f"chain, N = {num_steps}, {variance} variance"] = discrete_bound(run.model, x, run.model.sde.discretize(num_steps), variance=variance, batch_size=batch_size, draws=BoundDraws(num_draws=None if num_steps <= 100 else 2 * DRAWS))  # fmt: skip
+        chain = run.model.sde.discretize(num_steps)
+        draws = BoundDraws(num_draws=None if num_steps <= 100 else 2 * DRAWS)
+        found[f"chain, N = {num_steps}, {variance} variance"] = discrete_bound(
+            run.model, x, chain, variance=variance, batch_size=batch_size, draws=draws
+        )
     return {name: (bound.nats, bound.standard_error) for name, bound in found.items()}
 
 

@@ -67,7 +67,8 @@ def judge(run: Run) -> dict[str, Tensor]:
     options = likelihood_options(run.config) | {"num_diagnostic_samples": 0}
     options["log_det_per_dim"] = dataset.scaling.log_det_per_dim
     flow = log_likelihood(run.model, x, **options)
-    bound = continuous_bound(run.model, x, log_det_per_dim=dataset.scaling.log_det_per_dim, t_min=options['t_min'], batch_size=options['batch_size'], draws=BoundDraws(num_draws=DRAWS))  # fmt: skip
+    same = {name: options[name] for name in ("log_det_per_dim", "t_min", "batch_size")}
+    bound = continuous_bound(run.model, x, draws=BoundDraws(num_draws=DRAWS), **same)
     return {"flow": flow.bits_per_dim.double(), "bound": bound.bits_per_dim}
 
 

@@ -1,8 +1,4 @@
-"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
-
-What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
-told.
-"""
+"""``sde-toolkit classify``: Bayes' rule with the densities of every class, on labelled data."""
 
 from __future__ import annotations
 
@@ -10,41 +6,46 @@ import argparse
 import dataclasses
 import functools
 import json
+from typing import Any
 
 import torch
 
-from sde_toolkit.cli.common import _given, _output, note, open_model
-from sde_toolkit.config import (
-    build_dataset,
-    likelihood_options,
-)
-from sde_toolkit.config import held_out as model_scale_examples
+from sde_toolkit import runs
+from sde_toolkit.cli.common import add_evaluation, add_verb, given, note, open_model, output_directory
+from sde_toolkit.config import build_dataset, held_out, likelihood_options
 from sde_toolkit.lab import plus_minus
-from sde_toolkit.likelihood import Endpoint, bayes, log_likelihood
+from sde_toolkit.likelihood import Endpoint, judge, log_likelihood
+from sde_toolkit.likelihood import classify as classify_by_density
 from sde_toolkit.utils import atomic_write
+
+EXAMPLES = """examples:
+  sde-toolkit classify --config=digits_classes --num_examples=50          # the shipped checkpoint
+  sde-toolkit classify --workdir=runs/classes --config.likelihood.rtol=0.1 --config.likelihood.atol=0.1"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    add_evaluation(add_verb(verbs, "classify", classify, "Bayes' rule on labelled data", EXAMPLES))
 
 
 def classify(options: argparse.Namespace) -> None:
-    """Classify held-out data by Bayes' rule; write the probabilities, print how good they are."""
-    overrides = _given(options, "likelihood", ("split", "num_examples"))
+    """Classify examples by Bayes' rule; write the probabilities, print how good they are."""
+    overrides = given(options, "likelihood", ("split", "num_examples"))
     run = open_model(options, overrides)
-    dataset, directory, split = build_dataset(run.config), _output(options), run.config.likelihood.split
-    if run.model.num_classes == 0 or dataset.labels_train is None or dataset.labels_test is None:
-        raise ValueError(
-            "classification needs a network with classes and labelled data, got a run without; "
-            "train one with --config=digits_classes, or set --config.model.num_classes"
-        )
+    dataset, split = build_dataset(run.config), run.config.likelihood.split
+    directory = output_directory(options)
+    runs.need_classes(run.model)
+    if dataset.labels_train is None or dataset.labels_test is None:
+        raise ValueError(f"classification needs labelled data, got {dataset.name!r} without labels")
     note(f"classify: {split} data, {run.model.num_classes} classes, probability flow")
-    x = model_scale_examples(run.config, dataset)
+    x = held_out(run.config, dataset)
     parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
     labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
-    options_of_flow = likelihood_options(run.config) | {
-        "num_diagnostic_samples": 0,
-        "endpoint": Endpoint(moments=run.model.moments),
-    }
+    endpoint = Endpoint(moments=run.model.moments)
+    options_of_flow = likelihood_options(run.config) | {"num_diagnostic_samples": 0, "endpoint": endpoint}
     density = functools.partial(log_likelihood, **options_of_flow)
-    found = bayes.classify(run.model, x, log_likelihood=density)
-    judged = bayes.judge(found, labels)
+    found = classify_by_density(run.model, x.to(run.model.device), log_likelihood=density)
+    judged = judge(found, labels)
     for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):
         estimate = getattr(judged, name)
         print(f"{name:<24}{plus_minus(estimate.value, estimate.standard_error)}")

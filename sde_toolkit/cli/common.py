@@ -1,36 +1,87 @@
-"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
+"""What the verbs share: flags with one meaning everywhere, the run they work on, and progress reports.
 
-What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
-told.
+A verb writes next to the run that it works on (``sde_toolkit.runs`` says where), or to ``--output``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from sde_toolkit import runs
-from sde_toolkit.runs import Run
+from sde_toolkit.runs import Run, open_run, open_shipped
 
 FALLBACK_CONFIG = "digits"
 FALLBACK_OUTPUT = Path("sde-toolkit-output")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def note(text: str) -> None:
-    """Print a line about the progress of the work to standard error."""
-    print(text, file=sys.stderr, flush=True)
+def add_verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, examples: str
+) -> argparse.ArgumentParser:
+    """Add a verb to the program.
+
+    Args:
+        verbs: what ``add_subparsers`` returned.
+        name: of the verb.
+        run: called with the parsed options.
+        summary: one line for the help.
+        examples: the end of the verb's own help.
+    """
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary, description=summary, epilog=examples
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
-def progress_bar(total: int, initial: int, unit: str) -> Any:
-    """A progress bar on standard error, sparing with lines where that is not a terminal."""
-    interval = 0.2 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, initial=initial, unit=unit, mininterval=interval, maxinterval=2 * interval,
-                dynamic_ncols=True, smoothing=0.05)  # fmt: skip
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", choices=DEVICES, help="where the network runs; auto is an accelerator if there is one"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose a trained model: ``--workdir``, ``--config``, ``--device``."""
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="of a training run")
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help="without --workdir: use the checkpoint of the package for this name (digits)",
+    )
+    add_device(parser)
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose a trained model and the examples that it is evaluated on."""
+    add_model(parser)
+    parser.add_argument("--split", metavar="NAME", help="test, train or all")
+    parser.add_argument("--num_examples", type=int, metavar="N", help="the first N only; 0 for all")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
+
+
+def add_label(parser: argparse._ActionsContainer, meaning: str) -> None:
+    """Add ``--label`` for networks with classes, with its meaning for this verb."""
+    parser.add_argument("--label", type=int, metavar="K", help=f"of a network with classes: {meaning}")
+
+
+def given(options: argparse.Namespace, section: str = "", names: Sequence[str] = ()) -> dict[str, Any]:
+    """Overrides of the configuration: those of ``--config.*``, then those of the verb's own flags.
+
+    Args:
+        options: as parsed.
+        section: of the configuration that the flags set.
+        names: of the flags, which are those of the fields; ``--device`` is always among them.
+    """
+    flags = {f"{section}.{name}": getattr(options, name) for name in names}
+    flags["device"] = getattr(options, "device", None)
+    return {**options.overrides, **{name: value for name, value in flags.items() if value is not None}}
 
 
 def open_model(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Run:
@@ -45,17 +96,24 @@ def open_model(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Run
             "both; single fields are set by --config.SECTION.FIELD=VALUE"
         )
     if options.workdir is not None:
-        return runs.open_run(options.workdir, overrides)
-    return runs.open_shipped(options.config or FALLBACK_CONFIG, overrides)
+        return open_run(options.workdir, overrides)
+    return open_shipped(options.config or FALLBACK_CONFIG, overrides)
 
 
-def _output(options: argparse.Namespace) -> Path:
-    directory = options.output or options.workdir or FALLBACK_OUTPUT
+def output_directory(options: argparse.Namespace) -> Path:
+    """Where a verb writes: ``--output``, else the workdir, else a directory here; made if need be."""
+    directory: Path = options.output or options.workdir or FALLBACK_OUTPUT
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
-def _given(options: argparse.Namespace, section: str, names: Sequence[str]) -> dict[str, Any]:
-    """Overrides of the configuration: those of ``--config.*``, then those of the verb's own flags."""
-    flags = {f"{section}.{name}": getattr(options, name) for name in names}
-    return {**options.overrides, **{name: value for name, value in flags.items() if value is not None}}
+def note(text: str) -> None:
+    """Print a line about the progress of the work to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress_bar(total: int, initial: int, unit: str) -> Any:
+    """A progress bar on standard error; it prints few lines where that is not a terminal."""
+    interval = 0.2 if sys.stderr.isatty() else 15.0
+    return tqdm(total=total, initial=initial, unit=unit, mininterval=interval, maxinterval=2 * interval,
+                dynamic_ncols=True, smoothing=0.05)  # fmt: skip

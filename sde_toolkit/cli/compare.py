@@ -1,43 +1,68 @@
-"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
-
-What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
-told.
-"""
+"""``sde-toolkit compare``: step count against quality, sampler by sampler; records, figures and a page."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from sde_toolkit.cli.common import _given, _output, note, open_model, progress_bar
-from sde_toolkit.lab import experiment, format_table, plus_minus
-from sde_toolkit.runs import Run
-from sde_toolkit.runs import comparison as results
-from sde_toolkit.runs import evaluation as held_out
+from sde_toolkit import runs
+from sde_toolkit.cli.common import (
+    add_label,
+    add_model,
+    add_verb,
+    given,
+    note,
+    open_model,
+    output_directory,
+    progress_bar,
+)
+from sde_toolkit.config import SAMPLERS
+from sde_toolkit.lab import Candidate, Record, format_table, plus_minus
+
+EXAMPLES = """examples:
+  sde-toolkit compare --config=digits --samplers=ddim,heun --num_steps=5,10,20      # the shipped checkpoint
+  sde-toolkit compare --workdir=runs/d --samplers=ddim,euler_maruyama --num_steps=5,10,20,50 --seeds=0,1,2
+  sde-toolkit compare --workdir=runs/d --samplers=dopri5 --config.sampling.rtol=1e-4
+  sde-toolkit compare --config=digits_classes --label=3 --samplers=ddim --config.comparison.num_samples=150
+
+Results that exist already are reused; samples and records of an interrupted comparison are kept."""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    parser = add_verb(verbs, "compare", compare, "step count against quality, sampler by sampler", EXAMPLES)
+    add_model(parser)
+    parser.add_argument("--samplers", metavar="A,B,...", help=", ".join(SAMPLERS))
+    parser.add_argument("--num_steps", metavar="N,M,...", help="step counts; adaptive samplers run once")
+    parser.add_argument("--num_samples", type=int, metavar="N", help="for each sampler, step count and seed")
+    parser.add_argument("--seeds", metavar="S,T,...")
+    parser.add_argument("--metrics", metavar="A,B,...", help="frechet, sliced_wasserstein, energy, mmd")
+    add_label(parser, "the class of all samples, held against the real data of this class")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
 
 
 def compare(options: argparse.Namespace) -> None:
     """Compare samplers at several step counts; write records, figures and a page; print the table."""
-    overrides = _given(options, "comparison", ("samplers", "num_steps", "num_samples", "seeds", "metrics"))
+    overrides = given(options, "comparison", ("samplers", "num_steps", "num_samples", "seeds", "metrics"))
     run = open_model(options, overrides)
-    directory = _output(options)
-    found = compare_with_bar(run, directory)
+    directory = output_directory(options)
+    found = compare_with_bar(run, directory, options.label)
     print(format_table(found.records, found.references))
-    command = " ".join(["sde-toolkit", *sys.argv[1:]]) if options.run is compare else ""
-    for path in results.write_report(
-        run, directory, found, held_out.load_likelihood(run, directory), [command]
-    ):
+    command = " ".join(["sde-toolkit", *sys.argv[1:]])
+    evaluation = runs.load_evaluation(run, directory, options.label)
+    for path in runs.write_report(run, directory, found, evaluation, [command]):
         print(f"wrote  {path}")
 
 
-def compare_with_bar(run: Run, directory: Path) -> results.Comparison:
+def compare_with_bar(run: runs.Run, directory: Path, label: int | None = None) -> runs.Comparison:
     """The comparison of the run's configuration with a progress bar; records appear as they are made."""
-    candidates = results.candidates(run)
+    candidates = runs.comparison_candidates(run)
     reused = 0
     with progress_bar(len(candidates), 0, "sampler") as bar:
 
-        def on_records(candidate: experiment.Candidate, rows: list[experiment.Record], old: bool) -> None:
+        def on_records(candidate: Candidate, rows: list[Record], old: bool) -> None:
             nonlocal reused
             reused += old
             headline = f"{rows[0].metric} {plus_minus(rows[0].value, rows[0].standard_error)}"
@@ -45,11 +70,11 @@ def compare_with_bar(run: Run, directory: Path) -> results.Comparison:
             bar.update()
 
         try:
-            found = results.run_comparison(run, directory, candidates, on_records)
+            found = runs.run_comparison(run, directory, candidates, on_records, label)
         except KeyboardInterrupt:
             bar.close()
-            note(f"measured so far: {results.records_path(directory)}; the same command goes on from there")
+            note(f"measured so far: {runs.records_path(directory)}; the same command goes on from there")
             raise
     if reused:
-        note(f"comparison: reused {reused} of {len(candidates)} entries of {results.records_path(directory)}")
+        note(f"comparison: reused {reused} of {len(candidates)} entries of {runs.records_path(directory)}")
     return found

@@ -1,24 +1,29 @@
-"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
-
-What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
-told.
-"""
+"""``sde-toolkit configs``: the configurations that ship with the package, or every field of one as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from typing import Any
 
-from sde_toolkit.config import (
-    config_json,
-    config_names,
-    load_config,
-)
+from sde_toolkit.cli.common import add_verb
+from sde_toolkit.config import config_json, config_names, load_config
 from sde_toolkit.config import configs as shipped_configs
+
+EXAMPLES = """examples:
+  sde-toolkit configs                    # the names
+  sde-toolkit configs digits             # every field of one, as JSON
+  sde-toolkit configs digits > mine.json && sde-toolkit train --config=mine.json --workdir=runs/mine"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    parser = add_verb(verbs, "configs", configs, "list the configurations, or show one", EXAMPLES)
+    parser.add_argument("name", nargs="?", metavar="NAME")
 
 
 def configs(options: argparse.Namespace) -> None:
-    """List the configurations with their first lines, or print one as JSON."""
+    """List the configurations with the first lines of their files, or print one as JSON."""
     if options.name is not None:
         print(config_json(load_config(options.name, options.overrides)))
         return

@@ -1,18 +1,34 @@
-"""The main job from end to end: train, sample with every sampler, compute likelihoods, compare, report."""
+"""``sde-toolkit demo``: train, sample with every sampler, compute likelihoods, compare, report."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
+from typing import Any
 
-from sde_toolkit.cli.common import note
+from sde_toolkit import runs
+from sde_toolkit.cli.common import add_verb, note
 from sde_toolkit.cli.compare import compare_with_bar
 from sde_toolkit.cli.train import train_with_bar
 from sde_toolkit.config import is_adaptive
 from sde_toolkit.lab import Record, Reference, format_table, plus_minus
-from sde_toolkit.runs import Run
-from sde_toolkit.runs import comparison as results
-from sde_toolkit.runs import evaluation as held_out
+
+EXAMPLES = """examples:
+  sde-toolkit demo --workdir=runs/demo
+  sde-toolkit demo --workdir=runs/ring --config=ring
+
+Trains, samples with every sampler, computes likelihoods of test data, and writes a report. A second call
+reuses it all."""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    parser = add_verb(verbs, "demo", demo, "the whole path on the digits in some minutes", EXAMPLES)
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
+    )
+    parser.add_argument("--config", default="digits", metavar="NAME", help="default: digits")
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -20,38 +36,38 @@ def demo(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     workdir = options.workdir
     run = train_with_bar(workdir, options.config, options.overrides)
-    note("likelihood of held-out data ...")
-    held, reused = held_out.likelihood(run, workdir)
-    note(("reused: " if reused else "") + held.sentence)
-    entries = len(results.candidates(run))
+    note(f"likelihood of {run.config.likelihood.split} data ...")
+    evaluation, reused = runs.evaluate_likelihood(run, workdir)
+    note(("reused: " if reused else "") + evaluation.sentence)
+    entries = len(runs.comparison_candidates(run))
     note(f"comparison: {entries} samplers and step counts, {_draws(run)}")
     found = compare_with_bar(run, workdir)
     again = f"sde-toolkit demo --workdir={workdir} --config={options.config}"
     changes = [f"--config.{name}={value}" for name, value in options.overrides.items()]
     note("as many samples as there are real examples ...")
-    main, halves = results.headline(run, workdir)
+    main, halves = runs.headline(run, workdir)
     lines = [" ".join([again, *changes]), *_single_steps(run)]
-    paths = results.write_report(run, workdir, found, held, lines, (main, halves))
+    paths = runs.write_report(run, workdir, found, evaluation, lines, (main, halves))
     print(format_table(found.records, found.references))
     print()
-    for line in headlines(main, halves, held):
+    for line in headlines(main, halves, evaluation):
         print(line)
     print()
     print(f"report       {paths[-1]}")
     print(f"figures      {workdir / 'figures'}")
     print(f"samples      {workdir / 'samples'}")
-    print(f"records      {results.records_path(workdir)}")
+    print(f"records      {runs.records_path(workdir)}")
     print(f"checkpoint   {run.checkpoint.path}")
     print(f"total time   {time.perf_counter() - begin:.0f} s")
 
 
-def _draws(run: Run) -> str:
+def _draws(run: runs.Run) -> str:
     seeds = run.config.comparison.seeds
     more = f", seeds {seeds}" if len(seeds) > 1 else ""
     return f"{run.config.comparison.num_samples} samples each{more}"
 
 
-def _single_steps(run: Run) -> list[str]:
+def _single_steps(run: runs.Run) -> list[str]:
     """The same, verb by verb."""
     workdir, name = run.workdir, run.config.sampling.sampler
     steps = "" if is_adaptive(name) else f" --num_steps={run.config.sampling.num_steps}"
@@ -62,7 +78,7 @@ def _single_steps(run: Run) -> list[str]:
     ]
 
 
-def headlines(main: Record, reference: Reference, held: held_out.HeldOut) -> list[str]:
+def headlines(main: Record, reference: Reference, evaluation: runs.Evaluation) -> list[str]:
     """What the demo shows, in a few lines: quality against real data, and likelihood."""
     steps = f"{main.num_steps} steps" if main.num_steps else "adaptive steps"
     value = plus_minus(main.value, main.standard_error)
@@ -70,5 +86,5 @@ def headlines(main: Record, reference: Reference, held: held_out.HeldOut) -> lis
     return [
         f"{main.metric} to the real data, {main.num_samples} samples of {main.sampler} in {steps}: {value}",
         f"{main.metric} of two halves of the real data: {real}",
-        held.sentence,
+        evaluation.sentence,
     ]

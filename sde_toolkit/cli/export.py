@@ -1,18 +1,29 @@
-"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
-
-What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
-told.
-"""
+"""``sde-toolkit export``: the averaged weights, the data's moments and the configuration in one file."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from sde_toolkit import runs
+from sde_toolkit.cli.common import add_verb
+
+EXAMPLES = """example:
+  sde-toolkit export --workdir=runs/d --output=digits.safetensors"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    parser = add_verb(
+        verbs, "export", export, "write the averaged weights and their config to a file", EXAMPLES
+    )
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write the averaged weights of a run, its data's moments and its configuration to one file."""
+    """Write the file and print its size."""
     run = runs.open_run(options.workdir, options.overrides)
     size = runs.export_run(run, options.output)
     print(f"exported step {run.step} to {options.output} ({size / 2**20:.2f} MiB)")

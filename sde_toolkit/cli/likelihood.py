@@ -1,35 +1,51 @@
-"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
-
-What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
-told.
-"""
+"""``sde-toolkit likelihood``: log-likelihoods of a split of the data, by the probability flow."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from sde_toolkit.cli.common import _given, _output, note, open_model
+from sde_toolkit import runs
+from sde_toolkit.cli.common import (
+    add_evaluation,
+    add_label,
+    add_verb,
+    given,
+    note,
+    open_model,
+    output_directory,
+)
 from sde_toolkit.lab import plus_minus
-from sde_toolkit.runs import evaluation as held_out
 from sde_toolkit.utils import leading
+
+EXAMPLES = """examples:
+  sde-toolkit likelihood --workdir=runs/d --split=test
+  sde-toolkit likelihood --config=digits --num_examples=64 --config.likelihood.divergence=exact
+  sde-toolkit likelihood --config=digits_classes --label=3      # of the threes, given their class"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    parser = add_verb(verbs, "likelihood", likelihood, "log-likelihoods by the probability flow", EXAMPLES)
+    add_evaluation(parser)
+    add_label(parser, "the examples of class K, given this class")
 
 
 def likelihood(options: argparse.Namespace) -> None:
-    """Compute log-likelihoods of held-out data; write and print them."""
-    overrides = _given(options, "likelihood", ("split", "num_examples"))
+    """Compute the log-likelihoods; write and print them."""
+    overrides = given(options, "likelihood", ("split", "num_examples"))
     run = open_model(options, overrides)
-    directory = _output(options)
+    directory = output_directory(options)
     if leading():
         note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
-    found, reused = held_out.likelihood(run, directory)
+    found, reused = runs.evaluate_likelihood(run, directory, options.label)
     if not leading():
         return
     print(("reused: " if reused else "") + found.sentence)
     if found.budget:
-        print(
-            f"a value may be off by (mean correction, size; {run.config.likelihood.num_diagnostic_samples} examples)"
-        )
+        count = run.config.likelihood.num_diagnostic_samples
+        print(f"errors of a value: mean correction and size, over {count} examples")
         print("\n".join(f"  {line}" for line in found.budget))
     for name, mean, error in found.bounds:
         print(f"  {name:<18}{plus_minus(mean, error)} bits/dim, of the stochastic model")
-    print(f"per example  {held_out.likelihood_path(directory, found.split)}")
+    print(f"per example  {runs.evaluation_path(directory, found.split, options.label)}")

@@ -1,7 +1,6 @@
-"""The verbs of the command line: each takes the parsed options, works through the library, and prints.
+"""``sde-toolkit train``: train a score network in a directory, or go on with a run that is there.
 
-What a verb makes goes next to the run (``sde_toolkit.runs`` says where), or to ``--output``; every file is
-told.
+Ctrl-C, and the system's request to end, wait for the end of a step, where the run is saved.
 """
 
 from __future__ import annotations
@@ -16,9 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from sde_toolkit import runs
-from sde_toolkit.cli.common import note, progress_bar
+from sde_toolkit.cli.common import add_device, add_verb, given, note, progress_bar
+from sde_toolkit.config import config_names
 from sde_toolkit.runs import Run, Start
 from sde_toolkit.training import StepInfo
+
+EXAMPLES = """examples:
+  sde-toolkit train --config=digits --workdir=runs/d
+  sde-toolkit train --config=digits --workdir=runs/ve --config.sde.name=ve --config.model.predicts=edm
+  sde-toolkit train --workdir=runs/d --config.training.num_steps=4000     # go on with a finished run
+
+A run that was stopped, or killed, goes on from its last checkpoint when the same command is given again."""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    parser = add_verb(verbs, "train", train, "train a score network; resumes by itself", EXAMPLES)
+    names = ", ".join(config_names())
+    parser.add_argument("--config", metavar="NAME", help=f"{names}, or the path of a .py or .json file")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, metavar="DIR", help="made if it does not exist"
+    )
+    add_device(parser)
 
 
 class TrainingBar:
@@ -55,7 +73,7 @@ class TrainingBar:
 
 @contextlib.contextmanager
 def _stops_between_steps() -> Iterator[Callable[[], None]]:
-    """Let Ctrl-C (and the system's request to end) wait for the end of a step, where the run can be saved.
+    """Let SIGINT and SIGTERM wait for the end of a step, where the run can be saved.
 
     Yields a check that raises KeyboardInterrupt if a stop was asked for; a second request stops at once.
     """
@@ -111,7 +129,7 @@ def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, An
 def train(options: argparse.Namespace) -> None:
     """Train a score network, or go on with a run."""
     begin = time.perf_counter()
-    run = train_with_bar(options.workdir, options.config, options.overrides)
+    run = train_with_bar(options.workdir, options.config, given(options))
     print(f"trained {run.step} steps, this time in {time.perf_counter() - begin:.0f} s")
     print(f"checkpoint  {run.checkpoint.path}")
     print(f"next        sde-toolkit sample --workdir={options.workdir}")

@@ -1,5 +1,6 @@
 """Configurations: their schema, and the only place where names become objects."""
 
+from sde_toolkit.config import configs
 from sde_toolkit.config.base import (
     SCHEMA,
     base_config,
@@ -56,6 +57,7 @@ __all__ = [
     "config_from_json",
     "config_json",
     "config_names",
+    "configs",
     "held_out",
     "is_adaptive",
     "likelihood_options",

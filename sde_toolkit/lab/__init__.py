@@ -1,5 +1,6 @@
 """The experiment: samplers x step counts x seeds, its records, tables, figures and the report page."""
 
+from sde_toolkit.lab import figures
 from sde_toolkit.lab.experiment import (
     Candidate,
     Metric,
@@ -7,6 +8,7 @@ from sde_toolkit.lab.experiment import (
     Reference,
     compare,
     load_records,
+    plain_condition,
     save_records,
 )
 from sde_toolkit.lab.page import (
@@ -30,8 +32,10 @@ __all__ = [
     "Record",
     "Reference",
     "compare",
+    "figures",
     "format_table",
     "load_records",
+    "plain_condition",
     "plus_minus",
     "save_records",
     "setting_of",

@@ -27,7 +27,7 @@ import numpy as np
 from torch import Tensor
 
 from sde_toolkit.metrics import Estimate, bootstrap, over_seeds
-from sde_toolkit.models import ScoreModel
+from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import Sampler, Samples
 from sde_toolkit.utils import Stream, atomic_write, integer, permutation
 
@@ -87,7 +87,7 @@ class Metric:
     def real_examples(self, num_samples: int, num_splits: int = 10, seed: int = 0) -> Reference:
         """The distance of ``num_samples`` random real examples (at most half) to the others: mean and spread.
 
-        It has about the bias of that many perfect samples, and is what samplers are to be held against.
+        It has about the bias of that many perfect samples, and is what samplers are to be compared with.
         """
         size, values = min(num_samples, len(self.real) // 2), []
         for split in range(integer("num_splits", num_splits, 2)):
@@ -139,6 +139,7 @@ def compare(
     num_samples: int,
     seeds: Sequence[int] = (0,),
     batch_size: int | None = None,
+    condition: Condition | None = None,
     fingerprint: str = "",
     previous: Iterable[Record] = (),
     on_records: Callable[[Candidate, list[Record], bool], None] | None = None,
@@ -153,6 +154,8 @@ def compare(
         num_samples: drawn for each candidate and seed.
         seeds: of the draws; sample i of a seed starts from the same noise under every candidate.
         batch_size: samples computed at once; None for all.
+        condition: of the samples: a class for all, or a tensor with one row per sample; recorded in the
+            settings.  The metrics' real data should be of the same condition.
         fingerprint: identifies the model's weights in the settings.
         previous: records of an earlier run.
         on_records: called after each candidate with its records and whether they were reused.
@@ -169,13 +172,16 @@ def compare(
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2 to measure a distance, got {num_samples}")
     known = {_key(record): record for record in previous}
+    of_model: dict[str, Any] = {"model": fingerprint}
+    if condition is not None:
+        of_model["condition"] = plain_condition(condition)
     records: list[Record] = []
     for candidate in candidates:
-        blanks = [_blank(candidate, metric, num_samples, tuple(seeds), fingerprint) for metric in metrics]
+        blanks = [_blank(candidate, metric, num_samples, tuple(seeds), of_model) for metric in metrics]
         rows = [known[_key(blank)] for blank in blanks if _key(blank) in known]
         reused = len(rows) == len(blanks)
         if not reused:
-            rows = _run(model, candidate, metrics, blanks, batch_size, on_samples)
+            rows = _run(model, candidate, metrics, blanks, batch_size, condition, on_samples)
         records.extend(rows)
         if on_records is not None:
             on_records(candidate, rows, reused)
@@ -183,13 +189,22 @@ def compare(
 
 
 def _blank(
-    candidate: Candidate, metric: Metric, num_samples: int, seeds: tuple[int, ...], fingerprint: str
+    candidate: Candidate,
+    metric: Metric,
+    num_samples: int,
+    seeds: tuple[int, ...],
+    of_model: Mapping[str, Any],
 ) -> Record:
     """The record of a candidate before its run: what identifies it, and no figures."""
     of_metric = {f"metric.{name}": value for name, value in metric.settings.items()}
-    settings = {**candidate.settings, **of_metric, "model": fingerprint}
+    settings = {**candidate.settings, **of_metric, **of_model}
     name, steps, nan = candidate.name, candidate.num_steps, math.nan
     return Record(name, steps, nan, metric.name, nan, nan, nan, num_samples, seeds, settings)
+
+
+def plain_condition(condition: Condition | None) -> Any:
+    """A condition as JSON holds it: a number, nested lists, or None."""
+    return condition.tolist() if isinstance(condition, Tensor) else condition
 
 
 def _key(record: Record) -> str:
@@ -204,12 +219,15 @@ def _run(
     metrics: Sequence[Metric],
     blanks: Sequence[Record],
     batch_size: int | None,
+    condition: Condition | None,
     on_samples: Callable[[Candidate, Samples], None] | None,
 ) -> list[Record]:
     estimates: list[list[Estimate]] = [[] for _ in metrics]
     nfe, seconds = [], []
     for seed in blanks[0].seeds:
-        samples = candidate.sampler.sample(model, blanks[0].num_samples, seed=seed, batch_size=batch_size)
+        samples = candidate.sampler.sample(
+            model, blanks[0].num_samples, condition=condition, seed=seed, batch_size=batch_size
+        )
         if on_samples is not None:
             on_samples(candidate, samples)
         nfe.append(float(samples.nfe))

@@ -1,20 +1,22 @@
-"""The error budget of log-likelihoods: each source of error measured by itself.
+"""The error budget of log-likelihoods: each source of error measured on its own.
 
-Entries are corrections in nats, what would have to be added to the reported values to mend them, found on the
-first few samples, with the standard error of what is random in them:
+An entry is a correction in nats: what would have to be added to a reported value to remove this error.  It is
+measured on a few diagnostic samples, the first ones, with the standard error of what is random in it:
 
     solver        the same run with a tenth of the tolerances (or four steps for one), less the reported value
-    probes        0 +- the spread of the divergence's probes over the root of their number.  With one probe
-                  the finer run takes more, the first among them, to have a spread at all
-    truncation    the value at noise zero less that at t_min, see ``sde_toolkit.density``: with "none"
-                  Tweedie's correction, with "tweedie" the size of the next order, with "reconstruction" 0
+    probes        0 +- the spread of the divergence's probes over the root of their number.  One probe has no
+                  spread; the finer run then takes four, the same one first
+    truncation    the value at noise zero less that at t_min, see ``sde_toolkit.likelihood.density``: with
+                  "none" Tweedie's correction, with "tweedie" the size of the next order, with
+                  "reconstruction" 0
     prior         log p_T(x_T) less the prior's, with  log p_T = log Gaussian + D(u) - log E_N[exp D(u)],
-                  D the line integral of the model's score at T less the Gaussian's from u = 0 to u
+                  D the line integral of the model's score at T less the Gaussian's from u = 0 to u.  With
+                  conditions the expectation is estimated for every distinct one
     dequantization   the gap that more importance samples close, where the data are discrete
 
-Corrections add up; their errors, which are independent, add in squares.  They are not applied.
+Corrections add up; their errors are independent and add in squares.  They are reported, not applied.
 
-Not promised: what the model's own misfit costs.  That is what a likelihood measures.
+Not included: the misfit of the model.  That is what a likelihood measures.
 """
 
 from __future__ import annotations
@@ -96,13 +98,17 @@ class Budget(Mapping[str, Entry]):
 
 
 def measure(
-    density: FlowDensity,
-    x: Tensor,
-    samples: Sequence[int],
-    found: Columns,
-    condition: Tensor | None = None,
+    density: FlowDensity, x: Tensor, samples: Sequence[int], condition: Tensor | None, found: Columns
 ) -> Budget:
-    """The budget of what ``density`` has found for x with shape (m, *), of these samples and conditions."""
+    """The budget of what ``density`` has found for x with shape (m, *).
+
+    Args:
+        density: as it was called.
+        x: with shape (m, *).
+        samples: the numbers of the rows.
+        condition: with one row per sample, or None.
+        found: the values of the density.
+    """
     n, count = density.flow.num_features, found.nats.shape[1]
     finer = density.finer()
     if count == 1:
@@ -130,11 +136,12 @@ def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], conditi
     alpha, nsr = flow.start.alpha, flow.start.nsr
     probes = density.probes(samples, x.device)
     if density.correction == "tweedie":
-        _, higher = density.unblur(alpha * x.to(torch.float64), probes, condition)
+        _, higher = density.noise_correction(alpha * x.to(torch.float64), probes, condition)
         return Entry(zero, higher, "the size of the next order")
     x_t = x.to(torch.float64)
-    blur, higher = density.unblur(x_t, probes, condition)
-    z_hat, _ = flow.evaluate(flow.whiten(x_t, flow.start), flow.start, density.divergence, probes, condition)
+    blur, higher = density.noise_correction(x_t, probes, condition)
+    u = flow.whiten(x_t, flow.start)
+    z_hat, _ = flow.evaluate_with_divergence(u, flow.start, density.divergence, probes, condition)
     # from y = x / alpha to y = x, along the score -z_hat / n
     moved = (z_hat * flow.moments.project(x_t)).sum(1) * (1 / alpha - 1) / nsr
     shift = blur.mean(1) + moved + x[0].numel() * alpha.log()
@@ -142,25 +149,16 @@ def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], conditi
 
 
 def _prior(density: FlowDensity, u: Tensor, condition: Tensor | None) -> Entry:
-    """Samples with equal conditions share the draws of the normaliser."""
-    if condition is None:
-        exact, error = _log_density_at_end(density, u, None)
-    else:
-        exact, error = torch.empty_like(u[:, 0]), torch.empty_like(u[:, 0])
-        kinds, which = condition.unique(dim=0, return_inverse=True)
-        for number in range(len(kinds)):
-            mine = which == number
-            exact[mine], error[mine] = _log_density_at_end(density, u[mine], condition[mine])
-    return Entry(exact - density.log_prior(u), error, "line integral of the score at T")
-
-
-def _log_density_at_end(density: FlowDensity, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-    """log p_T at u with shape (m, n), whose conditions are all equal, and its standard error; shape (m,)."""
     flow = density.flow
     normals = Normals(density.seed, _NORMALIZER_DRAWS, (flow.num_features,), u.dtype, u.device)
-    shared = None if condition is None else condition[:1].expand(_NORMALIZER_DRAWS, *condition.shape[1:])
-    weights = flow.log_ratio(normals.draw(0, Stream.NORMALIZER), shared).exp()
-    gaussian = replace(density, prior="gaussian")
-    exact = gaussian.log_prior(u) + flow.log_ratio(u, condition) - weights.mean().log()
-    error = weights.std() / weights.mean() / math.sqrt(_NORMALIZER_DRAWS)
-    return exact, error.expand(len(u))
+    draws = normals.draw(0, Stream.NORMALIZER)
+    # samples with equal conditions share a density at T, and so its normaliser
+    number, distinct = torch.zeros(len(u), dtype=torch.int64, device=u.device), [None]
+    if condition is not None:
+        rows, number = torch.unique(condition, dim=0, return_inverse=True)
+        distinct = [row.expand(len(draws), *row.shape) for row in rows]
+    weights = torch.stack([flow.log_ratio(draws, rows).exp() for rows in distinct])
+    exact = replace(density, prior="gaussian").log_prior(u) + flow.log_ratio(u, condition)
+    exact = exact - weights.mean(1).log()[number]
+    error = weights.std(1) / weights.mean(1) / math.sqrt(_NORMALIZER_DRAWS)
+    return Entry(exact - density.log_prior(u), error[number], "line integral of the score at T")

@@ -1,12 +1,15 @@
-"""Held-out likelihoods of a trained run, as its configuration asks: computed once, kept in a file.
+"""Log-likelihoods of a run's examples, as its configuration asks: computed once, kept in a file.
 
 Continuous data have log p(x) by the probability flow.  Grey levels have the importance-weighted bound on
-log P of a dequantisation (``sde_toolkit.dequantize``), uniform with one draw by default.  The variational
-bounds (``sde_toolkit.bounds``) belong to the stochastic model of the same network, are taken at the first
-draws, and are printed beside.
+log P of a dequantisation (``sde_toolkit.likelihood``), uniform with one draw by default.  The variational
+bounds belong to the stochastic model of the same network, are taken at the first draws, and are printed
+beside.
 
-The bits per dimension of n examples with code lengths b_i are mean(b) +- std(b) / sqrt(n); that error bar
-holds the spread of the examples, of the dequantisation noise and of the probes.
+The bits per dimension of n examples with code lengths b_i are mean(b) +- std(b) / sqrt(n), both in bits/dim;
+that error bar holds the spread of the examples, of the dequantisation noise and of the probes.
+
+Of a network with classes the density given one class may be asked for; it is then that of the examples of
+this class.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.config import BOUNDS, DEQUANTIZERS, build_dataset, likelihood_options, raw_examples
+from sde_toolkit.config import BOUNDS, DEQUANTIZERS, Config, build_dataset, likelihood_options, raw_examples
 from sde_toolkit.data import Dataset
 from sde_toolkit.lab import plus_minus
 from sde_toolkit.likelihood import (
@@ -39,6 +42,8 @@ from sde_toolkit.likelihood import (
     discrete_log_likelihood,
     log_likelihood,
 )
+from sde_toolkit.models import ScoreModel
+from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
 from sde_toolkit.runs.store import Run
 from sde_toolkit.utils import Processes, atomic_write, launched
 from solvers import Normals
@@ -51,8 +56,8 @@ _BOUND_DRAWS = 32
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Held-out log-likelihoods.
+class Evaluation:
+    """Log-likelihoods of the examples of a split.
 
     Attributes:
         split: which examples.
@@ -60,7 +65,7 @@ class HeldOut:
         uniform: bits per dimension of the uniform code on the grey levels; None for continuous data.
         nfe: mean number of network evaluations.
         seconds: wall time.
-        budget: what a value may be off by, line by line; see ``sde_toolkit.budget``.
+        budget: what a value may be off by, line by line; see ``sde_toolkit.likelihood.Budget``.
         bounds: name, mean bits per dimension and its standard error of the variational bounds asked for.
         settings: of the likelihood and the model, JSON-able.
     """
@@ -81,46 +86,61 @@ class HeldOut:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean; infinite for a single example."""
+        """Standard error of the mean, in bits per dimension; infinite for a single example."""
         return _standard_error(np.asarray(self.bits_per_dim))
+
+    @property
+    def _given(self) -> str:
+        label = self.settings.get("label")
+        return "" if label is None else f" of class {label}, given the class"
 
     @property
     def sentence(self) -> str:
         """The result in one line."""
         against = "" if self.uniform is None else f", uniform levels {self.uniform:.3f}"
         return (
-            f"{self.split} data: {plus_minus(self.mean, self.standard_error)} bits/dim "
+            f"{self.split} data{self._given}: {plus_minus(self.mean, self.standard_error)} bits/dim "
             f"({len(self.bits_per_dim)} examples{against}; "
             f"{self.nfe:.0f} network evaluations each, {self.seconds:.1f} s)"
         )
 
 
-def likelihood_path(directory: Path, split: str) -> Path:
+def evaluation_path(directory: Path, split: str, label: int | None = None) -> Path:
     """Where the likelihoods of a split lie."""
-    return directory / f"likelihood-{split}.json"
+    return directory / f"likelihood-{split}{class_suffix(label)}.json"
 
 
-def likelihood(run: Run, directory: Path) -> tuple[HeldOut, bool]:
-    """Held-out log-likelihoods as the run's configuration asks; and whether they were reused from a file.
+def evaluate_likelihood(run: Run, directory: Path, label: int | None = None) -> tuple[Evaluation, bool]:
+    """Log-likelihoods as the run's configuration asks; and whether they were reused from a file.
+
+    Args:
+        run: the trained model.
+        directory: for the file.
+        label: the class that the density is given and that the examples are of; None for no class.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or a label for a network or data without classes.
         solvers.SolverError: the flow broke down.
     """
     section = run.config.likelihood
-    settings = json.loads(json.dumps({**section.to_dict(), "model": run.fingerprint}))
-    known = load_likelihood(run, directory)
+    given = {} if label is None else {"label": label}
+    settings = json.loads(json.dumps({**section.to_dict(), "model": run.fingerprint, **given}))
+    known = load_evaluation(run, directory, label)
     if known is not None and known.settings == settings:
         return known, True
-    dataset, begin = build_dataset(run.config), time.perf_counter()
+    model: ScoreModel = run.model
+    if label is not None:
+        need_classes(model)
+        model = run.model.given(label)
+    dataset, begin = examples_of_class(build_dataset(run.config), label), time.perf_counter()
     examples = raw_examples(run.config, dataset)
     compute = _continuous if dataset.levels is None else _discrete
     with launched() as processes:
-        bits, nfe, budget, bounds = compute(run, dataset, examples, processes)
+        bits, nfe, budget, bounds = compute(run.config, model, dataset, examples, processes)
     lines = () if budget is None else tuple(budget.lines(examples[0].numel()))
     uniform = None if dataset.levels is None else math.log2(dataset.levels)
     seconds = time.perf_counter() - begin
-    result = HeldOut(
+    result = Evaluation(
         section.split,
         tuple(bits.tolist()),
         uniform,
@@ -131,25 +151,30 @@ def likelihood(run: Run, directory: Path) -> tuple[HeldOut, bool]:
         settings,
     )
     if processes.rank == 0:
-        atomic_write(likelihood_path(directory, section.split), json.dumps(asdict(result), indent=1).encode())
+        path = evaluation_path(directory, section.split, label)
+        atomic_write(path, json.dumps(asdict(result), indent=1).encode())
     return result, False
 
 
 Found = tuple[Tensor, Tensor, Budget | None, tuple[tuple[str, float, float], ...]]
 
 
-def _continuous(run: Run, dataset: Dataset, x: Tensor, processes: Processes) -> Found:
-    x, log_det = x.to(run.model.dtype), dataset.scaling.log_det_per_dim
+def _continuous(
+    config: Config, model: ScoreModel, dataset: Dataset, x: Tensor, processes: Processes
+) -> Found:
+    x, log_det = x.to(model.device, model.dtype), dataset.scaling.log_det_per_dim
     found = log_likelihood(
-        run.model, x, **likelihood_options(run.config), log_det_per_dim=log_det, processes=processes
+        model, x, **likelihood_options(config), log_det_per_dim=log_det, processes=processes
     )
     log_q = torch.full((len(x),), -log_det * x[0].numel(), dtype=torch.float64)
-    return found.bits_per_dim, found.nfe, found.budget, _bounds(run, x, log_q)
+    return found.bits_per_dim, found.nfe, found.budget, _bounds(config, model, x, log_q)
 
 
-def _discrete(run: Run, dataset: Dataset, values: Tensor, processes: Processes) -> Found:
-    section, options = run.config.likelihood, likelihood_options(run.config)
-    dequantizer = DEQUANTIZERS[section.dequantization](run.model, dataset, options.pop("t_min"))
+def _discrete(
+    config: Config, model: ScoreModel, dataset: Dataset, values: Tensor, processes: Processes
+) -> Found:
+    section, options = config.likelihood, likelihood_options(config)
+    dequantizer = DEQUANTIZERS[section.dequantization](model, dataset, options.pop("t_min"))
     few = values[: options["num_diagnostic_samples"]]
 
     def bound(v: Tensor, num_samples: int, shared: Processes | None) -> DiscreteLogLikelihood:
@@ -158,7 +183,7 @@ def _discrete(run: Run, dataset: Dataset, values: Tensor, processes: Processes) 
         several = num_samples > 1 and not isinstance(options["divergence"], ExactDivergence)
         second = functools.partial(density, seed=options["seed"] + 1) if several else None
         return discrete_log_likelihood(
-            run.model, v, dequantizer, num_samples=num_samples, seed=section.seed, log_likelihood=density,
+            model, v, dequantizer, num_samples=num_samples, seed=section.seed, log_likelihood=density,
             second=second,
         )  # fmt: skip
 
@@ -166,8 +191,8 @@ def _discrete(run: Run, dataset: Dataset, values: Tensor, processes: Processes) 
     assert found.nfe is not None
     budget = None
     if len(few):
-        x, _ = _first_draw(run, dequantizer, few)
-        budget = log_likelihood(run.model, x, **options, t_min=dequantizer.t_min).budget
+        x, _ = _first_draw(config, model, dequantizer, few)
+        budget = log_likelihood(model, x, **options, t_min=dequantizer.t_min).budget
         assert budget is not None
         seen = bound(few, GAP_DRAWS, None)
         shift = seen.gap if section.num_importance == 1 else seen.nats - found.nats[: len(few)]
@@ -176,14 +201,10 @@ def _discrete(run: Run, dataset: Dataset, values: Tensor, processes: Processes) 
         budget = budget.with_entry("dequantization", Entry(shift, error, how))
         if section.dequantization != "uniform" or section.t_min != dequantizer.t_min:
             budget = _without_truncation(budget)
-    x, log_q = _first_draw(run, dequantizer, values)
+    x, log_q = _first_draw(config, model, dequantizer, values)
     alpha = dequantizer.alpha
-    return (
-        found.bits_per_dim,
-        found.nfe,
-        budget,
-        _bounds(run, x / alpha, log_q + x[0].numel() * math.log(alpha)),
-    )
+    bounds = _bounds(config, model, x / alpha, log_q + x[0].numel() * math.log(alpha))
+    return found.bits_per_dim, found.nfe, budget, bounds
 
 
 def _without_truncation(budget: Budget) -> Budget:
@@ -192,25 +213,29 @@ def _without_truncation(budget: Budget) -> Budget:
     return budget.with_entry("truncation", Entry(zero, zero, "the density at t_min is the one bounded"))
 
 
-def _first_draw(run: Run, dequantizer: Dequantizer, values: Tensor) -> tuple[Tensor, Tensor]:
+def _first_draw(
+    config: Config, model: ScoreModel, dequantizer: Dequantizer, values: Tensor
+) -> tuple[Tensor, Tensor]:
     """x at t_min in the model's type, and log q(x | v)."""
-    source = Normals(run.config.likelihood.seed, len(values), run.model.event_shape, torch.float64)
+    source = Normals(config.likelihood.seed, len(values), model.event_shape, torch.float64)
     x, log_q = dequantizer.draw(values.cpu(), source)
-    return x.to(run.model.device, run.model.dtype), log_q.detach()
+    return x.to(model.device, model.dtype), log_q.detach()
 
 
 @torch.no_grad()
-def _bounds(run: Run, x0: Tensor, log_q: Tensor) -> tuple[tuple[str, float, float], ...]:
-    section, model, found = run.config.likelihood, run.model, []
+def _bounds(
+    config: Config, model: ScoreModel, x0: Tensor, log_q: Tensor
+) -> tuple[tuple[str, float, float], ...]:
+    """Name, mean and standard error of every bound asked for, in bits per dimension."""
+    section, found = config.likelihood, []
     options = {"seed": section.seed, "batch_size": section.batch_size}
+    draws = BoundDraws(num_draws=_BOUND_DRAWS)
     for name in BOUNDS[section.bounds]:
         if name == "continuous":
-            made = continuous_bound(
-                model, x0, t_min=section.t_min, draws=BoundDraws(num_draws=_BOUND_DRAWS), **options
-            )
+            made = continuous_bound(model, x0, draws=draws, t_min=section.t_min, **options)
         else:
             chain = model.sde.discretize(_CHAIN_STEPS)
-            made = discrete_bound(model, x0, chain, draws=BoundDraws(num_draws=_BOUND_DRAWS), **options)
+            made = discrete_bound(model, x0, chain, draws=draws, **options)
         bits = (log_q - made.nats.cpu()) / (x0[0].numel() * math.log(2))
         found.append((f"{name} bound", float(bits.mean()), _standard_error(bits.numpy())))
     return tuple(found)
@@ -220,14 +245,18 @@ def _standard_error(bits: np.ndarray) -> float:
     return float(np.std(bits, ddof=1)) / math.sqrt(len(bits)) if len(bits) > 1 else math.inf
 
 
-def load_likelihood(run: Run, directory: Path) -> HeldOut | None:
-    """The likelihoods in ``directory`` for the run's split and weights, None if there are none."""
-    path = likelihood_path(directory, run.config.likelihood.split)
+def load_evaluation(run: Run, directory: Path, label: int | None = None) -> Evaluation | None:
+    """The likelihoods in ``directory`` for the run's split, weights and class, None if there are none.
+
+    Raises:
+        ValueError: the file is damaged or of another kind.
+    """
+    path = evaluation_path(directory, run.config.likelihood.split, label)
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text())
-        found = HeldOut(**content)
+        found = Evaluation(**content)
         bounds = tuple((name, float(mean), float(error)) for name, mean, error in found.bounds)
         found = replace(
             found, bits_per_dim=tuple(found.bits_per_dim), budget=tuple(found.budget), bounds=bounds

@@ -1,15 +1,8 @@
-"""Runs: a directory with a training run and what was made from it, or a checkpoint of the package.
+"""Files of samples, and samples as pictures.
 
-    <workdir>/config.json                      what was trained, for reading
-    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.state``
-    <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
-    <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
-    <workdir>/records.json                     the comparison, see ``sde_toolkit.compare``
-    <workdir>/likelihood-<split>.json          held-out log-likelihoods
-    <workdir>/figures/*.png, report.html       see ``sde_toolkit.figures`` and ``sde_toolkit.report``
-
-Opening a run builds the averaged model from the configuration inside the checkpoint; sections that do not
-bear on the weights (sampling, likelihood, comparison) may be overridden, the others may not.
+A file <name>.npz holds two arrays: ``x``, the samples with shape (N, *), and ``note``, JSON with the seed,
+the cost, the sampler's settings, the condition, the configuration and the fingerprint of the weights.
+Nothing in a file is pickled, and nothing is unpickled when one is read.
 """
 
 from __future__ import annotations
@@ -23,22 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from sde_toolkit.config import (
-    Config,
-)
+from sde_toolkit.config import Config
 from sde_toolkit.data import Dataset
+from sde_toolkit.lab import figures, plain_condition
+from sde_toolkit.models import Condition
 from sde_toolkit.samplers import Samples
 from sde_toolkit.utils import atomic_write
 
 
-def save_samples(path: Path, samples: Samples, config: Config, fingerprint: str) -> None:
-    """Write samples with their seed, cost and settings as npz, atomically; nothing in it is pickled."""
+def save_samples(
+    path: Path, samples: Samples, config: Config, fingerprint: str, condition: Condition | None = None
+) -> None:
+    """Write samples with their seed, cost, settings and condition as npz, atomically."""
     note = {
         "nfe": samples.nfe,
         "seconds": samples.seconds,
         "seed": samples.seed,
         "first_sample": samples.first_sample,
         "settings": dict(samples.settings),
+        "condition": plain_condition(condition),
         "config": config.to_dict(),
         "model": fingerprint,
     }
@@ -62,7 +58,14 @@ def load_samples(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
 
 
 def displayable(x: torch.Tensor, dataset: Dataset) -> np.ndarray:
-    """Samples as something to draw: images in [0, 1] with shape (N, C, H, W), vectors as they are."""
+    """Samples as numpy arrays to draw: images in [0, 1] with shape (N, C, H, W), vectors as they are."""
+    x = x.cpu()
     if x.ndim == 4 and dataset.levels is not None:
         return (dataset.scaling.to_levels(x).float() / (dataset.levels - 1)).numpy()
     return x.numpy()
+
+
+def picture_of_samples(samples: Samples, dataset: Dataset, label: str) -> bytes:
+    """A PNG of all samples in one grid, or as a scatter plot."""
+    title = f"{label}, seed {samples.seed}: {len(samples.x)} samples, {samples.nfe:.4g} evaluations each"
+    return figures.render(figures.grid_figure(displayable(samples.x, dataset), title))

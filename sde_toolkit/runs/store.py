@@ -1,12 +1,12 @@
 """Runs: a directory with a training run and what was made from it, or a checkpoint of the package.
 
     <workdir>/config.json                      what was trained, for reading
-    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.state``
+    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.training``
     <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
     <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
-    <workdir>/records.json                     the comparison, see ``sde_toolkit.compare``
-    <workdir>/likelihood-<split>.json          held-out log-likelihoods
-    <workdir>/figures/*.png, report.html       see ``sde_toolkit.figures`` and ``sde_toolkit.report``
+    <workdir>/records.json                     the comparison, see ``sde_toolkit.lab``
+    <workdir>/likelihood-<split>.json          log-likelihoods of the examples of a split
+    <workdir>/figures/*.png, report.html       figures and the page that shows them
 
 Opening a run builds the averaged model from the configuration inside the checkpoint; sections that do not
 bear on the weights (sampling, likelihood, comparison) may be overridden, the others may not.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sde_toolkit import config as config_room
 from sde_toolkit.config import (
     Config,
     build_model,
@@ -123,7 +124,15 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
     model = build_model(config, moments.event_shape, moments.diagonal().std, moments, classes)
     load_ema(model.network, checkpoint)
     model.network.requires_grad_(False).eval()
+    on_device(model, config)
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
+
+
+def on_device(model: NetworkModel, config: Config) -> None:
+    """Move a model to the device of its configuration."""
+    resolve = getattr(config_room, "resolve_device", None)
+    if resolve is not None:
+        model.to(resolve(config))
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:

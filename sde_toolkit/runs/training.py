@@ -1,15 +1,9 @@
-"""Runs: a directory with a training run and what was made from it, or a checkpoint of the package.
+"""The training of a run: in its directory, from its newest checkpoint on, with a log of the steps.
 
-    <workdir>/config.json                      what was trained, for reading
-    <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.state``
-    <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
-    <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
-    <workdir>/records.json                     the comparison, see ``sde_toolkit.compare``
-    <workdir>/likelihood-<split>.json          held-out log-likelihoods
-    <workdir>/figures/*.png, report.html       see ``sde_toolkit.figures`` and ``sde_toolkit.report``
+    history.csv    step, loss, gradient norm, learning rate, seconds: means over ``log_every`` steps
 
-Opening a run builds the averaged model from the configuration inside the checkpoint; sections that do not
-bear on the weights (sampling, likelihood, comparison) may be overridden, the others may not.
+A run that was stopped or killed goes on from its last checkpoint, and ends with the same bits as one that was
+not; rows of the log after that checkpoint are dropped and written again.
 """
 
 from __future__ import annotations
@@ -36,15 +30,8 @@ from sde_toolkit.config import (
     override_config,
     parse_config,
 )
-from sde_toolkit.runs.store import Run, open_run
-from sde_toolkit.training import (
-    Checkpoint,
-    StepInfo,
-    TrainState,
-    fit,
-    latest_checkpoint,
-    restore,
-)
+from sde_toolkit.runs.store import Run, on_device, open_run
+from sde_toolkit.training import Checkpoint, StepInfo, TrainState, fit, latest_checkpoint, restore
 from sde_toolkit.utils import WorkdirLock, atomic_write, integer
 
 HISTORY = ("step", "loss", "grad_norm", "learning_rate", "seconds")
@@ -80,8 +67,9 @@ def train_run(
 
     Raises:
         ValueError: no configuration, one that differs from that of the checkpoint, a workdir in use, a bad
-        value. OSError: the disk has no room for checkpoints. sde_toolkit.train.NonFiniteError: the loss
-        became nan or inf.
+            value.
+        OSError: the disk has no room for checkpoints.
+        sde_toolkit.training.NonFiniteError: the loss became nan or inf.
     """
     checkpoint = latest_checkpoint(workdir)
     config = _training_config(workdir, source, overrides, checkpoint)
@@ -91,6 +79,7 @@ def train_run(
         _require_room(workdir)
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
         model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
+        on_device(model, config)
         state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:

@@ -2,9 +2,9 @@
 
 A checkpoint is one safetensors file.  Tensors: ``model.*``, ``ema.*``, ``optimizer.<parameter>.<key>``,
 ``data.*`` (moments of the training data); an inference checkpoint has ``ema.*`` and ``data.*`` only.  The
-header holds one JSON document under "sde_toolkit": format version, kind, step, config, metrics, versions of the
-libraries.  Nothing is ever unpickled.  Files appear whole or not at all (``sde_toolkit.utils.files``), under
-<workdir>/checkpoints/step-<n>.safetensors.
+header holds one JSON document under "sde_toolkit": format version, kind, step, config, metrics, versions of
+the libraries.  Nothing is ever unpickled.  Files appear whole or not at all (``sde_toolkit.utils.files``),
+under <workdir>/checkpoints/step-<n>.safetensors.
 """
 
 from __future__ import annotations

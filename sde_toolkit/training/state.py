@@ -1,7 +1,7 @@
 """The state of a training run: network theta, its moving average, the optimiser's moments, the step number n.
 
-Everything random in a training step is a function of (seed, n), so there are no generators and no data position
-to save: n is both, and a resumed run equals the uninterrupted one bit for bit.
+Everything random in a training step is a function of (seed, n), so there are no generators and no data
+position to save: n is both, and a resumed run equals the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations

@@ -11,8 +11,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from sde_toolkit import cli, runs
+from sde_toolkit.config.loading import load_config
+from sde_toolkit.lab.experiment import load_records
 from sde_toolkit.training.checkpoint import checkpoint_paths
 from sde_toolkit.utils.files import WorkdirLock
 
@@ -169,7 +172,7 @@ def test_export_and_use_without_a_workdir(workdir, tmp_path, capsys, monkeypatch
     path = tmp_path / "ring.safetensors"
     assert cli.main(["export", f"--workdir={workdir}", f"--output={path}"]) == 0
     assert "exported step 12" in capsys.readouterr().out
-    monkeypatch.setattr(runs, "shipped_path", lambda name: tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr("sde_toolkit.runs.store.shipped_path", lambda name: tmp_path / f"{name}.safetensors")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sample", "--config=ring", *TINY, "--num_samples=3", "--num_steps=2"]) == 0
     assert (tmp_path / "sde-toolkit-output" / "samples" / "ddim-2-seed0.npz").is_file()
@@ -248,30 +251,31 @@ def test_debug_shows_the_traceback(monkeypatch):
         cli.main(["sample", "--workdir=nowhere"])
 
 
-@pytest.mark.parametrize(
-    "verb", ["train", "sample", "likelihood", "classify", "compare", "demo", "export", "configs"]
-)
-def test_every_verb_has_help_with_an_example(verb, capsys):
+VERBS = ["train", "sample", "likelihood", "classify", "compare", "demo", "export", "configs"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_example_of_a_verbs_help_parses(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])
     assert stop.value.code == 0
-    assert f"  sde-toolkit {verb}" in capsys.readouterr().out
+    _, _, shown = re.split(r"^(examples?):$", capsys.readouterr().out, flags=re.M)
+    lines = [line for line in shown.split("\n\n")[0].splitlines() if line]
+    commands = [command.split("#")[0].split(">")[0] for line in lines for command in line.split("&&")]
+    assert all(line.startswith(f"  sde-toolkit {verb}") for line in lines)
+    for command in commands:
+        program, *words = command.split()
+        plain, overrides = cli.split_overrides(words)
+        assert program == "sde-toolkit"
+        assert cli.build_parser().parse_args(plain).verb == words[0]
+        load_config("digits", overrides)
 
 
-def test_examples_of_the_help_parse(capsys):
-    examples = [
-        getattr(cli, name) for name in ("_TRAIN", "_SAMPLE", "_LIKELIHOOD", "_COMPARE", "_DEMO", "_EXPORT")
-    ]
-    lines = [
-        line.split("#")[0].split()
-        for text in examples
-        for line in text.splitlines()
-        if line.startswith("  sde")
-    ]
-    assert len(lines) > 10
-    for words in lines:
-        plain, _ = cli.split_overrides(words[1:])
-        assert cli.build_parser().parse_args(plain).verb == words[1]
+def test_help_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = re.findall(r"^    (\w+)(?= |$)", capsys.readouterr().out, flags=re.M)
+    assert shown == VERBS
 
 
 def test_overrides_are_separated_from_flags():
@@ -323,3 +327,81 @@ def test_interrupt_says_what_was_saved(tmp_path, request_to_stop):
     saved = int(re.search(r"(\d+) steps are saved in", shown).group(1))
     assert "Traceback" not in shown
     assert runs.saved_step(tmp_path / "run") == saved > 0
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "classes"
+    assert (
+        cli.main(["train", "--config=ring", f"--workdir={path}", *TINY, "--config.model.num_classes=8"]) == 0
+    )
+    return path
+
+
+def test_samples_of_one_class_and_of_classes_in_turn(classes, capsys, tmp_path):
+    words = ["sample", f"--workdir={classes}", f"--output={tmp_path}", "--num_samples=5", "--num_steps=3"]
+    for more in (["--label=2"], ["--label=6"], ["--labels=2,6"], []):
+        assert cli.main([*words, *more]) == 0
+    found = {}
+    for name in ("-class2", "-class6", "-classes2-6", ""):
+        found[name], note = runs.load_samples(tmp_path / "samples" / f"ddim-3{name}-seed0.npz")
+        found[name + "?"] = note["condition"]
+    assert [found[name] for name in ("-class2?", "-class6?", "-classes2-6?", "?")] == [
+        2,
+        6,
+        [2, 6, 2, 6, 2],
+        None,
+    ]
+    mixed = torch.where(torch.arange(5)[:, None] % 2 == 0, found["-class2"], found["-class6"])
+    torch.testing.assert_close(found["-classes2-6"], mixed, rtol=0, atol=1e-5)
+    assert float((found["-class2"] - found["-class6"]).abs().max()) > 1e-3
+
+
+def test_likelihood_and_comparison_of_one_class(classes, capsys):
+    words = ["likelihood", f"--workdir={classes}", "--split=all", "--num_examples=4"]
+    assert cli.main([*words, "--label=1"]) == 0
+    first = capsys.readouterr().out
+    assert "all data of class 1, given the class:" in first
+    assert "likelihood-all-class1.json" in first
+    assert cli.main([*words, "--label=1"]) == 0
+    assert capsys.readouterr().out == "reused: " + first
+    words = ["compare", f"--workdir={classes}", "--samplers=ddim", "--num_steps=2", "--metrics=energy"]
+    words += ["--config.likelihood.split=all", "--config.comparison.real=all"]
+    assert cli.main([*words, "--label=1"]) == 0
+    assert "class 1, under vp" in (classes / "report.html").read_text()
+    assert cli.main([*words, "--label=2"]) == 0
+    capsys.readouterr()
+    assert cli.main([*words, "--label=1"]) == 0
+    assert "reused 1 of 1 entries" in capsys.readouterr().err
+    records, references = load_records(classes / "records.json")
+    assert [record.settings["condition"] for record in records] == [2, 1]
+    assert [record.settings["metric.class"] for record in records] == [2, 1]
+    assert {reference.settings["class"] for reference in references} == {1, 2}
+    assert (classes / "samples" / "ddim-2-class1-seed0.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("sample --workdir=RUN --label=1", "a class needs a network with classes, got one without"),
+        ("sample --workdir=RUN --labels=1,2", "a class needs a network with classes"),
+        ("likelihood --workdir=RUN --label=1", "a class needs a network with classes"),
+        ("compare --workdir=RUN --label=1", "a class needs a network with classes"),
+        ("sample --workdir=CLASSES --label=9", "class labels must be among 0 .. 7, or 8 for none, got 9"),
+        ("sample --workdir=CLASSES --labels=0,1 --num_samples=0", "got 0"),
+        ("likelihood --workdir=CLASSES --label=8", "label must be a class of the data 'ring', one of [0, 1"),
+        ("compare --workdir=CLASSES --label=-1", "label must be a class of the data 'ring'"),
+    ],
+)
+def test_classes_that_do_not_exist_are_one_sentence(workdir, classes, words, sentence, capsys):
+    words = words.replace("RUN", str(workdir)).replace("CLASSES", str(classes)).split()
+    assert cli.main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_labels_are_integers_and_exclude_a_label(capsys):
+    for words, sentence in (("--labels=1,x", "got '1,x'"), ("--labels=1 --label=2", "not allowed with")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["sample", *words.split()])
+        assert stop.value.code == 2
+        assert sentence in capsys.readouterr().err

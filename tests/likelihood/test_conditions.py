@@ -111,7 +111,7 @@ def test_latents_go_to_and_fro_given_their_labels() -> None:
 
 def test_gradients_given_labels_are_the_conditional_scores() -> None:
     x = X.clone().requires_grad_()
-    values = differentiable_log_likelihood(MODEL, x, condition=LABELS, num_steps=48, method=RK4)
+    values = differentiable_log_likelihood(MODEL, x, condition=LABELS, solver=FlowSolver(RK4, num_steps=48))
     (gradient,) = torch.autograd.grad(values.sum(), x)
     exact = MODEL.score(X, torch.tensor(1e-5, dtype=torch.float64), LABELS)
     assert float((gradient - exact).abs().max() / exact.abs().max()) < 0.05
@@ -142,15 +142,15 @@ import sys, torch
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 torch.set_num_threads(1)
 from problems import MIXTURE
-from sde_toolkit.likelihood import log_likelihood
+from sde_toolkit.likelihood import FlowSolver, log_likelihood
 from sde_toolkit.models import ExactModel
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import launched
 x = MIXTURE.sample(8, seed=4)
 labels = torch.arange(8) * 3 % 5
 with launched() as processes:
-    found = log_likelihood(ExactModel(MIXTURE, VPSDE()), x, condition=labels, rtol=1e-3, atol=1e-3, checked=0,
-                           batch_size=3, processes=processes)
+    found = log_likelihood(ExactModel(MIXTURE, VPSDE()), x, condition=labels, num_diagnostic_samples=0,
+                           solver=FlowSolver(rtol=1e-3, atol=1e-3), batch_size=3, processes=processes)
     if processes.rank == 0:
         torch.save(found.nats, sys.argv[1])
 """

@@ -96,9 +96,9 @@ def test_the_latent_is_the_closed_form_flow(sde):
 
 def test_any_solver_images_and_batches_give_the_same_value():
     x, model = DIAGONAL.sample(6, seed=1), ExactModel(DIAGONAL, VPSDE())
-    known = {"num_diagnostic_samples": 0, "endpoint": Endpoint(moments=isotropic((1, 2, 2)))}
     end = torch.tensor(1.0, dtype=FLOAT64)
-    known["prior"] = lambda y: model.log_prob(y, end)
+    endpoint = Endpoint(prior=lambda y: model.log_prob(y, end), moments=isotropic((1, 2, 2)))
+    known = {"num_diagnostic_samples": 0, "endpoint": endpoint}
     exact = model.log_prob(x, START)
     for options in (
         {"solver": FlowSolver(method=TSIT5, rtol=1e-06, atol=1e-06)},
@@ -108,7 +108,7 @@ def test_any_solver_images_and_batches_give_the_same_value():
     ):
         found = log_likelihood(model, x, **options, **known)
         assert rms(found.nats - exact) < 1e-4
-        assert found.settings["method"] == options["method"].name
+        assert found.settings["method"] == options["solver"].method.name
     whole = log_likelihood(model, x, **known)
     assert torch.equal(log_likelihood(model, x, batch_size=4, **known).nats, whole.nats)
 
@@ -116,7 +116,7 @@ def test_any_solver_images_and_batches_give_the_same_value():
 @pytest.mark.parametrize("divergence", [None, Hutchinson(2, orthogonal=True), HutchPlusPlus(2, 1)], ids=str)
 def test_any_batch_split_gives_the_same_bits(divergence):
     x, model = MIXTURE.sample(7, seed=3), ExactModel(MIXTURE, VPSDE())
-    options = {"divergence": divergence, "data_end": "reconstruction", **FAST}
+    options = {"divergence": divergence, "endpoint": Endpoint("reconstruction"), **FAST}
     whole = log_likelihood(model, x, **options)
     for batch_size in (1, 3):
         parts = log_likelihood(model, x, batch_size=batch_size, **options)
@@ -185,7 +185,7 @@ def test_gradients_are_the_score(sde):
     for data in (GAUSSIAN, RING):
         model = ExactModel(data, sde)
         x = data.sample(5, seed=0).requires_grad_()
-        value = differentiable_log_likelihood(model, x, num_steps=60)
+        value = differentiable_log_likelihood(model, x, solver=FlowSolver(RK4, num_steps=60))
         (gradient,) = torch.autograd.grad(value.sum(), x)
         exact = model.score(x.detach(), START)
         assert torch.allclose(gradient, exact, rtol=2e-3, atol=2e-3 * float(exact.abs().max()))
@@ -200,7 +200,8 @@ def test_gradients_of_a_network_are_those_of_the_values():
     x = torch.tensor([[0.3, -0.4], [1.0, 0.2]], dtype=FLOAT64, requires_grad=True)
 
     def value(y: Tensor) -> Tensor:
-        return differentiable_log_likelihood(model, y, num_steps=4, num_probes=1, seed=3)
+        solver = FlowSolver(RK4, num_steps=4)
+        return differentiable_log_likelihood(model, y, solver=solver, divergence=1, seed=3)
 
     assert torch.autograd.gradcheck(value, x, eps=1e-6, rtol=1e-4)
 
@@ -256,8 +257,6 @@ def test_bits_per_dim_use_the_scale_of_the_data():
         ({"solver": FlowSolver(num_steps=0)}, "num_steps"),
         ({"num_diagnostic_samples": -1}, "num_diagnostic_samples must be at least 0"),
         ({"divergence": Hutchinson(4, orthogonal=True)}, "at most the number of features"),
-        ({"endpoint": Endpoint(prior="normal")}, "prior must be one of gaussian, process"),
-        ({"endpoint": Endpoint(correction="bayes")}, "correction must be one of none, tweedie"),
         ({"endpoint": Endpoint(moments=isotropic((2,)))}, "event shape"),
         ({"x": torch.zeros(2, 4, dtype=FLOAT64)}, "shape"),
         ({"x": torch.zeros(2, 3)}, "type"),
@@ -265,6 +264,10 @@ def test_bits_per_dim_use_the_scale_of_the_data():
     ],
 )
 def test_bad_arguments_are_refused(options, match):
+    with pytest.raises(ValueError, match="prior must be one of gaussian, process"):
+        Endpoint(prior="normal")
+    with pytest.raises(ValueError, match="correction must be one of none, tweedie"):
+        Endpoint(correction="bayes")
     with pytest.raises(ValueError, match=match):
         log_likelihood(ExactModel(GAUSSIAN, VPSDE()), **{"x": torch.zeros(2, 3, dtype=FLOAT64)} | options)
 

@@ -1,4 +1,4 @@
-"""Held-out likelihoods of a run, as its configuration asks."""
+"""Log-likelihoods of a run's examples, as its configuration asks."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import pytest
 
 from sde_toolkit import cli
 from sde_toolkit.config.loading import override_config
-from sde_toolkit.runs import evaluation as held_out
+from sde_toolkit.runs.evaluation import evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.store import open_run
 
 TINY = [
@@ -19,7 +19,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("held_out") / "digits"
+    path = tmp_path_factory.mktemp("evaluation") / "digits"
     assert cli.main(["train", "--config=digits", f"--workdir={path}", *TINY]) == 0
     return path
 
@@ -27,11 +27,11 @@ def workdir(tmp_path_factory):
 def found(workdir, directory, **changes):
     run = open_run(workdir)
     config = override_config(run.config, {f"likelihood.{name}": value for name, value in changes.items()})
-    return held_out.likelihood(type(run)(**{**vars(run), "config": config}), directory)
+    return evaluate_likelihood(type(run)(**{**vars(run), "config": config}), directory)
 
 
 def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_path):
-    result, reused = found(workdir, tmp_path, bounds="both", checked=2)
+    result, reused = found(workdir, tmp_path, bounds="both", num_diagnostic_samples=2)
     assert not reused
     assert len(result.bits_per_dim) == 6
     assert result.uniform == pytest.approx(math.log2(17))
@@ -39,23 +39,23 @@ def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_pa
     assert names == ["solver", "probes", "truncation", "prior", "dequantization", "total"]
     assert [name for name, _, _ in result.bounds] == ["continuous bound", "discrete bound"]
     assert all(math.isfinite(mean) and error > 0 for _, mean, error in result.bounds)
-    again, reused = found(workdir, tmp_path, bounds="both", checked=2)
+    again, reused = found(workdir, tmp_path, bounds="both", num_diagnostic_samples=2)
     assert reused
     assert again == result
 
 
 def test_other_dequantisations_and_more_draws(workdir, tmp_path):
-    truncated, _ = found(workdir, tmp_path, dequantization="truncated_normal", checked=2)
+    truncated, _ = found(workdir, tmp_path, dequantization="truncated_normal", num_diagnostic_samples=2)
     assert "the density at t_min is the one bounded" in "".join(truncated.budget)
-    once, _ = found(workdir, tmp_path, checked=0)
-    several, _ = found(workdir, tmp_path, num_importance=2, checked=0)
+    once, _ = found(workdir, tmp_path, num_diagnostic_samples=0)
+    several, _ = found(workdir, tmp_path, num_importance=2, num_diagnostic_samples=0)
     assert once.budget == ()
     assert several.nfe == 4 * once.nfe  # two draws, two sets of probes
     assert several.mean != once.mean
 
 
 def test_a_broken_file_is_named(workdir, tmp_path):
-    path = held_out.likelihood_path(tmp_path, "test")
+    path = evaluation_path(tmp_path, "test")
     path.write_text(json.dumps({"split": "test"}))
     with pytest.raises(ValueError, match="remove it and run again"):
-        held_out.load_likelihood(open_run(workdir), tmp_path)
+        load_evaluation(open_run(workdir), tmp_path)

@@ -192,7 +192,7 @@ def test_a_class_of_an_opened_run_is_sampled_like_any_model(tmp_path):
     torch.testing.assert_close(moments.mean, data.train[data.labels_train == 3].double().mean(0))
     ddim = build_sampler(run.config, "ddim", 3)
     labels = torch.tensor([3, 5, 3, 5])
-    mixed = ddim.sample(run.model.given(labels), 4, seed=1).x
+    mixed = ddim.sample(run.model, 4, condition=labels, seed=1).x
     alone = ddim.sample(run.model.given(5), 4, seed=1).x
     torch.testing.assert_close(mixed[1::2], alone[1::2])
 

@@ -34,7 +34,7 @@ from sde_toolkit.utils.files import WorkdirLock
 
 MEANS, STD = [[-1.0, 0.0], [1.0, 0.5]], 0.2
 ROOT = Path(__file__).parents[2]
-SCRIPT = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.toolkit.kill_training"]
+SCRIPT = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.training.kill_training"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,224 @@
+"""The report of a run: figures of its comparison, its training and its likelihoods, on one page.
+
+figures/*.png, report.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sde_toolkit.config import build_dataset, config_json
+from sde_toolkit.data import Dataset
+from sde_toolkit.lab import (
+    Candidate,
+    Card,
+    Page,
+    Picture,
+    Record,
+    Reference,
+    figures,
+    plus_minus,
+    setting_of,
+    write_page,
+)
+from sde_toolkit.runs.classes import examples_of_class
+from sde_toolkit.runs.comparison import Comparison, comparison_candidates, samples_path
+from sde_toolkit.runs.evaluation import Evaluation
+from sde_toolkit.runs.samples import displayable, load_samples
+from sde_toolkit.runs.store import Run
+from sde_toolkit.runs.training import read_history
+from sde_toolkit.utils import atomic_write
+
+CELL_SAMPLES = figures.CELL_SIDE**2
+SCATTER_SAMPLES = 1000
+FEW_EVALUATIONS = 21
+"""Network evaluations of the "few steps" headline: 20 steps and a final denoising."""
+
+
+def write_report(
+    run: Run,
+    directory: Path,
+    found: Comparison,
+    evaluation: Evaluation | None,
+    commands: Sequence[str],
+    main: tuple[Record, Reference] | None = None,
+) -> list[Path]:
+    """Write the figures and the page; return their paths, the page last.
+
+    Args:
+        run: the trained model.
+        directory: where they are written, and where the comparison's samples lie.
+        found: its comparison.
+        evaluation: its likelihoods, if there are any.
+        commands: shell lines that reproduce the page.
+        main: a record and what it is held against, as the page's first number; the best record when None.
+    """
+    dataset = examples_of_class(build_dataset(run.config), found.label)
+    drawn = _figures(run, directory, dataset, found, evaluation)
+    folder = directory / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, pictures = [], []
+    for name, (figure, caption) in drawn.items():
+        picture = figures.render(figure)
+        atomic_write(folder / f"{name}.png", picture)
+        paths.append(folder / f"{name}.png")
+        pictures.append(Picture(picture, caption, caption))
+    page = Page(
+        title=f"Samplers on {run.config.data.name}{_of_class(found)} under {run.config.sde.name}",
+        lead=_lead(run),
+        cards=_cards(run, found, evaluation, main),
+        pictures=pictures,
+        records=found.records,
+        references=found.references,
+        config=config_json(run.config),
+        commands=[command for command in commands if command],
+        facts={"checkpoint": f"step {run.step}, weights {run.fingerprint}"},
+    )
+    write_page(directory / "report.html", page)
+    return [*paths, directory / "report.html"]
+
+
+def _figures(
+    run: Run, directory: Path, dataset: Dataset, found: Comparison, evaluation: Evaluation | None
+) -> dict[str, tuple[Any, str]]:
+    """Name -> figure and caption, the headline first."""
+    drawn: dict[str, tuple[Any, str]] = {}
+    for number, reference in enumerate(found.references):
+        name = "quality" if number == 0 else "quality-" + reference.metric.lower().replace(" ", "-")
+        figure = figures.quality_figure(
+            found.records, reference.metric, f"Step count against quality: {run.config.data.name}", reference
+        )
+        caption = (
+            f"{reference.metric} against network evaluations per sample, counted; bars are one standard "
+            f"error, the line and band what {reference.label} score against the others, with the spread over "
+            "random choices."
+        )
+        drawn[name] = figure, caption
+    cells = _cells(run, directory, dataset, found.label)
+    real = displayable(dataset.scaled_test()[:SCATTER_SAMPLES], dataset)
+    drawn["samples"] = (
+        figures.samples_figure(
+            cells, real, f"Samples of seed {run.config.comparison.seeds[0]}, not selected"
+        ),
+        "The first samples of each sampler and step count; equal places start from equal noise.",
+    )
+    history = [] if run.workdir is None else read_history(run.workdir)
+    if history:
+        steps, loss = [int(row["step"]) for row in history], [row["loss"] for row in history]
+        drawn["loss"] = (
+            figures.loss_figure(steps, loss, "Training loss"),
+            "Denoising score matching, by step.",
+        )
+    if evaluation is not None:
+        drawn["likelihood"] = (
+            figures.likelihood_figure(
+                np.array(evaluation.bits_per_dim),
+                evaluation.standard_error,
+                evaluation.uniform,
+                f"Code lengths of {evaluation.split} data",
+            ),
+            f"Bits per dimension by the probability flow. {evaluation.sentence}",
+        )
+    return drawn
+
+
+def _cells(
+    run: Run, directory: Path, dataset: Dataset, label: int | None
+) -> dict[tuple[str, str], np.ndarray]:
+    """The first samples of every candidate: from its file, or drawn again where the file does not fit."""
+    count = CELL_SAMPLES if len(run.model.event_shape) == 3 else SCATTER_SAMPLES
+    cells = {}
+    for candidate in comparison_candidates(run):
+        x, nfe = _first_samples(run, directory, candidate, count, label)
+        setting = (
+            f"{candidate.num_steps} steps" if candidate.num_steps else f"rtol {candidate.settings['rtol']:g}"
+        )
+        cells[candidate.name, f"{setting}, NFE {nfe:.4g}"] = displayable(x, dataset)
+    return cells
+
+
+def _first_samples(
+    run: Run, directory: Path, candidate: Candidate, count: int, label: int | None
+) -> tuple[Tensor, float]:
+    seed = run.config.comparison.seeds[0]
+    path = samples_path(directory, candidate, seed, label)
+    count = min(count, run.config.comparison.num_samples)
+    if path.exists():
+        x, note = load_samples(path)
+        same = note["model"] == run.fingerprint and note["settings"] == dict(candidate.settings)
+        if same and note["first_sample"] == 0 and len(x) >= count:
+            return x[:count], note["nfe"]
+    samples = candidate.sampler.sample(run.model, count, condition=label, seed=seed)
+    return samples.x, samples.nfe
+
+
+def _of_class(found: Comparison) -> str:
+    return "" if found.label is None else f", class {found.label},"
+
+
+def _lead(run: Run) -> str:
+    dataset = build_dataset(run.config)
+    size = sum(parameter.numel() for parameter in run.model.network.parameters())
+    network = {"unet": "A U-Net", "mlp": "An MLP"}.get(run.config.model.name, run.config.model.name)
+    return (
+        f"{network} with {size:,} parameters that predicts {run.config.model.predicts}, trained by "
+        f"denoising score matching for {run.step:,} steps of {run.config.training.batch_size} examples on "
+        f"{dataset.name} ({len(dataset.train):,} training and {len(dataset.test):,} test examples) under "
+        f"the {run.config.sde.name} process, and sampled at several step counts."
+    )
+
+
+def _cards(
+    run: Run, found: Comparison, evaluation: Evaluation | None, main: tuple[Record, Reference] | None
+) -> list[Card]:
+    reference = found.references[0]
+    rows = [record for record in found.records if record.metric == reference.metric]
+    against = _against(reference)
+    if main is None:
+        cards = [_best(f"best {reference.metric}", rows, against)]
+    else:
+        record, halves = main
+        note = f"{record.num_samples:,} samples, {_what(record)}; {_against(halves)}"
+        cards = [Card(record.metric, plus_minus(record.value, record.standard_error), note)]
+    few = [record for record in rows if record.nfe <= FEW_EVALUATIONS]
+    if few:
+        cards.append(_best(f"best within {FEW_EVALUATIONS} evaluations", few, against))
+    if evaluation is not None:
+        note = "" if evaluation.uniform is None else f"uniform levels: {evaluation.uniform:.3f}"
+        cards.append(
+            Card(
+                f"bits/dim, {evaluation.split} data",
+                plus_minus(evaluation.mean, evaluation.standard_error),
+                note,
+            )
+        )
+    seconds = _training_seconds(run)
+    if seconds:
+        cards.append(Card("training", f"{seconds:.0f} s", f"{run.step:,} steps"))
+    return cards
+
+
+def _best(label: str, rows: Sequence[Record], against: str) -> Card:
+    best = min(rows, key=lambda record: record.value)
+    return Card(label, plus_minus(best.value, best.standard_error), f"{_what(best)}; {against}")
+
+
+def _against(reference: Reference) -> str:
+    return f"{reference.label}: {plus_minus(reference.value, reference.standard_error)}"
+
+
+def _what(record: Record) -> str:
+    steps = f"{setting_of(record)}{' steps' if record.num_steps else ''}"
+    return f"{record.sampler.replace('_', ' ')}, {steps}, NFE {record.nfe:.4g}"
+
+
+def _training_seconds(run: Run) -> float:
+    """Wall time of the updates of a run, from its log; 0 if there is none."""
+    history = [] if run.workdir is None else read_history(run.workdir)
+    steps = np.array([0.0] + [row["step"] for row in history])
+    return float(np.sum(np.diff(steps) * np.array([row["seconds"] for row in history]))) if history else 0.0
