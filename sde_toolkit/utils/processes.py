@@ -5,7 +5,7 @@ the bits of the result; nothing is exchanged before the end, so no process waits
 the end every process gets all rows, as sums in which one summand is not zero.  A process that fails says so
 there, instead of leaving the others to wait.
 
-``torchrun --nproc-per-node P`` sets the environment that ``launched`` looks at.
+``torchrun --nproc-per-node P`` sets the environment variables that ``launched`` reads.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Processes:
             failure = error
         if self._any(failure is not None):
             raise failure or RuntimeError("another process failed; its message tells why")
-        if not parts:  # more processes than batches: shapes and types from a look at one row
+        if not parts:  # more processes than batches: one row gives shapes and types
             parts, mine = [function(0, x[:1])], range(0)
         return type(parts[0])(
             *(self._gather(column, mine, batch_size, len(x)) for column in zip(*parts, strict=True))
