@@ -227,9 +227,6 @@ from .samplers import (
     exponential_integrator as exponential_integrator,
 )
 from .samplers import (
-    foreign_sde as foreign_sde,
-)
-from .samplers import (
     heun as heun,
 )
 from .samplers import (
@@ -261,6 +258,9 @@ from .samplers import (
 )
 from .samplers import (
     stochastic_heun as stochastic_heun,
+)
+from .samplers import (
+    torchsde_sampler as torchsde_sampler,
 )
 from .samplers import (
     unip as unip,
@@ -389,7 +389,6 @@ __all__ = [
     "exponential_integrator",
     "fit",
     "fit_temperature",
-    "foreign_sde",
     "frechet_distance",
     "from_array",
     "heun",
@@ -410,6 +409,7 @@ __all__ = [
     "sra",
     "stochastic_heun",
     "thresholded",
+    "torchsde_sampler",
     "train_dequantizer",
     "unip",
     "unipc",

@@ -6,6 +6,7 @@ from sde_toolkit.samplers.calibration import (
     calibrate,
     calibrated,
 )
+from sde_toolkit.samplers.catalogue import COMMON, PRESETS, Preset, find_preset
 from sde_toolkit.samplers.correctors import (
     AnnealedLangevin,
     Corrector,
@@ -25,8 +26,9 @@ from sde_toolkit.samplers.presets.adaptive_steps import (
     adaptive,
     adaptive_sde,
     bosh3,
+    dop853,
     dopri5,
-    foreign_sde,
+    tsit5,
 )
 from sde_toolkit.samplers.presets.multistep import (
     b1,
@@ -53,6 +55,7 @@ from sde_toolkit.samplers.presets.one_step import (
     sra,
     stochastic_heun,
 )
+from sde_toolkit.samplers.presets.reference import torchsde_sampler
 from sde_toolkit.samplers.presets.singlestep import (
     KUTTA3,
     deis_rho_rk,
@@ -61,6 +64,7 @@ from sde_toolkit.samplers.presets.singlestep import (
     edm,
 )
 from sde_toolkit.samplers.presets.stochastic import (
+    er_scale,
     er_sde,
     sa_solver,
     sde_dpm_solver_pp,
@@ -84,7 +88,9 @@ from sde_toolkit.samplers.snapped import (
 )
 
 __all__ = [
+    "COMMON",
     "KUTTA3",
+    "PRESETS",
     "T_MIN",
     "AnnealedLangevin",
     "Calibration",
@@ -95,6 +101,7 @@ __all__ = [
     "Guidance",
     "Langevin",
     "PreparedSampler",
+    "Preset",
     "Restart",
     "Sampler",
     "Samples",
@@ -113,19 +120,21 @@ __all__ = [
     "default",
     "deis",
     "deis_rho_rk",
+    "dop853",
     "dopri5",
     "dpm_solver",
     "dpm_solver_pp",
     "dpm_solver_pp_2s",
     "edm",
     "equations",
+    "er_scale",
     "er_sde",
     "eta_family",
     "euler",
     "euler_maruyama",
     "exponential_adams",
     "exponential_integrator",
-    "foreign_sde",
+    "find_preset",
     "gaussian_residual",
     "grids",
     "heun",
@@ -144,6 +153,10 @@ __all__ = [
     "sde_dpm_solver_pp",
     "sra",
     "stochastic_heun",
+    "torchsde_sampler",
+    "tsit5",
     "unip",
     "unipc",
 ]
+
+globals().update({name: preset.function for name, preset in PRESETS.items() if name not in globals()})

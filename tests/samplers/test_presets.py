@@ -387,7 +387,7 @@ def test_an_adaptive_sde_keeps_the_variance_after_rejections(method):
 @pytest.mark.parametrize("name", ["euler", "srk", "heun"])
 def test_torchsde_runs_on_the_reverse_sde_and_on_the_samplers_own_noise(name):
     model = ExactModel(SCALAR, VPSDE())
-    sampler = samplers.foreign_sde(TorchSDE(name), 50)
+    sampler = samplers.torchsde_sampler(TorchSDE(name), 50)
     samples = sampler.sample(model, 500, seed=3)
     assert samples.nfe >= 51
     assert float(samples.x.mean()) == pytest.approx(0.7, abs=0.15)

@@ -125,6 +125,9 @@ def dpm_solver(
 ) -> Sampler:
     """DPM-Solver-1, 2, 3, singlestep (2206.00927); ``order`` evaluations per step.
 
+    Args:
+        order: 1, 2 or 3.
+
     Raises:
         ValueError: another order.
     """

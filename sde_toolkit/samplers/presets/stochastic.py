@@ -87,8 +87,7 @@ def er_scale(n: Tensor) -> Tensor:
 
 
 def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
-    """ER-SDE-Solver-1, 2, 3 (2309.06169); its integrals of 1 / phi by quadrature in log
-    n."""
+    """ER-SDE-Solver-1, 2, 3 (2309.06169); its integrals of 1 / phi by quadrature in log n."""
 
     def rule(k: ReverseSteps) -> Form:
         m, t, s, n_t, n_s = k.m, k.t, k.s, k.t.nsr, k.s.nsr
@@ -127,6 +126,9 @@ def sde_dpm_solver_pp(
 ) -> Sampler:
     """SDE-DPM-Solver++(1) and (2M) (2211.01095, its solvers for diffusion SDEs); weak order 1 and 2, strong
     order 1; one evaluation per step.
+
+    Args:
+        order: 1 or 2, the number of nodes.
 
     Raises:
         ValueError: another order.
