@@ -7,9 +7,9 @@ A preset is a public function that is annotated to return a ``Sampler`` and can 
     ()                      a sampler with the tolerances rtol and atol, which chooses its own steps
 
 and otherwise with keyword arguments that have defaults.  Every such function of a module in
-``samplers/presets/`` or ``samplers/gaussian/`` is in ``PRESETS`` under its own name.  Its options are its other
-parameters, with their defaults and types; their meanings are read from the part "Args:" of its docstring; its
-orders and its number of network evaluations are those of the ``Sampler`` that it makes.
+``samplers/presets/`` or ``samplers/gaussian/`` is in ``PRESETS`` under its own name.  Its options are its
+other parameters, with their defaults and types; their meanings are read from the part "Args:" of its
+docstring; its orders and its number of network evaluations are those of the ``Sampler`` that it makes.
 
 A function elsewhere is a sampler too, under its dotted path: ``mypackage.module.function`` or
 ``mypackage.module:function``.
@@ -41,7 +41,7 @@ COMMON = {
     "denoise": "whether the last state is replaced by its clean prediction, one more network evaluation",
     "rtol": "relative tolerance of adaptive steps",
     "atol": "absolute tolerance of adaptive steps",
-    "lower_final": "whether the order falls towards the last step, which few steps and a last noise of 0 need",
+    "lower_final": "whether the order falls towards the last step, as a last noise level of 0 needs",
 }
 """Meanings of the parameters that many presets share; a preset's docstring need not repeat them."""
 
@@ -131,12 +131,12 @@ def describe(name: str, function: Callable[..., Sampler]) -> Preset:
     else:
         raise ValueError(
             f"sampler {name!r} must take num_steps as its first parameter (or rtol and atol, for adaptive "
-            f"steps) and have defaults for all others, got {name.rpartition('.')[2]}{inspect.signature(function)}"
+            f"steps) and have defaults for all others, got ({', '.join(map(str, parameters.values()))})"
         )
     hints, meanings = _hints(function), _meanings(inspect.getdoc(function) or "")
     options = {
         p.name: Option(
-            p.name, p.default, hints.get(p.name, Any), meanings.get(p.name, COMMON.get(p.name, ""))
+            p.name, p.default, hints.get(p.name, Any), meanings.get(p.name) or COMMON.get(p.name, "")
         )
         for p in parameters.values()
         if p.name not in _NOT_OWN and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
@@ -153,7 +153,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _summary(text: str) -> str:
     paragraph = " ".join(text.partition("\n\n")[0].split())
-    return re.split(r"(?<=[a-z0-9)])[.;]\s", paragraph + " ")[0].rstrip(" .")
+    return re.split(r"(?<!eq)(?<=[a-z0-9)])[.;]\s", paragraph + " ")[0].rstrip(" .")
 
 
 def _meanings(text: str) -> dict[str, str]:
@@ -267,8 +267,8 @@ def _find_function(path: str) -> Preset:
 
 OTHER_NAMES = {
     "dpm_solver": "dpm dpm2 kdpm2 dpmfast dpmadaptive dpmsolverfast",
-    "dpm_solver_pp": "dpmpp dpmpp2m dpmpp3m dpmsolverpp dpmsolverpp2m dpmsolverpp3m dpmsolvermultistep dpmmultistep "
-    "edmdpmsolvermultistep",
+    "dpm_solver_pp": "dpmpp dpmpp2m dpmpp3m dpmsolverpp dpmsolverpp2m dpmsolverpp3m dpmsolvermultistep "
+    "dpmmultistep edmdpmsolvermultistep",
     "dpm_solver_pp_2s": "dpmpp2s dpmpp2sa dpmpp2sancestral dpmsolverpp2s dpmsolversinglestep",
     "sde_dpm_solver_pp": "dpmppsde dpmpp2msde dpmpp3msde dpmsolversde dpmsolverppsde sdedpmsolver sdedpmpp",
     "deis": "deismultistep tab tabdeis",
@@ -288,7 +288,7 @@ OTHER_NAMES = {
     "exponential_adams": "exponentialab eab res resmultistep",
     "gaussian_residual": "gaussian residual",
 }
-"""Preset -> names of its family elsewhere (diffusers, k-diffusion, papers), in small letters and digits alone."""
+"""Preset -> names of its family in diffusers, k-diffusion and papers, in small letters and digits alone."""
 
 
 def suggestion(name: str) -> str | None:

@@ -7,7 +7,7 @@
 and one-step formulas, from t to s < t, with r = alpha_t / alpha_s and q^2 = sigma_t^2 - r^2 sigma_s^2 (mean
 factor and variance of the forward transition from s to t):
 
-    DDIM(eta)            x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z,   v = eta sigma_s q / sigma_t
+    DDIM(eta)            x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z,  v = eta sigma_s q/sigma_t
     ancestral            DDIM with eta = 1: the mean and the variance of q(x_s | x_t, x0_hat)
     DDPM                 that mean, and the variance of q ("small") or q^2 ("large")
     reverse diffusion    x_s = (2 - r) x_t + q^2 score + q z

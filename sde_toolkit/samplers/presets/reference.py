@@ -1,8 +1,8 @@
 """Solvers of other packages on the reverse equations, for comparison: those of SciPy and of torchsde.
 
     scipy_*       the probability flow, each sample on its own with its own steps
-    torchsde_*    the reverse SDE with equal steps, on the Brownian tree of the sampler's seed, so that samples
-                  do not depend on the batch size
+    torchsde_*    the reverse SDE with equal steps, on the Brownian tree of the sampler's seed, so that
+                  samples do not depend on the batch size
 
 References: Virtanen et al., "SciPy 1.0" (1907.10121); Li et al., "Scalable Gradients for Stochastic
 Differential Equations" (2001.01328).
