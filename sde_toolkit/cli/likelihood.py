@@ -26,7 +26,7 @@ def likelihood(options: argparse.Namespace) -> None:
         return
     print(("reused: " if reused else "") + found.sentence)
     if found.budget:
-        print(f"a value may be off by (mean correction, size; {run.config.likelihood.checked} examples)")
+        print(f"a value may be off by (mean correction, size; {run.config.likelihood.num_diagnostic_samples} examples)")
         print("\n".join(f"  {line}" for line in found.budget))
     for name, mean, error in found.bounds:
         print(f"  {name:<18}{plus_minus(mean, error)} bits/dim, of the stochastic model")

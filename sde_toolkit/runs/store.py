@@ -36,11 +36,12 @@ from sde_toolkit.config import (
     build_loss,
     build_model,
     build_optimization,
+    checkpoint_config,
     config_json,
     config_names,
     load_config,
     override_config,
-    parse_config,
+    trained_sections,
 )
 from sde_toolkit.data import Dataset
 from sde_toolkit.utils import WorkdirLock, atomic_write
@@ -103,7 +104,7 @@ def open_run(workdir: Path | str, overrides: Mapping[str, Any] | None = None) ->
     checkpoint = latest_checkpoint(workdir)
     if checkpoint is None:
         raise ValueError(f"workdir {workdir} holds no checkpoint; {_how_to_train(workdir)}")
-    return _opened(checkpoint, override_config(parse_config(checkpoint.config), overrides or {}), workdir)
+    return _opened(checkpoint, override_config(checkpoint_config(checkpoint.config), overrides or {}), workdir)
 
 
 def open_shipped(source: str = "digits", overrides: Mapping[str, Any] | None = None) -> Run:
@@ -135,7 +136,7 @@ def _how_to_train(workdir: Path) -> str:
 
 
 def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run:
-    differences = config_differences(parse_config(checkpoint.config).to_dict(), config.to_dict())
+    differences = config_differences(trained_sections(checkpoint.config).to_dict(), config.to_dict())
     if differences:
         raise ValueError(
             f"{checkpoint.path} was trained with another config ({'; '.join(differences)}); "

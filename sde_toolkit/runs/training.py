@@ -36,11 +36,12 @@ from sde_toolkit.config import (
     build_loss,
     build_model,
     build_optimization,
+    checkpoint_config,
     config_json,
     config_names,
     load_config,
     override_config,
-    parse_config,
+    trained_sections,
 )
 from sde_toolkit.data import Dataset
 from sde_toolkit.utils import WorkdirLock, atomic_write
@@ -111,7 +112,7 @@ def train_run(
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:
             # a field that came after the checkpoint has its default, which is how the run was trained
-            restore(state, replace(checkpoint, config=parse_config(checkpoint.config).to_dict()))
+            restore(state, replace(checkpoint, config=trained_sections(checkpoint.config).to_dict()))
         atomic_write(workdir / "config.json", config_json(config).encode())
         if on_start is not None:
             size = sum(parameter.numel() for parameter in model.network.parameters())
@@ -135,7 +136,7 @@ def _training_config(
         return load_config(source, overrides)
     if checkpoint is None:
         raise ValueError(f"config must be given to start a run in {workdir}; add --config=digits")
-    return override_config(parse_config(checkpoint.config), overrides)
+    return override_config(checkpoint_config(checkpoint.config), overrides)
 
 
 def _require_room(workdir: Path) -> None:

@@ -233,26 +233,29 @@ def find_preset(name: str) -> Preset:
         hint = suggestion(name)
         meant = f"did you mean {hint!r}? " if hint else ""
         raise ValueError(
-            f"sampler {name!r} is unknown; {meant}valid: {', '.join(PRESETS)}; "
+            f"sampler {name!r} is unknown; {meant}valid: {', '.join(sorted(PRESETS))}; "
             "or the dotted path of a function of yours, as in mypackage.mine"
         )
     return PRESETS[name]
 
 
 def _find_function(path: str) -> Preset:
-    module_name, _, attribute = path.rpartition(":" if ":" in path else ".")
+    match = re.fullmatch(r"((?:\w+\.)*\w+)[.:](\w+)", path)
+    if match is None:
+        raise ValueError(f"sampler {path!r} is no path of a function, as in mypackage.mine")
+    module_name, attribute = match.groups()
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        missing = getattr(error, "name", None)
-        if isinstance(error, ModuleNotFoundError) and missing and f"{module_name}.".startswith(f"{missing}."):
+    except Exception as error:  # whatever the module raises
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
             raise ValueError(
                 f"sampler {path!r}: there is no module {missing!r}; put the directory that holds it on the "
                 "Python path, as in PYTHONPATH=. sde-toolkit ..."
             ) from None
-        raise ValueError(f"sampler {path!r}: module {module_name!r} cannot be imported: {error}") from error
-    except (ValueError, TypeError):
-        raise ValueError(f"sampler {path!r} is no path of a function, as in mypackage.mine") from None
+        raise ValueError(
+            f"sampler {path!r}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     function = getattr(module, attribute, None)
     if function is None:
         close = difflib.get_close_matches(attribute, [n for n in vars(module) if n[0] != "_"], n=1)

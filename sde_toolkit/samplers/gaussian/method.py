@@ -295,7 +295,8 @@ def gaussian_residual(
     moments: Moments | None = None,
     eta: float = 0.0,
 ) -> Sampler:
-    """The sampler of the module's head for this model, ``num_steps`` evaluations in all.
+    """The Gaussian with the data's moments in closed form, the residual by polynomials of 5 and 6 nodes;
+    ``num_steps`` evaluations in all.
 
     Args:
         model: what will be sampled, or another model of the same process and event shape.

@@ -16,22 +16,22 @@ from solvers import BOSH3, DOP853, DOPRI5, STOCHASTIC_HEUN, TSIT5, Integrator, M
 
 
 def dopri5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
-    """Dormand-Prince 5(4) on the probability-flow ODE, the step size chosen for every sample on its own."""
+    """Dormand-Prince 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(DOPRI5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
 def bosh3(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
-    """Bogacki-Shampine 3(2) on the probability-flow ODE, the step size chosen for every sample on its own."""
+    """Bogacki-Shampine 3(2), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(BOSH3, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
 def tsit5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
-    """Tsitouras 5(4) on the probability-flow ODE, the step size chosen for every sample on its own."""
+    """Tsitouras 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(TSIT5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
 def dop853(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
-    """Dormand-Prince 8(5,3) on the probability-flow ODE, the step size chosen for every sample on its own."""
+    """Dormand-Prince 8(5,3), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(DOP853, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
@@ -68,7 +68,8 @@ def adaptive_sde(
     t_min: float = T_MIN,
     denoise: bool = True,
 ) -> Sampler:
-    """A stochastic method on the reverse family with steps controlled per sample on a Brownian tree.
+    """A stochastic method, adaptive for every sample on its own, on the reverse family; rejected steps keep
+    their Brownian path.
 
     Args:
         method: with an error estimate: ``solvers.STOCHASTIC_HEUN``, ``SRA1``, ``SHARK``, ``SOSRA``.

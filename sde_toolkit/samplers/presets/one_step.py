@@ -191,7 +191,7 @@ def eta_family(
     grid: Grid = grids.uniform,
     denoise: bool = True,
 ) -> Sampler:
-    """The reverse family between ODE and SDE (see the module's text) by any method for SDEs.
+    """Any method for SDEs on the reverse family, between probability flow and reverse SDE.
 
     Args:
         eta: stochasticity, 0 for the probability flow, 1 for the reverse SDE.

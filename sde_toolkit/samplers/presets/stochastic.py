@@ -156,7 +156,8 @@ def sa_solver(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """SA-Solver (2305.14267): one evaluation per step; the last step is not corrected.
+    """SA-Solver, a stochastic Adams predictor with corrector (2305.14267); one evaluation per step, the last
+    step is not corrected.
 
     Args:
         predictor_steps: past evaluations in the predictor, 1 to 4.
