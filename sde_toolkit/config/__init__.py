@@ -37,6 +37,7 @@ from sde_toolkit.config.loading import (
     parse_config,
     trained_sections,
 )
+from sde_toolkit.config.sampler_fields import describe_sampler
 from sde_toolkit.samplers import PRESETS as SAMPLERS
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "config_from_json",
     "config_json",
     "config_names",
+    "describe_sampler",
     "held_out",
     "is_adaptive",
     "likelihood_options",

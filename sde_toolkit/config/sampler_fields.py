@@ -188,7 +188,7 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     try:
         call = ast.parse(f"f({match[2] or ''})", mode="eval").body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:  # a null byte is a ValueError in Python 3.10
         raise ValueError(wrong) from error
     if not isinstance(call, ast.Call) or call.args:
         raise ValueError(wrong)
@@ -198,9 +198,9 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
         try:
             word = isinstance(keyword.value, ast.Name)
             options[keyword.arg] = keyword.value.id if word else ast.literal_eval(keyword.value)  # type: ignore[attr-defined]
-        except ValueError:
+        except (ValueError, TypeError):
             raise ValueError(f"{wrong}; {keyword.arg} must be a number or a name") from None
-    name, more = ALIASES.get(match[1], (match[1], {}))
+    name, more = ALIASES.get(match[1], (match[1].replace(":", "."), {}))
     return name, {**more, **options}
 
 
@@ -241,7 +241,7 @@ def resolve_entry(text: str, section: Mapping[str, Any]) -> tuple[Preset, dict[s
     """
     preset, options = checked_entry(text)
     own = own_fields(preset)
-    if section["sampler"].replace(":", ".") == preset.name:
+    if section["sampler"] == preset.name:
         own = {name: section[name] for name in own}
     return preset, {**{name: section[name] for name in COMMON}, **own, **options}
 
@@ -295,6 +295,23 @@ def _wrapped(preset: Preset, sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
         return sampler
     made = corrector(s["corrector_snr"], s["corrector_num_steps"])
     return samplers.predictor_corrector(sampler, made)
+
+
+def describe_sampler(name: str) -> str:
+    """What a sampler is, its own fields with their defaults and meanings, and the fields of all samplers that
+    have an effect on it.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    preset = find_preset(parse_entry(name)[0])
+    lines = [f"{preset.name}: {preset.summary}".replace("``", "")]
+    names = choices(preset)
+    for field, default in own_fields(preset).items():
+        valid = f" ({', '.join(names[field])})" if field in names else ""
+        lines.append(f"  {field}={default}{valid}  {preset.options[field].meaning}".replace("``", ""))
+    common = [field for field in effective_fields(preset) if field in COMMON]
+    return "\n".join([*lines, f"  and {', '.join(sorted(common))}"])
 
 
 def effective_fields(preset: Preset, s: Mapping[str, Any] | None = None) -> tuple[str, ...]:

@@ -308,6 +308,8 @@ FIELDS = (
     "sampling.denoise",
     "comparison.num_steps",
     "sde.name",
+    "sampling.sampler",
+    "comparison.samplers",
     "x.y",
 )
 VALUES = (st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers()))
@@ -502,3 +504,11 @@ def test_options_out_of_range_are_refused_when_the_sampler_is_built(tiny):
         c.build_sampler(tiny, "dpm_solver_pp(order=7)")
     with pytest.raises(ValueError, match="restarts need a deterministic sampler"):
         c.build_sampler(c.override_config(tiny, {"sampling.restart_min": 0.1}), "ancestral")
+
+
+def test_a_sampler_is_described_from_its_signature_and_docstring():
+    lines = c.describe_sampler("unipc").splitlines()
+    assert lines[0] == "unipc: UniPC-1, 2, 3 (2302.04867), order p + 1"
+    assert "  predicts=data (noise, data)  the prediction that is interpolated: noise or data." in lines
+    assert "corrector_snr" in lines[-1]
+    assert "rtol" not in lines[-1]
