@@ -1,4 +1,4 @@
-"""Names of grids, of distances and of parts of the data, and what they stand for."""
+"""Names of grids, distances, parts of the data and number types, and the objects that they stand for."""
 
 from __future__ import annotations
 
@@ -38,3 +38,5 @@ OWN_GRID = "own"
 
 EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
 """Stand for the times of ``config.sampling.times``, and for those found for the model."""
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}

@@ -202,7 +202,7 @@ def test_configs_are_listed_and_shown(capsys):
         ("sample --workdir=RUN --num_steps=0", "num_steps must be at least 1, got 0"),
         ("sample --workdir=RUN --num_samples=0", "got 0"),
         ("sample --workdir=RUN --config.sampling.t_min=1", "t_min must be smaller than T"),
-        ("sample --workdir=RUN --config.sampling.eta=2", "eta"),
+        ("sample --workdir=RUN --sampler=ddim --config.sampling.eta=2", "eta"),
         ("sample --workdir=RUN --config.sde.name=ve", "trained with another config"),
         ("compare --workdir=RUN --metrics=frechet", "only the digits have"),
         ("compare --workdir=RUN --samplers=ddim,huen", "did you mean 'heun'"),
