@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit import config as config_room
 from sde_toolkit.config import (
     Config,
     build_model,
@@ -28,6 +27,7 @@ from sde_toolkit.config import (
     config_names,
     load_config,
     override_config,
+    resolve_device,
     trained_sections,
 )
 from sde_toolkit.models import NetworkModel, class_moments_from_tensors, moments_from_tensors
@@ -133,9 +133,7 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
 
 def on_device(model: NetworkModel, config: Config) -> None:
     """Move a model to the device of its configuration."""
-    resolve = getattr(config_room, "resolve_device", None)
-    if resolve is not None:
-        model.to(resolve(config))
+    model.to(resolve_device(config))
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
