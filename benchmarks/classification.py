@@ -26,20 +26,34 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import digits, write_result
-from sde_toolkit.config.builders import build_dataset
-from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.likelihood.bayes import Classification, Density, classify, fit_temperature, judge
-from sde_toolkit.likelihood.bounds import continuous_bound
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.metrics.estimates import Estimate
-from sde_toolkit.metrics.features import digit_features
-from sde_toolkit.models.moments import Moments
-from sde_toolkit.runs.training import train_run
+from sde_toolkit.config import build_dataset
+from sde_toolkit.data import Dataset
+from sde_toolkit.likelihood import (
+    Classification,
+    Endpoint,
+    FlowSolver,
+    classify,
+    continuous_bound,
+    fit_temperature,
+    judge,
+    log_likelihood,
+)
+from sde_toolkit.likelihood.bayes import Density
+from sde_toolkit.metrics import Estimate, digit_features
+from sde_toolkit.models import Moments
+from sde_toolkit.runs import train_run
 from solvers import AB4
 
 WORKDIR = Path("runs/digits-classes")
 CONFIG = "digits_classes"
-FLOW = {"num_probes": 1, "num_steps": 16, "t_min": 1e-5, "batch_size": 297, "seed": 0, "checked": 0}
+FLOW = {
+    "divergence": 1,
+    "t_min": 1e-05,
+    "batch_size": 297,
+    "seed": 0,
+    "num_diagnostic_samples": 0,
+    "solver": FlowSolver(num_steps=16),
+}
 BOUND = {"num_draws": 64, "control": False, "t_min": 1e-5, "batch_size": 297, "seed": 0}
 
 
@@ -47,7 +61,9 @@ def densities(moments: Moments | None) -> dict[str, Density]:
     """Name -> log p(x | k); the flow in coordinates and with a control variate that all classes share."""
     return {
         "bound": functools.partial(continuous_bound, **BOUND),
-        "flow": functools.partial(log_likelihood, method=AB4, moments=moments, **FLOW),
+        "flow": functools.partial(
+            log_likelihood, solver=FlowSolver(method=AB4), endpoint=Endpoint(moments=moments), **FLOW
+        ),
     }
 
 

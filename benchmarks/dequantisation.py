@@ -28,25 +28,25 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import write_result
-from sde_toolkit.config.builders import build_dataset
-from sde_toolkit.data.dataset import Dataset
-from sde_toolkit.likelihood.dequantize import (
+from sde_toolkit.config import build_dataset
+from sde_toolkit.data import Dataset
+from sde_toolkit.likelihood import (
     Dequantizer,
+    FlowSolver,
     PlaceFlow,
     TruncatedNormalDequantizer,
     UniformDequantizer,
     VariationalDequantizer,
     discrete_log_likelihood,
+    log_likelihood,
     train_dequantizer,
 )
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.models.network import NetworkModel
-from sde_toolkit.runs.store import open_shipped
-from sde_toolkit.runs.training import train_run
+from sde_toolkit.models import NetworkModel
+from sde_toolkit.runs import open_shipped, train_run
 
 WORKDIR = Path("runs/digits-centres")
 IMAGES, DRAWS, SEED = 32, 16, 0
-FLOW = {"num_probes": 1, "rtol": 0.03, "atol": 0.03, "checked": 0}
+FLOW = {"divergence": 1, "num_diagnostic_samples": 0, "solver": FlowSolver(rtol=0.03, atol=0.03)}
 PLACES = {"num_maps": 2, "width": 24}
 TRAINING = {"num_steps": 400, "batch_size": 64, "learning_rate": 3e-3}
 

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sde_toolkit.models.exact import ExactData, ExactModel, Gaussian, GaussianMixture
-from sde_toolkit.sdes.sde import VESDE, VPSDE, ForwardSDE, LinearBeta
+from sde_toolkit.models import ExactData, ExactModel, Gaussian, GaussianMixture
+from sde_toolkit.sdes import VESDE, VPSDE, ForwardSDE, LinearBeta
 from solvers.brownian import Normals
 
 NUM_POINTS = 256

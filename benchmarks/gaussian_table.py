@@ -37,19 +37,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import write_result
-from sde_toolkit.data.toy import digits
-from sde_toolkit.models.exact import ExactModel, Gaussian
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.samplers.equations import probability_flow
-from sde_toolkit.samplers.presets.one_step import (
+from sde_toolkit.data import digits
+from sde_toolkit.models import ExactModel, Gaussian, ScoreModel, Wrapper
+from sde_toolkit.samplers import (
+    Sampler,
     ancestral,
     euler,
     euler_maruyama,
     exponential_integrator,
     heun,
+    probability_flow,
 )
-from sde_toolkit.samplers.sampler import Sampler
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from solvers import RK4
 from solvers.brownian import STEPS
 
@@ -67,19 +66,17 @@ PUBLISHED = {
 """(sampler, t_min) -> the printed errors at ``POINTS``."""
 
 
-class Watched(ScoreModel):
-    """A model that remembers the last state it saw."""
+class Watched(Wrapper):
+    """A model that remembers the last state it was evaluated at."""
 
     def __init__(self, model: ScoreModel) -> None:
-        self.model, self.state = model, torch.empty(0)
-        self.moments = model.moments
-        self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+        super().__init__(model)
+        self.state = torch.empty(0)
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The model's own prediction."""
         self.state = x_t
-        return self.model.raw(x_t, t)
+        return self.model.raw(x_t, t, condition)
 
 
 class OrthogonalDraws:

@@ -31,13 +31,18 @@ from torch import Tensor
 
 from benchmarks.flows import mixture
 from benchmarks.record import write_result
-from sde_toolkit.data.toy import digits
-from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.runs.store import open_shipped
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.data import digits
+from sde_toolkit.likelihood import (
+    Divergence,
+    Endpoint,
+    ExactDivergence,
+    FlowSolver,
+    Hutchinson,
+    log_likelihood,
+)
+from sde_toolkit.models import ExactModel, ScoreModel
+from sde_toolkit.runs import open_shipped
+from sde_toolkit.sdes import VPSDE
 from solvers import AB2, AB3, AB4, DOPRI5, Method
 from solvers.terms import expand_like
 
@@ -112,11 +117,11 @@ def ours(problem: Problem, divergence: Divergence, method: Method, **options: An
         problem.model,
         problem.x,
         divergence=divergence,
-        method=method,
         t_min=T_MIN,
-        prior=problem.prior,
         seed=SEED,
-        checked=0,
+        num_diagnostic_samples=0,
+        solver=FlowSolver(method=method),
+        endpoint=Endpoint(prior=problem.prior),
         **options,
     )
     return found.nats, float(found.nfe.double().mean())
@@ -136,13 +141,24 @@ def digits_problem() -> Problem:
     model = open_shipped("digits").model
     x = digits().scaled_test()[:64]
     prior = model.sde.prior_log_prob
-    fine = log_likelihood(model, x, method=AB4, num_steps=80, t_min=T_MIN, prior=prior, checked=0)
+    fine = log_likelihood(
+        model,
+        x,
+        t_min=T_MIN,
+        num_diagnostic_samples=0,
+        solver=FlowSolver(method=AB4, num_steps=80),
+        endpoint=Endpoint(prior=prior),
+    )
     return Problem("digits network", model, x, prior, fine.nats)
 
 
 def rows_of(problem: Problem) -> list[Row]:
     """The baseline, then ours: fixed grids and tolerances, one probe, a few, and the exact divergence."""
-    fine = {"rtol": FINE, "atol": FINE} if problem.x.dtype == torch.float64 else {"num_steps": 160}
+    fine = (
+        {"solver": FlowSolver(rtol=FINE, atol=FINE)}
+        if problem.x.dtype == torch.float64
+        else {"solver": FlowSolver(num_steps=160)}
+    )
     rows = [
         Row(
             "published, one probe",
@@ -155,10 +171,13 @@ def rows_of(problem: Problem) -> list[Row]:
     choices += [("two probes", few), ("exact", ExactDivergence())] if problem.x[0].numel() < 16 else []
     for label, divergence in choices:
         settings: list[tuple[str, Method, dict[str, Any]]] = [
-            *((f"ab2 {n} steps", AB2, {"num_steps": n}) for n in (5, 7)),
-            *((f"ab3 {n} steps", AB3, {"num_steps": n}) for n in (7, 9)),
-            *((f"ab4 {n} steps", AB4, {"num_steps": n}) for n in (10, 16, 24, 36, 56)),
-            *((f"dopri5 {tol:.0e}", DOPRI5, {"rtol": tol, "atol": tol}) for tol in (1e-3, 1e-5)),
+            *((f"ab2 {n} steps", AB2, {"solver": FlowSolver(num_steps=n)}) for n in (5, 7)),
+            *((f"ab3 {n} steps", AB3, {"solver": FlowSolver(num_steps=n)}) for n in (7, 9)),
+            *((f"ab4 {n} steps", AB4, {"solver": FlowSolver(num_steps=n)}) for n in (10, 16, 24, 36, 56)),
+            *(
+                (f"dopri5 {tol:.0e}", DOPRI5, {"solver": FlowSolver(rtol=tol, atol=tol)})
+                for tol in (1e-3, 1e-5)
+            ),
         ]
         method = DOPRI5 if "rtol" in fine else AB4
         for name, way, options in settings:

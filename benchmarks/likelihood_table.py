@@ -28,12 +28,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import digits, write_result
-from sde_toolkit.config.builders import build_dataset, likelihood_options
-from sde_toolkit.config.likelihood_fields import DEQUANTIZERS
-from sde_toolkit.likelihood.bounds import Bound, continuous_bound, discrete_bound
-from sde_toolkit.likelihood.divergence import Hutchinson
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.runs.store import Run, open_run, open_shipped
+from sde_toolkit.config import DEQUANTIZERS, build_dataset, likelihood_options
+from sde_toolkit.likelihood import (
+    Bound,
+    BoundDraws,
+    Hutchinson,
+    continuous_bound,
+    discrete_bound,
+    log_likelihood,
+)
+from sde_toolkit.runs import Run, open_run, open_shipped
 from solvers import Normals
 
 DRAWS = 64
@@ -47,7 +51,7 @@ Nats = tuple[Tensor, Tensor]
 
 def flow(run: Run, x_t: Tensor, t_min: float) -> Nats:
     """By the probability flow, with random probes."""
-    options = likelihood_options(run.config) | {"t_min": t_min, "checked": 0}
+    options = likelihood_options(run.config) | {"t_min": t_min, "num_diagnostic_samples": 0}
     found = log_likelihood(run.model, x_t, **options | {"divergence": Hutchinson(PROBES)})
     assert found.standard_error is not None
     return found.nats.double(), found.standard_error.double()
@@ -58,14 +62,15 @@ def bounds(run: Run, x: Tensor) -> dict[str, Nats]:
     t_min, batch_size = run.config.likelihood.t_min, run.config.likelihood.batch_size
     found: dict[str, Bound] = {
         f"continuous bound, {DRAWS} draws": continuous_bound(
-            run.model, x, num_draws=DRAWS, t_min=t_min, batch_size=batch_size
+            run.model, x, t_min=t_min, batch_size=batch_size, draws=BoundDraws(num_draws=DRAWS)
         )
     }
     for num_steps, variance in CHAINS:
+        chain = run.model.sde.discretize(num_steps)
+        draws = BoundDraws(num_draws=None if num_steps <= 100 else 2 * DRAWS)
         found[f"chain, N = {num_steps}, {variance} variance"] = discrete_bound(
-            run.model, x, run.model.sde.discretize(num_steps), variance=variance, batch_size=batch_size,
-            num_terms=None if num_steps <= 100 else 2 * DRAWS,
-        )  # fmt: skip
+            run.model, x, chain, variance=variance, batch_size=batch_size, draws=draws
+        )
     return {name: (bound.nats, bound.standard_error) for name, bound in found.items()}
 
 

@@ -28,12 +28,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import digits, write_result
-from sde_toolkit.config.builders import build_dataset, held_out, likelihood_options
-from sde_toolkit.likelihood.bounds import continuous_bound
-from sde_toolkit.likelihood.flow import log_likelihood
-from sde_toolkit.runs.store import Run
-from sde_toolkit.runs.training import train_run
-from sde_toolkit.training.loop import StepInfo
+from sde_toolkit.config import build_dataset, held_out, likelihood_options
+from sde_toolkit.likelihood import BoundDraws, continuous_bound, log_likelihood
+from sde_toolkit.runs import Run, train_run
+from sde_toolkit.training import StepInfo
 
 CONFIG = "digits_likelihood"
 ARMS: dict[str, dict[str, Any]] = {
@@ -66,13 +64,11 @@ def judge(run: Run) -> dict[str, Tensor]:
     """Bits per dimension of every held-out example, by the flow and by the bound, each with shape (M,)."""
     dataset = build_dataset(run.config)
     x = held_out(run.config, dataset)
-    options = likelihood_options(run.config) | {"checked": 0}
+    options = likelihood_options(run.config) | {"num_diagnostic_samples": 0}
     options["log_det_per_dim"] = dataset.scaling.log_det_per_dim
     flow = log_likelihood(run.model, x, **options)
-    bound = continuous_bound(
-        run.model, x, num_draws=DRAWS, log_det_per_dim=dataset.scaling.log_det_per_dim,
-        t_min=options["t_min"], batch_size=options["batch_size"],
-    )  # fmt: skip
+    same = {name: options[name] for name in ("log_det_per_dim", "t_min", "batch_size")}
+    bound = continuous_bound(run.model, x, draws=BoundDraws(num_draws=DRAWS), **same)
     return {"flow": flow.bits_per_dim.double(), "bound": bound.bits_per_dim}
 
 

@@ -34,11 +34,9 @@ from torch import Tensor
 from benchmarks.orders import TOLERANCE
 from benchmarks.record import write_result
 from sde_toolkit import samplers
-from sde_toolkit.models.exact import ExactData, ExactModel, Gaussian, GaussianMixture
-from sde_toolkit.samplers import grids
-from sde_toolkit.samplers.equations import in_angle, in_lam, in_nsr
-from sde_toolkit.samplers.sampler import Sampler
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.models import ExactData, ExactModel, Gaussian, GaussianMixture
+from sde_toolkit.samplers import Sampler, grids, in_angle, in_lam, in_nsr
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers import HEUN, RK4, SHARK, SOSRA, Adams, AdditiveRungeKutta, Normals
 from solvers.brownian import AREA, STEPS

@@ -33,8 +33,8 @@ from torch import Tensor
 from benchmarks.orders import TOLERANCE
 from benchmarks.preset_orders import END, STOCHASTIC, Make
 from benchmarks.record import write_result
-from sde_toolkit.models.exact import ExactModel, GaussianMixture
-from sde_toolkit.sdes.sde import VPSDE, CustomSDE
+from sde_toolkit.models import ExactModel, GaussianMixture
+from sde_toolkit.sdes import VPSDE, CustomSDE
 from sde_toolkit.utils import Stream
 from solvers import AdditiveRungeKutta, NoiseSource, Normals
 from solvers.brownian import AREA, STEPS

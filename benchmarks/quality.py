@@ -20,11 +20,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.record import RESULTS, write_result
 from sde_toolkit import samplers
-from sde_toolkit.metrics.distances import energy_distance
-from sde_toolkit.models.exact import ExactModel, GaussianMixture
-from sde_toolkit.samplers.correctors import AnnealedLangevin
-from sde_toolkit.samplers.sampler import Sampler
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.metrics import energy_distance
+from sde_toolkit.models import ExactModel, GaussianMixture
+from sde_toolkit.samplers import AnnealedLangevin, Sampler
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers import Normals
 

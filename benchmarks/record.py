@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import sde_toolkit
-from sde_toolkit.utils.files import atomic_write
+from sde_toolkit.utils import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "scipy", "torchsde", "diffusers", "matplotlib")

@@ -1,4 +1,5 @@
-# The public names and where they live; `sde_toolkit/__init__.py` loads them from here, lazily.
+# The public names and the rooms they come from.  `sde_toolkit/__init__.py` loads them from here on first use;
+# editors and type checkers read them from here too.
 from . import cli as cli
 from . import config as config
 from . import data as data
@@ -13,303 +14,110 @@ from . import samplers as samplers
 from . import sdes as sdes
 from . import training as training
 from . import utils as utils
-from .data import (
-    Dataset as Dataset,
-)
-from .data import (
-    Scaling as Scaling,
-)
-from .data import (
-    digits as digits,
-)
-from .data import (
-    from_array as from_array,
-)
-from .guidance import (
-    DynamicThreshold as DynamicThreshold,
-)
-from .guidance import (
-    StaticThreshold as StaticThreshold,
-)
-from .guidance import (
-    thresholded as thresholded,
-)
-from .likelihood import (
-    Bound as Bound,
-)
-from .likelihood import (
-    Budget as Budget,
-)
-from .likelihood import (
-    Classification as Classification,
-)
-from .likelihood import (
-    ExactDivergence as ExactDivergence,
-)
-from .likelihood import (
-    Hutchinson as Hutchinson,
-)
-from .likelihood import (
-    HutchPlusPlus as HutchPlusPlus,
-)
-from .likelihood import (
-    Latents as Latents,
-)
-from .likelihood import (
-    LogLikelihood as LogLikelihood,
-)
-from .likelihood import (
-    TruncatedNormalDequantizer as TruncatedNormalDequantizer,
-)
-from .likelihood import (
-    UniformDequantizer as UniformDequantizer,
-)
-from .likelihood import (
-    VariationalDequantizer as VariationalDequantizer,
-)
-from .likelihood import (
-    continuous_bound as continuous_bound,
-)
-from .likelihood import (
-    decode as decode,
-)
-from .likelihood import (
-    differentiable_log_likelihood as differentiable_log_likelihood,
-)
-from .likelihood import (
-    discrete_bound as discrete_bound,
-)
-from .likelihood import (
-    discrete_log_likelihood as discrete_log_likelihood,
-)
-from .likelihood import (
-    encode as encode,
-)
-from .likelihood import (
-    fit_temperature as fit_temperature,
-)
-from .likelihood import (
-    interpolate as interpolate,
-)
-from .likelihood import (
-    log_likelihood as log_likelihood,
-)
-from .likelihood import (
-    train_dequantizer as train_dequantizer,
-)
-from .metrics import (
-    Estimate as Estimate,
-)
-from .metrics import (
-    energy_distance as energy_distance,
-)
-from .metrics import (
-    frechet_distance as frechet_distance,
-)
-from .metrics import (
-    mmd as mmd,
-)
-from .metrics import (
-    sliced_wasserstein as sliced_wasserstein,
-)
-from .models import (
-    ExactModel as ExactModel,
-)
-from .models import (
-    Gaussian as Gaussian,
-)
-from .models import (
-    GaussianMixture as GaussianMixture,
-)
-from .models import (
-    IndexedModel as IndexedModel,
-)
-from .models import (
-    Moments as Moments,
-)
-from .models import (
-    NetworkModel as NetworkModel,
-)
-from .models import (
-    ScoreModel as ScoreModel,
-)
-from .networks import (
-    MLP as MLP,
-)
-from .networks import (
-    UNet as UNet,
-)
-from .runs import (
-    Run as Run,
-)
-from .runs import (
-    open_run as open_run,
-)
-from .runs import (
-    open_shipped as open_shipped,
-)
-from .samplers import (
-    AnnealedLangevin as AnnealedLangevin,
-)
-from .samplers import (
-    Langevin as Langevin,
-)
-from .samplers import (
-    Restart as Restart,
-)
-from .samplers import (
-    Sampler as Sampler,
-)
-from .samplers import (
-    Samples as Samples,
-)
-from .samplers import (
-    StepInfo as StepInfo,
-)
-from .samplers import (
-    adaptive as adaptive,
-)
-from .samplers import (
-    adaptive_sde as adaptive_sde,
-)
-from .samplers import (
-    ancestral as ancestral,
-)
-from .samplers import (
-    bosh3 as bosh3,
-)
-from .samplers import (
-    ddim as ddim,
-)
-from .samplers import (
-    ddpm as ddpm,
-)
-from .samplers import (
-    default as default,
-)
-from .samplers import (
-    deis as deis,
-)
-from .samplers import (
-    deis_rho_rk as deis_rho_rk,
-)
-from .samplers import (
-    dopri5 as dopri5,
-)
-from .samplers import (
-    dpm_solver as dpm_solver,
-)
-from .samplers import (
-    dpm_solver_pp as dpm_solver_pp,
-)
-from .samplers import (
-    dpm_solver_pp_2s as dpm_solver_pp_2s,
-)
-from .samplers import (
-    edm as edm,
-)
-from .samplers import (
-    er_sde as er_sde,
-)
-from .samplers import (
-    eta_family as eta_family,
-)
-from .samplers import (
-    euler as euler,
-)
-from .samplers import (
-    euler_maruyama as euler_maruyama,
-)
-from .samplers import (
-    exponential_adams as exponential_adams,
-)
-from .samplers import (
-    exponential_integrator as exponential_integrator,
-)
-from .samplers import (
-    foreign_sde as foreign_sde,
-)
-from .samplers import (
-    heun as heun,
-)
-from .samplers import (
-    ipndm as ipndm,
-)
-from .samplers import (
-    lms as lms,
-)
-from .samplers import (
-    pndm as pndm,
-)
-from .samplers import (
-    predictor_corrector as predictor_corrector,
-)
-from .samplers import (
-    restarting as restarting,
-)
-from .samplers import (
-    reverse_diffusion as reverse_diffusion,
-)
-from .samplers import (
-    sa_solver as sa_solver,
-)
-from .samplers import (
-    sde_dpm_solver_pp as sde_dpm_solver_pp,
-)
-from .samplers import (
-    sra as sra,
-)
-from .samplers import (
-    stochastic_heun as stochastic_heun,
-)
-from .samplers import (
-    unip as unip,
-)
-from .samplers import (
-    unipc as unipc,
-)
-from .sdes import (
-    VESDE as VESDE,
-)
-from .sdes import (
-    VPSDE as VPSDE,
-)
-from .sdes import (
-    Chain as Chain,
-)
-from .sdes import (
-    ChainSDE as ChainSDE,
-)
-from .sdes import (
-    CosineBeta as CosineBeta,
-)
-from .sdes import (
-    CustomSDE as CustomSDE,
-)
-from .sdes import (
-    ForwardSDE as ForwardSDE,
-)
-from .sdes import (
-    LinearBeta as LinearBeta,
-)
-from .sdes import (
-    SubVPSDE as SubVPSDE,
-)
-from .training import (
-    ChainLoss as ChainLoss,
-)
-from .training import (
-    DenoisingLoss as DenoisingLoss,
-)
-from .training import (
-    Optimization as Optimization,
-)
-from .training import (
-    TrainState as TrainState,
-)
-from .training import (
-    fit as fit,
-)
+from .data import Dataset as Dataset
+from .data import Scaling as Scaling
+from .data import digits as digits
+from .data import from_array as from_array
+from .guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
+from .guidance import DynamicThreshold as DynamicThreshold
+from .guidance import StaticThreshold as StaticThreshold
+from .guidance import guided as guided
+from .guidance import thresholded as thresholded
+from .likelihood import Bound as Bound
+from .likelihood import Budget as Budget
+from .likelihood import Classification as Classification
+from .likelihood import Endpoint as Endpoint
+from .likelihood import ExactDivergence as ExactDivergence
+from .likelihood import FlowSolver as FlowSolver
+from .likelihood import Hutchinson as Hutchinson
+from .likelihood import HutchPlusPlus as HutchPlusPlus
+from .likelihood import Latents as Latents
+from .likelihood import LogLikelihood as LogLikelihood
+from .likelihood import TruncatedNormalDequantizer as TruncatedNormalDequantizer
+from .likelihood import UniformDequantizer as UniformDequantizer
+from .likelihood import VariationalDequantizer as VariationalDequantizer
+from .likelihood import continuous_bound as continuous_bound
+from .likelihood import decode as decode
+from .likelihood import differentiable_log_likelihood as differentiable_log_likelihood
+from .likelihood import discrete_bound as discrete_bound
+from .likelihood import discrete_log_likelihood as discrete_log_likelihood
+from .likelihood import encode as encode
+from .likelihood import fit_temperature as fit_temperature
+from .likelihood import interpolate as interpolate
+from .likelihood import log_likelihood as log_likelihood
+from .likelihood import train_dequantizer as train_dequantizer
+from .metrics import Estimate as Estimate
+from .metrics import energy_distance as energy_distance
+from .metrics import frechet_distance as frechet_distance
+from .metrics import mmd as mmd
+from .metrics import sliced_wasserstein as sliced_wasserstein
+from .models import ExactModel as ExactModel
+from .models import Gaussian as Gaussian
+from .models import GaussianMixture as GaussianMixture
+from .models import IndexedModel as IndexedModel
+from .models import Moments as Moments
+from .models import NetworkModel as NetworkModel
+from .models import ScoreModel as ScoreModel
+from .networks import MLP as MLP
+from .networks import UNet as UNet
+from .runs import Run as Run
+from .runs import open_run as open_run
+from .runs import open_shipped as open_shipped
+from .samplers import AnnealedLangevin as AnnealedLangevin
+from .samplers import Langevin as Langevin
+from .samplers import Restart as Restart
+from .samplers import Sampler as Sampler
+from .samplers import Samples as Samples
+from .samplers import StepInfo as StepInfo
+from .samplers import adaptive as adaptive
+from .samplers import adaptive_sde as adaptive_sde
+from .samplers import ancestral as ancestral
+from .samplers import bosh3 as bosh3
+from .samplers import calibrate as calibrate
+from .samplers import ddim as ddim
+from .samplers import ddpm as ddpm
+from .samplers import default as default
+from .samplers import deis as deis
+from .samplers import deis_rho_rk as deis_rho_rk
+from .samplers import dopri5 as dopri5
+from .samplers import dpm_solver as dpm_solver
+from .samplers import dpm_solver_pp as dpm_solver_pp
+from .samplers import dpm_solver_pp_2s as dpm_solver_pp_2s
+from .samplers import edm as edm
+from .samplers import er_sde as er_sde
+from .samplers import eta_family as eta_family
+from .samplers import euler as euler
+from .samplers import euler_maruyama as euler_maruyama
+from .samplers import exponential_adams as exponential_adams
+from .samplers import exponential_integrator as exponential_integrator
+from .samplers import foreign_sde as foreign_sde
+from .samplers import heun as heun
+from .samplers import ipndm as ipndm
+from .samplers import lms as lms
+from .samplers import pndm as pndm
+from .samplers import predictor_corrector as predictor_corrector
+from .samplers import restarting as restarting
+from .samplers import reverse_diffusion as reverse_diffusion
+from .samplers import sa_solver as sa_solver
+from .samplers import sde_dpm_solver_pp as sde_dpm_solver_pp
+from .samplers import sra as sra
+from .samplers import stochastic_heun as stochastic_heun
+from .samplers import unip as unip
+from .samplers import unipc as unipc
+from .sdes import VESDE as VESDE
+from .sdes import VPSDE as VPSDE
+from .sdes import Chain as Chain
+from .sdes import ChainSDE as ChainSDE
+from .sdes import CosineBeta as CosineBeta
+from .sdes import CustomSDE as CustomSDE
+from .sdes import ForwardSDE as ForwardSDE
+from .sdes import LinearBeta as LinearBeta
+from .sdes import SubVPSDE as SubVPSDE
+from .training import ChainLoss as ChainLoss
+from .training import DenoisingLoss as DenoisingLoss
+from .training import Optimization as Optimization
+from .training import TrainState as TrainState
+from .training import fit as fit
 
 __version__: str
 
@@ -324,14 +132,17 @@ __all__ = [
     "ChainLoss",
     "ChainSDE",
     "Classification",
+    "ClassifierFreeGuidance",
     "CosineBeta",
     "CustomSDE",
     "Dataset",
     "DenoisingLoss",
     "DynamicThreshold",
+    "Endpoint",
     "Estimate",
     "ExactDivergence",
     "ExactModel",
+    "FlowSolver",
     "ForwardSDE",
     "Gaussian",
     "GaussianMixture",
@@ -363,6 +174,7 @@ __all__ = [
     "adaptive_sde",
     "ancestral",
     "bosh3",
+    "calibrate",
     "continuous_bound",
     "ddim",
     "ddpm",
@@ -392,6 +204,7 @@ __all__ = [
     "foreign_sde",
     "frechet_distance",
     "from_array",
+    "guided",
     "heun",
     "interpolate",
     "ipndm",

@@ -12,13 +12,14 @@ from solvers.brownian import BrownianMotion, NoiseSource, Normals, StepNormals
 from solvers.control import Adaptive, FixedGrid
 from solvers.dense import DenseOutput
 from solvers.exponential import ETD_RK2, ETD_RK3, ExponentialRungeKutta
+from solvers.forms import Form, Steps
 from solvers.integrate import solve
 from solvers.integrator import Integrator
 from solvers.interval import Interval, Step
 from solvers.methods import EULER_MARUYAMA, RECURSION, EulerMaruyama, Method, RecursionStep, RungeKutta
 from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
 from solvers.saving import END, SaveAt
-from solvers.schemes import Form, SchemeMethod, Steps
+from solvers.schemes import SchemeMethod
 from solvers.solution import Solution, SolverError, Stats, Status
 from solvers.stochastic import (
     MILSTEIN,

@@ -1,9 +1,9 @@
 """The loop: a term, a method and a rule for the steps make a solution.
 
-Every sample of the batch is a problem of its own.  On a fixed grid all take the same steps, and nothing on
-the way waits for the device; only at the end is the result looked at, and a run that ended badly is repeated
-with a look at every step, to say where it broke.  Under adaptive control each sample has its own time, step
-size, error and status (``solvers.adaptive``).
+Every sample of the batch is a problem of its own.  On a fixed grid all take the same steps, and no step waits
+for the device: the states are checked once, at the end, and a run that failed is repeated with a check after
+every step, to find where it broke.  Under adaptive control each sample has its own time, step size, error and
+status (``solvers.adaptive``).
 
 Status of a sample: SUCCESS; NONFINITE, the state or its error estimate became nan or inf; STEP_UNDERFLOW;
 MAX_STEPS.
@@ -89,8 +89,8 @@ def solve(
         path = path_between(control.t0, control.t1, noise) if isinstance(term, SDE) else None
         solution, t, h = run_adaptive(term, Counter(), y0, method, control, path, save)
         return finish(solution, t, h, throw)
-    if isinstance(method, SchemeMethod) and method.ahead and (after_step is not None or save != END):
-        method = replace(method, watched=True)
+    if isinstance(method, SchemeMethod) and method.evaluates_end and (after_step is not None or save != END):
+        method = replace(method, exposed=True)
     motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
     plan = method.prepare(term, control, y0) if plan is None else plan
     solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint, plan)
@@ -145,7 +145,7 @@ def _check(
 
 
 class Counter:
-    """Counts the evaluations of a drift, and looks at what the first one returns."""
+    """Counts the evaluations of a drift, and checks what the first one returns."""
 
     def __init__(self) -> None:
         self.calls = 0

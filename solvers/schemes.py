@@ -32,91 +32,10 @@ from torch import Tensor
 
 from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
+from solvers.forms import DRAW, STATE, Form, Steps
 from solvers.interval import Interval, Step
 from solvers.methods import Method, increment
 from solvers.terms import Scheme
-
-Coefficient = float | Tensor
-
-_STATE, _DRAW = -2, -1
-
-
-class Form:
-    """A linear combination of the state, the draw and evaluations; coefficients are numbers or tensors (N,).
-
-    Forms add and subtract, and are multiplied and divided by coefficients; nothing else.
-    """
-
-    __slots__ = ("coefficients",)
-
-    def __init__(self, coefficients: dict[int, Coefficient]) -> None:
-        self.coefficients = coefficients
-
-    def __add__(self, other: Form) -> Form:
-        if not isinstance(other, Form):
-            return NotImplemented
-        total = dict(self.coefficients)
-        for key, c in other.coefficients.items():
-            total[key] = total[key] + c if key in total else c
-        return Form(total)
-
-    def __mul__(self, factor: Coefficient) -> Form:
-        return Form({key: factor * c for key, c in self.coefficients.items()})
-
-    __rmul__ = __mul__
-
-    def __sub__(self, other: Form) -> Form:
-        return self + other * -1.0
-
-    def __neg__(self) -> Form:
-        return self * -1.0
-
-    def __truediv__(self, divisor: Coefficient) -> Form:
-        return Form({key: c / divisor for key, c in self.coefficients.items()})
-
-
-class Steps:
-    """What a rule sees of N steps that are alike, the steps first, ..., first + N - 1 of a grid.
-
-    Attributes:
-        grid: all times of the grid, float64.
-        t, s: where the steps start and end, with shape (N,).
-        past: the same for the starts of the steps before, the latest first.
-        y, z: the state at t and the draw, as forms.
-        values: evaluations as forms, the newest first: at (t, y), then at the times ``past``.
-        last: whether this is the last step of the run, set apart from the others.
-    """
-
-    def __init__(self, grid: Tensor, first: int, count: int, nodes: int) -> None:
-        self.grid, self._first, self._end = grid, first, first + count
-        self.last = count == 1 and self._end == len(grid) - 1
-        self.t, self.s, *past = self.of(grid, max(nodes - 1, 0))
-        self.past = tuple(past)
-        self.y, self.z = Form({_STATE: 1.0}), Form({_DRAW: 1.0})
-        self.values: tuple[Form, ...] = tuple(Form({j: 1.0}) for j in range(nodes))
-        self.looks: list[tuple[Tensor, Form]] = []
-        self.kept: int | None = None
-
-    def of(self, table: Tensor, past: int) -> list[Tensor]:
-        """Entries of a table with one value per time of the grid: at t, at s, at the ``past`` starts
-        before."""
-        first, end = self._first, self._end
-        return [table[first - m : end - m] for m in (0, -1, *range(1, past + 1))]
-
-    @property
-    def order(self) -> int:
-        """Number of evaluations at hand: how many nodes a formula may use."""
-        return len(self.values)
-
-    def evaluate(self, time: Tensor, form: Form) -> Form:
-        """One more evaluation, at the times ``time`` (N,) and the state ``form``."""
-        self.looks.append((time, form))
-        return Form({len(self.values) + len(self.looks) - 1: 1.0})
-
-    def ahead(self, form: Form) -> Form:
-        """An evaluation at the end of the step, which serves the next step as its first."""
-        self.kept = len(self.values) + len(self.looks)
-        return self.evaluate(self.s, form)
 
 
 class Combination(NamedTuple):
@@ -141,7 +60,7 @@ class Combination(NamedTuple):
         return out
 
 
-class Look(NamedTuple):
+class Evaluation(NamedTuple):
     """One evaluation: when, where (None: at the state itself), and Q / P (None where P = 0).
 
     What is stored is y + Q / P N, or N where P = 0: the missing factor, P or Q, is in the coefficients.
@@ -156,27 +75,27 @@ class Program(NamedTuple):
     """One step in numbers: how many past evaluations it uses, its own, its result, which one is kept."""
 
     past: int
-    looks: tuple[Look, ...]
+    evaluations: tuple[Evaluation, ...]
     result: Combination
     kept: int | None
     noisy: bool
 
 
-class Ahead(NamedTuple):
-    """One step of a method that looks ahead, from prediction to prediction: the correction of a step is part
-    of the next one, and both are one combination.
+class JoinedStep(NamedTuple):
+    """One step of a method that evaluates its end, from prediction to prediction: the correction of a step is
+    part of the next one, and both are one combination.
 
     Attributes:
         past: how many past evaluations it uses.
-        look: the evaluation at its start, which comes after them.
+        evaluation: the one at its start, which comes after them.
         onward: the prediction at its end from that at its start.
-        moved: the same from a state that somebody moved, with nothing to correct.
+        moved: the same from a state that was replaced, with nothing to correct.
         corrected: the corrected state at its end from the prediction there, with the next evaluation; None
             in the last step.
     """
 
     past: int
-    look: Look
+    evaluation: Evaluation
     onward: Combination
     moved: Combination
     corrected: Combination | None
@@ -187,7 +106,7 @@ class Carry(NamedTuple):
     prediction behind the state, None if the state was replaced, and the evaluation there, if it was made."""
 
     programs: list[Program]
-    ahead: list[Ahead]
+    joined: list[JoinedStep]
     history: tuple[Tensor, ...] = ()
     prediction: Tensor | None = None
     pending: Tensor | None = None
@@ -204,8 +123,9 @@ class SchemeMethod(Method):
             the rule makes all evaluations itself.
         nfe_per_step: evaluations per step.
         nfe_extra: evaluations beyond those, of the start or, negative, saved in the last step.
-        ahead: whether steps evaluate at their end, with ``Steps.ahead``, and correct what they predicted.
-        watched: whether somebody sees the states between the steps: only then are they corrected there.
+        evaluates_end: whether steps evaluate their end, with ``Steps.evaluate_end``, and correct what they
+            predicted.
+        exposed: whether the states between the steps are handed out: only then are they corrected there.
         lower_final: whether the last steps use at most as many nodes as there are steps left, which steps to
             an infinite time in a logarithmic clock need.
     """
@@ -217,18 +137,22 @@ class SchemeMethod(Method):
     weak_order: float | None = None
     nfe_per_step: int = 1
     nfe_extra: int = 0
-    ahead: bool = False
-    watched: bool = False
+    evaluates_end: bool = False
+    exposed: bool = False
     lower_final: bool = False
     terms = (Scheme,)
 
-    def prepare(self, term: Scheme, grid: FixedGrid, like: Tensor) -> tuple[list[Program], list[Ahead]]:
+    def prepare(self, term: Scheme, grid: FixedGrid, like: Tensor) -> tuple[list[Program], list[JoinedStep]]:
         """The programs of all steps."""
         programs = self._programs(term, grid.ts)
         first = grid.times[0]
-        return programs, _from_predictions(programs, _look(term, first), self.nodes) if self.ahead else []
+        return programs, _from_predictions(
+            programs, _evaluation_of_state(term, first), self.nodes
+        ) if self.evaluates_end else []
 
-    def start(self, term: Scheme, t: Tensor, y: Tensor, plan: tuple[list[Program], list[Ahead]]) -> Carry:
+    def start(
+        self, term: Scheme, t: Tensor, y: Tensor, plan: tuple[list[Program], list[JoinedStep]]
+    ) -> Carry:
         """The plan, no evaluations yet, and a first prediction that is the state itself."""
         return Carry(*plan, prediction=y)
 
@@ -239,13 +163,17 @@ class SchemeMethod(Method):
     def _programs(self, term: Scheme, ts: Tensor) -> list[Program]:
         """The rule in numbers, one program per step."""
         count = len(ts) - 1
-        apart = self.ahead or self.lower_final or (term.apart is not None and term.apart(ts[-1]))
+        alone = int(
+            self.evaluates_end
+            or self.lower_final
+            or (term.separate_end is not None and term.separate_end(ts[-1]))
+        )
         nodes = [min(self.nodes, i + 1, count - i if self.lower_final else count) for i in range(count)]
         traces: list[tuple[Steps, Form]] = []
         first = 0
         while first < count:
             end = first + 1
-            while end < count - apart and nodes[end] == nodes[first]:
+            while end < count - alone and nodes[end] == nodes[first]:
                 end += 1
             steps = Steps(ts, first, end - first, nodes[first])
             result = term.rule(steps)
@@ -263,29 +191,29 @@ class SchemeMethod(Method):
 
     @staticmethod
     def _times(steps: Steps) -> list[Tensor]:
-        """When the values were evaluated, by their keys: those at hand, then the step's own looks."""
+        """When the values were evaluated, by their keys: those at hand, then the step's own evaluations."""
         at_hand = [steps.t, *steps.past] if steps.values else []
-        return [*at_hand, *(time for time, _ in steps.looks)]
+        return [*at_hand, *(time for time, _ in steps.evaluations)]
 
     def _numbers_of(self, steps: Steps, result: Form, *scales: Tensor) -> list[Program]:
         """The programs of steps that are alike; scales are P and Q, by keys."""
         known, count = len(steps.values), len(steps.t)
-        own = int(bool(known) and not self.ahead)
+        own = int(bool(known) and not self.evaluates_end)
         # at run time: past evaluations, the newest first, then those of this step in the order they are made
         order = [*range(own, known), *range(own)]
         position = {key: i for i, key in enumerate(order)}
-        position |= {known + i: known + i for i in range(len(steps.looks))}
-        looks = [(steps.t, steps.y)] * own + steps.looks
-        keys = [0] * own + [known + i for i in range(len(steps.looks))]
+        position |= {known + i: known + i for i in range(len(steps.evaluations))}
+        evaluations = [(steps.t, steps.y)] * own + steps.evaluations
+        keys = [0] * own + [known + i for i in range(len(steps.evaluations))]
         factors, ratios = _factors(*scales) if scales else ([], [])
-        columns = _combinations([form for _, form in looks] + [result], factors, position, count)
-        times = [time.unbind() for time, _ in looks]
+        columns = _combinations([form for _, form in evaluations] + [result], factors, position, count)
+        times = [time.unbind() for time, _ in evaluations]
         kept = known - 1 if own else steps.kept
         programs = []
         for i in range(count):
             *at, combination = (column[i] for column in columns)
             made = tuple(
-                Look(when[i], None if form == _UNMOVED else form, ratios[key][i])
+                Evaluation(when[i], None if form == _UNMOVED else form, ratios[key][i])
                 for when, form, key in zip(times, at, keys, strict=True)
             )
             noisy = bool(combination.draw) or any(form.draw for form in at)
@@ -296,44 +224,44 @@ class SchemeMethod(Method):
         self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
         """The evaluations in turn, then their combination."""
-        if self.ahead:
-            return self._step_ahead(term, interval, y, carry, noise)
-        past, looks, result, kept, noisy = carry.programs[interval.number]
+        if self.evaluates_end:
+            return self._joined_step(term, interval, y, carry, noise)
+        past, evaluations, result, kept, noisy = carry.programs[interval.number]
         z = increment(noise, interval, y) if noisy else None
         history = carry.history
         values = list(history[:past])
-        for look in looks:
-            at = y if look.at is None else look.at(y, values, z)
-            values.append(_evaluate(term, look, at))
+        for evaluation in evaluations:
+            at = y if evaluation.at is None else evaluation.at(y, values, z)
+            values.append(_evaluate(term, evaluation, at))
         if kept is not None:
             history = (values[kept], *history)[: self.nodes - 1]
         return Step(result(y, values, z), None, carry._replace(history=history))
 
-    def _step_ahead(
+    def _joined_step(
         self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
     ) -> Step:
         """From prediction to prediction; whoever is handed the state between steps gets the corrected one."""
         programs, steps, history, prediction, pending = carry
         number = interval.number
-        past, look, onward, moved, corrected = steps[number]
+        past, evaluation, onward, moved, corrected = steps[number]
         z = increment(noise, interval, y) if programs[number].noisy else None
         if prediction is not None:
             y, combination = prediction, onward
-            new = _evaluate(term, look, y) if pending is None else pending
+            new = _evaluate(term, evaluation, y) if pending is None else pending
         else:
-            combination, new = moved, _evaluate(term, look, y)
+            combination, new = moved, _evaluate(term, evaluation, y)
         y = combination(y, [*history[:past], new], z)
         history = (new, *history)[: self.nodes]
-        if not self.watched or corrected is None:
+        if not self.exposed or corrected is None:
             return Step(y, None, Carry(programs, steps, history, y))
         following = steps[number + 1]
-        pending = _evaluate(term, following.look, y)
+        pending = _evaluate(term, following.evaluation, y)
         shown = corrected(y, [*history[: following.past], pending], None)
         return Step(shown, None, Carry(programs, steps, history, y, pending))
 
 
-def _from_predictions(programs: list[Program], first: Look, nodes: int) -> list[Ahead]:
-    """The programs of a method that looks ahead, rewritten.
+def _from_predictions(programs: list[Program], first: Evaluation, nodes: int) -> list[JoinedStep]:
+    """The programs of a method that evaluates its end, rewritten.
 
     Step i predicts p and corrects it to c, with values m_0, m_1, ... at hand and the evaluation at p,
 
@@ -344,14 +272,16 @@ def _from_predictions(programs: list[Program], first: Look, nodes: int) -> list[
     Raises:
         ValueError: a rule that evaluates otherwise, or corrects with another draw.
     """
-    found: list[Ahead] = []
-    look, correction = first, _UNMOVED
+    found: list[JoinedStep] = []
+    evaluation, correction = first, _UNMOVED
     for i, program in enumerate(programs):
-        if len(program.looks) != (i + 1 < len(programs)):
-            raise ValueError("a rule with ahead evaluates once per step, at its end, and not in the last one")
+        if len(program.evaluations) != (i + 1 < len(programs)):
+            raise ValueError(
+                "a rule that evaluates the end evaluates once per step, at its end, and not in the last one"
+            )
         predicted = program.result
-        if program.looks:
-            predicted = program.looks[0].at or _UNMOVED
+        if program.evaluations:
+            predicted = program.evaluations[0].at or _UNMOVED
         past = min(i, nodes)
 
         def own(pairs: tuple[tuple[int, float], ...], past: int = past) -> dict[int, float]:
@@ -363,19 +293,21 @@ def _from_predictions(programs: list[Program], first: Look, nodes: int) -> list[
             onward[position] = onward.get(position, 0.0) + c
         moved = Combination(predicted.state, _pairs(plain), predicted.draw)
         joined = Combination(predicted.state * correction.state, _pairs(onward), predicted.draw)
-        if not program.looks:
-            found.append(Ahead(past, look, joined, moved, None))
+        if not program.evaluations:
+            found.append(JoinedStep(past, evaluation, joined, moved, None))
             break
         ratio = program.result.state / predicted.state
         if abs(program.result.draw - ratio * predicted.draw) > 1e-12 * abs(predicted.draw):
-            raise ValueError("a rule with ahead must correct with the draw that it predicted with")
+            raise ValueError(
+                "a rule that evaluates the end must correct with the draw that it predicted with"
+            )
         values = {position: -ratio * c for position, c in predicted.values}
         for position, c in program.result.values:
             at = min(i + 1, nodes) if position == program.past else position
             values[at] = values.get(at, 0.0) + c
         correction = Combination(ratio, _pairs(values), 0.0)
-        found.append(Ahead(past, look, joined, moved, correction))
-        look = program.looks[0]._replace(at=None)
+        found.append(JoinedStep(past, evaluation, joined, moved, correction))
+        evaluation = program.evaluations[0]._replace(at=None)
     return found
 
 
@@ -383,10 +315,11 @@ def _pairs(values: dict[int, float]) -> tuple[tuple[int, float], ...]:
     return tuple((position, c) for position, c in sorted(values.items()) if c != 0)
 
 
-def _evaluate(term: Scheme, look: Look, at: Tensor) -> Tensor:
+def _evaluate(term: Scheme, evaluation: Evaluation, at: Tensor) -> Tensor:
     """at + Q / P N(u, at), or N alone, with shape (B, *)."""
-    raw = term.drift(look.time, at)
-    return raw if look.ratio is None else torch.add(at, raw, alpha=look.ratio)
+    raw = term.drift(evaluation.time, at)
+    ratio = evaluation.ratio
+    return raw if ratio is None else torch.add(at, raw, alpha=ratio)
 
 
 def _scales(term: Scheme, time: Tensor) -> list[Tensor]:
@@ -405,10 +338,10 @@ def _factors(keep: Tensor, factor: Tensor) -> tuple[list[Tensor], list[list[floa
     return list(torch.where(direct, factor, keep).unbind()), ratios
 
 
-def _look(term: Scheme, time: Tensor) -> Look:
+def _evaluation_of_state(term: Scheme, time: Tensor) -> Evaluation:
     """The evaluation of a state itself."""
     _, ratios = _factors(*(x[None] for x in _scales(term, time.reshape(1))))
-    return Look(time, None, ratios[0][0])
+    return Evaluation(time, None, ratios[0][0])
 
 
 def _combinations(
@@ -436,7 +369,7 @@ def _combinations(
     nothing = [0.0] * count
     found = []
     for row in rows:
-        state, draw = row.pop(_STATE, nothing), row.pop(_DRAW, nothing)
+        state, draw = row.pop(STATE, nothing), row.pop(DRAW, nothing)
         values = [(position[key], weights) for key, weights in row.items()]
         found.append(
             [

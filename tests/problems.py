@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from sde_toolkit.models import Wrapper
 from sde_toolkit.models.exact import ExactData, Gaussian, GaussianMixture
 from sde_toolkit.sdes.sde import VESDE, VPSDE, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
 
@@ -65,3 +66,14 @@ SDES: dict[str, ForwardSDE] = {
     # Straight paths (rectified flow), stopped short of the end where alpha vanishes.
     "custom": CustomSDE(alpha=lambda t: 1 - t, sigma=lambda t: t, T=0.99),
 }
+
+
+class RowByRow(Wrapper):
+    """A model that evaluates one sample at a time, so that its bits cannot depend on the batch."""
+
+    def raw(self, x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        times = t.expand(len(x_t))
+        rows = [slice(i, i + 1) for i in range(len(x_t))]
+        given = [None if condition is None else condition[row] for row in rows]
+        parts = [self.model.raw(x_t[row], times[row], c) for row, c in zip(rows, given, strict=True)]
+        return torch.cat(parts)

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.models.exact import GaussianMixture
+from sde_toolkit.models import GaussianMixture
 from solvers import Normals
 
 DIRECTIONS = 64

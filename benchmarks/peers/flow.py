@@ -27,10 +27,9 @@ from benchmarks.flows import FlowProblem
 from benchmarks.peers.models import Look, Peer
 from benchmarks.peers.ours import Entry, FromStart
 from benchmarks.record import digits
-from sde_toolkit.models.network import NetworkModel
-from sde_toolkit.runs.store import open_shipped
-from sde_toolkit.samplers.presets.adaptive_steps import dopri5
-from sde_toolkit.samplers.sampler import T_MIN
+from sde_toolkit.models import NetworkModel
+from sde_toolkit.runs import open_shipped
+from sde_toolkit.samplers import T_MIN, dopri5
 from solvers import Normals, SolverError
 
 EVALUATIONS = (5, 10, 20, 50)

@@ -34,9 +34,9 @@ from benchmarks.peers.energy import deviation_noise, dihedral, estimate, project
 from benchmarks.peers.models import Look, Peer
 from benchmarks.peers.ours import Entry, FromStart
 from benchmarks.record import digits
-from sde_toolkit.models.exact import ExactModel, Gaussian
-from sde_toolkit.samplers.correctors import Langevin
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.models import ExactModel, Gaussian
+from sde_toolkit.samplers import Langevin
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers import Normals, SolverError
 from solvers.brownian import STEPS

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.models import ScoreModel
+from sde_toolkit.sdes import VPSDE
 
 INSTALL = "pip install 'sde-toolkit[peers]'"
 TABLE = 1000

@@ -12,10 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from sde_toolkit import samplers
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.samplers import grids
-from sde_toolkit.samplers.correctors import AnnealedLangevin, Langevin
-from sde_toolkit.samplers.sampler import Sampler
+from sde_toolkit.models import ScoreModel
+from sde_toolkit.samplers import AnnealedLangevin, Langevin, Sampler, grids
 from sde_toolkit.utils import Stream
 from solvers import HEUN, MIDPOINT, RK4, SHARK, SOSRA, SRA1, NoiseSource
 from solvers.brownian import STEPS

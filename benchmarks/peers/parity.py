@@ -20,12 +20,10 @@ from torch import Tensor
 from benchmarks.peers.diffusers import drive, scheduler
 from benchmarks.peers.models import Look
 from sde_toolkit import samplers as s
-from sde_toolkit.models.network import NetworkModel
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.runs.store import open_shipped
-from sde_toolkit.samplers.equations import Level, ReverseSteps, in_lam, scheme
+from sde_toolkit.models import NetworkModel, ScoreModel
+from sde_toolkit.runs import open_shipped
+from sde_toolkit.samplers import T_MIN, NoiseLevels, ReverseSteps, Sampler, in_lam, scheme
 from sde_toolkit.samplers.grids import Explicit
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
 from sde_toolkit.utils import Stream
 from solvers import Normals
 from solvers.brownian import STEPS
@@ -148,7 +146,7 @@ def _sa_solver_with_added_terms(
         def kernel(lam: Tensor) -> Tensor:
             return kappa * torch.exp(-kappa * (s.lam[:, None] - lam))
 
-        def step(nodes: list[Level], m: list[Form]) -> Form:
+        def step(nodes: list[NoiseLevels], m: list[Form]) -> Form:
             x = s.sigma / t.sigma * torch.exp(-(tau**2) * h) * k.x
             for b, m_j in zip(kernel_weights(kernel, [u.lam for u in nodes], t.lam, s.lam), m, strict=True):
                 x = x + s.alpha * b * m_j
@@ -161,7 +159,7 @@ def _sa_solver_with_added_terms(
         x = step(nodes[:past], m[:past])
         if k.last:
             return x
-        return step([s, *nodes[:new]], [k.ahead(x), *m[:new]])
+        return step([s, *nodes[:new]], [k.evaluate_end(x), *m[:new]])
 
     plain = s.sa_solver(num_steps, predictor_steps=past, corrector_steps=new, tau=tau, t_min=t_min, grid=grid)
     return replace(plain, equation=scheme(rule, "data", noisy=tau > 0), denoise=denoise)

@@ -30,10 +30,9 @@ from benchmarks.peers import diffusers as peer_diffusers
 from benchmarks.peers import ours as peer_ours
 from benchmarks.peers.models import Look, Peer
 from benchmarks.peers.ours import Entry, FromStart
-from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.models.score import ScoreModel
-from sde_toolkit.runs.store import open_shipped
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.models import ExactModel, ScoreModel
+from sde_toolkit.runs import open_shipped
+from sde_toolkit.sdes import VPSDE
 from solvers import Normals
 
 ROUNDS = {"mixture8": 15, "digits": 5}
@@ -85,8 +84,9 @@ def _runs(
         sampler = entry.within(nfe, t_min, model)
         assert sampler is not None
         noise = FromStart(x_T, model)
-        counted = sampler.sample(model, len(x_T), noise=noise).nfe
-        run = lambda: sampler.sample(model, len(x_T), noise=noise)  # noqa: E731
+        prepared = sampler.prepare(model)
+        counted = prepared.sample(len(x_T), noise=noise).nfe
+        run = lambda: prepared.sample(len(x_T), noise=noise)  # noqa: E731
         return run, lambda: model.raw(x_T, t), int(counted), (model, "raw")
     look, num_steps = Look(model, t_min), entry.steps_within(nfe)
     y = look.start(x_T)

@@ -43,7 +43,8 @@ def likelihood(options: argparse.Namespace) -> None:
         return
     print(("reused: " if reused else "") + found.sentence)
     if found.budget:
-        print(f"errors of a value: mean correction and size, over {run.config.likelihood.checked} examples")
+        count = run.config.likelihood.num_diagnostic_samples
+        print(f"errors of a value: mean correction and size, over {count} examples")
         print("\n".join(f"  {line}" for line in found.budget))
     for name, mean, error in found.bounds:
         print(f"  {name:<18}{plus_minus(mean, error)} bits/dim, of the stochastic model")

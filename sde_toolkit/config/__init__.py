@@ -1,7 +1,5 @@
 """Configurations: their schema, and the only place where names become objects."""
 
-from ml_collections import FrozenConfigDict as Config
-
 from sde_toolkit.config import configs
 from sde_toolkit.config.base import (
     SCHEMA,
@@ -37,6 +35,7 @@ from sde_toolkit.config.loading import (
     parse_config,
 )
 from sde_toolkit.config.sampler_fields import SAMPLERS
+from sde_toolkit.config.trees import Config
 
 __all__ = [
     "BOUNDS",

@@ -20,8 +20,6 @@ result.  ``build_*`` turn its parts into objects.
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-
 from sde_toolkit import networks
 from sde_toolkit.config import likelihood_fields as likelihood_config
 from sde_toolkit.config.sampler_fields import FIELDS
@@ -30,6 +28,7 @@ from sde_toolkit.config.schema import (
     Variants,
     defaults,
 )
+from sde_toolkit.config.trees import ConfigDict
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
 _NETWORK = {"predicts": "noise", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
@@ -60,6 +59,7 @@ SCHEMA: Schema = {
     "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
                    "metrics": ("energy",), "real": "all"},
 }  # fmt: skip
+"""All sections and fields of a configuration, with their defaults."""
 
 
 def base_config(data: str = "digits", sde: str = "vp", model: str = "unet") -> ConfigDict:

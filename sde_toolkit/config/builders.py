@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from ml_collections import FrozenConfigDict as Config
 from torch import Tensor, nn
 
 from sde_toolkit import data, networks, samplers
@@ -32,6 +31,7 @@ from sde_toolkit.config import likelihood_fields as likelihood_config
 from sde_toolkit.config.names import CALIBRATED_GRID, DISTANCES, EXPLICIT_GRID, GRIDS, OWN_GRID, REAL
 from sde_toolkit.config.sampler_fields import SAMPLERS, fields_of
 from sde_toolkit.config.schema import need
+from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import Candidate, Metric
 from sde_toolkit.models import TIME_SCALE, Moments, NetworkModel, ScoreModel
 from sde_toolkit.samplers import calibrated, grids

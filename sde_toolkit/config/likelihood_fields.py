@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ml_collections import FrozenConfigDict as Config
-
+from sde_toolkit.config.trees import Config
 from sde_toolkit.data import Dataset
 from sde_toolkit.likelihood import (
-    DATA_ENDS,
+    CORRECTIONS,
     PRIORS,
     PROBE_KINDS,
     Dequantizer,
     Divergence,
+    Endpoint,
     ExactDivergence,
+    FlowSolver,
     Hutchinson,
     HutchPlusPlus,
     PlaceFlow,
@@ -30,8 +31,8 @@ from solvers.reference import SciPy
 FIELDS = {
     "split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "probe_kind": "rademacher",
     "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4, "atol": 1e-4, "t_min": 1e-5,
-    "prior": "gaussian", "data_end": "none", "dequantization": "uniform", "num_importance": 1,
-    "bounds": "none", "batch_size": 256, "checked": 8, "seed": 0,
+    "prior": "gaussian", "correction": "none", "dequantization": "uniform", "num_importance": 1,
+    "bounds": "none", "batch_size": 256, "num_diagnostic_samples": 8, "seed": 0,
 }  # fmt: skip
 """The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive."""
 
@@ -76,19 +77,23 @@ NAMES: dict[str, tuple[str, ...]] = {
     "probe_kind": PROBE_KINDS,
     "method": tuple(METHODS),
     "prior": PRIORS,
-    "data_end": DATA_ENDS,
+    "correction": CORRECTIONS,
 }
 """Fields that hold a name, and the names."""
 
 
 def build_options(section: Config) -> dict[str, Any]:
     """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as the section ``likelihood`` says."""
-    if section.checked < 0:
-        raise ValueError(f"config.likelihood.checked must be at least 0, got {section.checked}; 0 is none")
-    same = ("rtol", "atol", "t_min", "prior", "data_end", "seed", "batch_size", "checked")
+    if section.num_diagnostic_samples < 0:
+        raise ValueError(
+            "config.likelihood.num_diagnostic_samples must be at least 0, got "
+            f"{section.num_diagnostic_samples}; 0 is none"
+        )
+    same = ("t_min", "seed", "batch_size", "num_diagnostic_samples")
+    steps = section.num_steps or None
     return {
         **{name: section[name] for name in same},
         "divergence": DIVERGENCES[section.divergence](section),
-        "method": METHODS[section.method],
-        "num_steps": section.num_steps or None,
+        "solver": FlowSolver(METHODS[section.method], section.rtol, section.atol, steps),
+        "endpoint": Endpoint(section.correction, section.prior),
     }

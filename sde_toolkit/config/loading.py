@@ -27,9 +27,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-from ml_collections import FrozenConfigDict as Config
-
 from sde_toolkit import data
 from sde_toolkit.config import configs
 from sde_toolkit.config import likelihood_fields as likelihood_config
@@ -44,6 +41,7 @@ from sde_toolkit.config.schema import (
     read_json,
     to_json,
 )
+from sde_toolkit.config.trees import Config, ConfigDict
 from sde_toolkit.models import PREDICTIONS
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import data, metrics
-from sde_toolkit.metrics import features
 from sde_toolkit.samplers import grids
 
 REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
@@ -20,7 +19,7 @@ REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
 DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
     "frechet": (
         "Frechet distance",
-        lambda: metrics.OnFeatures(features.digit_features(), metrics.FrechetDistance()),
+        lambda: metrics.OnFeatures(metrics.digit_features(), metrics.FrechetDistance()),
     ),
     "sliced_wasserstein": ("sliced Wasserstein", metrics.SlicedWasserstein),
     "energy": ("energy distance", metrics.EnergyDistance),

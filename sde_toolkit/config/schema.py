@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from sde_toolkit.config.trees import Config, ConfigDict
 
 Fields = Mapping[str, Any]
 
@@ -176,7 +176,7 @@ def _variant(fields: Fields) -> str:
     return f" when its name is {fields['name']!r}" if "name" in fields else ""
 
 
-def to_json(config: ConfigDict | FrozenConfigDict) -> str:
+def to_json(config: ConfigDict | Config) -> str:
     """The configuration as JSON with sorted keys; the same configuration gives the same text."""
     return json.dumps(config.to_dict(), sort_keys=True, indent=1, allow_nan=False)
 

@@ -1,24 +1,17 @@
-"""Data sets: examples, and the affine map to model scale with its log-determinant.
+"""Scaling: the affine map between raw data and model scale, and its log-determinant.
 
-Raw data w and model-scale data x are tied by x = scale w + shift.  Continuous sets keep x.  Grey-level sets
-keep the integers v in {0, ..., L - 1}; dequantisation adds u ~ U[0, 1) afresh at every use and maps the L
-bins onto [-1, 1]:
+    x = scale w + shift,      log p(w) = log p(x) + D log_det_per_dim,    log_det_per_dim = mean of log scale
+
+for raw data w and model-scale data x with D dimensions.  Grey levels are integers v in {0, ..., L - 1}.
+Dequantisation adds a u in [0, 1) and maps the L bins onto [-1, 1]:
 
     w = v + u,      x = 2 (v + u) / L - 1,      log |dx/dw| = log(2 / L) per dimension
 
-A density p of x is then, by Jensen's inequality, a bound on the probability of the levels, in bits/dim:
+By Jensen's inequality a density p of x then bounds the probability of the levels, in bits/dim:
 
     -1/D log2 P(v)  <=  -E_u[ log p(x) ] / (D log 2) - log2(2 / L)
 
-Moments are those of the law that training sees, the uniform law on the training examples: for grey levels the
-mean of x is scale (mean(v) + 1/2) + shift and its covariance scale^2 (cov(v) + I/12), without sampling error
-from u.  A set may also be trained on the centres of the bins, u = 1/2 without the I/12: the noise of the
-process at its earliest time then takes the place of u (``sde_toolkit.dequantize``).
-
-The 2-D sets are drawn in model scale: their laws, not their samples, have mean 0 and rms standard deviation
-1, so that closed forms apply to them unchanged.
-
-Reference: Theis et al., "A note on the evaluation of generative models" (1511.01844) for dequantisation.
+Reference: Theis, van den Oord and Bethge, "A Note on the Evaluation of Generative Models" (1511.01844).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What changes a model's prediction while sampling: thresholds of the clean prediction."""
+"""What changes a model's prediction while sampling: thresholds and classifier-free guidance."""
 
+from sde_toolkit.guidance.classifier_free import ClassifierFree, ClassifierFreeGuidance, guided
 from sde_toolkit.guidance.thresholds import (
     DynamicThreshold,
     StaticThreshold,
@@ -9,4 +10,14 @@ from sde_toolkit.guidance.thresholds import (
     thresholded,
 )
 
-__all__ = ["DynamicThreshold", "StaticThreshold", "Threshold", "Thresholded", "Thresholding", "thresholded"]
+__all__ = [
+    "ClassifierFree",
+    "ClassifierFreeGuidance",
+    "DynamicThreshold",
+    "StaticThreshold",
+    "Threshold",
+    "Thresholded",
+    "Thresholding",
+    "guided",
+    "thresholded",
+]

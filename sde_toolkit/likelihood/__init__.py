@@ -2,6 +2,7 @@
 
 from sde_toolkit.likelihood.bayes import (
     Classification,
+    Density,
     Judgement,
     classify,
     fit_temperature,
@@ -10,6 +11,7 @@ from sde_toolkit.likelihood.bayes import (
 )
 from sde_toolkit.likelihood.bounds import (
     Bound,
+    BoundDraws,
     continuous_bound,
     discrete_bound,
 )
@@ -18,12 +20,13 @@ from sde_toolkit.likelihood.budget import (
     Entry,
 )
 from sde_toolkit.likelihood.density import (
-    DATA_ENDS,
+    CORRECTIONS,
     PRIORS,
 )
 from sde_toolkit.likelihood.dequantize import (
     Dequantizer,
     DiscreteLogLikelihood,
+    HasNats,
     PlaceFlow,
     TruncatedNormalDequantizer,
     UniformDequantizer,
@@ -39,9 +42,12 @@ from sde_toolkit.likelihood.divergence import (
     HutchPlusPlus,
 )
 from sde_toolkit.likelihood.flow import (
+    Endpoint,
+    FlowSolver,
     LogLikelihood,
     differentiable_log_likelihood,
     log_likelihood,
+    values_only,
 )
 from sde_toolkit.likelihood.latent import (
     Latents,
@@ -49,19 +55,26 @@ from sde_toolkit.likelihood.latent import (
     encode,
     interpolate,
 )
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 
 __all__ = [
-    "DATA_ENDS",
+    "CORRECTIONS",
+    "LIKELIHOOD_T_MIN",
     "PRIORS",
     "PROBE_KINDS",
     "Bound",
+    "BoundDraws",
     "Budget",
     "Classification",
+    "Density",
     "Dequantizer",
     "DiscreteLogLikelihood",
     "Divergence",
+    "Endpoint",
     "Entry",
     "ExactDivergence",
+    "FlowSolver",
+    "HasNats",
     "HutchPlusPlus",
     "Hutchinson",
     "Judgement",
@@ -84,4 +97,5 @@ __all__ = [
     "log_likelihood",
     "tempered",
     "train_dequantizer",
+    "values_only",
 ]

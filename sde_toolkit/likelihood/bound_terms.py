@@ -25,8 +25,8 @@ from sde_toolkit.models import Moments
 from sde_toolkit.sdes import VARIANCES, Chain, ForwardSDE, Variance
 from solvers.terms import expand_like
 
-TimeSampling = Literal["log_snr", "uniform"]
-TIME_SAMPLINGS: tuple[str, ...] = get_args(TimeSampling)
+BoundTimes = Literal["log_snr", "uniform"]
+BOUND_TIMES: tuple[str, ...] = get_args(BoundTimes)
 
 LearnedVariance = Callable[[Tensor, Tensor], Tensor]
 """(x_i with shape (B, *), i with shape (B,)) -> v with shape (B, *) or (B,): the variance of the step from i
@@ -36,7 +36,7 @@ PAIR = 2
 """Draws in a stratum."""
 
 
-class Gaussian:
+class GaussianControl:
     """The denoiser of N(m, S) at rows of data: its squared error of the noise, and what is expected of it.
 
     Args:
@@ -125,7 +125,7 @@ class Path(ABC):
         without it."""
 
     @abstractmethod
-    def control_total(self, gaussian: Gaussian | None) -> Tensor:
+    def control_total(self, gaussian: GaussianControl | None) -> Tensor:
         """The expectation of ``control`` summed (or integrated) over all terms, with shape () or (B,)."""
 
     @abstractmethod
@@ -146,7 +146,7 @@ class Continuous(Path):
         ValueError: ``t_min`` out of range or without noise.
     """
 
-    def __init__(self, sde: ForwardSDE, t_min: float, num_draws: int, time_sampling: TimeSampling) -> None:
+    def __init__(self, sde: ForwardSDE, t_min: float, num_draws: int, time_sampling: BoundTimes) -> None:
         if not 0 <= t_min < sde.T:
             raise ValueError(f"t_min must lie in [0, T) with T = {sde.T}, got {t_min}")
         ends = torch.tensor([t_min, sde.T], dtype=torch.float64)
@@ -185,7 +185,7 @@ class Continuous(Path):
         """The Gaussian's squared error."""
         return torch.zeros_like(draw.nsr) if error is None else error
 
-    def control_total(self, gaussian: Gaussian | None) -> Tensor:
+    def control_total(self, gaussian: GaussianControl | None) -> Tensor:
         """Its integral."""
         if gaussian is None:
             return torch.zeros((), dtype=torch.float64)
@@ -275,7 +275,7 @@ class Discrete(Path):
         known = self._excess.to(draw.place.device)[draw.place]
         return known if error is None else known + self._weight.to(draw.place.device)[draw.place] * error
 
-    def control_total(self, gaussian: Gaussian | None) -> Tensor:
+    def control_total(self, gaussian: GaussianControl | None) -> Tensor:
         """Its sum."""
         known = self._excess.sum()
         if gaussian is None:

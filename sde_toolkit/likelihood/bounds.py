@@ -61,24 +61,58 @@ from torch import Tensor
 
 from sde_toolkit.data import Scaling
 from sde_toolkit.likelihood.bound_terms import (
+    BOUND_TIMES,
     PAIR,
-    TIME_SAMPLINGS,
+    BoundTimes,
     Continuous,
     Discrete,
-    Gaussian,
+    GaussianControl,
     LearnedVariance,
     Path,
-    TimeSampling,
     bin_log_mass,
     prior_divergence,
 )
-from sde_toolkit.models import Moments, ScoreModel, check_states, known_moments
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, known_moments
 from sde_toolkit.sdes import Chain, Variance
 from sde_toolkit.utils import Stream
 from solvers import Normals, expand_like
 
-T_MIN = 1e-5
-"""Default first time of the continuous bound; sigma there is .001 under VP."""
+
+@dataclass(frozen=True)
+class BoundDraws:
+    """Times and noises that a bound is estimated with.
+
+    Args:
+        num_draws: evaluations per sample for the diffusion part, even; a multiple of 4 if ``antithetic``; None
+            for the bound's own choice.
+        num_reconstructions: evaluations per sample at the first noisy state, at least 2.
+        time_sampling: of the continuous bound: "log_snr" draws times evenly in log-SNR, where all have the
+            same weight: the importance sampling of 2101.09258, through the process's own inverse; or "uniform"
+            in time.  Either in strata.
+        antithetic: of the continuous bound: use every z with -z as well, at the same time.
+        control: subtract the loss of the Gaussian with ``model.moments`` (else N(0, data_std^2 I)) and add its
+            expectation, which lowers the variance and nothing else.
+
+    Raises:
+        ValueError: an unknown time sampling, or fewer than two reconstructions.
+    """
+
+    num_draws: int | None = None
+    num_reconstructions: int = 2
+    time_sampling: BoundTimes = "log_snr"
+    antithetic: bool = False
+    control: bool = True
+
+    def __post_init__(self) -> None:
+        if self.time_sampling not in BOUND_TIMES:
+            raise ValueError(
+                f"time_sampling must be one of {', '.join(BOUND_TIMES)}, got {self.time_sampling!r}"
+            )
+        if self.num_reconstructions < 2:
+            raise ValueError(
+                f"num_reconstructions must be at least 2, for a standard error, got {self.num_reconstructions}"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,7 +122,7 @@ class Bound:
     Attributes:
         nats: with shape (B,), in the units of x0; minus the sum of the three parts.
         bits_per_dim: -(nats + D log_det_per_dim) / (D log 2) with shape (B,).
-        standard_error: of nats from the draws, with shape (B,).
+        standard_error: of nats, in nats, from the draws, with shape (B,).
         prior, diffusion, reconstruction: the parts, in nats, each with shape (B,).
         terms: the diffusion part in K pieces, each a tensor with shape (K,): "t" (times), "nats" (means over
             samples and draws, summing to the mean of ``diffusion`` up to their errors), "standard_error", and
@@ -110,6 +144,11 @@ class Bound:
     settings: Mapping[str, Any]
 
     @property
+    def standard_error_bits_per_dim(self) -> Tensor:
+        """The standard error of ``bits_per_dim``, in bits per dimension, with shape (B,)."""
+        return self.standard_error / (math.log(2) * self.settings["dims"])
+
+    @property
     def mean_standard_error(self) -> float:
         """Of the mean of nats over these samples, from the draws alone."""
         return float(self.standard_error.square().sum().sqrt()) / len(self.nats)
@@ -119,12 +158,9 @@ def continuous_bound(
     model: ScoreModel,
     x0: Tensor,
     *,
-    num_draws: int = 32,
-    num_reconstructions: int = 2,
-    time_sampling: TimeSampling = "log_snr",
-    antithetic: bool = False,
-    control: bool = True,
-    t_min: float = T_MIN,
+    condition: Condition | None = None,
+    draws: BoundDraws = BoundDraws(),
+    t_min: float = LIKELIHOOD_T_MIN,
     scaling: Scaling | None = None,
     prior_moments: Moments | None = None,
     log_det_per_dim: float = 0.0,
@@ -137,14 +173,8 @@ def continuous_bound(
     Args:
         model: any ``ScoreModel``.
         x0: data in model scale with shape (B, *), of the model's dtype.
-        num_draws: evaluations per sample for the diffusion part, even; a multiple of 4 if ``antithetic``.
-        num_reconstructions: evaluations per sample at t_min, at least 2.
-        time_sampling: "log_snr" draws times evenly in log-SNR, where all have the same weight: the
-            importance sampling of 2101.09258, through the process's own inverse; or "uniform" in time.
-            Either in strata.
-        antithetic: use every z with -z as well, at the same time.
-        control: subtract the loss of the Gaussian with ``model.moments`` (else N(0, data_std^2 I)) and add
-            its expectation, which lowers the variance and nothing else.
+        condition: a class for all samples, or a tensor with one row per sample.
+        draws: how many times and noises are drawn, and how; 32 when ``draws.num_draws`` is None.
         t_min: where the diffusion part begins, 0 <= t_min < T, with sigma(t_min) > 0.
         scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.
         prior_moments: of the data, when the prior is the Gaussian that they have at T; N(0, prior_std^2 I)
@@ -156,16 +186,16 @@ def continuous_bound(
     Raises:
         ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
     """
-    _check(model, x0, batch_size, num_reconstructions, scaling, log_det_per_dim)
-    if time_sampling not in TIME_SAMPLINGS:
-        raise ValueError(f"time_sampling must be one of {', '.join(TIME_SAMPLINGS)}, got {time_sampling!r}")
-    multiple = PAIR * (1 + antithetic)
+    _check(model, x0, batch_size, scaling, log_det_per_dim)
+    num_draws, multiple = 32 if draws.num_draws is None else draws.num_draws, PAIR * (1 + draws.antithetic)
     if num_draws < multiple or num_draws % multiple:
         raise ValueError(f"num_draws must be a positive multiple of {multiple}, got {num_draws}")
-    path = Continuous(model.sde, t_min, num_draws // (1 + antithetic), time_sampling)
-    options = _Options(num_reconstructions, antithetic, control, scaling, prior_moments, seed)
-    settings = {"bound": "continuous", "num_draws": num_draws, "time_sampling": time_sampling, "t_min": t_min}
-    return _run(model, x0, path, options, first_sample, batch_size, log_det_per_dim, settings)
+    path = Continuous(model.sde, t_min, num_draws // (1 + draws.antithetic), draws.time_sampling)
+    options = _Options(draws, scaling, prior_moments, seed)
+    settings = {"bound": "continuous", "num_draws": num_draws, "t_min": t_min}
+    settings |= {"time_sampling": draws.time_sampling}
+    given = model.conditions(condition, len(x0))
+    return _run(model, x0, given, path, options, first_sample, batch_size, log_det_per_dim, settings)
 
 
 def discrete_bound(
@@ -173,10 +203,9 @@ def discrete_bound(
     x0: Tensor,
     chain: Chain,
     *,
+    condition: Condition | None = None,
     variance: Variance | LearnedVariance = "large",
-    num_terms: int | None = None,
-    num_reconstructions: int = 2,
-    control: bool = True,
+    draws: BoundDraws = BoundDraws(),
     scaling: Scaling | None = None,
     prior_moments: Moments | None = None,
     log_det_per_dim: float = 0.0,
@@ -190,12 +219,11 @@ def discrete_bound(
         model: any ``ScoreModel``.
         x0: data in model scale with shape (B, *), of the model's dtype.
         chain: the process at N + 1 indices, such as ``model.sde.discretize(N)``.
+        condition: a class for all samples, or a tensor with one row per sample.
         variance: of the reverse steps: "small", "large", or a callable for a learned one.
-        num_terms: how many of the sum's terms to draw per sample, even, with a probability in proportion to
-            their length in log-SNR; every term once when None, and then neighbours in the sum stand in for
-            the two draws of a stratum, which makes the standard error too large, if anything.
-        num_reconstructions: evaluations per sample at the first state, at least 2.
-        control: as in ``continuous_bound``.
+        draws: how many of the sum's terms to draw per sample, with a probability in proportion to their
+            length in log-SNR; every term once when ``draws.num_draws`` is None, and then neighbours in the sum
+            stand in for the two draws of a stratum, which makes the standard error too large, if anything.
         scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.
         prior_moments, log_det_per_dim: as in ``continuous_bound``.
         seed, first_sample: the draws of row i are keyed by (seed, first_sample + i).
@@ -205,22 +233,24 @@ def discrete_bound(
         ValueError: an argument out of range or of the wrong shape or type, or a chain with fewer than two
             terms; before any evaluation.
     """
-    _check(model, x0, batch_size, num_reconstructions, scaling, log_det_per_dim)
+    _check(model, x0, batch_size, scaling, log_det_per_dim)
+    num_terms = draws.num_draws
     if num_terms is not None and (num_terms < PAIR or num_terms % PAIR):
-        raise ValueError(f"num_terms must be a positive even number, or None for all, got {num_terms}")
+        raise ValueError(f"num_draws must be a positive even number, or None for all terms, got {num_terms}")
+    if draws.antithetic:
+        raise ValueError("antithetic draws are those of the continuous bound; leave antithetic out")
     path = Discrete(chain, variance, num_terms, x0[0].numel())
-    options = _Options(num_reconstructions, False, control, scaling, prior_moments, seed)
+    options = _Options(draws, scaling, prior_moments, seed)
     name = variance if isinstance(variance, str) else "learned"
     settings = {"bound": "discrete", "num_steps": chain.num_steps, "variance": name, "num_terms": num_terms}
-    return _run(model, x0, path, options, first_sample, batch_size, log_det_per_dim, settings)
+    given = model.conditions(condition, len(x0))
+    return _run(model, x0, given, path, options, first_sample, batch_size, log_det_per_dim, settings)
 
 
 class _Options(NamedTuple):
     """What both bounds let the caller choose."""
 
-    num_reconstructions: int
-    antithetic: bool
-    control: bool
+    draws: BoundDraws
     scaling: Scaling | None
     prior_moments: Moments | None
     seed: int
@@ -229,6 +259,7 @@ class _Options(NamedTuple):
 def _run(
     model: ScoreModel,
     x0: Tensor,
+    condition: Tensor | None,
     path: Path,
     options: _Options,
     first_sample: int,
@@ -242,7 +273,9 @@ def _run(
         for first in range(0, len(x0), batch):
             rows = x0[first : first + batch]
             indices = range(first_sample + first, first_sample + first + len(rows))
-            parts.append(_bound_rows(model, rows, indices, path, options))
+            given = None if condition is None else condition[first : first + batch]
+            noised = _Noised(model, rows, given)
+            parts.append(_bound_rows(noised, indices, path, options))
     prior, diffusion, reconstruction, variance, pieces = (
         torch.cat(column) for column in zip(*parts, strict=True)
     )
@@ -250,10 +283,10 @@ def _run(
     bits = -(nats / x0[0].numel() + log_det_per_dim) / math.log(2)
     spread = pieces.var(0, correction=min(1, len(x0) - 1)).sqrt()  # 0 for one sample
     terms = dict(path.table) | {"nats": pieces.mean(0), "standard_error": spread / len(x0) ** 0.5}
-    evaluations = path.num_draws * (1 + options.antithetic) + options.num_reconstructions
+    evaluations = path.num_draws * (1 + options.draws.antithetic) + options.draws.num_reconstructions
     nfe = torch.full((len(x0),), evaluations, device=x0.device)
-    settings |= {"antithetic": options.antithetic, "control": options.control, "seed": options.seed,
-                 "num_reconstructions": options.num_reconstructions, "log_det_per_dim": log_det_per_dim,
+    settings |= {"antithetic": options.draws.antithetic, "control": options.draws.control, "seed": options.seed,
+                 "dims": x0[0].numel(), "num_reconstructions": options.draws.num_reconstructions, "log_det_per_dim": log_det_per_dim,
                  "levels": None if options.scaling is None else options.scaling.levels,
                  "prior": "plain" if options.prior_moments is None else "moments"}  # fmt: skip
     seconds = time.perf_counter() - start
@@ -261,34 +294,49 @@ def _run(
     return Bound(nats, bits, error, prior, diffusion, reconstruction, terms, nfe, seconds, settings)
 
 
+class _Noised(NamedTuple):
+    """Rows of data with their conditions, and the model that is evaluated at noised ones."""
+
+    model: ScoreModel
+    x0: Tensor
+    condition: Tensor | None
+
+    def __call__(self, z: Tensor, t: Tensor, alpha: Tensor, nsr: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t = alpha (x0 + nsr z), and z_hat - z in float64, each with shape (B, *)."""
+        x_t = expand_like(alpha, self.x0) * self.x0 + expand_like(alpha * nsr, self.x0) * z
+        return x_t, self.model.noise(x_t, t, self.condition).double() - z.double()
+
+
 def _bound_rows(
-    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options
+    noised: _Noised, indices: range, path: Path, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The three parts and the variance of their sum, (B,), and the pieces of the diffusion with shape
     (B, K)."""
+    model, x0, _ = noised
     gaussian = None
-    if options.control:
-        gaussian = Gaussian(known_moments(model), x0)
+    if options.draws.control:
+        gaussian = GaussianControl(known_moments(model), x0)
     prior = prior_divergence(path.last, model.sde.prior_std, options.prior_moments, x0)
-    diffusion, variance, pieces = _diffusion(model, x0, indices, path, options, gaussian)
-    reconstruction, more = _reconstruction(model, x0, indices, path, options, gaussian)
+    diffusion, variance, pieces = _diffusion(noised, indices, path, options, gaussian)
+    reconstruction, more = _reconstruction(noised, indices, path, options, gaussian)
     return prior, diffusion, reconstruction, variance + more, pieces
 
 
 def _diffusion(
-    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
+    noised: _Noised, indices: range, path: Path, options: _Options, gaussian: GaussianControl | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The diffusion part and the variance of its estimate, (B,), and its pieces with shape (B, K)."""
+    model, x0, _ = noised
     places = Normals(options.seed, indices, (path.num_draws,), device=x0.device).draw(0, Stream.BOUND_PLACES)
     normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
     pieces = torch.zeros(len(x0), len(path.table["t"]), dtype=torch.float64, device=x0.device)
-    residuals, signs = [], (1, -1) if options.antithetic else (1,)
+    residuals, signs = [], (1, -1) if options.draws.antithetic else (1,)
     for number, draw in enumerate(path.draws(torch.special.ndtr(places))):
         z = normals.draw(number, Stream.BOUND_NOISE)
         term = torch.zeros_like(draw.scale)
         control = torch.zeros_like(draw.scale)
         for sign in signs:
-            x_t, difference = _noised(model, x0, sign * z, draw.t, draw.alpha, draw.nsr)
+            x_t, difference = noised(sign * z, draw.t, draw.alpha, draw.nsr)
             term += path.term(draw, x_t, difference.square()) / len(signs)
             error = None if gaussian is None else gaussian.error(sign * z, draw.nsr)
             control += path.control(draw, error) / len(signs)
@@ -300,15 +348,16 @@ def _diffusion(
 
 
 def _reconstruction(
-    model: ScoreModel, x0: Tensor, indices: range, path: Path, options: _Options, gaussian: Gaussian | None
+    noised: _Noised, indices: range, path: Path, options: _Options, gaussian: GaussianControl | None
 ) -> tuple[Tensor, Tensor]:
     """The reconstruction part and the variance of its estimate, each with shape (B,)."""
+    model, x0, _ = noised
     normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
     t, alpha, nsr = path.first
     values = []
-    for number in range(options.num_reconstructions):
+    for number in range(options.draws.num_reconstructions):
         z = normals.draw(number, Stream.BOUND_RECONSTRUCTION)
-        x_a, difference = _noised(model, x0, z, t, alpha, nsr)
+        x_a, difference = noised(z, t, alpha, nsr)
         std = path.decoder_std(x_a).to(x0.device)
         if options.scaling is not None:
             mean = x0.double() - nsr * difference
@@ -322,15 +371,7 @@ def _reconstruction(
     if gaussian is not None and options.scaling is None:
         ratios = nsr.to(x0.device)[None]
         mean = mean + gaussian.expected(ratios, torch.full_like(ratios, 0.5))
-    return mean, table.var(1) / options.num_reconstructions
-
-
-def _noised(
-    model: ScoreModel, x0: Tensor, z: Tensor, t: Tensor, alpha: Tensor, nsr: Tensor
-) -> tuple[Tensor, Tensor]:
-    """x_t = alpha (x0 + nsr z), and z_hat - z in float64, each with shape (B, *)."""
-    x_t = expand_like(alpha, x0) * x0 + expand_like(alpha * nsr, x0) * z
-    return x_t, model.noise(x_t, t).double() - z.double()
+    return mean, table.var(1) / options.draws.num_reconstructions
 
 
 def _variance_in_strata(values: Tensor) -> Tensor:
@@ -347,17 +388,12 @@ def _check(
     model: ScoreModel,
     x0: Tensor,
     batch_size: int | None,
-    num_reconstructions: int,
     scaling: Scaling | None,
     log_det_per_dim: float,
 ) -> None:
     check_states(model, x0, "x0")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if num_reconstructions < 2:
-        raise ValueError(
-            f"num_reconstructions must be at least 2, for a standard error, got {num_reconstructions}"
-        )
     if scaling is None:
         return
     centres = scaling.to_model(scaling.to_levels(x0) + 0.5, torch.float64)

@@ -1,20 +1,22 @@
-"""The error budget of log-likelihoods: each source of error measured by itself.
+"""The error budget of log-likelihoods: each source of error measured on its own.
 
-Entries are corrections in nats, what would have to be added to the reported values to mend them, found on the
-first few samples, with the standard error of what is random in them:
+An entry is a correction in nats: what would have to be added to a reported value to remove this error.  It is
+measured on a few diagnostic samples, the first ones, with the standard error of what is random in it:
 
     solver        the same run with a tenth of the tolerances (or four steps for one), less the reported value
-    probes        0 +- the spread of the divergence's probes over the root of their number.  With one probe
-                  the finer run takes more, the first among them, to have a spread at all
-    truncation    the value at noise zero less that at t_min, see ``sde_toolkit.density``: with "none"
-                  Tweedie's correction, with "tweedie" the size of the next order, with "reconstruction" 0
+    probes        0 +- the spread of the divergence's probes over the root of their number.  One probe has no
+                  spread; the finer run then takes four, the same one first
+    truncation    the value at noise zero less that at t_min, see ``sde_toolkit.likelihood.density``: with
+                  "none" Tweedie's correction, with "tweedie" the size of the next order, with
+                  "reconstruction" 0
     prior         log p_T(x_T) less the prior's, with  log p_T = log Gaussian + D(u) - log E_N[exp D(u)],
-                  D the line integral of the model's score at T less the Gaussian's from u = 0 to u
+                  D the line integral of the model's score at T less the Gaussian's from u = 0 to u.  With
+                  conditions the expectation is estimated for every distinct one
     dequantization   the gap that more importance samples close, where the data are discrete
 
-Corrections add up; their errors, which are independent, add in squares.  They are not applied.
+Corrections add up; their errors are independent and add in squares.  They are reported, not applied.
 
-Not promised: what the model's own misfit costs.  That is what a likelihood measures.
+Not included: the misfit of the model.  That is what a likelihood measures.
 """
 
 from __future__ import annotations
@@ -95,13 +97,23 @@ class Budget(Mapping[str, Entry]):
         ]
 
 
-def measure(density: FlowDensity, x: Tensor, samples: Sequence[int], found: Columns) -> Budget:
-    """The budget of what ``density`` has found for x with shape (m, *) and these sample numbers."""
+def measure(
+    density: FlowDensity, x: Tensor, samples: Sequence[int], condition: Tensor | None, found: Columns
+) -> Budget:
+    """The budget of what ``density`` has found for x with shape (m, *).
+
+    Args:
+        density: as it was called.
+        x: with shape (m, *).
+        samples: the numbers of the rows.
+        condition: with one row per sample, or None.
+        found: the values of the density.
+    """
     n, count = density.flow.num_features, found.nats.shape[1]
     finer = density.finer()
     if count == 1:
         finer = replace(finer, divergence=finer.divergence.at_least(_LEAST_PROBES, n))
-    again = finer(x, samples).nats
+    again = finer(x, samples, condition).nats
     zero = torch.zeros_like(again[:, 0])
     spread = again.std(1) if again.shape[1] > 1 else zero
     error = density.divergence.error_of_mean(spread, n)
@@ -110,37 +122,43 @@ def measure(density: FlowDensity, x: Tensor, samples: Sequence[int], found: Colu
         {
             "solver": Entry(again[:, :count].mean(1) - found.nats.mean(1), zero, "a finer run"),
             "probes": Entry(zero, error, how),
-            "truncation": _truncation(finer, x, samples),
-            "prior": _prior(density, found.u),
+            "truncation": _truncation(finer, x, samples, condition),
+            "prior": _prior(density, found.u, condition),
         }
     )
 
 
-def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int]) -> Entry:
+def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], condition: Tensor | None) -> Entry:
     zero = x.new_zeros(len(x), dtype=torch.float64)
-    if density.data_end == "reconstruction":
+    if density.correction == "reconstruction":
         return Entry(zero, zero, "reconstruction minus entropy: a bound, nothing is left out")
     flow = density.flow
     alpha, nsr = flow.start.alpha, flow.start.nsr
     probes = density.probes(samples, x.device)
-    if density.data_end == "tweedie":
-        _, higher = density.unblur(alpha * x.to(torch.float64), probes)
+    if density.correction == "tweedie":
+        _, higher = density.noise_correction(alpha * x.to(torch.float64), probes, condition)
         return Entry(zero, higher, "the size of the next order")
     x_t = x.to(torch.float64)
-    blur, higher = density.unblur(x_t, probes)
-    z_hat, _ = flow.look(flow.enter(x_t, flow.start), flow.start, density.divergence, probes)
+    blur, higher = density.noise_correction(x_t, probes, condition)
+    u = flow.whiten(x_t, flow.start)
+    z_hat, _ = flow.evaluate_with_divergence(u, flow.start, density.divergence, probes, condition)
     # from y = x / alpha to y = x, along the score -z_hat / n
     moved = (z_hat * flow.moments.project(x_t)).sum(1) * (1 / alpha - 1) / nsr
     shift = blur.mean(1) + moved + x[0].numel() * alpha.log()
     return Entry(shift, higher, "Tweedie's correction to noise zero")
 
 
-def _prior(density: FlowDensity, u: Tensor) -> Entry:
+def _prior(density: FlowDensity, u: Tensor, condition: Tensor | None) -> Entry:
     flow = density.flow
     normals = Normals(density.seed, _NORMALIZER_DRAWS, (flow.num_features,), u.dtype, u.device)
-    ratios = flow.log_ratio(normals.draw(0, Stream.NORMALIZER))
-    weights = ratios.exp()
-    gaussian = replace(density, prior="gaussian")
-    exact = gaussian.log_prior(u) + flow.log_ratio(u) - weights.mean().log()
-    error = weights.std() / weights.mean() / math.sqrt(_NORMALIZER_DRAWS)
-    return Entry(exact - density.log_prior(u), error.expand(len(u)), "line integral of the score at T")
+    draws = normals.draw(0, Stream.NORMALIZER)
+    # samples with equal conditions share a density at T, and so its normaliser
+    number, distinct = torch.zeros(len(u), dtype=torch.int64, device=u.device), [None]
+    if condition is not None:
+        rows, number = torch.unique(condition, dim=0, return_inverse=True)
+        distinct = [row.expand(len(draws), *row.shape) for row in rows]
+    weights = torch.stack([flow.log_ratio(draws, rows).exp() for rows in distinct])
+    exact = replace(density, prior="gaussian").log_prior(u) + flow.log_ratio(u, condition)
+    exact = exact - weights.mean(1).log()[number]
+    error = weights.std(1) / weights.mean(1) / math.sqrt(_NORMALIZER_DRAWS)
+    return Entry(exact - density.log_prior(u), error[number], "line integral of the score at T")

@@ -1,19 +1,20 @@
-"""The density of data under a model's probability flow, column by column of the divergence's estimator.
+"""The density of data under a model's probability flow, one value for each column of the divergence's estimate.
 
-A run in whitened coordinates (``sde_toolkit.whitened``) carries u and the terms of log q from t_min to T:
+A run in whitened coordinates (``sde_toolkit.likelihood.whitened``) carries u and the terms of log q from
+t_min to T:
 
     log p_t(x_t) = log prior(x_T) + log |dx/du| (T) - log |dx/du| (t_min)
                    + int (div_y z_hat - sum n / (l + n^2)) dn
 
-What follows from it for the clean x depends on the data end; y = x_t / alpha and n = sigma / alpha at t_min:
+What this says of the clean x depends on the correction; y = x_t / alpha and n = sigma / alpha at t_min:
 
-    none             x_t = x, the value is log p_t(x): clean data are taken for draws of the model at t_min
+    none             x_t = x, the value is log p_t(x): clean data are treated as draws of the model at t_min
     tweedie          x_t = alpha x, by Bayes' rule  log p_0(x) = log p_n(y) + log p(x | y) - log N(x; y, n^2)
                      at y = x with Tweedie's mean and covariance of x given y; to first order in n^2, and
                      exactly for a Gaussian with the moments used,
                          log p_0(x) = log p_n(x) - n^2 / 2 (div s + |s|^2),     s = grad log p_n = -z_hat / n
     reconstruction   x_t = alpha x + sigma z, the value is log p_t(x_t) + log r(x | x_t) - log N(x_t; alpha x,
-                     sigma^2), a bound from below in the mean over z: reconstruction minus entropy.  r is the
+                     sigma^2), a lower bound in the mean over z: reconstruction minus entropy.  r is the
                      Gaussian with Tweedie's mean and the covariance U diag(l n^2 / (l + n^2)) U^T, which
                      makes every single z exact for Gaussian data
 
@@ -23,6 +24,7 @@ Diffusion Models" (2101.09258), for the reconstruction; Efron, "Tweedie's Formul
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +34,13 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.likelihood.divergence import Divergence
-from sde_toolkit.likelihood.whitened import WhitenedFlow
+from sde_toolkit.likelihood.whitened import Levels, WhitenedFlow
 from sde_toolkit.utils import Stream
 from solvers import Adaptive, FixedGrid, Integrator, Method, Normals, solve
 
-DataEnd = Literal["none", "tweedie", "reconstruction"]
-DATA_ENDS: tuple[str, ...] = get_args(DataEnd)
+Correction = Literal["none", "tweedie", "reconstruction"]
+CORRECTIONS: tuple[str, ...] = get_args(Correction)
+"""The corrections at the data end by name."""
 
 LogDensity = Callable[[Tensor], Tensor]
 """x with shape (B, *) -> nats with shape (B,)."""
@@ -52,7 +55,7 @@ class Columns(NamedTuple):
     """Log-densities of B samples.
 
     Attributes:
-        nats: one for each column of the divergence's estimator, with shape (B, k).
+        nats: one for each column of the divergence's estimate, with shape (B, k).
         u: the end of the run in whitened coordinates, with shape (B, n).
         nfe: evaluations with shape (B,).
     """
@@ -69,37 +72,51 @@ class FlowDensity:
     Args:
         flow: model, moments and t_min.
         divergence: how the trace is found.
-        method, control: of ``solvers``, over the flow's clock from tau_min to tau_max.
+        method, steps: of ``solvers``, over the flow's clock from tau_min to tau_max.
         prior: one of ``PRIORS``, or a log-density of x_T.
-        data_end: one of ``DATA_ENDS``.
+        correction: one of ``CORRECTIONS``.
         seed: of the probes and of the reconstruction's z.
     """
 
     flow: WhitenedFlow
     divergence: Divergence
     method: Method | Integrator
-    control: Adaptive | FixedGrid
+    steps: Adaptive | FixedGrid
     prior: str | LogDensity = "gaussian"
-    data_end: str = "none"
+    correction: Correction = "none"
     seed: int = 0
 
-    def __call__(self, x: Tensor, samples: Sequence[int], differentiable: bool = False) -> Columns:
-        """Log-densities of x with shape (B, *), whose rows are the samples of these numbers.
+    @functools.cached_property
+    def levels(self) -> Levels:
+        """The noise levels of the run; those of a grid are made once."""
+        return self.flow.levels(self.steps)
+
+    def __call__(
+        self,
+        x: Tensor,
+        samples: Sequence[int],
+        condition: Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Columns:
+        """Log-densities of x with shape (B, *).
 
         Args:
-            differentiable: autograd shall know them as functions of x; on a fixed grid, whose steps are
+            x: data in model scale.
+            samples: the numbers of the rows, which key their draws.
+            condition: one row per sample, as ``ScoreModel.conditions`` gives it, or None.
+            differentiable: autograd records the values as functions of x; on a fixed grid, whose steps are
                 repeated in the backward pass.
         """
         flow = self.flow
         n = flow.num_features
         normals = Normals(self.seed, samples, (n,), torch.float64, x.device)
         probes = self.probes(samples, x.device)
-        x_t, offset, extra = self._data_end(x.to(torch.float64), normals, probes)
-        u = flow.enter(x_t, flow.start)
+        x_t, offset, extra = self._start(x.to(torch.float64), normals, probes, condition)
+        u = flow.whiten(x_t, flow.start)
         count = self.divergence.columns(n)
-        term = flow.densities(self.divergence, probes, differentiable)
+        term = flow.densities(self.divergence, self.levels, probes, condition, differentiable)
         state = torch.cat([u, u.new_zeros(len(u), count)], dim=1)
-        solution = solve(term, state, self.method, self.control, checkpoint=differentiable)
+        solution = solve(term, state, self.method, self.steps, checkpoint=differentiable)
         u, change = solution.y[:, :n], solution.y[:, n:]
         nats = self.log_prior(u)[:, None] + change - flow.log_scale(flow.start) + offset
         return Columns(nats, u, solution.stats.nfe + extra)
@@ -107,7 +124,7 @@ class FlowDensity:
     def probes(self, samples: Sequence[int], device: torch.device) -> Tensor | None:
         """The probes of these samples, along the axes, with shape (B, m, n); None for the exact divergence.
 
-        They are drawn feature by feature: that is where the Jacobians of images are nearly diagonal.
+        They are drawn feature by feature, since Jacobians of images are nearly diagonal there.
         """
         n = self.flow.num_features
         probes = self.divergence.probes(Normals(self.seed, samples, (n,), torch.float64, device))
@@ -122,41 +139,42 @@ class FlowDensity:
             return -0.5 * (u.square() + _LOG_2PI).sum(1)
         end = self.flow.end
         prior = self.flow.model.sde.prior_log_prob if isinstance(self.prior, str) else self.prior
-        return prior(self.flow.leave(u, end)) + self.flow.log_scale(end)
+        return prior(self.flow.unwhiten(u, end)) + self.flow.log_scale(end)
 
     def finer(self) -> FlowDensity:
         """The same with a tenth of the tolerances, or with four steps for every one."""
-        control = self.control
-        if isinstance(control, Adaptive):
-            return replace(self, control=replace(control, rtol=control.rtol / 10, atol=control.atol / 10))
+        steps = self.steps
+        if isinstance(steps, Adaptive):
+            return replace(self, steps=replace(steps, rtol=steps.rtol / 10, atol=steps.atol / 10))
         parts = torch.arange(4, dtype=torch.float64) / 4
-        points = (control.ts[:-1, None] + control.ts.diff()[:, None] * parts).flatten()
-        return replace(self, control=FixedGrid(torch.cat([points, control.ts[-1:]])))
+        points = (steps.ts[:-1, None] + steps.ts.diff()[:, None] * parts).flatten()
+        return replace(self, steps=FixedGrid(torch.cat([points, steps.ts[-1:]])))
 
-    def _data_end(
-        self, x: Tensor, normals: Normals, probes: Tensor | None
+    def _start(
+        self, x: Tensor, normals: Normals, probes: Tensor | None, condition: Tensor | None
     ) -> tuple[Tensor, Tensor | float, int]:
         """Where the run starts, what is added to its value, and the evaluations that this took."""
-        if self.data_end == "none":
+        if self.correction == "none":
             return x, 0.0, 0
-        flow = self.flow
-        alpha = flow.start.alpha
-        if self.data_end == "tweedie":
-            blur, _ = self.unblur(alpha * x, probes)
+        alpha = self.flow.start.alpha
+        if self.correction == "tweedie":
+            blur, _ = self.noise_correction(alpha * x, probes, condition)
             return alpha * x, blur + x[0].numel() * alpha.log(), 1
         z = normals.draw(0, Stream.RECONSTRUCTION).reshape(x.shape)
-        x_t, more = self._reconstruct(x, z)
+        x_t, more = self._reconstruct(x, z, condition)
         return x_t, more[:, None], 1
 
-    def unblur(self, x_t: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def noise_correction(
+        self, x_t: Tensor, probes: Tensor | None, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """log p_0(y) - log p_n(y) at y = x_t / alpha with shape (B, k), and how far the expansion may be off.
 
         The second, with shape (B,), is the difference that the Gaussian's own terms of higher order make.
         """
         flow = self.flow
-        nsr, std, variances = flow.start.nsr, flow.start.std, flow.variances
-        u = flow.enter(x_t, flow.start)
-        z_hat, columns = flow.look(u, flow.start, self.divergence, probes)
+        nsr, std, variances = flow.start.nsr, flow.start.std, flow.whitening.variances
+        u = flow.whiten(x_t, flow.start)
+        z_hat, columns = flow.evaluate_with_divergence(u, flow.start, self.divergence, probes, condition)
         total, r = std.square(), std * u
         known = (nsr.square() / total).sum()
         first = 0.5 * (nsr * columns + known - z_hat.square().sum(1, keepdim=True))
@@ -167,15 +185,16 @@ class FlowDensity:
             return first, first.mean(1).abs()
         return first + higher[:, None], higher.abs()
 
-    def _reconstruct(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, x: Tensor, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """x_t = alpha x + sigma z, and log r(x | x_t) - log N(x_t; alpha x, sigma^2) with shape (B,)."""
         flow = self.flow
         alpha, nsr = flow.start.alpha, flow.start.nsr
         x_t = alpha * (x + nsr * z)
         with torch.no_grad():
-            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time).to(x)
-        variances = flow.variances * nsr.square() / (flow.variances + nsr.square())
-        away = flow.moments.project(x - x0_hat)
-        decoder = (away.square() / variances + variances.log()).sum(1)
+            x0_hat = flow.model.denoise(x_t.to(flow.model.dtype), flow.start.time, condition).to(x)
+        variances = flow.whitening.variances
+        variances = variances * nsr.square() / (variances + nsr.square())
+        error = flow.moments.project(x - x0_hat)
+        decoder = (error.square() / variances + variances.log()).sum(1)
         entropy = (z.flatten(1).square() + 2 * (alpha * nsr).log()).sum(1)
         return x_t, 0.5 * (entropy - decoder)

@@ -52,9 +52,10 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.data import Scaling, batch_indices
-from sde_toolkit.likelihood.flow import T_MIN, values_only
+from sde_toolkit.likelihood.flow import values_only
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 from sde_toolkit.metrics import Estimate
-from sde_toolkit.models import ScoreModel
+from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, integer, seeded
 from solvers import NoiseSource, Normals
@@ -77,8 +78,14 @@ class HasNats(Protocol):
 class TimedDensity(Protocol):
     """log p_{t_min}(x): ``likelihood.log_likelihood`` with its other options bound, or what looks like it."""
 
-    def __call__(self, model: ScoreModel, x: Tensor, /, *, t_min: float, first_sample: int) -> HasNats:
-        """Log-densities of x with shape (B, *); probes of row i are keyed by first_sample + i."""
+    def __call__(self, model: ScoreModel, x: Tensor, /, **options: Any) -> HasNats:
+        """Log-densities of x with shape (B, *).
+
+        Args:
+            model, x: of what.
+            options: ``t_min``; ``first_sample``, where probes of row i are keyed by first_sample + i; and
+                ``condition`` for models that are given one.
+        """
         ...
 
 
@@ -136,7 +143,7 @@ class UniformDequantizer(Dequantizer):
         t_min: the time whose density is meant.
     """
 
-    def __init__(self, scaling: Scaling, sde: ForwardSDE, t_min: float = T_MIN) -> None:
+    def __init__(self, scaling: Scaling, sde: ForwardSDE, t_min: float = LIKELIHOOD_T_MIN) -> None:
         super().__init__(scaling, sde, t_min)
 
     def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,6 +303,7 @@ def train_dequantizer(
     model: ScoreModel,
     values: Tensor,
     *,
+    condition: Condition | None = None,
     num_steps: int = 1000,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
@@ -304,7 +312,7 @@ def train_dequantizer(
     """Raise the one-sample bound of ``values`` with shape (N, *) under a frozen score model.
 
     Adam with a rate that falls linearly to zero.  Every step costs one evaluation of the model per example
-    and no derivative of it.  The flow is trained in place.
+    and no derivative of it.  The flow is trained in place.  A condition has one row per example.
 
     Raises:
         ValueError: values that are not levels, or a count below 1; before any evaluation.
@@ -312,13 +320,15 @@ def train_dequantizer(
     integer("num_steps", num_steps, 1)
     _check_values(values, dequantizer, model)
     t = torch.tensor(dequantizer.t_min, dtype=torch.float64)
+    given = model.conditions(condition, len(values))
     optimizer = torch.optim.Adam(dequantizer.flow.parameters(), lr=learning_rate)
     for step in range(num_steps):
         rows = batch_indices(len(values), batch_size, step, seed)
         source = Normals(seed, rows.tolist(), model.event_shape, torch.float64)
         x, log_q = dequantizer.draw(values[rows], source, step)
         with torch.no_grad():
-            score = model.score(x.to(model.device, model.dtype), t).to(x)
+            mine = None if given is None else given[rows.to(given.device)]
+            score = model.score(x.to(model.device, model.dtype), t, mine).to(x)
         loss = (log_q - (score * x).flatten(1).sum(1)).mean()
         optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / num_steps)
         optimizer.zero_grad()
@@ -366,6 +376,7 @@ def discrete_log_likelihood(
     values: Tensor,
     dequantizer: Dequantizer,
     *,
+    condition: Condition | None = None,
     num_samples: int = 1,
     seed: int = 0,
     first_sample: int = 0,
@@ -378,6 +389,7 @@ def discrete_log_likelihood(
         model: any ``ScoreModel``.
         values: grey levels with shape (B, *), integers.
         dequantizer: the density q, with the time that it belongs to.
+        condition: a class for all samples, or a tensor with one row per sample, handed to ``log_likelihood``.
         num_samples: K, draws per sample.
         seed, first_sample: draw k of row i is keyed by (seed, first_sample + i, k).
         log_likelihood: log p at the dequantizer's t_min, called once per draw with the same ``first_sample``;
@@ -390,7 +402,7 @@ def discrete_log_likelihood(
     """
     integer("num_samples", num_samples, 1)
     _check_values(values, dequantizer, model)
-    start = time.perf_counter()
+    start, given = time.perf_counter(), model.conditions(condition, len(values))
     rows = range(first_sample, first_sample + len(values))
     source, values = Normals(seed, rows, model.event_shape, torch.float64), values.to("cpu")
     densities = [log_likelihood] if second is None else [log_likelihood, second]
@@ -400,7 +412,8 @@ def discrete_log_likelihood(
         x, log_q = dequantizer.draw(values, source, index)
         x = x.to(model.device, model.dtype)
         for density, column in zip(densities, columns, strict=True):
-            found = density(model, x, t_min=dequantizer.t_min, first_sample=first_sample)
+            options = {"t_min": dequantizer.t_min, "first_sample": first_sample}
+            found = density(model, x, **options, **({} if given is None else {"condition": given}))
             column.append(found.nats.to(log_q) - log_q)
             nfe.append(getattr(found, "nfe", None))
     each = [torch.stack(column, 1) for column in columns]

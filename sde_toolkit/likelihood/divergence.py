@@ -37,6 +37,7 @@ from solvers import Normals
 
 ProbeKind = Literal["rademacher", "gaussian"]
 PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
+"""The distributions of random probes by name."""
 
 Product = Callable[[Tensor], Tensor]
 """v with shape (B, k, n) -> A^T v with shape (B, k, n)."""

@@ -1,18 +1,22 @@
 """Log-likelihoods by the probability-flow ODE, with their error budget.
 
-The flow carries the density along with the points, so one run from the data to the prior gives log p(x): see
-``sde_toolkit.whitened`` for the equation, in coordinates where the Gaussian with the data's moments is at
-rest, ``sde_toolkit.divergence`` for the trace in it, ``sde_toolkit.density`` for the two ends of the run, and
-``sde_toolkit.budget`` for what the result is uncertain by.
+The flow carries the density along with the points, so one run from the data to the prior gives log p(x).  The
+equation, in coordinates where the Gaussian with the data's moments does not move, is in
+``sde_toolkit.likelihood.whitened``; the trace in it in ``divergence``, the two ends of the run in ``density``,
+and the errors of the result in ``budget``.
 
 Drift and divergence come from one forward pass of the network, which counts as one evaluation.  Every probe
-carries an integral of its own, so their spread gives the standard error of the estimate.
+carries an integral of its own; the spread of these integrals gives the standard error of their mean.
 
-Continuous data on a scale x = scale w + shift have log p(w) = log p(x) + D log(scale); for grey levels made
-continuous by noise, -log2 of that density per dimension bounds the bits per dimension of the discrete data.
+Data w on another scale, x = scale w + shift, have log p(w) = log p(x) + D log(scale).  For grey levels with
+uniform noise, -log2 of that density per dimension bounds the bits per dimension of the discrete data.
 
-Not promised: that p_{t_min} is the density of the data at t = 0, nor that the prior is the law at T.  The
-budget says how far they are from each other.
+Draws belong to samples: the probes and normals of a sample are the same for any batch size and any number of
+processes.  Values are then equal bit for bit if the model computes rows independently of each other, as exact
+models do; with a network they agree to rounding.
+
+Not promised: that p_{t_min} is the density of the data at t = 0, or that the prior is the law at T.  The
+budget says how far apart they are.
 
 References: Song et al. (2011.13456), appendix D.2; Grathwohl et al., "FFJORD" (1810.01367) for the estimator;
 Theis, van den Oord and Bethge, "A Note on the Evaluation of Generative Models" (1511.01844) for
@@ -33,18 +37,96 @@ from scipy import stats
 from torch import Tensor
 
 from sde_toolkit.likelihood.budget import Budget, measure
-from sde_toolkit.likelihood.density import DATA_ENDS, PRIORS, Columns, FlowDensity, LogDensity
+from sde_toolkit.likelihood.density import CORRECTIONS, PRIORS, Columns, Correction, FlowDensity, LogDensity
 from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
-from sde_toolkit.likelihood.whitened import WhitenedFlow
-from sde_toolkit.models import Moments, ScoreModel, check_states
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
 from sde_toolkit.utils import ALONE, Processes
 from solvers import DOPRI5, RK4, Adaptive, FixedGrid, Integrator, Method
 
-T_MIN = 1e-5
-"""Default start of the run; sigma there is .001 under VP."""
+DIAGNOSTIC_SAMPLES = 8
+"""Default number of samples that the budget is measured on."""
 
-CHECKED = 8
-"""Samples that the budget is measured on."""
+
+@dataclass(frozen=True)
+class FlowSolver:
+    """How the flow's equation is integrated.
+
+    Args:
+        method: of ``solvers``; it needs an error estimate unless ``num_steps`` is given.
+        rtol, atol: tolerances of an adaptive run, on the whitened state, whose entries are of order one, and
+            on the integral of the divergence, in nats.
+        num_steps: so many equal steps in the flow's clock, without tolerances; None for an adaptive run.
+
+    Raises:
+        ValueError: no steps, or a method without an error estimate and no number of steps.
+    """
+
+    method: Method | Integrator = DOPRI5
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps is None and isinstance(self.method, Method) and not self.method.has_error:
+            raise ValueError(
+                f"method {self.method.name} has no error estimate for tolerances; give num_steps, or take "
+                "dopri5"
+            )
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+
+    def steps(self, start: float, end: float) -> Adaptive | FixedGrid:
+        """The rule for the steps from one time of the flow's clock to another.
+
+        Raises:
+            ValueError: tolerances out of range.
+        """
+        if self.num_steps is None:
+            return Adaptive(start, end, rtol=self.rtol, atol=self.atol)
+        return FixedGrid(torch.linspace(start, end, self.num_steps + 1, dtype=torch.float64))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that have an effect, as plain values."""
+        known = {"rtol": self.rtol, "atol": self.atol}
+        return {
+            "method": self.method.name,
+            **(known if self.num_steps is None else {"num_steps": self.num_steps}),
+        }
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What is assumed at the two ends of the run, see ``sde_toolkit.likelihood.density``.
+
+    Args:
+        correction: for the noise at t_min: "none", "tweedie" or "reconstruction".
+        prior: at T: "gaussian", the Gaussian that data with these moments have there; "process", N(0,
+            prior_std^2 I); or a log-density, (B, *) -> (B,).
+        moments: mean and covariance of the data; the model's own when None.  They fix the coordinates of the
+            run and the prior "gaussian".
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    correction: Correction = "none"
+    prior: str | LogDensity = "gaussian"
+    moments: Moments | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prior, str) and self.prior not in PRIORS:
+            raise ValueError(f"prior must be one of {', '.join(PRIORS)} or a log-density, got {self.prior!r}")
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"correction must be one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
+
+
+DEFAULT_SOLVER = FlowSolver()
+"""Adaptive steps of Dormand and Prince, with tolerances of 1e-5."""
+
+_DEFAULT_GRID = FlowSolver(RK4, num_steps=32)
+_DEFAULT_ENDPOINT = Endpoint()
 
 
 @dataclass(frozen=True)
@@ -52,12 +134,13 @@ class LogLikelihood:
     """Log-likelihoods of B samples and how they were found.
 
     Attributes:
-        nats: log p with shape (B,), in the units of x.
+        nats: log p, in nats and in the units of x, with shape (B,).
         bits_per_dim: -(nats + D log_det_per_dim) / (D log 2) with shape (B,).
-        standard_error: of nats from the spread of the probes, shape (B,); None when exact or with one probe.
+        standard_error: of ``nats``, in nats, from the spread of the probes, with shape (B,); None for the
+            exact divergence and for one probe.
         latent: the point x_T that x flows to, with shape (B, *).
         nfe: network evaluations with shape (B,), counted; those of the budget are not among them.
-        budget: what nats may be off by, and why; None where it was not asked for.
+        budget: what ``nats`` may be off by, and why; None if it was not asked for.
         seconds: wall time, that of the budget included.
         settings: the options, as plain values.
     """
@@ -71,14 +154,21 @@ class LogLikelihood:
     seconds: float
     settings: Mapping[str, Any]
 
+    @property
+    def standard_error_bits_per_dim(self) -> Tensor | None:
+        """Of ``bits_per_dim``, in bits per dimension, with shape (B,); None where ``standard_error`` is."""
+        if self.standard_error is None:
+            return None
+        return self.standard_error / (self.latent[0].numel() * math.log(2))
+
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Student's confidence interval of every value for the probes alone, two tensors with shape (B,).
+        """Student's confidence interval of every value, in nats, for the probes alone; two tensors (B,).
 
         Raises:
             ValueError: there is no standard error, or a level outside (0, 1).
         """
         if self.standard_error is None:
-            raise ValueError("an interval needs the spread of at least two probes; raise num_probes")
+            raise ValueError("an interval needs the spread of at least two probes; give divergence=2 or more")
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level}")
         reach = float(stats.t.ppf((1 + level) / 2, self.settings["columns"] - 1)) * self.standard_error
@@ -89,157 +179,141 @@ def log_likelihood(
     model: ScoreModel,
     x: Tensor,
     *,
-    num_probes: int | None = None,
-    divergence: Divergence | None = None,
+    condition: Condition | None = None,
+    divergence: Divergence | int | None = None,
+    solver: FlowSolver = DEFAULT_SOLVER,
+    endpoint: Endpoint = _DEFAULT_ENDPOINT,
+    t_min: float = LIKELIHOOD_T_MIN,
+    num_diagnostic_samples: int = DIAGNOSTIC_SAMPLES,
     seed: int = 0,
     first_sample: int = 0,
-    t_min: float = T_MIN,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: Method | Integrator = DOPRI5,
-    num_steps: int | None = None,
-    moments: Moments | None = None,
-    prior: str | LogDensity = "gaussian",
-    data_end: str = "none",
-    log_det_per_dim: float = 0.0,
     batch_size: int | None = None,
-    checked: int = CHECKED,
+    log_det_per_dim: float = 0.0,
     processes: Processes = ALONE,
 ) -> LogLikelihood:
-    """Log-likelihood of x under the probability flow of a model.
+    """Log-likelihood of x under the probability flow of a model, in nats.
 
     Args:
         model: any ``ScoreModel``.
         x: data in model scale with shape (B, *), of the model's dtype.
-        num_probes: short for ``divergence=Hutchinson(num_probes)``; the exact divergence when None.
-        divergence: how the divergence is found, see ``sde_toolkit.divergence``.
-        seed, first_sample: the probes of row i are keyed by (seed, first_sample + i).
+        condition: a tensor with one row per sample, or a class for all samples; for log p(x | condition).
+        divergence: how the divergence is found; a number is that of Hutchinson's probes, None is exact.
+        solver: the method and its steps or tolerances.
+        endpoint: the correction for the noise at t_min, the prior at T, and the moments of the data.
         t_min: where the run starts, 0 <= t_min < T, with sigma(t_min) > 0.
-        rtol, atol: tolerances of an adaptive method, on the whitened state, whose parts are of order one, and
-            on the integral of the divergence, in nats.
-        method: of ``solvers``; with an error estimate unless ``num_steps`` is given.
-        num_steps: for a fixed grid of so many equal steps in the flow's clock, in place of tolerances.
-        moments: mean and covariance of the data; the model's own when None.
-        prior: "gaussian", that with the moments that such data have at T; "process", N(0, prior_std^2 I); or
-            a log-density at T, (B, *) -> (B,).
-        data_end: "none", "tweedie" or "reconstruction", see ``sde_toolkit.density``.
-        log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension.
+        num_diagnostic_samples: so many first samples measure the budget; 0 for no budget.
+        seed, first_sample: the probes of row i are keyed by (seed, first_sample + i).
         batch_size: samples per evaluation; all at once when None.
-        checked: the first samples, on which the budget is measured; 0 for no budget.
-        processes: those of torch.distributed that share the work, batch by batch; each gets the whole result.
+        log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension.
+        processes: those of torch.distributed that share the batches; each gets the whole result.
 
     Raises:
-        ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
+        ValueError, TypeError: an argument out of range or of the wrong shape or type; before any evaluation.
         solvers.SolverError: a run became nan or inf, or stalled.
     """
-    if num_probes is not None and divergence is not None:
-        raise ValueError("give num_probes or divergence, not both; Hutchinson(num_probes) is a divergence")
-    if num_probes is not None:
-        divergence = Hutchinson(num_probes)
-    divergence = ExactDivergence() if divergence is None else divergence
-    _check(model, x, batch_size, prior, data_end, checked)
-    columns = divergence.columns(x[0].numel())
-    start = time.perf_counter()
-    flow = WhitenedFlow(model, t_min, moments)
-    control = _control(flow, method, rtol, atol, num_steps)
-    density = FlowDensity(flow, divergence, method, control, prior, data_end, seed)
+    check_states(model, x)
+    _check_counts(batch_size, num_diagnostic_samples)
+    given = model.conditions(condition, len(x))
+    start, dims = time.perf_counter(), x[0].numel()
+    density = _density(model, dims, divergence, solver, endpoint, t_min, seed)
 
     def run(first: int, rows: Tensor) -> Columns:
-        return density(rows, range(first_sample + first, first_sample + first + len(rows)))
+        last = first + len(rows)
+        mine = None if given is None else given[first:last]
+        return density(rows, range(first_sample + first, first_sample + last), mine)
 
     found = processes.map(run, x, batch_size or len(x))
-    few = min(checked, len(x))
-    budget = None
+    few, budget = min(num_diagnostic_samples, len(x)), None
     if few:
         head = Columns(*(column[:few] for column in found))
-        budget = measure(density, x[:few], range(first_sample, first_sample + few), head)
-    nats, dims = found.nats.mean(1), x[0].numel()
-    settings = {"divergence": repr(divergence), "columns": columns, "t_min": t_min, "method": method.name}
-    settings |= {"rtol": rtol, "atol": atol} if num_steps is None else {"num_steps": num_steps}
-    settings |= {"prior": prior if isinstance(prior, str) else "callable", "data_end": data_end, "seed": seed}
-    settings |= {"moments": flow.moments.kind, "log_det_per_dim": log_det_per_dim}
+        samples = range(first_sample, first_sample + few)
+        budget = measure(density, x[:few], samples, None if given is None else given[:few], head)
+    nats = found.nats.mean(1)
     return LogLikelihood(
         nats=nats,
         bits_per_dim=-(nats / dims + log_det_per_dim) / math.log(2),
-        standard_error=divergence.standard_error(found.nats, dims),
-        latent=flow.leave(found.u, flow.end).to(x.dtype),
+        standard_error=density.divergence.standard_error(found.nats, dims),
+        latent=density.flow.unwhiten(found.u, density.flow.end).to(x.dtype),
         nfe=found.nfe,
         budget=budget,
         seconds=time.perf_counter() - start,
-        settings=settings,
+        settings={
+            "divergence": repr(density.divergence),
+            "columns": density.divergence.columns(dims),
+            "t_min": t_min,
+            **solver.settings,
+            "prior": endpoint.prior if isinstance(endpoint.prior, str) else "callable",
+            "correction": endpoint.correction,
+            "seed": seed,
+            "moments": density.flow.moments.kind,
+            "log_det_per_dim": log_det_per_dim,
+        },
     )
 
 
-values_only = functools.partial(log_likelihood, checked=0)
-"""``log_likelihood`` without a budget: what other computations call again and again."""
+values_only = functools.partial(log_likelihood, num_diagnostic_samples=0)
+"""``log_likelihood`` without a budget, for computations that call it many times."""
 
 
 def differentiable_log_likelihood(
     model: ScoreModel,
     x: Tensor,
     *,
-    num_steps: int = 32,
-    method: Method = RK4,
-    num_probes: int | None = None,
+    condition: Condition | None = None,
+    divergence: Divergence | int | None = None,
+    solver: FlowSolver = _DEFAULT_GRID,
+    endpoint: Endpoint = _DEFAULT_ENDPOINT,
+    t_min: float = LIKELIHOOD_T_MIN,
     seed: int = 0,
-    t_min: float = T_MIN,
-    moments: Moments | None = None,
-    prior: str | LogDensity = "gaussian",
 ) -> Tensor:
-    """log p_{t_min}(x) with shape (B,), in nats, as a function of x that autograd knows: a prior for x.
+    """log p_{t_min}(x) with shape (B,), in nats, as a function of x that autograd records: a prior for x.
 
-    The derivative is that of the computed value, by backpropagation through the steps, of which only the
-    states in between are kept.  For an exact model it converges to ``model.score(x, t_min)``.
+    The derivative is that of the computed value, by backpropagation through the steps; only the states
+    between the steps are kept in memory.  For an exact model it converges to ``model.score(x, t_min)``.
 
     Args:
         model: any ``ScoreModel`` whose predictions can be differentiated twice.
         x: data in model scale with shape (B, *), of the model's dtype.
-        num_steps: equal steps in the flow's clock.
-        method: of ``solvers``, for fixed grids.
-        num_probes, seed, t_min, moments, prior: as for ``log_likelihood``.
+        condition, divergence, t_min, seed: as for ``log_likelihood``.
+        solver: a method of ``solvers`` and its number of steps.
+        endpoint: without a correction.
 
     Raises:
-        ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
+        ValueError, TypeError: an argument out of range or of the wrong shape or type; before any evaluation.
         solvers.SolverError: the run became nan or inf.
     """
-    _check(model, x, None, prior, "none", 0)
-    divergence = ExactDivergence() if num_probes is None else Hutchinson(num_probes)
-    divergence.columns(x[0].numel())
-    flow = WhitenedFlow(model, t_min, moments)
-    density = FlowDensity(
-        flow, divergence, method, _control(flow, method, 0.0, 0.0, num_steps), prior, seed=seed
-    )
-    return density(x, range(len(x)), differentiable=True).nats.mean(1).to(x.dtype)
-
-
-def _control(
-    flow: WhitenedFlow, method: Method | Integrator, rtol: float, atol: float, num_steps: int | None
-) -> Adaptive | FixedGrid:
-    if num_steps is None and isinstance(method, Method) and not method.has_error:
-        raise ValueError(
-            f"method {method.name} has no error estimate for tolerances; give num_steps, or take dopri5"
-        )
-    if num_steps is None:
-        return Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    return FixedGrid(torch.linspace(flow.tau_min, flow.tau_max, num_steps + 1, dtype=torch.float64))
-
-
-def _check(
-    model: ScoreModel,
-    x: Tensor,
-    batch_size: int | None,
-    prior: str | LogDensity,
-    data_end: str,
-    checked: int,
-) -> None:
     check_states(model, x)
+    if solver.num_steps is None:
+        raise ValueError("solver must have num_steps: gradients need a fixed grid, got tolerances")
+    if endpoint.correction != "none":
+        raise ValueError(f"correction must be 'none' for gradients, got {endpoint.correction!r}")
+    given = model.conditions(condition, len(x))
+    density = _density(model, x[0].numel(), divergence, solver, endpoint, t_min, seed)
+    return density(x, range(len(x)), given, differentiable=True).nats.mean(1).to(x.dtype)
+
+
+def _density(
+    model: ScoreModel,
+    dims: int,
+    divergence: Divergence | int | None,
+    solver: FlowSolver,
+    endpoint: Endpoint,
+    t_min: float,
+    seed: int,
+) -> FlowDensity:
+    """The density that these options name; raises ValueError for those that do not fit the model."""
+    if not isinstance(divergence, Divergence):
+        divergence = ExactDivergence() if divergence is None else Hutchinson(divergence)
+    divergence.columns(dims)
+    flow = WhitenedFlow(model, t_min, endpoint.moments)
+    steps = solver.steps(flow.tau_min, flow.tau_max)
+    return FlowDensity(flow, divergence, solver.method, steps, endpoint.prior, endpoint.correction, seed)
+
+
+def _check_counts(batch_size: int | None, num_diagnostic_samples: int) -> None:
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if checked < 0:
-        raise ValueError(f"checked must be at least 0, got {checked}; 0 is for no budget")
-    if isinstance(prior, str) and prior not in PRIORS:
-        raise ValueError(f"prior must be one of {', '.join(PRIORS)} or a log-density, got {prior!r}")
-    if data_end not in DATA_ENDS:
-        raise ValueError(f"data_end must be one of {', '.join(DATA_ENDS)}, got {data_end!r}")
+    if num_diagnostic_samples < 0:
+        raise ValueError(
+            f"num_diagnostic_samples must be at least 0, got {num_diagnostic_samples}; 0 is for no budget"
+        )

@@ -1,15 +1,18 @@
 """Latents by the probability flow: encode, decode, interpolate.
 
-The flow maps data at t_min to x_T and back, one to one.  In whitened coordinates (``sde_toolkit.whitened``)
-the end of the run is u ~ N(0, I), up to what the process leaves at T; the latent is z = U u, with the shape
-of the data.  Straight lines between latents lead through points that are too short for N(0, I) in many
-dimensions, great circles do not:
+The flow maps data at t_min to x_T and back, one to one.  In whitened coordinates
+(``sde_toolkit.likelihood.whitened``) the end of the run is u ~ N(0, I), up to the signal that the process
+leaves at T; the latent is z = U u, with the shape of the data.  In many dimensions straight lines between
+latents pass through points that are too short for N(0, I).  Great circles do not:
 
     slerp(z_a, z_b; w) = sin((1 - w) theta) / sin(theta) z_a + sin(w theta) / sin(theta) z_b,
     cos(theta) = z_a . z_b / (|z_a| |z_b|)
 
-and the norm goes over linearly from |z_a| to |z_b|.  Where theta is tiny, or nearly a half turn, this is the
+The norm changes linearly from |z_a| to |z_b|.  Where theta is tiny, or nearly a half turn, the path is the
 straight line.
+
+Values do not depend on batches or processes: bit for bit for models that compute rows independently of each
+other, as exact models do, and to rounding for networks.
 
 References: Song et al. (2011.13456), section 4.3; Shoemake, "Animating Rotation with Quaternion Curves"
 (1985).
@@ -19,13 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.likelihood.whitened import WhitenedFlow
-from sde_toolkit.models import Moments, ScoreModel, check_states
-from solvers import DOPRI5, Adaptive, Method, solve
+from sde_toolkit.likelihood.flow import DEFAULT_SOLVER, FlowSolver
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
+from sde_toolkit.utils import ALONE, Processes
+from solvers import solve
 
 _SMALL_ANGLE = 1e-6
 
@@ -37,7 +43,7 @@ class Latents:
     Attributes:
         z: with shape (B, *), close to N(0, I) for draws of the model.
         round_trip: root-mean-square difference per element between x and its decoding, with shape (B,); None
-            where it was not asked for.
+            if it was not asked for.
         nfe: evaluations on the way to z, with shape (B,).
     """
 
@@ -46,66 +52,103 @@ class Latents:
     nfe: Tensor
 
 
+class _Ends(NamedTuple):
+    """The ends of B runs in whitened coordinates with shape (B, n), and their evaluations with shape (B,)."""
+
+    u: Tensor
+    nfe: Tensor
+
+
 def encode(
     model: ScoreModel,
     x: Tensor,
     *,
-    t_min: float = 1e-5,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: Method = DOPRI5,
+    condition: Condition | None = None,
+    solver: FlowSolver = DEFAULT_SOLVER,
+    t_min: float = LIKELIHOOD_T_MIN,
     moments: Moments | None = None,
     round_trip: bool = True,
+    batch_size: int | None = None,
+    processes: Processes = ALONE,
 ) -> Latents:
     """The latents of x with shape (B, *), data in model scale.
 
     Args:
         model: any ``ScoreModel``.
         x: with shape (B, *), of the model's type.
+        condition: a tensor with one row per sample, or a class for all samples.
+        solver: the method and its steps or tolerances.
         t_min: where the run starts; sigma(t_min) > 0.
-        rtol, atol: tolerances on the whitened state.
-        method: of ``solvers``, with an error estimate.
-        moments: of the data; the model's own when None.
+        moments: of the data, for the coordinates; the model's own when None.
         round_trip: decode again, and report the difference.
+        batch_size: samples per evaluation; all at once when None.
+        processes: those of torch.distributed that share the batches; each gets the whole result.
 
     Raises:
-        ValueError: a shape or a type that is not the model's, values that are not finite, a t_min out of
-            range or without noise, or a method without an error estimate.
+        ValueError, TypeError: a shape, a type or a condition that is not the model's, values that are not
+            finite, a t_min out of range or without noise, or a batch size below 1.
         solvers.SolverError: a run became nan or inf, or stalled.
     """
     check_states(model, x)
     flow = WhitenedFlow(model, t_min, moments)
-    control = Adaptive(flow.tau_min, flow.tau_max, rtol=rtol, atol=atol)
-    with torch.no_grad():
-        solution = solve(flow.states(), flow.enter(x, flow.start), method, control)
-    z = flow.moments.embed(solution.y).to(x.dtype)
-    error = None
+    given = model.conditions(condition, len(x))
+    start = flow.whiten(x, flow.start)
+    end = _run(flow, start, solver, (flow.tau_min, flow.tau_max), given, batch_size, processes)
+    z, error = flow.moments.embed(end.u).to(x.dtype), None
     if round_trip:
-        again = decode(model, z, t_min=t_min, rtol=rtol, atol=atol, method=method, moments=moments)
+        again = decode(
+            model, z, condition=condition, solver=solver, t_min=t_min, moments=moments,
+            batch_size=batch_size, processes=processes,
+        )  # fmt: skip
         error = (again - x).flatten(1).square().mean(1).sqrt()
-    return Latents(z, error, solution.stats.nfe)
+    return Latents(z, error, end.nfe)
 
 
 def decode(
     model: ScoreModel,
     z: Tensor,
     *,
-    t_min: float = 1e-5,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    method: Method = DOPRI5,
+    condition: Condition | None = None,
+    solver: FlowSolver = DEFAULT_SOLVER,
+    t_min: float = LIKELIHOOD_T_MIN,
     moments: Moments | None = None,
+    batch_size: int | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """The data x at t_min with shape (B, *) that have the latents z with shape (B, *).
+    """The data x at t_min with shape (B, *) whose latents are z with shape (B, *).
 
     Arguments and errors are those of ``encode``.
     """
     check_states(model, z, "z")
     flow = WhitenedFlow(model, t_min, moments)
-    control = Adaptive(flow.tau_max, flow.tau_min, rtol=rtol, atol=atol)
+    given = model.conditions(condition, len(z))
+    start = flow.moments.project(z.to(torch.float64))
+    end = _run(flow, start, solver, (flow.tau_max, flow.tau_min), given, batch_size, processes)
+    return flow.unwhiten(end.u, flow.start).to(z.dtype)
+
+
+def _run(
+    flow: WhitenedFlow,
+    u: Tensor,
+    solver: FlowSolver,
+    ends: tuple[float, float],
+    condition: Tensor | None,
+    batch_size: int | None,
+    processes: Processes,
+) -> _Ends:
+    """Carry u with shape (B, n) from one time of the clock to another, batch by batch."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    steps = solver.steps(*ends)
+    levels = flow.levels(steps)
+
+    def run(first: int, rows: Tensor) -> _Ends:
+        given = None if condition is None else condition[first : first + len(rows)]
+        solution = solve(flow.states(levels, given), rows, solver.method, steps)
+        return _Ends(solution.y, solution.stats.nfe)
+
     with torch.no_grad():
-        solution = solve(flow.states(), flow.moments.project(z.to(torch.float64)), method, control)
-    return flow.leave(solution.y, flow.start).to(z.dtype)
+        return processes.map(run, u, batch_size or len(u))
 
 
 def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:

@@ -1,30 +1,34 @@
-"""The probability flow and its density in whitened coordinates, where a Gaussian is at rest.
+"""The probability flow and its density in whitened coordinates, where a Gaussian does not move.
 
-In the scale-free state y = x_t / alpha with the ratio n = sigma / alpha the flow is dy/dn = z_hat(y, n).
-With the data's mean m and covariance S = U diag(l) U^T (``sde_toolkit.moments``) let
+In the scale-free state y = x_t / alpha with the ratio n = sigma / alpha the flow is dy/dn = z_hat(y, n).  The
+coordinates are those of the Gaussian N(m, S), S = U diag(l) U^T, with the data's moments
+(``sde_toolkit.models.Whitening``):
 
     u = (l + n^2)^{-1/2} U^T (y - m),        x = alpha (m + U (l + n^2)^{1/2} u)
 
-Then only what the model knows beyond the Gaussian N(m, S) moves points and densities:
+Only what the model adds to that Gaussian then moves points and densities:
 
     du/dn        =  (l + n^2)^{-1/2} [ U^T z_hat - n (l + n^2)^{-1/2} u ]
     d log q/dn   = -( div_y z_hat - sum_i n / (l_i + n^2) ),                  q the density of u
 
-where the divergence is the trace of d z_hat / dy less that of the Gaussian's n U (l + n^2)^{-1} U^T.  A
-multiple of this known matrix is taken off before a trace is estimated (a control variate); with all of it,
-every estimate for a Gaussian with these moments is exact.  Where noise dominates, u is N(0, I) up to the
-third cumulant of the data over n^3.
+The divergence in brackets is the trace of d z_hat / dy less that of the Gaussian's n U (l + n^2)^{-1} U^T.  A
+multiple of this known matrix is subtracted before a trace is estimated (a control variate).  With the whole
+matrix every estimate for a Gaussian with these moments is exact.  Where noise dominates, u is N(0, I) up to
+the third cumulant of the data over n^3.
 
-The equation is solved in the clock
+The independent variable is the clock tau with
 
     dn/dtau = (n^2 + a^2)^{1/2} (1 + n / b),        tau(0) = 0
 
-linear in n below a, logarithmic between a and b, and in 1 / n beyond, where the flow has a series in 1 / n.
-In w = tanh(arcsinh(n / a) / 2), with e = a / b and k^2 = 1 + e^2, it is
+It is linear in n below a, logarithmic between a and b, and linear in 1 / n beyond, where the flow has a
+series in 1 / n.  In w = tanh(arcsinh(n / a) / 2), with e = a / b and k^2 = 1 + e^2, it is
 
     k tau = log(1 + w (k + e)) - log(1 - w (k - e))
 
-Any l > 0, m, a and b give correct values; those of the data make the flow slow.
+Any l > 0, m, a and b give correct values; those of the data need the fewest steps.
+
+A condition has one row per sample.  The solver hands the rows that are still running to the model, so a
+condition stays with its sample when others finish early.  The coordinates are the same for all conditions.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), appendix D; Wang and Vastola, "The Unreasonable Effectiveness of Gaussian Score Approximation"
@@ -34,6 +38,7 @@ References: Song et al., "Score-Based Generative Modeling through Stochastic Dif
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,9 +47,11 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.likelihood.divergence import Divergence, JacobianProducts, Product
-from sde_toolkit.models import ROW_BLOCK, Moments, ScoreModel, known_moments
-from solvers import ODE
-from solvers.terms import expand_like
+from sde_toolkit.models import ROW_BLOCK, Moments, ScoreModel, Whitening, known_moments
+from solvers import ODE, Adaptive, FixedGrid, expand_like
+
+LIKELIHOOD_T_MIN = 1e-5
+"""Default earliest time of likelihoods, bounds and latents; sigma there is .001 under VP."""
 
 INNER, OUTER = 0.15, 1.5
 """a and b, in units of the data's scale."""
@@ -82,7 +89,7 @@ class Clock:
         return (nsr.square() + self.a**2).sqrt() * (1 + nsr / self.b)
 
 
-class Level(NamedTuple):
+class WhitenedLevel(NamedTuple):
     """A noise level, or one for each of B samples.
 
     Attributes:
@@ -103,6 +110,10 @@ class Level(NamedTuple):
         return self.nsr[..., None] / self.std.square()
 
 
+Levels = Callable[[Tensor], WhitenedLevel]
+"""tau with shape () or (B,) -> the level there."""
+
+
 class WhitenedFlow:
     """The flow of a model between t_min and T, in the coordinates and the clock of the module's head.
 
@@ -114,7 +125,7 @@ class WhitenedFlow:
         moments: of the data; the model's own when None, mean 0 and variance data_std^2 where it has none.
 
     Attributes:
-        variances: l with shape (n,), float64; num_features: n.
+        whitening: the coordinates; num_features: n.
         clock, tau_min, tau_max: the clock and its range.
         start, end: the levels at t_min and at T.
 
@@ -134,89 +145,105 @@ class WhitenedFlow:
             raise ValueError(f"moments must have the event shape {wanted}, got {known}")
         scale = self.moments.scale
         self.clock = Clock(INNER * scale, OUTER * scale)
-        variances = self.moments.variances
-        self.variances = variances.clamp(min=_LEAST * float(variances.amax())).to(model.device)
-        self._mean = self.moments.mean.to(model.device)
-        self.num_features = self._mean.numel()
-        self._project, self._embed = self.moments.rotations(self.variances)
-        self._levels: dict[float, Level] = {}
+        self.whitening = Whitening(self.moments, _LEAST, model.device)
+        self.num_features = len(self.whitening.variances)
         ends = torch.tensor([t_min, model.sde.T], dtype=torch.float64)
         ratios = model.sde.nsr(ends)
         self.tau_min, self.tau_max = self.clock.of(ratios).tolist()
         self.start, self.end = (self._level(n, t) for n, t in zip(ratios, ends, strict=True))
 
-    def _level(self, nsr: Tensor, time: Tensor) -> Level:
-        std = (self.variances + nsr.square()[..., None]).sqrt()
-        return Level(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))
+    def _level(self, nsr: Tensor, time: Tensor) -> WhitenedLevel:
+        std = self.whitening.std(nsr)
+        return WhitenedLevel(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))
 
-    def at(self, tau: Tensor) -> Level:
-        """The level at a time of the clock with shape () or (B,); those with shape () are remembered."""
-        if tau.ndim:
-            return self._at(tau)
-        key = float(tau)
-        if key not in self._levels:
-            self._levels[key] = self._at(tau)
-        return self._levels[key]
-
-    def _at(self, tau: Tensor) -> Level:
+    def level(self, tau: Tensor) -> WhitenedLevel:
+        """The level at a time of the clock with shape () or (B,)."""
         nsr = self.clock.ratio(tau)
         return self._level(nsr, self.model.sde.inverse_nsr(nsr).clamp(self.t_min, self.model.sde.T))
 
-    def enter(self, x: Tensor, level: Level) -> Tensor:
-        """u with shape (B, n), for x with shape (B, *)."""
-        return self._project(x.to(torch.float64) / level.alpha - self._mean) / level.std
+    def levels(self, steps: Adaptive | FixedGrid) -> Levels:
+        """The levels of a run: those at the points of a grid are computed once, here; all others when asked for."""
+        if isinstance(steps, Adaptive):
+            return self.level
+        table = {float(tau): self.level(tau) for tau in steps.ts}
 
-    def leave(self, u: Tensor, level: Level) -> Tensor:
+        def look_up(tau: Tensor) -> WhitenedLevel:
+            found = None if tau.ndim else table.get(float(tau))
+            return self.level(tau) if found is None else found
+
+        return look_up
+
+    def whiten(self, x: Tensor, level: WhitenedLevel) -> Tensor:
+        """u with shape (B, n), for x with shape (B, *)."""
+        return self.whitening.whiten(x.to(torch.float64) / level.alpha, level.nsr)
+
+    def unwhiten(self, u: Tensor, level: WhitenedLevel) -> Tensor:
         """x with shape (B, *), float64, for u with shape (B, n)."""
-        y = self._mean + self._embed(level.std * u)
+        y = self.whitening.unwhiten(u, level.nsr)
         return expand_like(level.alpha, y) * y
 
-    def log_scale(self, level: Level) -> Tensor:
+    def log_scale(self, level: WhitenedLevel) -> Tensor:
         """log |dx/du|, in nats, with shape () or (B,)."""
         return (level.alpha[..., None] * level.std).log().sum(-1)
 
-    def states(self) -> ODE:
-        """du/dtau, for u with shape (B, n)."""
+    def states(self, levels: Levels, condition: Tensor | None = None) -> ODE:
+        """du/dtau, for u with shape (B, n).
 
-        def drift(tau: Tensor, u: Tensor) -> Tensor:
-            level = self.at(tau)
-            return self._motion(self.noise(u, level), u, level)
+        Args:
+            levels: those of the run.
+            condition: one row per sample, or None.
+        """
 
-        return ODE(drift)
+        def drift(tau: Tensor, u: Tensor, *rows: Tensor) -> Tensor:
+            level = levels(tau)
+            return self._motion(self.noise(u, level, *rows), u, level)
+
+        return ODE(drift, args=() if condition is None else (condition,))
 
     def densities(
-        self, divergence: Divergence, probes: Tensor | None = None, create_graph: bool = False
+        self,
+        divergence: Divergence,
+        levels: Levels,
+        probes: Tensor | None = None,
+        condition: Tensor | None = None,
+        create_graph: bool = False,
     ) -> ODE:
         """d/dtau of u and of the k columns of -log q, together with shape (B, n + k).
 
         Args:
             divergence: how the trace is found.
-            probes: what it drew, with shape (B, m, n).
-            create_graph: whether autograd shall know the result as a function of the state.
+            levels: those of the run.
+            probes: what the divergence drew, with shape (B, m, n).
+            condition: one row per sample, or None.
+            create_graph: whether autograd records the result as a function of the state.
         """
 
         def drift(tau: Tensor, y: Tensor, *rows: Tensor) -> Tensor:
-            u, level = y[:, : self.num_features], self.at(tau)
-            z_hat, columns = self.look(u, level, divergence, rows[0] if rows else None, create_graph)
+            u, level = y[:, : self.num_features], levels(tau)
+            drawn = rows[0] if probes is not None else None
+            given = rows[-1] if condition is not None else None
+            z_hat, columns = self.evaluate_with_divergence(u, level, divergence, drawn, given, create_graph)
             change = expand_like(level.rate, columns) * columns
             return torch.cat([self._motion(z_hat, u, level), change], dim=1)
 
-        return ODE(drift, args=() if probes is None else (probes,))
+        return ODE(drift, args=tuple(rows for rows in (probes, condition) if rows is not None))
 
-    def noise(self, u: Tensor, level: Level) -> Tensor:
-        """One evaluation: U^T z_hat with shape (B, n)."""
+    def noise(self, u: Tensor, level: WhitenedLevel, condition: Tensor | None = None) -> Tensor:
+        """One evaluation: U^T z_hat with shape (B, n), for u with shape (B, n)."""
         count = len(u)
-        u, level = _padded(u, level)
+        u, level, condition = _padded(u, level, condition)
         with torch.no_grad():
-            z_hat = self.model.noise(self.leave(u, level).to(self.model.dtype), level.time)
-        return self._project(z_hat.to(u))[:count]
+            x = self.unwhiten(u, level).to(self.model.dtype)
+            z_hat = self.model.noise(x, level.time, condition)
+        return self.whitening.project(z_hat.to(u))[:count]
 
-    def look(
+    def evaluate_with_divergence(
         self,
         u: Tensor,
-        level: Level,
+        level: WhitenedLevel,
         divergence: Divergence,
         probes: Tensor | None = None,
+        condition: Tensor | None = None,
         create_graph: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """One evaluation: U^T z_hat with shape (B, n), and div_y z_hat - sum n / (l + n^2) with shape (B, k).
@@ -224,65 +251,69 @@ class WhitenedFlow:
         Args:
             u: with shape (B, n).
             level: where.
-            divergence, probes, create_graph: as for ``densities``.
+            divergence, probes, condition, create_graph: as for ``densities``.
         """
         count = len(u)
         if probes is not None and count < ROW_BLOCK:
             probes = _repeated(probes)
-        u, level = _padded(u if create_graph else u.detach(), level)
+        u, level, condition = _padded(u if create_graph else u.detach(), level, condition)
         with torch.enable_grad():
-            x = self.leave(u, level).to(self.model.dtype)
+            x = self.unwhiten(u, level).to(self.model.dtype)
             x = x if x.requires_grad else x.requires_grad_()
-            z_hat = self.model.noise(x, level.time)
+            z_hat = self.model.noise(x, level.time, condition)
             known = level.known
             product = self._product(
                 JacobianProducts(z_hat, x, create_graph), level, divergence.control * known
             )
-            away = (divergence.control - 1) * known.sum(-1)
-            columns = divergence.trace(product, probes, u) + expand_like(away, u)
-            z_hat = self._project(z_hat.to(u))
+            rest = (divergence.control - 1) * known.sum(-1)
+            columns = divergence.trace(product, probes, u) + expand_like(rest, u)
+            z_hat = self.whitening.project(z_hat.to(u))
         if not create_graph:
             z_hat, columns = z_hat.detach(), columns.detach()
         return z_hat[:count], columns[:count]
 
-    def log_ratio(self, u: Tensor, num_points: int = 4) -> Tensor:
+    def log_ratio(self, u: Tensor, condition: Tensor | None = None, num_points: int = 4) -> Tensor:
         """log p_T(x) - log p_T(x at u = 0) less the same for the Gaussian, with shape (B,), in nats.
 
         The integral of the model's score less the Gaussian's along the straight line from u = 0, by the
-        Gauss-Legendre rule; ``num_points`` evaluations.
+        Gauss-Legendre rule with ``num_points`` evaluations.
         """
         end, total = self.end, u.new_zeros(len(u))
         for point, weight in zip(*np.polynomial.legendre.leggauss(num_points), strict=True):
             here = (1 + point) / 2 * u
-            residual = self.noise(here, end) - end.nsr / end.std * here
+            residual = self.noise(here, end, condition) - end.nsr / end.std * here
             total -= weight / 2 * (end.std / end.nsr * residual * u).sum(1)
         return total
 
     @staticmethod
-    def _motion(z_hat: Tensor, u: Tensor, level: Level) -> Tensor:
+    def _motion(z_hat: Tensor, u: Tensor, level: WhitenedLevel) -> Tensor:
         """du/dtau with shape (B, n), for z_hat along the axes."""
         speed = level.rate[..., None] / level.std
         return speed * z_hat - speed * level.nsr[..., None] / level.std * u
 
-    def _product(self, jacobian: JacobianProducts, level: Level, diagonal: Tensor) -> Product:
+    def _product(self, jacobian: JacobianProducts, level: WhitenedLevel, diagonal: Tensor) -> Product:
         """Products with U^T (d z_hat / dy) U less a diagonal with shape (n,) or (B, n)."""
         alpha, diagonal, shape = level.alpha, diagonal.unsqueeze(-2), self.model.event_shape
 
         def product(vectors: Tensor) -> Tensor:
             batch, count, n = vectors.shape
-            across = self._embed(vectors.reshape(-1, n)).reshape(batch, count, *shape)
+            across = self.whitening.embed(vectors.reshape(-1, n)).reshape(batch, count, *shape)
             found = jacobian(across.to(self.model.dtype)).to(vectors).reshape(-1, *shape)
-            along = self._project(found).reshape(batch, count, n)
+            along = self.whitening.project(found).reshape(batch, count, n)
             return expand_like(alpha, along) * along - diagonal * vectors
 
         return product
 
 
-def _padded(u: Tensor, level: Level) -> tuple[Tensor, Level]:
-    """A few rows, and the first of them again, up to where their number has no influence on rounding."""
+def _padded(
+    u: Tensor, level: WhitenedLevel, condition: Tensor | None
+) -> tuple[Tensor, WhitenedLevel, Tensor | None]:
+    """Fewer than ``ROW_BLOCK`` rows are filled up with the first: rounding then does not depend on their number."""
     if len(u) >= ROW_BLOCK:
-        return u, level
-    return _repeated(u), Level(*map(_repeated, level)) if level.nsr.ndim else level
+        return u, level, condition
+    if level.nsr.ndim:
+        level = WhitenedLevel(*map(_repeated, level))
+    return _repeated(u), level, None if condition is None else _repeated(condition)
 
 
 def _repeated(rows: Tensor) -> Tensor:

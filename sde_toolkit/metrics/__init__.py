@@ -1,4 +1,4 @@
-"""Distances between two sets of samples, each with an error bar, and the features some of them need."""
+"""Distances between two sets of samples, their error bars, and the features that some of them need."""
 
 from sde_toolkit.metrics.distances import (
     MMD,

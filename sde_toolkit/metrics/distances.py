@@ -1,4 +1,4 @@
-"""Distances between two sets of samples, each with an error bar.
+"""Distances between two sets of samples.
 
 Of x_1 .. x_n ~ P and y_1 .. y_m ~ Q, flattened to D features and computed in float64:
 
@@ -13,26 +13,13 @@ are plug-in estimates: biased upwards, by about n^(-1/2) and D/n for equal laws,
 sample sizes.  The Frechet distance follows the usage for FID, the SQUARE of the 2-Wasserstein distance of the
 two fitted Gaussians; ``gaussian_w2`` is the distance itself.
 
-Error bars.  Drawing with replacement repeats points, which shifts all four statistics and inflates the spread
-of a U-statistic.  ``bootstrap`` therefore resamples without replacement, by groups: x and y are cut at random
-into G groups, T_g is the statistic without group g of both sets, T_gh without groups g and h, and
+Not promised: the projections, the bandwidth and the features are held fixed, as parts of the distance.  Error
+bars are in ``sde_toolkit.metrics.bootstrap``.
 
-    jackknife     V = (G - 1)/G sum_g (T_g - mean)^2                                   (variance, first order)
-    correction    Q_gh = G T - (G - 1)(T_g + T_h) + (G - 2) T_gh,    Var T ~ V - var(Q_gh) / 2
-
-The jackknife counts the quadratic part of T twice (Efron and Stein, section 4); near P = Q little but that
-part is left and the correction halves the variance.  The value reported is T of the whole sets, never a mean
-over resamples.  Both sets count as random.  Against the spread over independent repetitions the error bar is
-right to about 10% where P and Q differ, and up to a quarter too large where they are equal in few dimensions.
-
-Not promised: an error bar says nothing of bias, nor of the projections, the bandwidth and the features, which
-are held fixed as parts of the distance.
-
-References: Efron and Stein, "The Jackknife Estimate of Variance" (Ann. Statist. 9, 1981); Bonneel et al.,
-"Sliced and Radon Wasserstein Barycenters of Measures" (J. Math. Imaging Vis. 51, 2015); Szekely and Rizzo,
-"Energy statistics: A class of statistics based on distances" (J. Stat. Plan. Inference 143, 2013); Gretton et
-al., "A Kernel Two-Sample Test" (JMLR 13, 2012); Heusel et al., "GANs Trained by a Two Time-Scale Update Rule
-Converge to a Local Nash Equilibrium" (1706.08500).
+References: Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures" (J. Math. Imaging Vis. 51,
+2015); Szekely and Rizzo, "Energy statistics: A class of statistics based on distances" (J. Stat. Plan.
+Inference 143, 2013); Gretton et al., "A Kernel Two-Sample Test" (JMLR 13, 2012); Heusel et al., "GANs Trained
+by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium" (1706.08500).
 """
 
 from __future__ import annotations
@@ -71,7 +58,7 @@ class Distance(abc.ABC):
 
         Raises ValueError for fewer than 2 samples, values that are not finite, or event shapes that differ.
         """
-        x, y = _checked(x, y)
+        x, y = checked_sets(x, y)
         return float(self.on_subsets(x, y, *(torch.ones(1, len(s), dtype=torch.bool) for s in (x, y))))
 
 
@@ -159,7 +146,7 @@ class OnFeatures(Distance):
 
     def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
         """See ``Distance``: features are computed once."""
-        return self.distance.on_subsets(*_checked(self.features(x), self.features(y)), keep_x, keep_y)
+        return self.distance.on_subsets(*checked_sets(self.features(x), self.features(y)), keep_x, keep_y)
 
 
 def sliced_wasserstein(
@@ -217,7 +204,7 @@ def median_distance(x: Tensor, y: Tensor) -> float:
     return median
 
 
-def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def checked_sets(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return both sets as float64 on the host, or raise ValueError."""
     x, y = (torch.as_tensor(s).detach().to("cpu", torch.float64) for s in (x, y))
     for name, s in (("x", x), ("y", y)):

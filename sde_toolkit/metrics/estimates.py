@@ -1,38 +1,24 @@
-"""Distances between two sets of samples, each with an error bar.
+"""Error bars of distances between two sets of samples, by resampling and over seeds.
 
-Of x_1 .. x_n ~ P and y_1 .. y_m ~ Q, flattened to D features and computed in float64:
-
-    sliced Wasserstein   ( mean over directions theta of W_p^p(theta.x, theta.y) )^(1/p),   p = 1 or 2
-    energy distance      2 E|x - y| - E|x - x'| - E|y - y'|
-    MMD^2                E k(x, x') + E k(y, y') - 2 E k(x, y),   k Gaussian, or a mean of Gaussians
-    Frechet distance     |m_x - m_y|^2 + tr( C_x + C_y - 2 (C_x^1/2 C_y C_x^1/2)^1/2 ),   a squared distance
-
-Energy distance and MMD^2 are U-statistics (pairs of a point with itself are left out): unbiased for the
-squared distances they stand for, hence sometimes below zero.  The sliced Wasserstein and the Frechet distance
-are plug-in estimates: biased upwards, by about n^(-1/2) and D/n for equal laws, so they compare only at equal
-sample sizes.  The Frechet distance follows the usage for FID, the SQUARE of the 2-Wasserstein distance of the
-two fitted Gaussians; ``gaussian_w2`` is the distance itself.
-
-Error bars.  Drawing with replacement repeats points, which shifts all four statistics and inflates the spread
-of a U-statistic.  ``bootstrap`` therefore resamples without replacement, by groups: x and y are cut at random
-into G groups, T_g is the statistic without group g of both sets, T_gh without groups g and h, and
+A bootstrap that draws with replacement repeats points, which shifts every distance of this room and inflates
+the spread of a U-statistic.  ``bootstrap`` therefore resamples without replacement, by groups.  The sets x
+and y are cut at random into G groups; T is the distance of the whole sets, T_g the distance without group g
+of both sets, T_gh without groups g and h:
 
     jackknife     V = (G - 1)/G sum_g (T_g - mean)^2                                   (variance, first order)
     correction    Q_gh = G T - (G - 1)(T_g + T_h) + (G - 2) T_gh,    Var T ~ V - var(Q_gh) / 2
 
-The jackknife counts the quadratic part of T twice (Efron and Stein, section 4); near P = Q little but that
-part is left and the correction halves the variance.  The value reported is T of the whole sets, never a mean
-over resamples.  Both sets count as random.  Against the spread over independent repetitions the error bar is
-right to about 10% where P and Q differ, and up to a quarter too large where they are equal in few dimensions.
+The jackknife counts the quadratic part of T twice (Efron and Stein, section 4).  Where the two distributions
+are nearly equal, little but that part is left and the correction halves the variance.  The value reported is
+T, never a mean over resamples.  Both sets count as random.
 
-Not promised: an error bar says nothing of bias, nor of the projections, the bandwidth and the features, which
-are held fixed as parts of the distance.
+Compared with the spread over independent repetitions, the error bar is right to about 10% where the two
+distributions differ.  It is up to a quarter too large where they are equal and have few dimensions.
 
-References: Efron and Stein, "The Jackknife Estimate of Variance" (Ann. Statist. 9, 1981); Bonneel et al.,
-"Sliced and Radon Wasserstein Barycenters of Measures" (J. Math. Imaging Vis. 51, 2015); Szekely and Rizzo,
-"Energy statistics: A class of statistics based on distances" (J. Stat. Plan. Inference 143, 2013); Gretton et
-al., "A Kernel Two-Sample Test" (JMLR 13, 2012); Heusel et al., "GANs Trained by a Two Time-Scale Update Rule
-Converge to a Local Nash Equilibrium" (1706.08500).
+Not promised: an error bar says nothing about bias, nor about the choice of projections, bandwidth or
+features.
+
+Reference: Efron and Stein, "The Jackknife Estimate of Variance" (Ann. Statist. 9, 1981).
 """
 
 from __future__ import annotations
@@ -45,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.metrics.distances import Distance, _checked
+from sde_toolkit.metrics.distances import Distance, checked_sets
 from sde_toolkit.utils import Stream, integer, permutation
 
 
@@ -69,7 +55,7 @@ def bootstrap(
     any other function is called once for each.
     Raises ValueError for bad samples, fewer than 10 of them, or fewer than 20 resamples.
     """
-    x, y = _checked(x, y)
+    x, y = checked_sets(x, y)
     num_groups = min(integer("num_resamples", num_resamples, 20) // 2, len(x), len(y))
     if num_groups < 10:
         raise ValueError(f"x and y must hold at least 10 samples for an error bar, got {len(x)} and {len(y)}")

@@ -1,16 +1,17 @@
 """Features of the 8x8 digits, the space in which their Frechet distance is measured.
 
 The extractor phi: (B, 1, 8, 8) -> (B, 48) is the penultimate layer (GELU, smooth) of a small convolutional
-classifier of the embedded digits, trained on their training split by cross-entropy with label smoothing.
+classifier of scikit-learn's digits, trained on their training split by cross-entropy with label smoothing.
 Inputs in model scale are put into their grey-level bins first, so that dequantised data and samples are
 compared alike: phi(x) depends on ``Scaling.to_levels(x)`` alone.
 
-Training takes seconds and is a function of the recipe below: initial weights and batches are keyed by a
-fixed seed, and it runs on one thread, so the number of threads leaves no trace.  The weights are kept in the
-process and on disk (``cache_dir``), with a digest; a file that is damaged or of another recipe is made anew.
+Training takes seconds and is a function of the recipe below: initial weights and batches are functions of a
+fixed seed, and training runs on one thread, so that the number of threads does not matter.  The weights are
+cached in memory and on disk (``cache_dir``), with a checksum.  A file that is damaged or belongs to another
+recipe is replaced.
 
-Not promised: other versions of torch and other kinds of processor may round differently, and so give slightly
-different features.  Distances compare only if they come from the same weights.
+Not promised: other versions of torch and other kinds of processor may round differently and so give slightly
+different features.  Distances can be compared only if they come from the same weights.
 
 References: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium"
 (1706.08500) for the Frechet distance on features of a classifier; Szegedy et al., "Rethinking the Inception
@@ -40,7 +41,7 @@ from sde_toolkit.utils import Stream, atomic_write, step_generator
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights, besides the code of this module (which ``version`` counts)."""
+    """All that decides the weights, besides the code of this module; ``version`` counts its changes."""
 
     version: int = 1
     num_features: int = 48
@@ -103,7 +104,7 @@ class FeatureExtractor:
 
 @functools.lru_cache(maxsize=2)
 def digit_features(recipe: Recipe = RECIPE) -> FeatureExtractor:
-    """Return the extractor of the embedded digits: from this process, from the disk, or trained (seconds)."""
+    """Return the extractor of the digits: from memory, from the cache folder, or trained (seconds)."""
     dataset, directory = digits(), cache_dir()
     network = classifier(recipe)
     path = None if directory is None else directory / f"digit-features-{recipe.digest()}.safetensors"
@@ -201,7 +202,7 @@ def _weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _keep(path: Path, network: nn.Module) -> None:
-    """Write the weights; a folder that cannot be written costs the next process time and nothing else."""
+    """Write the weights; where the folder cannot be written, the next process trains again."""
     state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +210,7 @@ def _keep(path: Path, network: nn.Module) -> None:
 
 
 def _restore(path: Path, network: nn.Module) -> bool:
-    """Load the weights and return True; False if the file is missing, unreadable, damaged or foreign."""
+    """Load the weights and return True; False if the file is missing, damaged or of another network."""
     try:
         with safe_open(path, framework="pt") as file:
             wanted = (file.metadata() or {}).get("sha256")

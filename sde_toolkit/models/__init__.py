@@ -34,6 +34,7 @@ from sde_toolkit.models.score import (
     known_moments,
     prediction_name,
 )
+from sde_toolkit.models.whitening import Whitening
 from sde_toolkit.models.wrappers import GivenModel, Wrapper
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Prediction",
     "Rotation",
     "ScoreModel",
+    "Whitening",
     "Wrapper",
     "check_states",
     "class_labels",

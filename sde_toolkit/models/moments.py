@@ -126,7 +126,7 @@ class Moments:
         return self.rotations(r)[1](r)
 
     def rotations(self, like: Tensor) -> tuple[Rotation, Rotation]:
-        """``project`` and ``embed`` for the type and the device of ``like``, with nothing left to look up."""
+        """``project`` and ``embed`` for the type and the device of ``like``."""
         into, out = (None, None) if self.axes is None else self._factors(like)
         flat = self.mean.ndim == 1
 

@@ -40,12 +40,16 @@ Condition = int | Tensor
 """What callers give for a condition: a class for all samples, or a tensor with one row per sample."""
 
 Prediction = Literal["noise", "data", "velocity", "score", "edm"]
+"""What a network puts out."""
+
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+"""The names of the predictions."""
 
 PREDICTION_ALIASES = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity"}
 """diffusers' names of predictions, and ours."""
 
 TIME_SCALE = 1000.0
+"""The time feature of a network at t = T, as in DDPM's code; it is 0 at t = 0."""
 
 
 def prediction_name(name: str) -> str:

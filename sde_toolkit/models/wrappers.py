@@ -68,7 +68,7 @@ class Wrapper(ScoreModel):
         return self.model.device
 
     def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
-        """What the model inside makes of a condition."""
+        """The condition as the model inside takes it."""
         return self.model.conditions(condition, count)
 
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -1,4 +1,7 @@
-"""Networks: a residual MLP for vectors, a U-Net for images, and their time embeddings."""
+"""Networks: a residual MLP for vectors and a U-Net for images, with embeddings of times and labels.
+
+network(x, c, labels) -> prediction shaped like x;   x with shape (B, *), c and labels with shape (B,)
+"""
 
 from sde_toolkit.networks.embeddings import (
     MAX_ANGLE,

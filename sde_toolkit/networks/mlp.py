@@ -1,29 +1,18 @@
-"""Networks: a residual MLP for vectors and a U-Net for images.
+"""A residual multi-layer perceptron for vectors.
 
-A network maps the scaled state x with shape (B, *) and a time feature c with shape (B,), 0 at the data
-end and 1000 at the prior end, to the shape of x.  What its output means (noise, clean data, ...) is not
-its business: that is said by ``sde_toolkit.score.NetworkModel``, which also scales the input.  The time
-enters through the angle a = c max_angle / 1000,
+With e the embedding of the time feature c, plus that of the label where there is one:
 
-    [cos(a w_k), sin(a w_k)],    w_k = 10000^(-k / K),    k = 0 .. K - 1                          (2006.11239)
+    h_0     = W x + b
+    h_{i+1} = h_i + W_2 silu(W_1 norm(h_i) + V silu(e)),      i = 0 .. depth - 1
+    output  = W' silu(norm(h_depth)) + b'
 
-With max_angle = 1000, that paper's choice, a network may change a hundred and sixty times on the way from T
-to 0, and one that was trained that way does ripple: a sampler of fifty steps cannot see what it integrates.
-With an angle of about 10 its probability flow is smooth and as likely, but it knows the noise levels next to
-the data less well, which costs the variational bound a little.
+The network maps the scaled state x with shape (B, *) to the shape of x.  What its output means (noise, clean
+data, ...) is decided by ``sde_toolkit.models.NetworkModel``, which also scales the input.
 
-A network of K > 0 classes also takes labels k with shape (B,), 0 to K - 1, and adds a learned vector for
-each to the embedding of the time.  There is one more such vector, for the null class K: it stands for "no
-label", which is also what a call without labels means.
+Weights are drawn from ``seed`` alone; the global generator is left as it was.  The last layer starts at zero,
+so that an untrained network returns 0: the posterior mean of the noise at t = 0 and of centred data at t = T.
 
-Weights are drawn from ``seed`` alone; the global generator is left as it was.  The last layer starts at
-zero, so that an untrained network puts out 0: the posterior mean of the noise at t = 0 and of centred
-data at t = T.
-
-References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); He et al.,
-"Identity Mappings in Deep Residual Networks" (1603.05027); Ronneberger, Fischer and Brox, "U-Net"
-(1505.04597); Ho and Salimans, "Classifier-Free Diffusion Guidance" (2207.12598) for the null class; Kingma et
-al., "Variational Diffusion Models" (2107.00630) for Fourier features of the state.
+Reference: He et al., "Identity Mappings in Deep Residual Networks" (1603.05027).
 """
 
 from __future__ import annotations
@@ -32,7 +21,13 @@ import math
 
 from torch import Tensor, nn
 
-from sde_toolkit.networks.embeddings import MAX_ANGLE, _check_state, _labels, _turn, time_features
+from sde_toolkit.networks.embeddings import (
+    MAX_ANGLE,
+    angle_rate,
+    check_event_shape,
+    labels_or_null,
+    time_features,
+)
 from sde_toolkit.utils import integer, seeded
 
 
@@ -80,7 +75,7 @@ class MLP(nn.Module):
         self.event_shape = tuple(integer("event_shape", size, 1) for size in event_shape)
         self.num_frequencies = integer("num_frequencies", num_frequencies, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
-        self._turn = _turn(max_angle)
+        self._angle_rate = angle_rate(max_angle)
         dim = math.prod(self.event_shape)
         with seeded(seed):
             self.embed = nn.Sequential(
@@ -97,9 +92,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the prediction with shape (B, *), for x with shape (B, *), c and labels with shape (B,)."""
-        _check_state(x, self.event_shape)
-        labels = _labels(labels, self.num_classes, x)
-        e = self.embed(time_features(self._turn * c, self.num_frequencies))
+        check_event_shape(x, self.event_shape)
+        labels = labels_or_null(labels, self.num_classes, x)
+        e = self.embed(time_features(self._angle_rate * c, self.num_frequencies))
         e = nn.functional.silu(e if labels is None else e + self.classes(labels))
         h = self.first(x.flatten(1))
         for block in self.blocks:

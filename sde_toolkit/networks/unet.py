@@ -1,29 +1,22 @@
-"""Networks: a residual MLP for vectors and a U-Net for images.
+"""A U-Net for images: residual blocks on levels of falling resolution, with skip connections between them.
 
-A network maps the scaled state x with shape (B, *) and a time feature c with shape (B,), 0 at the data
-end and 1000 at the prior end, to the shape of x.  What its output means (noise, clean data, ...) is not
-its business: that is said by ``sde_toolkit.score.NetworkModel``, which also scales the input.  The time
-enters through the angle a = c max_angle / 1000,
+    input    x, and for every exponent k in ``fourier``
+             exp(-(2^k pi s)^2 / 2) cos(2^k pi x)  and  exp(-(2^k pi s)^2 / 2) sin(2^k pi x)
+    level k  channels[k] channels on H / (2^k P) x W / (2^k P) positions
 
-    [cos(a w_k), sin(a w_k)],    w_k = 10000^(-k / K),    k = 0 .. K - 1                          (2006.11239)
+The Fourier features let a network see differences far below the data's scale.  The factor in front, with s
+the standard deviation of the noise in x, is what the noise leaves of the clean image's wave: without it the
+fine features are rapidly varying noise wherever s is large.
 
-With max_angle = 1000, that paper's choice, a network may change a hundred and sixty times on the way from T
-to 0, and one that was trained that way does ripple: a sampler of fifty steps cannot see what it integrates.
-With an angle of about 10 its probability flow is smooth and as likely, but it knows the noise levels next to
-the data less well, which costs the variational bound a little.
+The network maps the scaled state x with shape (B, C, H, W) to the shape of x.  What its output means (noise,
+clean data, ...) is decided by ``sde_toolkit.models.NetworkModel``, which also scales the input.
 
-A network of K > 0 classes also takes labels k with shape (B,), 0 to K - 1, and adds a learned vector for
-each to the embedding of the time.  There is one more such vector, for the null class K: it stands for "no
-label", which is also what a call without labels means.
+Weights are drawn from ``seed`` alone; the global generator is left as it was.  The last layer starts at zero,
+so that an untrained network returns 0.
 
-Weights are drawn from ``seed`` alone; the global generator is left as it was.  The last layer starts at
-zero, so that an untrained network puts out 0: the posterior mean of the noise at t = 0 and of centred
-data at t = T.
-
-References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); He et al.,
-"Identity Mappings in Deep Residual Networks" (1603.05027); Ronneberger, Fischer and Brox, "U-Net"
-(1505.04597); Ho and Salimans, "Classifier-Free Diffusion Guidance" (2207.12598) for the null class; Kingma et
-al., "Variational Diffusion Models" (2107.00630) for Fourier features of the state.
+References: Ronneberger, Fischer and Brox, "U-Net" (1505.04597); Ho, Jain and Abbeel, "Denoising Diffusion
+Probabilistic Models" (2006.11239); Kingma et al., "Variational Diffusion Models" (2107.00630), section 5.3,
+for the Fourier features.
 """
 
 from __future__ import annotations
@@ -35,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.networks.embeddings import MAX_ANGLE, _check_state, _labels, _turn
+from sde_toolkit.networks.embeddings import MAX_ANGLE, angle_rate, check_event_shape, labels_or_null
 from sde_toolkit.utils import integer, seeded
 
 
@@ -86,7 +79,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape, self.fourier = tuple(event_shape), tuple(fourier)
-        self.noise_level, self._turn = noise_level, _turn(max_angle)
+        self.noise_level, self._angle_rate = noise_level, angle_rate(max_angle)
         self.patch_size = integer("patch_size", patch_size, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
@@ -117,12 +110,12 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the prediction with shape (B, C, H, W), for x with that shape, c and labels with shape
         (B,)."""
-        _check_state(x, self.event_shape)
-        labels = _labels(labels, self.num_classes, x)
+        check_event_shape(x, self.event_shape)
+        labels = labels_or_null(labels, self.num_classes, x)
         folded = nn.functional.pixel_unshuffle(self._features(x, c), self.patch_size).contiguous(
             memory_format=torch.channels_last
         )
-        out = self.unet(folded, self._turn * c, class_labels=labels, return_dict=False)[0]
+        out = self.unet(folded, self._angle_rate * c, class_labels=labels, return_dict=False)[0]
         return nn.functional.pixel_shuffle(out, self.patch_size)
 
     def _features(self, x: Tensor, c: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from sde_toolkit.config import BOUNDS, DEQUANTIZERS, Config, build_dataset, like
 from sde_toolkit.data import Dataset
 from sde_toolkit.lab import plus_minus
 from sde_toolkit.likelihood import (
+    BoundDraws,
     Budget,
     Dequantizer,
     DiscreteLogLikelihood,
@@ -174,10 +175,10 @@ def _discrete(
 ) -> Found:
     section, options = config.likelihood, likelihood_options(config)
     dequantizer = DEQUANTIZERS[section.dequantization](model, dataset, options.pop("t_min"))
-    few = values[: options["checked"]]
+    few = values[: options["num_diagnostic_samples"]]
 
     def bound(v: Tensor, num_samples: int, shared: Processes | None) -> DiscreteLogLikelihood:
-        rest = {**options, "checked": 0} | ({} if shared is None else {"processes": shared})
+        rest = {**options, "num_diagnostic_samples": 0} | ({} if shared is None else {"processes": shared})
         density = functools.partial(log_likelihood, **rest)
         several = num_samples > 1 and not isinstance(options["divergence"], ExactDivergence)
         second = functools.partial(density, seed=options["seed"] + 1) if several else None
@@ -228,12 +229,13 @@ def _bounds(
     """Name, mean and standard error of every bound asked for, in bits per dimension."""
     section, found = config.likelihood, []
     options = {"seed": section.seed, "batch_size": section.batch_size}
+    draws = BoundDraws(num_draws=_BOUND_DRAWS)
     for name in BOUNDS[section.bounds]:
         if name == "continuous":
-            made = continuous_bound(model, x0, num_draws=_BOUND_DRAWS, t_min=section.t_min, **options)
+            made = continuous_bound(model, x0, draws=draws, t_min=section.t_min, **options)
         else:
             chain = model.sde.discretize(_CHAIN_STEPS)
-            made = discrete_bound(model, x0, chain, num_terms=_BOUND_DRAWS, **options)
+            made = discrete_bound(model, x0, chain, draws=draws, **options)
         bits = (log_q - made.nats.cpu()) / (x0[0].numel() * math.log(2))
         found.append((f"{name} bound", float(bits.mean()), _standard_error(bits.numpy())))
     return tuple(found)

@@ -94,7 +94,7 @@ def calibrate(
         reference: makes the fine solution; adaptive Dopri5 with tolerances 1e-6 to the same t_min, with the
             same choice of ``denoise``, when None.
         cache: directory, made if need be, where results are kept and looked up by model and settings; models
-            are told apart by their predictions on fixed states.
+            are identified by their predictions on fixed states.
 
     Raises:
         ValueError: a stochastic or adaptive sampler, fewer than 2 steps, or a count below 1.

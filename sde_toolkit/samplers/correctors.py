@@ -3,8 +3,8 @@
     x <- x + e score(x, t) + sqrt(2 e) z,        z ~ N(0, I)
 
 keeps p_t as the step size e goes to 0.  A predictor-corrector sampler runs a few such steps after every step
-of its predictor.  The rules for e differ in what they look at: the norms of z and of the score, or the noise
-level alone. No rule looks at the other samples of a batch, so that a sample does not depend on them.
+of its predictor.  The rules for e use the norms of z and of the score, or the noise level alone; none uses
+the other samples of a batch, so that a sample does not depend on them.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), algorithms 4 and 5; Song and Ermon, "Generative Modeling by Estimating Gradients of the Data

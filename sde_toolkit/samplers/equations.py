@@ -173,7 +173,7 @@ class ReverseSteps:
         m: predictions as forms, the newest first: at t, then at ``past``.
         h: lam_s - lam_t with shape (N,), positive.
         order: the number of predictions at hand.
-        last: whether this is the last step, apart from the others because it goes to sigma = 0, or because
+        last: whether this is the last step, treated by itself because it goes to sigma = 0, or because
             the method ends in its own way.
     """
 
@@ -252,10 +252,10 @@ class ReverseSteps:
         self._need_noise(level)
         return self._steps.evaluate(level.time, x)
 
-    def ahead(self, x: Form) -> Form:
+    def evaluate_end(self, x: Form) -> Form:
         """The prediction at s, which serves the next step as m[0]."""
         self._need_noise(self.s)
-        return self._steps.ahead(x)
+        return self._steps.evaluate_end(x)
 
     @staticmethod
     def _need_noise(level: NoiseLevels) -> None:
@@ -269,7 +269,7 @@ Rule = Callable[[ReverseSteps], Form]
 
 
 def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation:
-    """The equation that a rule of the literature makes of a model.
+    """The equation of a model for a rule of the literature.
 
     Args:
         rule: one step as a form.
@@ -277,7 +277,7 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
             probability flow dx/dt.
         noisy: whether the rule uses the draw.
 
-    What the rule comes to on a grid is found by ``SchemeMethod.prepare``.
+    ``SchemeMethod.prepare`` turns the rule into numbers for one grid.
     """
 
     def equation(model: ScoreModel) -> Term:

@@ -1,4 +1,4 @@
-"""Time grids: at which times a sampler with N steps looks at the model.
+"""Time grids: at which times a sampler with N steps evaluates the model.
 
 A grid maps (sde, num_steps, t_min) to num_steps + 1 times in float64 that fall from t_max, by default the
 process' T, to t_min, both exact:
@@ -14,7 +14,7 @@ process' T, to t_min, both exact:
     explicit     the times given
 
 and, for networks trained at N indices, index i at the time i T / N, the n indices that an n-step sampler
-looks at (the last step goes on to t_min)
+evaluates (the last step goes on to t_min)
 
     trailing     N, N - N/n, N - 2 N/n, ..., rounded               from the noise end, which it always holds
     leading      ..., 2 (N // n) + 1, N // n + 1, 1                from the data end; DDPM code's habit

@@ -1,4 +1,4 @@
-"""What a run of a sampler hands out: its samples, its steps, and the count of its evaluations."""
+"""What a run of a sampler returns: its samples, its steps, and the number of its evaluations."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ T_MIN = 1e-3
 """Default end of the reverse run, score_sde's choice for VP."""
 
 _NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, Adams(1))
-"""Methods that do not look at the end of a step; those of schemes check by themselves where they look."""
+"""Methods that do not evaluate the end of a step; schemes check their evaluations by themselves."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Sampler:
 
     @property
     def order(self) -> int | None:
-        """Declared order of the deterministic error; None for foreign solvers."""
+        """Declared order of the deterministic error; None for other libraries' solvers."""
         return None if isinstance(self.method, Integrator) else self.method.order
 
     @property
@@ -139,7 +139,7 @@ class Sampler:
             return None
         method, n = self.method, self.num_steps
         again = 0 if self.corrector is None else self.corrector.num_steps * n
-        if self.corrector is not None and isinstance(method, SchemeMethod) and method.ahead:
+        if self.corrector is not None and isinstance(method, SchemeMethod) and method.evaluates_end:
             again += n - 1
         if self.corrector is not None and method.first_same_as_last:
             again += n - 1

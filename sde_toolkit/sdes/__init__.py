@@ -1,4 +1,4 @@
-"""Forward processes: how data turn to noise, in continuous time and on the indices of a discrete chain."""
+"""Forward processes: how data turn into noise, in continuous time and on the indices of a discrete chain."""
 
 from sde_toolkit.sdes.chain import (
     VARIANCES,

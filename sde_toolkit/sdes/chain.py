@@ -1,7 +1,7 @@
-"""The discrete chain: a forward process seen at N + 1 indices.
+"""The discrete chain: a forward process at N + 1 indices.
 
-A forward process x_t = alpha_t x0 + sigma_t z is looked at where t takes N + 1 values; index 0 is the data
-end, index N the prior end.  Between two indices (s = i - 1, t = i) it is the Markov step
+A forward process x_t = alpha_t x0 + sigma_t z is restricted to N + 1 times; index 0 is the data end, index N
+the prior end.  Between two indices (s = i - 1, t = i) it is the Markov step
 
     q(x_t | x_s) = N(alpha_{t|s} x_s, sigma_{t|s}^2 I),
     alpha_{t|s} = alpha_t / alpha_s,             sigma_{t|s}^2 = sigma_t^2 - alpha_{t|s}^2 sigma_s^2
@@ -12,10 +12,11 @@ and the share of its square that the step removes, gain = 1 - n_s^2 / n_t^2 = (n
     q(x_s | x_t, x0) = N(alpha_s [gain x0 + (1 - gain) x_t / alpha_t], sigma_s^2 gain I)
     sigma_{t|s}^2 = sigma_t^2 gain
 
-where only positive terms are added: nothing cancels, however short the step.  Ancestral sampling draws from
-this law with x0_hat = E[x0 | x_t] in place of x0.  The chain of a variance-preserving process is DDPM, with
-beta_i = 1 - (alpha_i / alpha_{i-1})^2 = sigma_{i|i-1}^2; the chain of a variance-exploding one is SMLD, with
-sigma_0 = sigma_min and not 0.  As N grows the ancestral sampler tends to the reverse SDE, at order 1.
+where only positive terms are added, so that no digits cancel, however short the step.  Ancestral sampling
+draws from this distribution with x0_hat = E[x0 | x_t] in place of x0.  The chain of a variance-preserving
+process is DDPM, with beta_i = 1 - (alpha_i / alpha_{i-1})^2 = sigma_{i|i-1}^2; the chain of a
+variance-exploding one is SMLD, with sigma_0 = sigma_min and not 0.  As N grows the ancestral sampler tends to
+the reverse SDE, at order 1.
 
 Indices are ints or integer tensors with shape () or (B,).  Tables are float64; a state keeps its own type.
 
@@ -35,7 +36,10 @@ from torch import Tensor
 from solvers.terms import expand_like
 
 Variance = Literal["small", "large"]
+"""Which variance an ancestral step has, see ``ancestral_coefficients``."""
+
 VARIANCES: tuple[str, ...] = get_args(Variance)
+"""The variances of an ancestral step by name."""
 
 
 def ancestral_coefficients(
@@ -46,8 +50,8 @@ def ancestral_coefficients(
     Args:
         alpha_t, sigma_t: signal scale and noise level where the step starts.
         alpha_s, sigma_s: where it ends.
-        variance: c^2 is sigma_s^2 gain with "small", the law of x_s when x0 is known (right for a point
-            mass), and sigma_t^2 gain = sigma_{t|s}^2 with "large" (right for N(0, I) data under VP).  A step
+        variance: c^2 is sigma_s^2 gain with "small", that of q(x_s | x_t, x0) (right for data at one
+            point), and sigma_t^2 gain = sigma_{t|s}^2 with "large" (right for N(0, I) data under VP).  A step
             to sigma_s = 0 draws nothing with either: it returns its mean.
 
     Raises:
@@ -69,7 +73,7 @@ class Chain:
     Args:
         alphas: signal scales with shape (N + 1,), float64, positive; index 0 is the data end.
         sigmas: noise levels with shape (N + 1,), float64; sigmas / alphas increases strictly from 0 or more.
-        times: the times at which a model is asked, with shape (N + 1,), float64.
+        times: the times at which a model is evaluated, with shape (N + 1,), float64.
 
     Raises:
         ValueError: shapes that differ, fewer than two indices, or ratios that do not increase.
@@ -168,5 +172,5 @@ class Chain:
 
 
 def _spread(c: Tensor, x: Tensor) -> Tensor:
-    """Coefficients () or (B,) from the tables, on the device of x and broadcastable against it."""
+    """Coefficients with shape () or (B,), moved to the device of x and broadcastable against it."""
     return expand_like(c if c.ndim == 0 else c.to(x.device), x)

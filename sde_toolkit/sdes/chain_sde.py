@@ -1,15 +1,17 @@
-"""Networks trained at N indices: a chain as a process in continuous time, and the indices as times.
+"""A discrete chain as a process in continuous time, for networks that were trained at N indices.
 
 A ``Chain`` gives alpha and sigma at times t_0 < t_1 < ... < t_N, index 0 the data end.  Between two indices
 
-    log alpha    and    u = log(1 + nsr^2)    are linear in t,        nsr = sigma / alpha,
+    log alpha    and    u = log(1 + nsr^2)    are linear in t,        nsr = sigma / alpha.
 
-which is, for a variance-preserving chain (u = -2 log alpha), a VP process with a piecewise constant rate, and
-DPM-Solver's reading of a discrete schedule.  f and g^2 jump at the indices; nsr and its inverse are exact.
+For a variance-preserving chain, where u = -2 log alpha, that is a VP process with a piecewise constant rate;
+DPM-Solver reads a discrete schedule in the same way.  f and g^2 jump at the indices; nsr and its inverse are
+exact.
 
-A network made for the chain is asked at index i as ``network(x, i - 1)``: its own count starts at 0 with the
-least noise, as in DDPM code.  Times between two indices go to the nearest one, or, for networks that embed
-real numbers, to the fraction.  ``Snapped`` grids have all their times on indices.
+A network made for the chain is called at index i as ``network(x, i - 1)``: its own count starts at 0 with the
+least noise, as in DDPM code.  A time between two indices is rounded to the nearest one, or, for networks that
+embed real numbers, passed on as a fraction.  All times of a ``sde_toolkit.samplers.Snapped`` grid are
+indices.
 
 Reference: Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appendix D.
 """
@@ -47,13 +49,13 @@ class ChainSDE(ForwardSDE):
         return f"ChainSDE(num_steps={self.chain.num_steps}, T={self.T})"
 
     def index(self, t: Tensor) -> Tensor:
-        """The index, with a fraction between two of them, with the shape and dtype of t."""
+        """The index as a real number, fractional between two indices, with the shape and dtype of t."""
         low, fraction = self._find(self._times, t)
         return low + fraction
 
     @staticmethod
     def _find(nodes: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval that holds each value, and where in it."""
+        """The interval that holds each value, and the fraction of it that lies before the value."""
         nodes = nodes.to(value.device)
         low = (torch.searchsorted(nodes, value.to(nodes.dtype), right=True) - 1).clamp(0, len(nodes) - 2)
         start, end = torch.take(nodes, low), torch.take(nodes, low + 1)

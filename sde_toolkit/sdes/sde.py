@@ -1,4 +1,4 @@
-"""Forward processes: how data turn to noise.
+"""Forward processes in continuous time: how data turn into noise.
 
 A forward process is given by a signal scale alpha and a noise level sigma, functions of t in [0, T]:
 
@@ -20,9 +20,8 @@ lambda). The variance-preserving processes are written with B(t), the integral o
 VE keeps sigma(0) = sigma_min, not 0: at t = 0 its state is data plus noise of that level, and samplers and
 likelihoods treat it so.
 
-Times are tensors of shape () or (B,); every function of t returns the shape and the dtype of t.  Nothing here
-knows
-of networks: a model is any object with a score.
+Times are tensors of shape () or (B,); every function of t returns the shape and the dtype of t.  A model is
+any object with a score.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456); Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672) for the
@@ -111,8 +110,7 @@ class ForwardSDE(ABC):
         return self.prior_std * z
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
-        """Log-density, in nats, of the prior N(0, prior_std^2 I) at x with shape (B, *); returns shape
-        (B,)."""
+        """Log-density of the prior N(0, prior_std^2 I), in nats with shape (B,), at x with shape (B, *)."""
         flat = x.flatten(1)
         constant = flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
         return -0.5 * (flat / self.prior_std).square().sum(1) - constant
@@ -145,7 +143,7 @@ class ForwardSDE(ABC):
         return solvers.SDE(drift, diffusion=lambda t: eta * self.g(t))
 
     def discretize(self, num_steps: int) -> Chain:
-        """The process seen at the ``num_steps`` + 1 times i T / num_steps: DDPM for VP, SMLD for VE."""
+        """The process at the ``num_steps`` + 1 times i T / num_steps: DDPM for VP, SMLD for VE."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         t = torch.linspace(0, self.T, num_steps + 1, dtype=torch.float64)
@@ -153,8 +151,7 @@ class ForwardSDE(ABC):
 
 
 class Beta(ABC):
-    """The rate of a variance-preserving process: beta(t), its integral B(t), and the inverse of B, on [0,
-    T]."""
+    """The rate beta(t) of a variance-preserving process on [0, T], its integral B(t), and B's inverse."""
 
     T: float
 
@@ -204,8 +201,7 @@ class LinearBeta(Beta):
 class CosineBeta(Beta):
     """alpha(t) = cos(w (t + s)) / cos(w s), w = pi / (2 (1 + s)) (2102.09672, eq. 17).
 
-    The rate diverges at t = 1, so the process stops at T = 0.9946, the end that DPM-Solver (2206.00927) uses
-    for it.
+    The rate diverges at t = 1, so the process stops at T = 0.9946, as in DPM-Solver (2206.00927).
     """
 
     s: float = 0.008
@@ -311,11 +307,12 @@ class SubVPSDE(_VariancePreserving):
 
 
 class VESDE(ForwardSDE):
-    """The variance-exploding process (2011.13456, eq. 9): alpha = 1, sigma = sigma_min (sigma_max /
-    sigma_min)^t.
+    """The variance-exploding process (2011.13456, eq. 9).
 
-    sigma(0) = sigma_min, not 0: time 0 is the data blurred by noise of that level.  The prior is N(0,
-    sigma_max^2 I).
+        alpha = 1,      sigma = sigma_min (sigma_max / sigma_min)^t
+
+    sigma(0) = sigma_min and not 0: at time 0 the state is the data plus noise of that level.  The prior is
+    N(0, sigma_max^2 I).
     """
 
     T = 1.0
@@ -358,8 +355,9 @@ class VESDE(ForwardSDE):
 
 
 class CustomSDE(ForwardSDE):
-    """A forward process from alpha and sigma alone; f and g come by differentiation, the inverse of nsr by
-    bisection.
+    """A forward process from alpha and sigma alone.
+
+    f and g follow by automatic differentiation, the inverse of nsr by bisection.
 
     Args:
         alpha: t -> alpha_t, positive, elementwise and differentiable by autograd.
@@ -416,7 +414,7 @@ class CustomSDE(ForwardSDE):
         return self._alpha(t).square() * _derivative(lambda u: self.nsr(u).square(), t)
 
     def nsr(self, t: Tensor) -> Tensor:
-        """Sigma / alpha, with the shape of t."""
+        """sigma / alpha, with the shape of t."""
         return self._sigma(t) / self._alpha(t)
 
     def inverse_nsr(self, nsr: Tensor) -> Tensor:

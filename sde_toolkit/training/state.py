@@ -1,23 +1,7 @@
-"""The state of a training run, and its checkpoints.
+"""The state of a training run: network theta, its moving average, the optimiser's moments, the step number n.
 
-A run is (network theta, its moving average, the optimiser's moments, the step number n).  After update n,
-counted from 0,
-
-    ema <- d_n ema + (1 - d_n) theta,      d_n = min(ema_decay, (1 + n) / (10 + n))
-
-with the theta just updated, so the average includes the last update.  While d_n grows the average spans
-about the last tenth of the run, however long the run is.  Everything random in a training step is a
-function of (seed, n), so there are no generators and no data position to save: n is both, and a resumed
-run is the uninterrupted one bit for bit.
-
-A checkpoint is one safetensors file.  Tensors: ``model.*``, ``ema.*``, ``optimizer.<parameter>.<key>``,
-``data.*`` (moments of the training data); an inference checkpoint has ``ema.*`` and ``data.*`` only.  The
-header holds one JSON document under "sde_toolkit": format version, kind, step, config, metrics, versions
-of the libraries.  Nothing is ever unpickled. Files appear whole or not at all (``sde_toolkit.files``),
-under <workdir>/checkpoints/step-<n>.safetensors.
-
-Reference for the average: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion
-Models" (2312.02696).
+Everything random in a training step is a function of (seed, n), so there are no generators and no data
+position to save: n is both, and a resumed run equals the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations

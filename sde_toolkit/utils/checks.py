@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions share."""
+"""Checks of arguments that several rooms need: integers n >= minimum."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Several processes that share the samples of one computation.
 
-Batch k of a fixed size is the work of process k mod P.  The batches are the same for every P, and with them
-the bits of the result; nothing is exchanged before the end, so no process waits for the steps of another.  At
-the end every process gets all rows, as sums in which one summand is not zero.  A process that fails says so
-there, instead of leaving the others to wait.
+    batch k of a fixed size  ->  process k mod P,      result = sum over processes of its rows, 0 elsewhere
+
+The batches are the same for every number of processes P, and so are the bits of the result.  Processes
+exchange nothing before the end, so that none waits for the steps of another.  At the end every process
+receives all rows.  If a process fails, all processes raise an error at that point instead of waiting.
 
 ``torchrun --nproc-per-node P`` sets the environment variables that ``launched`` reads.
 """
@@ -36,15 +37,16 @@ class Processes:
     count: int = 1
 
     def map(self, function: Callable[[int, Tensor], Rows], x: Tensor, batch_size: int) -> Rows:
-        """``function(first, x[first : first + batch_size])`` for all batches, its results row below row.
+        """Apply ``function(first, x[first : first + batch_size])`` to all batches and join the results.
 
         Args:
-            function: gives a named tuple of tensors with the rows of its batch.
+            function: returns a named tuple of tensors with the rows of its batch.
             x: with shape (B, *).
             batch_size: rows of a batch.
 
         Raises:
-            RuntimeError: another process failed.  What ``function`` raises here, is raised here.
+            RuntimeError: another process failed.  An error that ``function`` raises in this process is
+                raised as it is.
         """
         mine = range(self.rank * batch_size, len(x), self.count * batch_size)
         if self.count == 1:
@@ -58,7 +60,7 @@ class Processes:
             failure = error
         if self._any(failure is not None):
             raise failure or RuntimeError("another process failed; its message tells why")
-        if not parts:  # more processes than batches: one row gives shapes and types
+        if not parts:  # more processes than batches: one row shows shapes and types
             parts, mine = [function(0, x[:1])], range(0)
         return type(parts[0])(
             *(self._gather(column, mine, batch_size, len(x)) for column in zip(*parts, strict=True))
@@ -79,6 +81,7 @@ class Processes:
 
 
 ALONE = Processes()
+"""This process without others."""
 
 
 def leading() -> bool:
@@ -88,7 +91,7 @@ def leading() -> bool:
 
 @contextlib.contextmanager
 def launched() -> Iterator[Processes]:
-    """The processes that torchrun has started, ``ALONE`` without it; a group over gloo while it lasts."""
+    """The processes that torchrun has started, joined by gloo inside the ``with``; else ``ALONE``."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return

@@ -1,12 +1,15 @@
-"""Randomness and batches that are functions of the step: a run has no data position but its step number.
+"""Random draws as functions of what they are for.
 
-Epoch e visits the N examples in the order of N 64-bit Philox words keyed by (seed, e); batch k of size B
-takes positions k B, ..., (k + 1) B - 1 of the endless concatenation of the epochs.  So every batch is full,
-every example is seen once per epoch, and resuming is exact.  Whatever else a step draws comes from
-``step_generator(seed, step, stream)``: numpy's SeedSequence mixes the key into the generator's seed.
+    normals      keyed by (seed, stream, sample, draw)    ``solvers.Normals``
+    generators   keyed by (seed, stream, step)            ``step_generator``
+    orders       keyed by (seed, stream, step)            ``permutation``
 
-Not promised: torch's CPU generator keeps 32 bits of its seed, so some two of n steps share their draws with
-probability about n^2 / 2^33 (a coincidence over a long run, not a correlation within a step).
+``Stream`` is the one registry of stream numbers in the project: two purposes with one number would share
+their random bits.  ``step_generator`` lets numpy's SeedSequence mix its key into the seed of a torch
+generator.  ``permutation`` orders N examples by N 64-bit words of numpy's Philox generator.
+
+Not promised: torch's CPU generator keeps 32 bits of its seed.  Among n steps, some two share their draws with
+probability about n^2 / 2^33.  That is a coincidence over a long run, not a correlation within a step.
 
 Reference: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011) for Philox.
 """

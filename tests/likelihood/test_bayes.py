@@ -10,6 +10,7 @@ from scipy import stats
 
 from sde_toolkit.config.builders import build_dataset
 from sde_toolkit.data.scaling import Scaling
+from sde_toolkit.likelihood import BoundDraws, FlowSolver
 from sde_toolkit.likelihood.bayes import Classification, classify, fit_temperature, judge, tempered
 from sde_toolkit.likelihood.bounds import continuous_bound
 from sde_toolkit.likelihood.dequantize import UniformDequantizer, discrete_log_likelihood
@@ -42,7 +43,7 @@ def responsibilities(data, x):
 @pytest.mark.parametrize("data", [MIXTURE, RING], ids=["mixture", "ring"])
 def test_the_probability_flow_gives_the_responsibilities(data):
     x = data.sample(6, seed=1)
-    density = functools.partial(log_likelihood, rtol=1e-5, atol=1e-5)
+    density = functools.partial(log_likelihood, solver=FlowSolver(rtol=1e-05, atol=1e-05))
     found = classify(ExactModel(data, SDE), x, priors=data.components.weights, log_likelihood=density)
     torch.testing.assert_close(found.probabilities, responsibilities(data, x), rtol=0, atol=5e-3)
     assert torch.equal(found.prediction, responsibilities(data, x).argmax(1))
@@ -61,14 +62,14 @@ def test_common_draws_cancel_between_the_classes():
             return ExactModel(Gaussian(means[label], covariance), SDE)
 
     x = Gaussian([0.0, 0.0, 0.0], covariance).sample(40, seed=0)
-    flow = functools.partial(log_likelihood, rtol=1e-4, atol=1e-4)
+    flow = functools.partial(log_likelihood, solver=FlowSolver(rtol=0.0001, atol=0.0001))
     exact, noisy = (
-        classify(Pair(), x, log_likelihood=functools.partial(flow, num_probes=k)).log_joint for k in (None, 1)
+        classify(Pair(), x, log_likelihood=functools.partial(flow, divergence=k)).log_joint for k in (None, 1)
     )
     alone, difference = noisy - exact, (noisy - exact)[:, 0] - (noisy - exact)[:, 1]
     assert float(alone.std()) > 0.2
     assert float(difference.std()) < 1e-3
-    bound = functools.partial(continuous_bound, num_draws=64, control=False)
+    bound = functools.partial(continuous_bound, draws=BoundDraws(64, control=False))
     rough = classify(Pair(), x, log_likelihood=bound).log_joint
     gap = (rough - exact)[:, 0] - (rough - exact)[:, 1]
     assert float(gap.std()) < 0.3 * float((rough - exact).std())
@@ -202,7 +203,7 @@ def test_bad_arguments_get_a_sentence(call, words):
 
 def test_a_network_of_classes_is_a_conditional_model():
     model = NetworkModel(MLP((2,), width=8, depth=1, num_classes=3), SDE, "noise", (2,))
-    found = classify(model, torch.zeros(2, 2), log_likelihood=functools.partial(log_likelihood, num_probes=1))
+    found = classify(model, torch.zeros(2, 2), log_likelihood=functools.partial(log_likelihood, divergence=1))
     torch.testing.assert_close(found.probabilities, torch.full((2, 3), 1 / 3, dtype=FLOAT64))
 
 
@@ -210,7 +211,7 @@ def test_a_network_of_classes_is_a_conditional_model():
 def test_the_shipped_digits_are_told_apart_and_drawn_by_class():
     run = open_shipped("digits_classes")
     dataset = build_dataset(run.config)
-    density = functools.partial(continuous_bound, num_draws=16, control=False)
+    density = functools.partial(continuous_bound, draws=BoundDraws(16, control=False))
     judged = judge(classify(run.model, dataset.scaled_test(), log_likelihood=density), dataset.labels_test)
     assert judged.accuracy.value > 0.95
     recognise = digit_features()

@@ -11,27 +11,31 @@ from scipy import stats
 from torch import Tensor
 
 from sde_toolkit.data.scaling import Scaling
+from sde_toolkit.likelihood import BoundDraws, FlowSolver
 from sde_toolkit.likelihood.bounds import Bound, continuous_bound, discrete_bound
 from sde_toolkit.likelihood.flow import log_likelihood
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian
-from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.sdes.sde import VPSDE, CustomSDE
 
 FLOAT64 = torch.float64
 LIMIT = stats.norm.isf(ALPHA / 2)
 
 
-class Counted(ScoreModel):
+class Counted(Wrapper):
     """A model that counts the rows that it is asked for, and does not tell its moments."""
 
     def __init__(self, model: ScoreModel) -> None:
-        self.model, self.rows = model, 0
-        self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+        super().__init__(model)
+        self.rows = 0
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    @property
+    def moments(self) -> None:
+        return None
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         self.rows += len(x_t)
-        return self.model.raw(x_t, t)
+        return self.model.raw(x_t, t, condition)
 
 
 def accept(bound: Bound, expected: Tensor, slack: float = 0.0) -> None:
@@ -48,7 +52,7 @@ def test_the_continuous_bound_of_exact_scores_is_the_log_density(sde):
     assert bound.mean_standard_error < 0.5
     gaussian = ExactModel(GAUSSIAN, sde)
     x = GAUSSIAN.sample(16, seed=0)
-    bound = continuous_bound(gaussian, x, prior_moments=gaussian.moments, num_draws=4)
+    bound = continuous_bound(gaussian, x, prior_moments=gaussian.moments, draws=BoundDraws(num_draws=4))
     # the control variate is the model itself: nothing is left to chance, and what is left is the decoder's
     torch.testing.assert_close(bound.nats, GAUSSIAN.log_prob(x), rtol=0, atol=3e-5)
     assert float(bound.standard_error.max()) < 1e-9
@@ -56,19 +60,24 @@ def test_the_continuous_bound_of_exact_scores_is_the_log_density(sde):
 
 @pytest.mark.parametrize(
     "options",
-    [{"time_sampling": "uniform"}, {"antithetic": True}, {"control": False}, {"num_reconstructions": 8}],
+    [
+        {"time_sampling": "uniform"},
+        {"antithetic": True},
+        {"control": False},
+        {"num_reconstructions": 8},
+    ],
     ids=str,
 )
 def test_every_way_to_draw_gives_the_same_value(options):
     x, model = MIXTURE.sample(128, seed=3), ExactModel(MIXTURE, VPSDE())
-    bound = continuous_bound(model, x, prior_moments=model.moments, num_draws=32, seed=2, **options)
+    bound = continuous_bound(model, x, prior_moments=model.moments, seed=2, draws=BoundDraws(32, **options))
     accept(bound, MIXTURE.log_prob(x), slack=1e-3)
 
 
 def test_the_bound_is_tight_at_a_single_point_and_its_standard_error_is_honest():
     x = torch.tensor([[1.0, -0.3, 0.2, 0.8, -1.0, 0.4, 0.0, 0.6]], dtype=FLOAT64)
     x, model = x.expand(1000, -1).contiguous(), ExactModel(MIXTURE, VPSDE())
-    bound = continuous_bound(model, x, prior_moments=model.moments, num_draws=16, seed=5)
+    bound = continuous_bound(model, x, prior_moments=model.moments, seed=5, draws=BoundDraws(num_draws=16))
     error = bound.nats - MIXTURE.log_prob(x)
     spread = float(error.std())
     assert abs(float(error.mean())) < LIMIT * spread / math.sqrt(1000) + 1e-3
@@ -78,9 +87,9 @@ def test_the_bound_is_tight_at_a_single_point_and_its_standard_error_is_honest()
 def test_the_control_variate_lowers_the_variance_and_needs_no_true_moments():
     x, model = MIXTURE.sample(64, seed=3), ExactModel(MIXTURE, VPSDE())
     exact = MIXTURE.log_prob(x)
-    with_moments = continuous_bound(model, x, num_draws=32)
-    plain = continuous_bound(model, x, num_draws=32, control=False)
-    foreign = continuous_bound(Counted(model), x, num_draws=32)
+    with_moments = continuous_bound(model, x, draws=BoundDraws(num_draws=32))
+    plain = continuous_bound(model, x, draws=BoundDraws(num_draws=32, control=False))
+    foreign = continuous_bound(Counted(model), x, draws=BoundDraws(num_draws=32))
     accept(foreign, exact, slack=2e-2)  # the plain prior's mismatch
     assert with_moments.mean_standard_error < 0.6 * plain.mean_standard_error
     assert foreign.mean_standard_error < plain.mean_standard_error
@@ -91,7 +100,7 @@ def test_the_control_variate_lowers_the_variance_and_needs_no_true_moments():
 def test_every_divergence_of_the_chain_has_its_closed_form(name, variance):
     sde = SDES[name]
     model, x, chain = ExactModel(GAUSSIAN, sde), GAUSSIAN.sample(400, seed=7), sde.discretize(6)
-    bound = discrete_bound(model, x, chain, variance=variance, control=False, seed=3)
+    bound = discrete_bound(model, x, chain, variance=variance, seed=3, draws=BoundDraws(control=False))
     variances, axes = torch.linalg.eigh(GAUSSIAN.covariance)
     u2 = ((x - GAUSSIAN.mean) @ axes).square()
     for i, nats, error in zip(*(bound.terms[k] for k in ("index", "nats", "standard_error")), strict=True):
@@ -131,7 +140,9 @@ def test_the_discrete_bound_rises_to_the_log_density(name):
 def test_the_flow_and_the_bounds_agree_on_exact_scores(name):
     sde = SDES[name]
     x, model = MIXTURE.sample(24, seed=6), ExactModel(MIXTURE, sde)
-    flow = log_likelihood(model, x, rtol=1e-4, atol=1e-4, checked=0).nats
+    flow = log_likelihood(
+        model, x, num_diagnostic_samples=0, solver=FlowSolver(rtol=0.0001, atol=0.0001)
+    ).nats
     accept(continuous_bound(model, x, prior_moments=model.moments), flow, slack=1e-2)
     short = discrete_bound(model, x, sde.discretize(200), prior_moments=model.moments)
     gap = float((flow - short.nats).mean())
@@ -143,7 +154,9 @@ def test_on_gaussians_the_gap_of_the_chain_is_positive_and_vanishes_at_order_one
     model, x = ExactModel(GAUSSIAN, sde), GAUSSIAN.sample(20_000, seed=1)
     gaps = []
     for num_steps in (50, 100, 200, 400):
-        bound = discrete_bound(model, x, sde.discretize(num_steps), num_terms=2, prior_moments=model.moments)
+        bound = discrete_bound(
+            model, x, sde.discretize(num_steps), prior_moments=model.moments, draws=BoundDraws(num_draws=2)
+        )
         gaps.append(float((GAUSSIAN.log_prob(x) - bound.nats).mean()))
     assert min(gaps) > 0
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(gaps)]
@@ -165,19 +178,26 @@ def test_the_small_variance_loses_half_of_eulers_constant_on_steps_uniform_in_ti
 def test_a_learned_variance_lies_between_the_two_ends(fraction, name):
     sde = VPSDE()
     model, x, chain = ExactModel(DIAGONAL, sde), DIAGONAL.sample(16, seed=0), sde.discretize(20)
-    named = discrete_bound(model, x, chain, variance=name, control=False)
+    named = discrete_bound(model, x, chain, variance=name, draws=BoundDraws(control=False))
     for shape in ((-1, 1, 1, 1), (-1,)):  # one for every feature, or one for every sample
 
         def learned(x_i: Tensor, i: Tensor, shape: tuple[int, ...] = shape) -> Tensor:
             v = torch.full((len(i),), fraction, dtype=FLOAT64).reshape(shape)
             return v.expand_as(x_i) if len(shape) > 1 else v
 
-        bound = discrete_bound(model, x, chain, variance=learned, control=False)
+        bound = discrete_bound(model, x, chain, variance=learned, draws=BoundDraws(control=False))
         torch.testing.assert_close(bound.diffusion, named.diffusion, rtol=1e-9, atol=1e-9)
     # the control variate changes the draws' spread, not what they estimate
     x = x[:1].expand(300, -1, -1, -1).contiguous()
     with_control, without = (
-        discrete_bound(model, x, chain, variance=lambda x_i, i: 0.5 + 0.1 * x_i.tanh(), control=c, seed=3)
+        discrete_bound(
+            model,
+            x,
+            chain,
+            variance=lambda x_i, i: 0.5 + 0.1 * x_i.tanh(),
+            seed=3,
+            draws=BoundDraws(control=c),
+        )
         for c in (True, False)
     )
     accept(with_control, without.nats.mean(), slack=LIMIT * without.mean_standard_error)
@@ -193,7 +213,11 @@ def test_the_learned_variance_of_the_last_step_is_its_decoders():
         (0.0, chain.sigmas[1] ** 2 * (1 - (nsr[1] / nsr[2]) ** 2)),
     ):
         bound = discrete_bound(
-            model, x, chain, variance=lambda x_i, i, v=fraction: torch.full_like(x_i, v), num_terms=2
+            model,
+            x,
+            chain,
+            variance=lambda x_i, i, v=fraction: torch.full_like(x_i, v),
+            draws=BoundDraws(num_draws=2),
         )
         lost = DIAGONAL.covariance.diagonal()
         lost = lost * nsr[1] ** 2 / (lost + nsr[1] ** 2)  # E (x0_hat - x0)^2, on average over data
@@ -208,9 +232,14 @@ def test_draws_belong_to_samples_not_to_batches(kind):
 
     def bound(rows: Tensor, **options) -> Bound:
         if kind == "continuous":
-            return continuous_bound(model, rows, num_draws=8, seed=1, **options)
+            return continuous_bound(model, rows, seed=1, draws=BoundDraws(num_draws=8), **options)
         return discrete_bound(
-            model, rows, sde.discretize(9), num_terms=None if kind == "discrete" else 4, seed=1, **options
+            model,
+            rows,
+            sde.discretize(9),
+            seed=1,
+            draws=BoundDraws(num_draws=None if kind == "discrete" else 4),
+            **options,
         )
 
     whole, parts, later = bound(x), bound(x, batch_size=3), bound(x[4:], first_sample=4)
@@ -224,11 +253,12 @@ def test_draws_belong_to_samples_not_to_batches(kind):
 def test_the_record_adds_up_and_counts_evaluations(kind):
     model = Counted(ExactModel(DIAGONAL, VPSDE()))
     x = DIAGONAL.sample(5, seed=0)
-    options = {"control": False, "log_det_per_dim": -0.7, "num_reconstructions": 3}
+    options = {"log_det_per_dim": -0.7}
+    plain = {"control": False, "num_reconstructions": 3}
     if kind == "continuous":
-        bound = continuous_bound(model, x, num_draws=12, **options)
+        bound = continuous_bound(model, x, draws=BoundDraws(num_draws=12, **plain), **options)
     else:
-        bound = discrete_bound(model, x, VPSDE().discretize(8), **options)
+        bound = discrete_bound(model, x, VPSDE().discretize(8), draws=BoundDraws(**plain), **options)
     torch.testing.assert_close(bound.nats, -(bound.prior + bound.diffusion + bound.reconstruction))
     torch.testing.assert_close(bound.bits_per_dim, (0.7 - bound.nats / 4) / math.log(2))
     torch.testing.assert_close(bound.terms["nats"].sum(), bound.diffusion.mean())
@@ -240,7 +270,10 @@ def test_the_record_adds_up_and_counts_evaluations(kind):
 
 def test_the_prior_of_the_datas_moments_removes_the_mismatch():
     model, x = ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2000, seed=0)
-    plain, fitted = (continuous_bound(model, x, num_draws=2, prior_moments=m) for m in (None, model.moments))
+    plain, fitted = (
+        continuous_bound(model, x, prior_moments=m, draws=BoundDraws(num_draws=2))
+        for m in (None, model.moments)
+    )
     end = torch.tensor(1.0, dtype=FLOAT64)
     alpha, sigma = VPSDE().alpha(end), VPSDE().sigma(end)
     covariance = alpha**2 * GAUSSIAN.covariance + sigma**2 * torch.eye(3, dtype=FLOAT64)
@@ -263,7 +296,11 @@ def test_grey_levels_get_the_mass_of_their_bins():
     sde = VPSDE()
     model = ExactModel(data, sde)
     for t_min in (1e-5, 0.05, 0.2):
-        options = {"t_min": t_min, "scaling": scaling, "num_draws": 64, "num_reconstructions": 64}
+        options = {
+            "t_min": t_min,
+            "scaling": scaling,
+            "draws": BoundDraws(num_draws=64, num_reconstructions=64),
+        }
         bound = continuous_bound(model, x, **options)
         assert bool((bound.reconstruction >= 0).all())
         t = torch.tensor(t_min, dtype=FLOAT64)
@@ -277,17 +314,20 @@ def test_grey_levels_get_the_mass_of_their_bins():
         density = (-0.5 * normals.square()).exp()
         exact = -((law - low).log() * density).sum(1) / density.sum()
         assert torch.allclose(bound.reconstruction, exact, atol=0.5)
-        total = discrete_bound(model, x, sde.discretize(50), scaling=scaling, num_reconstructions=16)
+        total = discrete_bound(
+            model, x, sde.discretize(50), scaling=scaling, draws=BoundDraws(num_reconstructions=16)
+        )
         assert bool((total.nats.exp() <= 1).all())
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_draws": 3}, "num_draws must be a positive multiple of 2, got 3"),
-        ({"num_draws": 6, "antithetic": True}, "num_draws must be a positive multiple of 4, got 6"),
-        ({"time_sampling": "late"}, "time_sampling must be one of log_snr, uniform, got 'late'"),
-        ({"num_reconstructions": 1}, "num_reconstructions must be at least 2"),
+        ({"draws": BoundDraws(num_draws=3)}, "num_draws must be a positive multiple of 2, got 3"),
+        (
+            {"draws": BoundDraws(num_draws=6, antithetic=True)},
+            "num_draws must be a positive multiple of 4, got 6",
+        ),
         ({"t_min": 1.0}, "t_min must lie in"),
         ({"t_min": 0.0}, "t_min must be a time with noise, got 0.0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -295,6 +335,10 @@ def test_grey_levels_get_the_mass_of_their_bins():
     ],
 )
 def test_bad_arguments_get_a_sentence(options, words):
+    with pytest.raises(ValueError, match="time_sampling must be one of log_snr, uniform, got 'late'"):
+        BoundDraws(time_sampling="late")
+    with pytest.raises(ValueError, match="num_reconstructions must be at least 2"):
+        BoundDraws(num_reconstructions=1)
     with pytest.raises(ValueError, match=words):
         continuous_bound(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), **options)
 
@@ -303,8 +347,10 @@ def test_bad_chains_and_data_get_a_sentence():
     model, x, chain = ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), VPSDE().discretize(5)
     with pytest.raises(ValueError, match="variance must be one of small, large or a callable, got 'medium'"):
         discrete_bound(model, x, chain, variance="medium")
-    with pytest.raises(ValueError, match="num_terms must be a positive even number, or None for all, got 3"):
-        discrete_bound(model, x, chain, num_terms=3)
+    with pytest.raises(
+        ValueError, match="num_draws must be a positive even number, or None for all terms, got 3"
+    ):
+        discrete_bound(model, x, chain, draws=BoundDraws(num_draws=3))
     with pytest.raises(ValueError, match="chain must have at least 2 steps between noisy states"):
         discrete_bound(model, x, VPSDE().discretize(2))
     with pytest.raises(ValueError, match=r"x0 must have shape \(B, 3\), got \(2, 2\)"):

@@ -8,6 +8,7 @@ from problems import ALPHA, GAUSSIAN, MIXTURE, SDES
 from scipy import stats
 from torch import Tensor
 
+from sde_toolkit.likelihood import Endpoint, FlowSolver
 from sde_toolkit.likelihood.budget import Budget, Entry
 from sde_toolkit.likelihood.divergence import Hutchinson
 from sde_toolkit.likelihood.flow import log_likelihood
@@ -33,7 +34,7 @@ def rms(x: Tensor) -> float:
 @pytest.mark.parametrize("sde", SONG.values(), ids=SONG)
 def test_truncation(sde, t_min):
     x, model = GAUSSIAN.sample(8, seed=0), ExactModel(GAUSSIAN, sde)
-    budget = log_likelihood(model, x, t_min=t_min, rtol=1e-8, atol=1e-8).budget
+    budget = log_likelihood(model, x, t_min=t_min, solver=FlowSolver(rtol=1e-08, atol=1e-08)).budget
     exact = GAUSSIAN.log_prob(x) - model.log_prob(x, at(t_min))
     # of second order in n^2 is the shift of the point alone
     assert rms(budget["truncation"].shift - exact) < 0.01 * rms(exact) + 1e-9
@@ -47,7 +48,13 @@ def test_what_the_data_ends_leave(sde):
     x, model, t_min = GAUSSIAN.sample(8, seed=0), ExactModel(GAUSSIAN, sde), 1e-3
     exact = GAUSSIAN.log_prob(x)
     for data_end in ("tweedie", "reconstruction"):
-        found = log_likelihood(model, x, t_min=t_min, data_end=data_end, rtol=1e-9, atol=1e-9)
+        found = log_likelihood(
+            model,
+            x,
+            t_min=t_min,
+            solver=FlowSolver(rtol=1e-09, atol=1e-09),
+            endpoint=Endpoint(correction=data_end),
+        )
         assert rms(found.nats - exact) < 1e-7
         assert float(found.budget["truncation"].shift.abs().max()) == 0
 
@@ -56,7 +63,14 @@ def test_the_data_ends_on_a_mixture():
     x, model = MIXTURE.sample(256, seed=0), ExactModel(MIXTURE, VPSDE())
     errors = {}
     for data_end in ("none", "tweedie", "reconstruction"):
-        found = log_likelihood(model, x, t_min=1e-3, data_end=data_end, rtol=1e-6, atol=1e-6, checked=0)
+        found = log_likelihood(
+            model,
+            x,
+            t_min=0.001,
+            num_diagnostic_samples=0,
+            solver=FlowSolver(rtol=1e-06, atol=1e-06),
+            endpoint=Endpoint(correction=data_end),
+        )
         errors[data_end] = found.nats - MIXTURE.log_prob(x)
     assert rms(errors["tweedie"]) < 0.1 * rms(errors["none"])
     bound = errors["reconstruction"]
@@ -67,7 +81,9 @@ def test_the_data_ends_on_a_mixture():
 @pytest.mark.parametrize("prior", ["process", "gaussian"])
 def test_prior(data, prior):
     x, model = data.sample(8, seed=0), ExactModel(data, SHORT)
-    found = log_likelihood(model, x, prior=prior, rtol=1e-7, atol=1e-7)
+    found = log_likelihood(
+        model, x, solver=FlowSolver(rtol=1e-07, atol=1e-07), endpoint=Endpoint(prior=prior)
+    )
     end = at(SHORT.T)
     exact = found.nats - model.log_prob(x, at(1e-5))  # what the prior alone does: the run is exact
     entry = found.budget["prior"]
@@ -82,7 +98,12 @@ def test_prior(data, prior):
         ratio = model.log_prob(found.latent, end) - SHORT.prior_log_prob(found.latent)
         assert torch.allclose(ratio, -exact, atol=1e-5)
     # a process that goes on to noise leaves next to nothing
-    far = log_likelihood(ExactModel(data, VPSDE()), x, prior=prior, rtol=1e-7, atol=1e-7)
+    far = log_likelihood(
+        ExactModel(data, VPSDE()),
+        x,
+        solver=FlowSolver(rtol=1e-07, atol=1e-07),
+        endpoint=Endpoint(prior=prior),
+    )
     assert far.budget["prior"].rms < 0.03 * max(entry.rms, 1e-6)
 
 
@@ -90,14 +111,14 @@ def test_prior(data, prior):
 def test_solver(sde):
     # moments that are not the data's: else a Gaussian is at rest and no tolerance is too large
     x, model = GAUSSIAN.sample(8, seed=0), ExactModel(GAUSSIAN, sde)
-    known = {"moments": isotropic((3,)), "prior": lambda y: model.log_prob(y, at(sde.T))}
-    found = log_likelihood(model, x, rtol=1e-1, atol=1e-1, **known)
+    known = {"endpoint": Endpoint(moments=isotropic((3,)), prior=lambda y: model.log_prob(y, at(sde.T)))}
+    found = log_likelihood(model, x, solver=FlowSolver(rtol=0.1, atol=0.1), **known)
     exact = model.log_prob(x, at(1e-5)) - found.nats
     entry = found.budget["solver"]
     assert rms(exact) > 1e-3
     assert rms(entry.shift - exact) < 0.35 * rms(exact)
     assert max(found.budget, key=lambda name: found.budget[name].rms) == "solver"
-    fixed = log_likelihood(model, x, num_steps=12, **known)
+    fixed = log_likelihood(model, x, solver=FlowSolver(num_steps=12), **known)
     exact = model.log_prob(x, at(1e-5)) - fixed.nats
     assert rms(fixed.budget["solver"].shift - exact) < 0.35 * rms(exact)
 
@@ -107,7 +128,9 @@ def test_probes(control):
     sde = VPSDE()
     model = ExactModel(GAUSSIAN, sde)
     x = GAUSSIAN.sample(8, seed=0)
-    found = log_likelihood(model, x, divergence=Hutchinson(256, control=control), rtol=1e-5, atol=1e-5)
+    found = log_likelihood(
+        model, x, divergence=Hutchinson(256, control=control), solver=FlowSolver(rtol=1e-05, atol=1e-05)
+    )
     # the integral of n (S + n^2)^{-1} over n is a logarithm
     moments = model.moments
     first, last = (sde.nsr(at(t)) for t in (1e-5, sde.T))
@@ -123,7 +146,7 @@ def test_probes(control):
 
 def test_one_probe_has_an_error_too():
     x, model = MIXTURE.sample(8, seed=0), ExactModel(MIXTURE, VPSDE())
-    one = log_likelihood(model, x, num_probes=1, rtol=1e-4, atol=1e-4)
+    one = log_likelihood(model, x, divergence=1, solver=FlowSolver(rtol=0.0001, atol=0.0001))
     assert one.standard_error is None
     assert 0.5 < one.budget["probes"].rms < 8
     assert abs(one.budget["solver"].mean) < 0.05  # the finer run has the same first probe

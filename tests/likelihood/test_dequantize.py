@@ -10,6 +10,7 @@ from scipy import stats
 
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.toy import digits
+from sde_toolkit.likelihood import FlowSolver
 from sde_toolkit.likelihood.dequantize import (
     Dequantizer,
     DiscreteLogLikelihood,
@@ -262,7 +263,7 @@ def test_any_batch_split_gives_the_same_values():
     scaling, model = Scaling.grey(17), MODELS["plane"]
     values = levels_of(model, scaling, 7)
     dequantizer = TruncatedNormalDequantizer(scaling, SDE)
-    flow = functools.partial(log_likelihood, num_probes=1, rtol=1e-3, atol=1e-3)
+    flow = functools.partial(log_likelihood, divergence=1, solver=FlowSolver(rtol=0.001, atol=0.001))
     found = functools.partial(
         discrete_log_likelihood, model, dequantizer=dequantizer, num_samples=3, seed=2, log_likelihood=flow
     )
@@ -280,11 +281,13 @@ def test_the_probability_flow_gives_the_closed_form_and_the_same_bits_as_before(
     values = levels_of(model, scaling, 6)
     dequantizer = UniformDequantizer(scaling, SDE)
     exact = discrete_log_likelihood(model, values, dequantizer, num_samples=2, log_likelihood=Exact())
-    flow = functools.partial(log_likelihood, rtol=1e-6, atol=1e-6)
+    flow = functools.partial(log_likelihood, solver=FlowSolver(rtol=1e-06, atol=1e-06))
     found = discrete_log_likelihood(model, values, dequantizer, num_samples=2, log_likelihood=flow)
     torch.testing.assert_close(found.nats, exact.nats, rtol=0, atol=5e-3)  # the prior's mismatch
     x, _ = dequantizer.draw(values, Normals(0, 6, (2,), FLOAT64))
-    alone = log_likelihood(model, x, rtol=1e-6, atol=1e-6, log_det_per_dim=scaling.log_det_per_dim)
+    alone = log_likelihood(
+        model, x, log_det_per_dim=scaling.log_det_per_dim, solver=FlowSolver(rtol=1e-06, atol=1e-06)
+    )
     single = -found.log_weights[:, 0] / (2 * math.log(2))
     torch.testing.assert_close(single, alone.bits_per_dim, rtol=0, atol=1e-5)  # -log2 alpha(1e-5)
 
@@ -324,7 +327,7 @@ def test_probes_shared_by_the_draws_leave_no_bias():
     model = ExactModel(GaussianMixture([1.0], [[0.0, 0.1]], [[[0.05, 0.045], [0.045, 0.05]]]), SDE)
     values = levels_of(model, scaling, 1).expand(200, 2)
     dequantizer = UniformDequantizer(scaling, SDE, 1e-3)
-    flow = functools.partial(log_likelihood, num_probes=1, rtol=1e-3, atol=1e-3)
+    flow = functools.partial(log_likelihood, divergence=1, solver=FlowSolver(rtol=0.001, atol=0.001))
     exact = discrete_log_likelihood(model, values, dequantizer, num_samples=8, log_likelihood=Exact())
     found = discrete_log_likelihood(model, values, dequantizer, num_samples=8, log_likelihood=flow)
     difference = found.nats - exact.nats

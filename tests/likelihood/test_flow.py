@@ -8,12 +8,13 @@ from problems import ALPHA, DIAGONAL, GAUSSIAN, MIXTURE, RING, SDES, mixture
 from scipy import stats
 from torch import Tensor
 
+from sde_toolkit.likelihood import Endpoint, FlowSolver
 from sde_toolkit.likelihood.divergence import Hutchinson, HutchPlusPlus
 from sde_toolkit.likelihood.flow import LogLikelihood, differentiable_log_likelihood, log_likelihood
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.models.moments import isotropic
 from sde_toolkit.models.network import NetworkModel
-from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes.sde import VPSDE
 from solvers import AB3, AB4, EULER, RK4, TSIT5, SolverError
@@ -21,8 +22,8 @@ from solvers.reference import SciPy
 
 SONG = {name: SDES[name] for name in ("vp-linear", "vp-cosine", "sub-vp", "ve")}
 FLOAT64 = torch.float64
-EXACT = {"rtol": 1e-6, "atol": 1e-6, "checked": 0}
-FAST = {"rtol": 1e-4, "atol": 1e-4, "checked": 0}
+EXACT = {"num_diagnostic_samples": 0, "solver": FlowSolver(rtol=1e-06, atol=1e-06)}
+FAST = {"num_diagnostic_samples": 0, "solver": FlowSolver(rtol=0.0001, atol=0.0001)}
 START = torch.tensor(1e-5, dtype=FLOAT64)
 
 
@@ -62,7 +63,7 @@ def test_moments_that_are_not_the_data_s_change_the_effort_only(sde):
     x, model = GAUSSIAN.sample(16, seed=3), ExactModel(GAUSSIAN, sde)
     end = torch.tensor(sde.T, dtype=FLOAT64)
     result = log_likelihood(
-        model, x, moments=isotropic((3,)), prior=lambda y: model.log_prob(y, end), **EXACT
+        model, x, endpoint=Endpoint(moments=isotropic((3,)), prior=lambda y: model.log_prob(y, end)), **EXACT
     )
     assert rms(result.nats - model.log_prob(x, START)) < 1e-4
     assert result.settings["moments"] == "scalar"
@@ -71,8 +72,8 @@ def test_moments_that_are_not_the_data_s_change_the_effort_only(sde):
 def test_the_plain_prior_is_off_by_its_mismatch_alone():
     x, sde = MIXTURE.sample(16, seed=3), VPSDE()
     model, end = ExactModel(MIXTURE, sde), torch.tensor(1.0, dtype=FLOAT64)
-    plain = log_likelihood(model, x, prior="process", **EXACT)
-    exact = log_likelihood(model, x, prior=lambda y: model.log_prob(y, end), **EXACT)
+    plain = log_likelihood(model, x, endpoint=Endpoint(prior="process"), **EXACT)
+    exact = log_likelihood(model, x, endpoint=Endpoint(prior=lambda y: model.log_prob(y, end)), **EXACT)
     mismatch = sde.prior_log_prob(plain.latent) - model.log_prob(plain.latent, end)
     assert torch.allclose(plain.nats - exact.nats, mismatch, atol=1e-10)
     assert 1e-4 < rms(mismatch) < 0.1
@@ -83,25 +84,31 @@ def test_the_latent_is_the_closed_form_flow(sde):
     x, model = GAUSSIAN.sample(8, seed=0), ExactModel(GAUSSIAN, sde)
     end = torch.tensor(sde.T, dtype=FLOAT64)
     for moments in (None, isotropic((3,))):
-        result = log_likelihood(model, x, rtol=1e-9, atol=1e-9, moments=moments, checked=0)
+        result = log_likelihood(
+            model,
+            x,
+            num_diagnostic_samples=0,
+            solver=FlowSolver(rtol=1e-09, atol=1e-09),
+            endpoint=Endpoint(moments=moments),
+        )
         assert torch.allclose(result.latent, model.flow(x, START, end), rtol=1e-6, atol=1e-6)
 
 
 def test_any_solver_images_and_batches_give_the_same_value():
     x, model = DIAGONAL.sample(6, seed=1), ExactModel(DIAGONAL, VPSDE())
-    known = {"moments": isotropic((1, 2, 2)), "checked": 0}
     end = torch.tensor(1.0, dtype=FLOAT64)
-    known["prior"] = lambda y: model.log_prob(y, end)
+    endpoint = Endpoint(prior=lambda y: model.log_prob(y, end), moments=isotropic((1, 2, 2)))
+    known = {"num_diagnostic_samples": 0, "endpoint": endpoint}
     exact = model.log_prob(x, START)
     for options in (
-        {"method": TSIT5, "rtol": 1e-6, "atol": 1e-6},
-        {"method": SciPy("RK45"), "rtol": 1e-8, "atol": 1e-8},
-        {"method": RK4, "num_steps": 100},
-        {"method": AB4, "num_steps": 150},
+        {"solver": FlowSolver(method=TSIT5, rtol=1e-06, atol=1e-06)},
+        {"solver": FlowSolver(method=SciPy("RK45"), rtol=1e-08, atol=1e-08)},
+        {"solver": FlowSolver(method=RK4, num_steps=100)},
+        {"solver": FlowSolver(method=AB4, num_steps=150)},
     ):
         found = log_likelihood(model, x, **options, **known)
         assert rms(found.nats - exact) < 1e-4
-        assert found.settings["method"] == options["method"].name
+        assert found.settings["method"] == options["solver"].method.name
     whole = log_likelihood(model, x, **known)
     assert torch.equal(log_likelihood(model, x, batch_size=4, **known).nats, whole.nats)
 
@@ -109,7 +116,7 @@ def test_any_solver_images_and_batches_give_the_same_value():
 @pytest.mark.parametrize("divergence", [None, Hutchinson(2, orthogonal=True), HutchPlusPlus(2, 1)], ids=str)
 def test_any_batch_split_gives_the_same_bits(divergence):
     x, model = MIXTURE.sample(7, seed=3), ExactModel(MIXTURE, VPSDE())
-    options = {"divergence": divergence, "data_end": "reconstruction", **FAST}
+    options = {"divergence": divergence, "endpoint": Endpoint("reconstruction"), **FAST}
     whole = log_likelihood(model, x, **options)
     for batch_size in (1, 3):
         parts = log_likelihood(model, x, batch_size=batch_size, **options)
@@ -125,8 +132,8 @@ def test_a_network_gives_the_same_values_for_any_batch_split():
         network.last.weight.normal_(generator=torch.Generator().manual_seed(0))
     model = NetworkModel(network, VPSDE(), "noise", (3,))
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
-    whole = log_likelihood(model, x, num_probes=2, **FAST)
-    parts = log_likelihood(model, x, num_probes=2, batch_size=2, **FAST)
+    whole = log_likelihood(model, x, divergence=2, **FAST)
+    parts = log_likelihood(model, x, divergence=2, batch_size=2, **FAST)
     assert whole.nats.dtype == torch.float64
     assert torch.allclose(parts.nats, whole.nats, rtol=1e-5, atol=1e-4)
 
@@ -134,7 +141,7 @@ def test_a_network_gives_the_same_values_for_any_batch_split():
 def test_probes_are_unbiased_and_their_standard_error_is_honest():
     model = ExactModel(GAUSSIAN, VPSDE())
     x = GAUSSIAN.sample(1, seed=2).expand(300, -1).contiguous()
-    result = log_likelihood(model, x, num_probes=8, seed=4, **FAST)
+    result = log_likelihood(model, x, divergence=8, seed=4, **FAST)
     error = result.nats - GAUSSIAN.log_prob(x)
     assert result.standard_error is not None
     spread = float(error.std())
@@ -162,7 +169,9 @@ def test_intervals_cover(problem, divergence):
     data = {**CLOSED, "mixture64": mixture(6, 64, seed=3)}[problem]
     count, model = 2000, ExactModel(data, VPSDE())
     x = data.sample(count, seed=11)
-    result = log_likelihood(model, x, divergence=divergence, method=AB4, num_steps=40, checked=0)
+    result = log_likelihood(
+        model, x, divergence=divergence, num_diagnostic_samples=0, solver=FlowSolver(method=AB4, num_steps=40)
+    )
     error = result.nats - model.log_prob(x, START)
     assert abs(float(error.mean())) < stats.norm.isf(ALPHA / 2) * float(error.std()) / math.sqrt(count) + 1e-3
     low, high = result.interval(0.95)
@@ -176,7 +185,7 @@ def test_gradients_are_the_score(sde):
     for data in (GAUSSIAN, RING):
         model = ExactModel(data, sde)
         x = data.sample(5, seed=0).requires_grad_()
-        value = differentiable_log_likelihood(model, x, num_steps=60)
+        value = differentiable_log_likelihood(model, x, solver=FlowSolver(RK4, num_steps=60))
         (gradient,) = torch.autograd.grad(value.sum(), x)
         exact = model.score(x.detach(), START)
         assert torch.allclose(gradient, exact, rtol=2e-3, atol=2e-3 * float(exact.abs().max()))
@@ -191,32 +200,34 @@ def test_gradients_of_a_network_are_those_of_the_values():
     x = torch.tensor([[0.3, -0.4], [1.0, 0.2]], dtype=FLOAT64, requires_grad=True)
 
     def value(y: Tensor) -> Tensor:
-        return differentiable_log_likelihood(model, y, num_steps=4, num_probes=1, seed=3)
+        solver = FlowSolver(RK4, num_steps=4)
+        return differentiable_log_likelihood(model, y, solver=solver, divergence=1, seed=3)
 
     assert torch.autograd.gradcheck(value, x, eps=1e-6, rtol=1e-4)
 
 
 def test_one_forward_pass_per_counted_evaluation():
-    class Watched(ScoreModel):
+    class Watched(Wrapper):
         def __init__(self, model: ScoreModel) -> None:
-            self.model, self.rows, self.calls = model, 0, 0
-            self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
-            self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
-            self.moments = model.moments
+            super().__init__(model)
+            self.rows, self.calls = 0, 0
 
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
             self.rows += len(x_t)
             self.calls += 1
-            return self.model.raw(x_t, t)
+            return self.model.raw(x_t, t, condition)
 
-    for options in ({"rtol": 1e-3, "atol": 1e-3}, {"method": AB3, "num_steps": 4, "num_probes": 3}):
+    for options in (
+        {"solver": FlowSolver(rtol=0.001, atol=0.001)},
+        {"divergence": 3, "solver": FlowSolver(method=AB3, num_steps=4)},
+    ):
         model = Watched(ExactModel(MIXTURE, VPSDE()))
         x = MIXTURE.sample(9, seed=0)
-        result = log_likelihood(model, x[:1], checked=0, **options)
+        result = log_likelihood(model, x[:1], num_diagnostic_samples=0, **options)
         assert int(result.nfe) == model.calls
         # the samples that are still on their way; a few are padded, up to eight
         model.rows = 0
-        result = log_likelihood(model, x, checked=0, **options)
+        result = log_likelihood(model, x, num_diagnostic_samples=0, **options)
         assert int(result.nfe.sum()) <= model.rows < int(result.nfe.sum()) + 8 * int(result.nfe.max())
 
 
@@ -236,49 +247,46 @@ def test_bits_per_dim_use_the_scale_of_the_data():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"num_probes": 0}, "num_probes"),
+        ({"divergence": 0}, "num_probes"),
         ({"t_min": 1.0}, "t_min"),
         ({"t_min": -0.1}, "t_min"),
         ({"t_min": 0.0}, "raise t_min"),
         ({"batch_size": 0}, "batch_size"),
-        ({"rtol": -1.0}, "rtol"),
-        ({"method": EULER}, "no error estimate for tolerances; give num_steps"),
-        ({"num_steps": 0}, "num_steps"),
-        ({"checked": -1}, "checked must be at least 0"),
-        ({"num_probes": 1, "divergence": Hutchinson(2)}, "not both"),
+        ({"solver": FlowSolver(rtol=-1.0)}, "rtol"),
+        ({"solver": FlowSolver(method=EULER)}, "no error estimate for tolerances; give num_steps"),
+        ({"solver": FlowSolver(num_steps=0)}, "num_steps"),
+        ({"num_diagnostic_samples": -1}, "num_diagnostic_samples must be at least 0"),
         ({"divergence": Hutchinson(4, orthogonal=True)}, "at most the number of features"),
-        ({"prior": "normal"}, "prior must be one of gaussian, process"),
-        ({"data_end": "bayes"}, "data_end must be one of none, tweedie"),
-        ({"moments": isotropic((2,))}, "event shape"),
+        ({"endpoint": Endpoint(moments=isotropic((2,)))}, "event shape"),
         ({"x": torch.zeros(2, 4, dtype=FLOAT64)}, "shape"),
         ({"x": torch.zeros(2, 3)}, "type"),
         ({"x": torch.full((2, 3), math.nan, dtype=FLOAT64)}, "finite"),
     ],
 )
 def test_bad_arguments_are_refused(options, match):
+    with pytest.raises(ValueError, match="prior must be one of gaussian, process"):
+        Endpoint(prior="normal")
+    with pytest.raises(ValueError, match="correction must be one of none, tweedie"):
+        Endpoint(correction="bayes")
     with pytest.raises(ValueError, match=match):
         log_likelihood(ExactModel(GAUSSIAN, VPSDE()), **{"x": torch.zeros(2, 3, dtype=FLOAT64)} | options)
 
 
 def test_intervals_need_two_probes():
-    result = log_likelihood(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), num_probes=2, **FAST)
+    result = log_likelihood(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), divergence=2, **FAST)
     low, high = result.interval(0.5)
     assert torch.allclose((high - low) / 2, result.standard_error)  # Cauchy's quartile is 1
     with pytest.raises(ValueError, match="level"):
         result.interval(1.0)
-    one = log_likelihood(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), num_probes=1, **FAST)
+    one = log_likelihood(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), divergence=1, **FAST)
     with pytest.raises(ValueError, match="at least two probes"):
         one.interval()
 
 
 def test_a_broken_model_fails_with_the_time():
-    class Broken(ScoreModel):
-        def __init__(self, model: ScoreModel) -> None:
-            self.model, self.sde, self.predicts, self.data_std = model, model.sde, model.predicts, 1.0
-            self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
-
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
-            return self.model.raw(x_t, t) + torch.where(t > 0.5, math.nan, 0.0).reshape(-1, 1)
+    class Broken(Wrapper):
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+            return self.model.raw(x_t, t, condition) + torch.where(t > 0.5, math.nan, 0.0).reshape(-1, 1)
 
     with pytest.raises(SolverError, match="NONFINITE"):
         log_likelihood(Broken(ExactModel(GAUSSIAN, VPSDE())), torch.zeros(2, 3, dtype=FLOAT64))

@@ -7,6 +7,7 @@ import torch
 from problems import ALPHA, GAUSSIAN, MIXTURE, SDES
 from scipy import stats
 
+from sde_toolkit.likelihood import FlowSolver
 from sde_toolkit.likelihood.latent import decode, encode, interpolate
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import isotropic
@@ -22,10 +23,12 @@ def test_round_trip_and_closed_form(name):
     # a Gaussian's latent is x, whitened, at every time
     whitening = torch.linalg.inv(torch.linalg.cholesky(GAUSSIAN.covariance))
     for moments in (None, isotropic((3,), 0.7)):
-        found = encode(model, x, rtol=1e-8, atol=1e-8, moments=moments)
+        found = encode(model, x, moments=moments, solver=FlowSolver(rtol=1e-08, atol=1e-08))
         assert float(found.round_trip.max()) < 1e-6
-        assert torch.allclose(decode(model, found.z, rtol=1e-8, atol=1e-8, moments=moments), x, atol=1e-6)
-    z = encode(model, x, rtol=1e-8, atol=1e-8, round_trip=False)
+        assert torch.allclose(
+            decode(model, found.z, moments=moments, solver=FlowSolver(rtol=1e-08, atol=1e-08)), x, atol=1e-6
+        )
+    z = encode(model, x, round_trip=False, solver=FlowSolver(rtol=1e-08, atol=1e-08))
     assert z.round_trip is None
     if name != "ve":
         length = ((x - GAUSSIAN.mean) @ whitening.mT).square().sum(1)
@@ -34,7 +37,7 @@ def test_round_trip_and_closed_form(name):
 
 def test_latents_of_data_are_standard_normal():
     x, model = MIXTURE.sample(400, seed=1), ExactModel(MIXTURE, VPSDE())
-    z = encode(model, x, rtol=1e-3, atol=1e-3, round_trip=False).z.flatten()
+    z = encode(model, x, round_trip=False, solver=FlowSolver(rtol=0.001, atol=0.001)).z.flatten()
     assert stats.kstest(z.numpy(), "norm").pvalue > ALPHA
 
 

@@ -8,6 +8,7 @@ import torch
 from sde_toolkit import data
 from sde_toolkit.data.dataset import Dataset
 from sde_toolkit.data.scaling import Scaling
+from sde_toolkit.likelihood import FlowSolver
 from sde_toolkit.likelihood.flow import log_likelihood
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
@@ -33,7 +34,7 @@ def test_the_density_of_a_trained_model_integrates_to_one(sde):
     side, reach = 151, 4.0
     axis = torch.linspace(-reach, reach, side)
     points = torch.cartesian_prod(axis, axis)
-    found = log_likelihood(model, points, method=AB4, num_steps=40, batch_size=2048)
+    found = log_likelihood(model, points, batch_size=2048, solver=FlowSolver(method=AB4, num_steps=40))
     total = float(found.nats.exp().sum()) * (2 * reach / (side - 1)) ** 2
     print(f"{type(sde).__name__}: integral {total:.5f}")
     assert abs(total - 1) < 0.01
@@ -47,7 +48,10 @@ def test_no_code_for_uniform_noise_is_shorter_than_its_entropy(levels):
     dataset = Dataset("noise", noise[:3584], noise[3584:], Scaling.grey(levels))
     model = trained(dataset, VPSDE(), 400)
     found = log_likelihood(
-        model, dataset.scaled_test(), rtol=1e-3, atol=1e-3, log_det_per_dim=dataset.scaling.log_det_per_dim
+        model,
+        dataset.scaled_test(),
+        log_det_per_dim=dataset.scaling.log_det_per_dim,
+        solver=FlowSolver(rtol=0.001, atol=0.001),
     )
     bits = found.bits_per_dim
     mean, error = float(bits.mean()), float(bits.std()) / math.sqrt(len(bits))

@@ -33,7 +33,7 @@ def found(workdir, directory, **changes):
 
 
 def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_path):
-    result, reused = found(workdir, tmp_path, bounds="both", checked=2)
+    result, reused = found(workdir, tmp_path, bounds="both", num_diagnostic_samples=2)
     assert not reused
     assert len(result.bits_per_dim) == 6
     assert result.uniform == pytest.approx(math.log2(17))
@@ -41,7 +41,7 @@ def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_pa
     assert names == ["solver", "probes", "truncation", "prior", "dequantization", "total"]
     assert [name for name, _, _ in result.bounds] == ["continuous bound", "discrete bound"]
     assert all(math.isfinite(mean) and error > 0 for _, mean, error in result.bounds)
-    again, reused = found(workdir, tmp_path, bounds="both", checked=2)
+    again, reused = found(workdir, tmp_path, bounds="both", num_diagnostic_samples=2)
     assert reused
     assert again == result
 
@@ -59,10 +59,10 @@ def test_errors_are_in_the_unit_of_the_value(workdir, tmp_path):
 
 
 def test_other_dequantisations_and_more_draws(workdir, tmp_path):
-    truncated, _ = found(workdir, tmp_path, dequantization="truncated_normal", checked=2)
+    truncated, _ = found(workdir, tmp_path, dequantization="truncated_normal", num_diagnostic_samples=2)
     assert "the density at t_min is the one bounded" in "".join(truncated.budget)
-    once, _ = found(workdir, tmp_path, checked=0)
-    several, _ = found(workdir, tmp_path, num_importance=2, checked=0)
+    once, _ = found(workdir, tmp_path, num_diagnostic_samples=0)
+    several, _ = found(workdir, tmp_path, num_importance=2, num_diagnostic_samples=0)
     assert once.budget == ()
     assert several.nfe == 4 * once.nfe  # two draws, two sets of probes
     assert several.mean != once.mean

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from problems import DIAGONAL, GAUSSIAN, MIXTURE, RING, SDES
+from problems import DIAGONAL, GAUSSIAN, MIXTURE, RING, SDES, RowByRow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sde_toolkit import samplers
@@ -15,28 +15,12 @@ from sde_toolkit.models import known_moments
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import Moments, isotropic
 from sde_toolkit.models.network import NetworkModel
-from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.samplers.correctors import AnnealedLangevin
-from sde_toolkit.samplers.gaussian.grid import RULE, ResidualGrid
-from sde_toolkit.samplers.gaussian.method import ResidualAdams
-from sde_toolkit.samplers.gaussian.plan import along_axes, folded
+from sde_toolkit.samplers.gaussian.grid import CONSTANTS, ResidualGrid
 from sde_toolkit.sdes.sde import VPSDE
 from sde_toolkit.utils import Stream
-from solvers import FixedGrid, Normals
-
-
-class RowByRow(ScoreModel):
-    """A model that looks at one sample at a time, so that its bits cannot depend on the batch."""
-
-    def __init__(self, model: ScoreModel) -> None:
-        self.model, self.sde, self.predicts, self.data_std = model, model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
-        self.moments = model.moments
-
-    def raw(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        times = t.expand(len(x_t))
-        return torch.cat([self.model.raw(x_t[i : i + 1], times[i : i + 1]) for i in range(len(x_t))])
+from solvers import Normals
 
 
 def exact_end(model: ExactModel, sampler: samplers.Sampler, seed: int, count: int) -> torch.Tensor:
@@ -144,7 +128,7 @@ def test_coarser_moments_still_converge() -> None:
         (isotropic((3,), 1.5), 2e-2),
     ):
         errors = [
-            relative(samplers.default(model, n, moments=moments).sample(model, 16, seed=3).x, exact)
+            relative(samplers.gaussian_residual(model, n, moments=moments).sample(model, 16, seed=3).x, exact)
             for n in (8, 32)
         ]
         assert errors[1] < bound
@@ -199,14 +183,15 @@ def test_the_grid_has_exact_ends_and_falls(name: str, num_steps: int) -> None:
         assert bool((ts.diff() < 0).all())
 
 
-def test_one_plan_serves_all_batches_on_a_grid() -> None:
+def test_a_prepared_sampler_gives_the_same_samples_and_keeps_nothing() -> None:
     model = ExactModel(MIXTURE, VPSDE())
-    sampler = samplers.default(model, 4)
-    assert isinstance(sampler.method, ResidualAdams)
-    sampler.sample(model, 8, batch_size=4)
-    first = next(iter(sampler.method._memo.values()))
-    sampler.sample(model, 8)
-    assert next(iter(sampler.method._memo.values())) is first
+    for sampler in (samplers.default(model, 4), samplers.unipc(4), samplers.dopri5(rtol=1e-2, atol=1e-2)):
+        prepared, before = sampler.prepare(model), dict(vars(sampler))
+        whole = sampler.sample(model, 8, seed=1)
+        assert torch.equal(prepared.sample(8, seed=1, batch_size=3).x, whole.x)
+        assert torch.equal(prepared.sample(3, seed=1, first_sample=5).x, whole.x[5:])
+        prepared.sampler.settings  # noqa: B018  a cached property
+        assert set(vars(sampler)) - set(before) <= {"_settings"}
 
 
 def test_a_callback_sees_every_step_the_first_without_a_prediction() -> None:
@@ -220,48 +205,19 @@ def test_a_callback_sees_every_step_the_first_without_a_prediction() -> None:
         torch.testing.assert_close(later.x0_hat, model.denoise(info.x, info.s), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("count", [3, 20])
-@pytest.mark.parametrize("predicts", ["score", "velocity"])
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_folded_steps_are_those_along_the_axes(count: int, predicts: str, eta: float) -> None:
-    """Rotations in the weights, or one operation after the other: the same numbers."""
-    exact = ExactModel(MIXTURE, VPSDE())
-    model = RowByRow(exact)
-    if predicts == "velocity":
-        model.predicts = "velocity"
-        model.raw = exact.velocity  # type: ignore[method-assign]
-    sampler = samplers.default(model, 9, eta=eta)
-    method, equation = sampler.method, sampler.equation(model)
-    assert isinstance(method, ResidualAdams)
-    grid = FixedGrid(sampler.grid(model.sde, 10, 0.05))
-    x = model.sde.prior_sample(Normals(2, count, model.event_shape).draw(0))
-    tables = method._tables(equation.term, grid.ts)
-    ends = []
-    for make in (along_axes, folded):
-        run, y = make(tables, method.moments, x).begin(x), x
-        for i in range(10):
-            raw = model.raw(y, grid.times[i]) if i else None
-            z = Normals(5, count, model.event_shape).draw(i) if eta else None
-            # a state that somebody moved, once
-            y = run.step(i, y + 0.01 if i == 4 else y, raw, z)
-        ends.append(y)
-    assert ends[0].shape == x.shape
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-10, atol=1e-10)
-
-
 def test_what_does_not_fit_is_refused() -> None:
     model = ExactModel(MIXTURE, VPSDE())
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         samplers.default(model, 0)
     with pytest.raises(ValueError, match=r"moments must have the event shape \(8,\), got \(2,\)"):
-        samplers.default(model, 5, moments=isotropic((2,)))
-    with pytest.raises(ValueError, match="make one with default"):
-        samplers.default(model, 5).sample(ExactModel(MIXTURE, VPSDE()), 2)
+        samplers.gaussian_residual(model, 5, moments=isotropic((2,)))
+    with pytest.raises(ValueError, match=r"event shape \(8,\).*make one with gaussian_residual"):
+        samplers.default(model, 5).sample(ExactModel(GAUSSIAN, VPSDE()), 2)
     with pytest.raises(ValueError, match="eta must be a finite number >= 0, got -1"):
         samplers.default(model, 5, eta=-1.0)
     with pytest.raises(ValueError, match="num_steps must be at least 2"):
         ResidualGrid(isotropic((2,)))(VPSDE(), 1, 1e-3)
-    assert RULE.nodes <= RULE.corrector_nodes
+    assert CONSTANTS.nodes <= CONSTANTS.corrector_nodes
     assert Moments(MIXTURE.mean, MIXTURE.covariance).kind == "full"
 
 
@@ -284,10 +240,12 @@ def test_nothing_waits_for_the_device_on_the_way(eta: float) -> None:
     class Closing(RowByRow):
         calls = 0
 
-        def raw(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def raw(
+            self, x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None
+        ) -> torch.Tensor:
             self.calls += 1
             gate.closed = 1 < self.calls < 6
-            return self.model.raw(x_t, t)
+            return self.model.raw(x_t, t, condition)
 
     model = Closing(ExactModel(MIXTURE, VPSDE()))
     source = Normals(0, 3, model.event_shape)
@@ -298,7 +256,7 @@ def test_nothing_waits_for_the_device_on_the_way(eta: float) -> None:
     assert model.calls == 6
 
 
-def test_a_grid_is_made_once_for_all_runs_of_a_sampler() -> None:
+def test_a_grid_is_made_once_for_all_batches_and_all_runs_of_a_prepared_sampler() -> None:
     calls = []
 
     def grid(sde, num_steps: int, t_min: float, t_max: float | None = None) -> torch.Tensor:
@@ -307,9 +265,9 @@ def test_a_grid_is_made_once_for_all_runs_of_a_sampler() -> None:
 
     model = ExactModel(MIXTURE, VPSDE())
     sampler = samplers.ddim(4, grid=grid)
-    for _ in range(2):
-        sampler.sample(model, 4, batch_size=2)
+    sampler.sample(model, 4, batch_size=2)
     assert calls == [4]
-    sampler.sample(ExactModel(MIXTURE, VPSDE()), 4)
-    replace(sampler, num_steps=5).sample(model, 4)
-    assert calls == [4, 4, 5]
+    prepared = sampler.prepare(model)
+    for _ in range(2):
+        prepared.sample(4)
+    assert calls == [4, 4]

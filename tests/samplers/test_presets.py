@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import scalar_samplers as ref
 import torch
-from problems import SDES
+from problems import SDES, RowByRow
 from scalar_time_samplers import exponential_integrator, in_time
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.preset_orders import PRESETS, SCALAR, SamplerImpulses, response
 from sde_toolkit import guidance, samplers
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian, GaussianMixture
-from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.correctors import AnnealedLangevin, Langevin
 from sde_toolkit.sdes.sde import VESDE, VPSDE, SubVPSDE
@@ -118,18 +118,6 @@ def test_the_output_is_the_papers_combination_of_start_and_draws(name, process):
     assert variance == pytest.approx((expected[1:] ** 2).sum(), rel=1e-9)
 
 
-class RowByRow(ScoreModel):
-    """A model that looks at one sample at a time, so that its bits cannot depend on the batch."""
-
-    def __init__(self, model: ScoreModel) -> None:
-        self.model, self.sde, self.predicts, self.data_std = model, model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
-
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
-        times = t.expand(len(x_t))
-        return torch.cat([self.model.raw(x_t[i : i + 1], times[i : i + 1]) for i in range(len(x_t))])
-
-
 WRAPPED = {
     "predictor-corrector": samplers.predictor_corrector(samplers.unipc(4)),
     "annealed": samplers.predictor_corrector(samplers.dpm_solver_pp(4), AnnealedLangevin(num_steps=2)),
@@ -175,18 +163,17 @@ class Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Closing(ScoreModel):
+class Closing(Wrapper):
     """A model that closes the gate at its evaluation ``first`` and opens it at ``last``."""
 
     def __init__(self, model: ScoreModel, gate: Waiting, first: int, last: int) -> None:
-        self.model, self.gate, self.calls, self.window = model, gate, 0, range(first, last)
-        self.sde, self.predicts, self.data_std = model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
+        super().__init__(model)
+        self.gate, self.calls, self.window = gate, 0, range(first, last)
 
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         self.calls += 1
         self.gate.closed = self.calls in self.window
-        return self.model.raw(x_t, t)
+        return self.model.raw(x_t, t, condition)
 
 
 FIXED = {name: sampler for name, sampler in EVERY.items() if sampler.nfe and name != "restart"}
@@ -207,7 +194,7 @@ def test_nothing_waits_for_the_device_on_the_way(name):
 
 def test_the_gate_notices_a_model_that_waits():
     class Impatient(Closing):
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
             out = super().raw(x_t, t)
             return out * float(out.isfinite().all())
 
@@ -307,7 +294,7 @@ def test_bad_options_are_refused_when_the_sampler_is_made(make, message):
 
 def test_bad_combinations_are_refused_before_any_evaluation():
     class Silent(RowByRow):
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
             raise AssertionError("the model was evaluated")
 
     model = Silent(ExactModel(SCALAR, VPSDE()))

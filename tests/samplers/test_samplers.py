@@ -3,10 +3,11 @@ batch."""
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from problems import GAUSSIAN, MIXTURE, SDES
+from problems import GAUSSIAN, MIXTURE, SDES, RowByRow
 from scipy import stats
 from torch import Tensor
 
@@ -38,18 +39,6 @@ ALL = {name: make(6) for name, make in FIXED.items()} | {
     "annealed": samplers.predictor_corrector(samplers.ddim(6), AnnealedLangevin(num_steps=2)),
 }
 FLOAT64 = torch.float64
-
-
-class RowByRow(ScoreModel):
-    """A model that looks at one sample at a time, so that its bits cannot depend on the batch."""
-
-    def __init__(self, model: ScoreModel) -> None:
-        self.model, self.sde, self.predicts, self.data_std = model, model.sde, model.predicts, model.data_std
-        self.event_shape, self.dtype, self.device = model.event_shape, model.dtype, model.device
-
-    def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
-        times = t.expand(len(x_t))
-        return torch.cat([self.model.raw(x_t[i : i + 1], times[i : i + 1]) for i in range(len(x_t))])
 
 
 class Impulses:
@@ -213,9 +202,9 @@ def test_evaluations_are_counted(sampler, nfe):
     calls = []
 
     class Watched(RowByRow):
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
             calls.append(len(x_t))
-            return self.model.raw(x_t, t)
+            return self.model.raw(x_t, t, condition)
 
     samples = sampler.sample(Watched(ExactModel(GAUSSIAN, VPSDE())), 5, batch_size=2)
     assert samples.nfe == nfe == sum(calls) / 5
@@ -329,7 +318,7 @@ def test_bad_options_are_refused_when_the_sampler_is_made(make, argument, value)
 
 def test_bad_requests_are_refused_before_any_evaluation():
     class Silent(RowByRow):
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
             raise AssertionError("the model was evaluated")
 
     model = Silent(ExactModel(GAUSSIAN, VPSDE()))
@@ -368,8 +357,8 @@ def test_ddim_may_end_at_zero_noise():
 
 def test_a_broken_model_is_named_with_sample_and_time():
     class Broken(RowByRow):
-        def raw(self, x_t: Tensor, t: Tensor) -> Tensor:
-            out = self.model.raw(x_t, t)
+        def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+            out = self.model.raw(x_t, t, condition)
             if float(t.max()) < 0.5:
                 out[3] = math.nan
             return out
@@ -378,3 +367,38 @@ def test_a_broken_model_is_named_with_sample_and_time():
         samplers.ddim(10, t_min=0.0, denoise=False).sample(Broken(ExactModel(GAUSSIAN, VPSDE())), 5)
     assert caught.value.samples == (3,)
     assert caught.value.t == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    "make", [samplers.heun, samplers.unipc, samplers.ddim], ids=lambda make: make.__name__
+)
+def test_callbacks_get_a_copy_and_may_return_a_new_state(make):
+    model = ExactModel(MIXTURE, VPSDE())
+    sampler = make(5)
+    expected = sampler.sample(model, 3)
+
+    def scribble(step):
+        step.x.zero_()
+
+    assert torch.equal(sampler.sample(model, 3, callback=scribble).x, expected.x)
+    prepared, states = sampler.prepare(model), []
+
+    def halve(step):
+        states.append(step.x)
+        return 0.5 * step.x if step.number == 2 else None
+
+    moved = prepared.sample(3, callback=halve)
+    assert not torch.equal(moved.x, expected.x)
+    # the rest of the run is that of a run that starts from the state returned
+    rest = replace(sampler, num_steps=2, grid=lambda *_: prepared.control.ts[3:])
+    for wrong in (torch.zeros(3), 0.5, torch.zeros(3, 8)):
+        with pytest.raises(ValueError, match="a callback must return None or a state with shape"):
+            sampler.sample(model, 3, callback=lambda step, wrong=wrong: wrong)
+    if make is samplers.ddim:
+        start = 0.5 * states[2] / model.sde.prior_std
+
+        class Start:
+            def draw(self, index, stream=STEPS):
+                return start
+
+        assert torch.equal(rest.sample(model, 3, noise=Start()).x, moved.x)

@@ -6,8 +6,8 @@ from problems import GAUSSIAN
 from torch import Tensor, nn
 
 from sde_toolkit import samplers
+from sde_toolkit.models import IndexedModel
 from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.models.indexed import IndexedModel
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.snapped import Snapped
 from sde_toolkit.sdes.chain import Chain

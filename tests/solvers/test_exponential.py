@@ -310,7 +310,7 @@ def test_exponential_euler_is_ddim(name: str, term: Any) -> None:
     model = ExactModel(MIXTURE, sde)
     t = torch.linspace(0.98 * sde.T, 1e-3, 11, dtype=torch.float64)
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * sde.sigma(t[0])
-    recursion = samplers.ddim(10).equation(model).term
+    recursion = samplers.ddim(10).equation(model)
     expected = solve(recursion, x, samplers.ddim(10).method, FixedGrid(t)).y
     y = solve(term(model), x, Adams(1), FixedGrid(t)).y
     assert float((y - expected).abs().max()) < 1e-12 * float(x.abs().max())
@@ -356,8 +356,7 @@ def test_samplers_of_higher_order_converge_on_a_mixture(term: Any, method: Adams
 def test_coefficients_reach_the_steps_as_numbers() -> None:
     term = Semilinear(nothing, integral=lambda t: -t, diffusion=lambda t: 1 + t)
     y = torch.ones(2, 3)
-    carry = ABM4.start(term, tensor(0.0)[0], y, FixedGrid(torch.linspace(0, 1, 6)))
-    for step in carry.steps:
+    for step in ABM4.prepare(term, FixedGrid(torch.linspace(0, 1, 6)), y):
         assert isinstance(step.factor, float)
         assert isinstance(step.noise, float)
     assert expand_like(tensor(1.0, 2.0), y).shape == (2, 1)

@@ -28,7 +28,7 @@ def never(*_: Tensor) -> Tensor:
 
 
 STATE, GRID, ADAPTIVE = torch.ones(2, 1), FixedGrid([0.0, 1.0]), Adaptive(0.0, 1.0)
-FLOW, NOISY = ODE(never), SDE(never, never)
+FLOW, NOISY = ODE(never), SDE(never, lambda t: torch.ones_like(t))
 CHAIN = Recursion(never, never)
 
 

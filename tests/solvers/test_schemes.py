@@ -53,13 +53,13 @@ def pec_rule(steps: Steps) -> Form:
     """Euler, evaluate ahead, trapezium; the last step is not corrected."""
     h, m = steps.s - steps.t, steps.values[0]
     predicted = steps.y + h * m
-    return predicted if steps.last else steps.y + h / 2 * (m + steps.ahead(predicted))
+    return predicted if steps.last else steps.y + h / 2 * (m + steps.evaluate_end(predicted))
 
 
 def test_stages_and_evaluations_ahead():
     heun = SchemeMethod(name="heun", order=2, nfe_per_step=2)
     solution = solve(Scheme(field, heun_rule), Y0, heun, GRID)
-    pec = SchemeMethod(name="pec", order=2, ahead=True)
+    pec = SchemeMethod(name="pec", order=2, evaluates_end=True)
     ahead = solve(Scheme(field, pec_rule), Y0, pec, GRID)
     y, z, m = Y0, Y0, field(GRID.ts[0], Y0)
     for t, s in zip(GRID.ts[:-1], GRID.ts[1:], strict=True):
@@ -75,9 +75,9 @@ def test_stages_and_evaluations_ahead():
 
 
 def test_a_state_moved_from_outside_is_evaluated_again():
-    pec = SchemeMethod(name="pec", order=2, ahead=True)
+    pec = SchemeMethod(name="pec", order=2, evaluates_end=True)
     moved = solve(Scheme(field, pec_rule), Y0, pec, GRID, after_step=lambda interval, y: y + 0.1)
-    kept = solve(Scheme(field, pec_rule), Y0, pec, GRID, after_step=lambda interval, y: y)
+    kept = solve(Scheme(field, pec_rule), Y0, pec, GRID, after_step=lambda interval, y: None)
     z = Y0
     for t, s in zip(GRID.ts[:-1], GRID.ts[1:], strict=True):
         m = field(t, z)
@@ -117,9 +117,10 @@ def test_last_steps_may_use_fewer_nodes():
     solve(Scheme(field, rule), Y0, SchemeMethod(name="x", order=1, nodes=3, lower_final=True), grid)
     assert seen == [(1, 1, False), (1, 2, False), (4, 3, False), (1, 2, False), (1, 1, True)]
     seen.clear()
-    term = Scheme(field, rule, apart=lambda t: bool(t == 1))
+    term = Scheme(field, rule, separate_end=lambda t: bool(t == 1))
     method = SchemeMethod(name="x", order=1, nodes=3)
-    first, second = solve(term, Y0, method, grid), solve(term, Y0, method, grid)
+    plan = method.prepare(term, grid, Y0)
+    first, second = (solve(term, Y0, method, grid, plan=plan) for _ in range(2))
     assert seen == [(1, 1, False), (1, 2, False), (5, 3, False), (1, 3, True)]  # traced once
     assert torch.equal(first.y, second.y)
 

@@ -24,7 +24,7 @@ class Recorder(ScoreModel):
     def __init__(self, sde, h=0.0):
         self.sde, self.h = sde, h
 
-    def raw(self, x_t, t):
+    def raw(self, x_t, t, condition=None):
         self.x_t, self.t = x_t, t
         variance = self.sde.alpha(t).square() + self.sde.sigma(t).square()
         return -(1 + self.h) * x_t / variance.reshape(-1, *[1] * (x_t.ndim - 1))

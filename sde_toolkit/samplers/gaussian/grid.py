@@ -1,6 +1,6 @@
 """Constants and times of the Gaussian-residual sampler: at which noise levels it evaluates the model.
 
-What they are for is told in ``sde_toolkit.samplers.gaussian.method``.
+``sde_toolkit.samplers.gaussian.method`` says what they are for.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ The evaluations are equally spaced in a clock that the spectrum l makes,
     d tau = sum_i w_i (n^2 + c_a^2 l_i)^{-1/2} (1 + n^2 / c_b^2)^{-p/2} dn,        w_i = l_i^g / sum l^g
 
 logarithmic in the middle and with both ends, n = 0 and n = infinity, at a finite distance.  The lengths c_b,
-c_e and c_v are fixed multiples (``Constants``) of one scale of the data, s = (sum l^2 / sum l)^{1/2}, the standard
-deviation along the axes weighted by their variance.
+c_e and c_v are fixed multiples (``Constants``) of one scale of the data, s = (sum l^2 / sum l)^{1/2}, the
+standard deviation along the axes weighted by their variance.
 
 With noise, eta > 0, the reverse family is dy = (1 + eta^2) z_hat dn + eta (2 n)^{1/2} dW.  What the Gaussian
 makes of it is closed form again,

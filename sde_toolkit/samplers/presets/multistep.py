@@ -140,7 +140,7 @@ def unipc_rule(predicts: str, B: BOfH, corrector: bool) -> Callable[[ReverseStep
                 predicted = predicted - scale * B(hh) * a_i * D_i
         if not corrector or k.last:
             return predicted
-        r, D = [*r, torch.ones_like(hh)], [*D, k.ahead(predicted) - m[0]]
+        r, D = [*r, torch.ones_like(hh)], [*D, k.evaluate_end(predicted) - m[0]]
         a = [0.5 * torch.ones_like(hh)] if len(D) == 1 else _unipc_weights(hh, r, B)
         for a_i, D_i in zip(a, D, strict=True):
             x = x - scale * B(hh) * a_i * D_i
@@ -176,9 +176,11 @@ def _multistep(
     nodes: int,
     end: tuple[float, Grid, bool],
     lower_final: bool = False,
-    ahead: bool = False,
+    evaluates_end: bool = False,
 ) -> Sampler:
-    method = SchemeMethod(name=name, order=order, nodes=nodes, ahead=ahead, lower_final=lower_final)
+    method = SchemeMethod(
+        name=name, order=order, nodes=nodes, evaluates_end=evaluates_end, lower_final=lower_final
+    )
     options = {**options, "lower_final": lower_final}
     return Sampler(name, scheme(rule, predicts), method, num_steps, *end, options=options)
 
@@ -394,7 +396,7 @@ def unipc(
     return _multistep(
         "unipc", num_steps, order + 1, unipc_rule(predicts, b, corrector=True), predicts,
         {"order": order, "b": label(b), "predicts": predicts},
-        nodes=order, end=(t_min, grid, denoise), lower_final=lower_final, ahead=True,
+        nodes=order, end=(t_min, grid, denoise), lower_final=lower_final, evaluates_end=True,
     )  # fmt: skip
 
 

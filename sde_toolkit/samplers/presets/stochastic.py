@@ -70,7 +70,7 @@ def sa_solver_rule(
         x = step(nodes[:predictor_steps], m[:predictor_steps])
         if corrector_steps == 0 or k.last:
             return x
-        return step([s, *nodes[:corrector_steps]], [k.ahead(x), *m[:corrector_steps]])
+        return step([s, *nodes[:corrector_steps]], [k.evaluate_end(x), *m[:corrector_steps]])
 
     return rule
 
@@ -177,8 +177,9 @@ def sa_solver(
     order = max(predictor_steps, corrector_steps + 1 if corrector_steps else 0)
     weak = float(min(order, 2))
     method = SchemeMethod(
-        name="sa_solver", order=order, nodes=max(predictor_steps, corrector_steps), ahead=corrector_steps > 0,
-        strong_order=1.0 if noisy else None, weak_order=weak if noisy else None, lower_final=lower_final,
+        name="sa_solver", order=order, nodes=max(predictor_steps, corrector_steps),
+        evaluates_end=corrector_steps > 0, strong_order=1.0 if noisy else None,
+        weak_order=weak if noisy else None, lower_final=lower_final,
     )  # fmt: skip
     scale = tau if callable(tau) else constant_tau(tau)
     rule = sa_solver_rule(scale, predictor_steps, corrector_steps, released)
