@@ -303,7 +303,9 @@ def test_module_runs_like_the_command():
     assert "digits" in done.stdout
 
 
-@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "request_to_stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupt_says_what_was_saved(tmp_path, request_to_stop):
     words = [
         sys.executable,
