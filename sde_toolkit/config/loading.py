@@ -23,7 +23,17 @@ from sde_toolkit.config import configs, likelihood_fields
 from sde_toolkit.config.base import NAMES, SCHEMA
 from sde_toolkit.config.names import DISTANCES, DTYPES, REAL
 from sde_toolkit.config.sampler_fields import checked_entry, need_names, parse_entry
-from sde_toolkit.config.schema import Change, defaults, flatten, nearest, need, override, read_json, to_json
+from sde_toolkit.config.schema import (
+    Change,
+    Variants,
+    defaults,
+    flatten,
+    nearest,
+    need,
+    override,
+    read_json,
+    to_json,
+)
 from sde_toolkit.config.trees import Config, ConfigDict
 from sde_toolkit.models import PREDICTIONS, prediction_name
 from sde_toolkit.samplers import find_preset
@@ -49,7 +59,7 @@ def load_config(source: str, overrides: Mapping[str, Any] | None = None) -> Conf
             of the wrong type, or a broken file.
     """
     if source in config_names():
-        values = importlib.import_module(f"{configs.__name__}.{source}").get_config().to_dict()
+        values = _settled(importlib.import_module(f"{configs.__name__}.{source}").get_config())
     else:
         values = _read_file(source)
     return override_config(parse_config(values), overrides or {})
@@ -70,7 +80,23 @@ def _read_file(source: str) -> dict[str, Any]:
     if made is None:
         raise ValueError(f"config file {source} must define get_config(), which returns a ConfigDict")
     values = made()
-    return values.to_dict() if isinstance(values, (ConfigDict, Config)) else dict(values)
+    return _settled(values) if isinstance(values, (ConfigDict, Config)) else dict(values)
+
+
+def _settled(config: ConfigDict | Config) -> dict[str, Any]:
+    """The values without those defaults that a name, chosen after ``base_config``, has left behind."""
+    values = config.to_dict()
+    for section, fields in values.items():
+        variants = SCHEMA.get(section)
+        if not isinstance(variants, Variants) or variants.key not in fields:
+            continue
+        name = fields[variants.key]
+        name = parse_entry(name)[0] if section == "sampling" else name
+        chosen = variants.section(f"config.{section}", name)
+        for field in [field for field in fields if field not in chosen]:
+            if any(variants.fields[owner][field] == fields[field] for owner in variants.owners(field)):
+                del fields[field]
+    return values
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:

@@ -240,6 +240,20 @@ def test_python_file(tmp_path):
     )
     config = c.load_config(str(path), {"training.batch_size": "3"})
     assert (config.data.name, config.training.num_steps, config.training.batch_size) == ("moons", 7, 3)
+    path.write_text(
+        "from sde_toolkit.config import base_config\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.sampling.sampler, config.sde.name = 'heun', 've'\n"
+        "    config.sampling.t_min = 0.01\n"
+        "    return config\n"
+    )
+    config = c.load_config(str(path))
+    assert (config.sampling.sampler, config.sampling.t_min, config.sde.sigma_max) == ("heun", 0.01, 50.0)
+    assert "eta" not in config.sampling
+    path.write_text(path.read_text().replace("t_min = 0.01", "eta = 0.5"))
+    with pytest.raises(ValueError, match="no field 'eta' when its sampler is 'heun'"):
+        c.load_config(str(path))
     path.write_text("get = 3\n")
     with pytest.raises(ValueError, match="must define get_config"):
         c.load_config(str(path))
