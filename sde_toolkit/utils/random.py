@@ -48,18 +48,18 @@ class Stream(enum.IntEnum):
     BINS = 5  # places inside the bins of grey levels, for likelihoods
     RESTART = 6  # noise added by restarts
     AREA = AREA  # space-time Levy areas of a solver's steps
-    RECONSTRUCTION = 8  # the noisy state of the data end of a likelihood
-    NORMALIZER = 9  # of the error budget's density at T
+    RECONSTRUCTION = 8  # the noisy state at the data end of a likelihood
+    NORMALIZER = 9  # of the density at T, for the error budget
     SECOND_HALF = SECOND_HALF  # second halves of exponential Runge-Kutta steps
     DATA = 0x64617461  # draws of exact data
     COMPONENTS = 0x64617462  # which component of a mixture
     BOUND_PLACES = 0x626F6E64  # times or indices of a variational bound
     BOUND_NOISE = 0x626F6E65  # its noisy states
     BOUND_RECONSTRUCTION = 0x626F6E66  # its first noisy state
-    MODEL_STATES = 0x70726F62  # states on which a model is told from others
+    MODEL_STATES = 0x70726F62  # states whose predictions identify a model
 
     PERMUTATION = _GENERATORS
-    DEQUANTIZATION = _GENERATORS + 1  # of batches and examples
+    DEQUANTIZATION = _GENERATORS + 1  # of grey levels in batches and examples
     TIME = _GENERATORS + 2
     NOISE = _GENERATORS + 3
     DROPOUT = _GENERATORS + 4
