@@ -29,6 +29,8 @@ from benchmarks.record import digits, write_result
 from sde_toolkit.config import build_dataset
 from sde_toolkit.data import Dataset
 from sde_toolkit.likelihood import (
+    BoundDraws,
+    ClassDensity,
     Classification,
     Endpoint,
     FlowSolver,
@@ -38,7 +40,6 @@ from sde_toolkit.likelihood import (
     judge,
     log_likelihood,
 )
-from sde_toolkit.likelihood.bayes import Density
 from sde_toolkit.metrics import Estimate, digit_features
 from sde_toolkit.models import Moments
 from sde_toolkit.runs import train_run
@@ -46,24 +47,16 @@ from solvers import AB4
 
 WORKDIR = Path("runs/digits-classes")
 CONFIG = "digits_classes"
-FLOW = {
-    "divergence": 1,
-    "t_min": 1e-05,
-    "batch_size": 297,
-    "seed": 0,
-    "num_diagnostic_samples": 0,
-    "solver": FlowSolver(num_steps=16),
-}
-BOUND = {"num_draws": 64, "control": False, "t_min": 1e-5, "batch_size": 297, "seed": 0}
+SHARED = {"t_min": 1e-5, "batch_size": 297, "seed": 0}
+FLOW = {"divergence": 1, "solver": FlowSolver(AB4, num_steps=16), "num_diagnostic_samples": 0, **SHARED}
+BOUND = {"draws": BoundDraws(num_draws=64, control=False), **SHARED}
 
 
-def densities(moments: Moments | None) -> dict[str, Density]:
+def densities(moments: Moments | None) -> dict[str, ClassDensity]:
     """Name -> log p(x | k); the flow in coordinates and with a control variate that all classes share."""
     return {
         "bound": functools.partial(continuous_bound, **BOUND),
-        "flow": functools.partial(
-            log_likelihood, solver=FlowSolver(method=AB4), endpoint=Endpoint(moments=moments), **FLOW
-        ),
+        "flow": functools.partial(log_likelihood, endpoint=Endpoint(moments=moments), **FLOW),
     }
 
 
@@ -135,7 +128,8 @@ def main() -> None:
         )
     rival = judge(Classification(digit_features().logits(x).double()), labels)
     print(line("discriminative", dataclasses.asdict(rival)))
-    settings = {"config": run.config.to_dict(), "steps": run.step, "flow": FLOW, "bound": BOUND}
+    flow = {**FLOW, "solver": FLOW["solver"].settings}
+    settings = {"config": run.config.to_dict(), "steps": run.step, "flow": flow, "bound": BOUND}
     write_result("classification", settings, {**rows, "discriminative": rival})
 
 

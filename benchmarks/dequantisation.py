@@ -117,7 +117,8 @@ def main() -> None:
         heads = ("K = 1", f"K = {DRAWS}", "gap", "difference")
         print(f"{'':<18}{'t_min':>9}" + "".join(f"{head:>20}" for head in heads) + f"{'NFE':>7}")
         results[training] = measure(run.model, build_dataset(run.config))
-    settings = {"images": IMAGES, "draws": DRAWS, "flow": FLOW, "places": PLACES, "training": TRAINING}
+    flow = {**FLOW, "solver": FLOW["solver"].settings}
+    settings = {"images": IMAGES, "draws": DRAWS, "flow": flow, "places": PLACES, "training": TRAINING}
     write_result("dequantisation", settings, results)
 
 

@@ -43,7 +43,7 @@ from sde_toolkit.likelihood import (
 from sde_toolkit.models import ExactModel, ScoreModel
 from sde_toolkit.runs import open_shipped
 from sde_toolkit.sdes import VPSDE
-from solvers import AB2, AB3, AB4, DOPRI5, Method
+from solvers import AB2, AB3, AB4
 from solvers.terms import expand_like
 
 THREADS, REPEATS, SEED = 1, 3, 7
@@ -111,7 +111,7 @@ def published(problem: Problem, tolerance: float) -> tuple[Tensor, float]:
     return problem.prior(y).double() + end[x.numel() :], float(calls)
 
 
-def ours(problem: Problem, divergence: Divergence, method: Method, **options: Any) -> tuple[Tensor, float]:
+def ours(problem: Problem, divergence: Divergence, solver: FlowSolver) -> tuple[Tensor, float]:
     """``log_likelihood`` without its budget."""
     found = log_likelihood(
         problem.model,
@@ -120,9 +120,8 @@ def ours(problem: Problem, divergence: Divergence, method: Method, **options: An
         t_min=T_MIN,
         seed=SEED,
         num_diagnostic_samples=0,
-        solver=FlowSolver(method=method),
+        solver=solver,
         endpoint=Endpoint(prior=problem.prior),
-        **options,
     )
     return found.nats, float(found.nfe.double().mean())
 
@@ -146,7 +145,7 @@ def digits_problem() -> Problem:
         x,
         t_min=T_MIN,
         num_diagnostic_samples=0,
-        solver=FlowSolver(method=AB4, num_steps=80),
+        solver=FlowSolver(AB4, num_steps=80),
         endpoint=Endpoint(prior=prior),
     )
     return Problem("digits network", model, x, prior, fine.nats)
@@ -154,38 +153,31 @@ def digits_problem() -> Problem:
 
 def rows_of(problem: Problem) -> list[Row]:
     """The baseline, then ours: fixed grids and tolerances, one probe, a few, and the exact divergence."""
-    fine = (
-        {"solver": FlowSolver(rtol=FINE, atol=FINE)}
-        if problem.x.dtype == torch.float64
-        else {"solver": FlowSolver(num_steps=160)}
-    )
+    exact = problem.x.dtype == torch.float64
+    fine = FlowSolver(rtol=FINE, atol=FINE) if exact else FlowSolver(AB4, num_steps=160)
     rows = [
         Row(
             "published, one probe",
             lambda: published(problem, TOLERANCE),
-            lambda: published(problem, FINE if problem.x.dtype == torch.float64 else TOLERANCE / 10),
+            lambda: published(problem, FINE if exact else TOLERANCE / 10),
         )
     ]
     choices: list[tuple[str, Divergence]] = [("one probe", Hutchinson(1))]
     few = Hutchinson(2, orthogonal=True)
     choices += [("two probes", few), ("exact", ExactDivergence())] if problem.x[0].numel() < 16 else []
     for label, divergence in choices:
-        settings: list[tuple[str, Method, dict[str, Any]]] = [
-            *((f"ab2 {n} steps", AB2, {"solver": FlowSolver(num_steps=n)}) for n in (5, 7)),
-            *((f"ab3 {n} steps", AB3, {"solver": FlowSolver(num_steps=n)}) for n in (7, 9)),
-            *((f"ab4 {n} steps", AB4, {"solver": FlowSolver(num_steps=n)}) for n in (10, 16, 24, 36, 56)),
-            *(
-                (f"dopri5 {tol:.0e}", DOPRI5, {"solver": FlowSolver(rtol=tol, atol=tol)})
-                for tol in (1e-3, 1e-5)
-            ),
+        ways: list[tuple[str, FlowSolver]] = [
+            *((f"ab2 {n} steps", FlowSolver(AB2, num_steps=n)) for n in (5, 7)),
+            *((f"ab3 {n} steps", FlowSolver(AB3, num_steps=n)) for n in (7, 9)),
+            *((f"ab4 {n} steps", FlowSolver(AB4, num_steps=n)) for n in (10, 16, 24, 36, 56)),
+            *((f"dopri5 {tol:.0e}", FlowSolver(rtol=tol, atol=tol)) for tol in (1e-3, 1e-5)),
         ]
-        method = DOPRI5 if "rtol" in fine else AB4
-        for name, way, options in settings:
+        for name, solver in ways:
             rows.append(
                 Row(
                     f"{name}, {label}",
-                    lambda d=divergence, m=way, o=options: ours(problem, d, m, **o),
-                    lambda d=divergence, m=method: ours(problem, d, m, **fine),
+                    lambda d=divergence, s=solver: ours(problem, d, s),
+                    lambda d=divergence: ours(problem, d, fine),
                 )
             )
     return rows

@@ -24,6 +24,7 @@ from .guidance import StaticThreshold as StaticThreshold
 from .guidance import guided as guided
 from .guidance import thresholded as thresholded
 from .likelihood import Bound as Bound
+from .likelihood import BoundDraws as BoundDraws
 from .likelihood import Budget as Budget
 from .likelihood import Classification as Classification
 from .likelihood import Endpoint as Endpoint
@@ -127,6 +128,7 @@ __all__ = [
     "VPSDE",
     "AnnealedLangevin",
     "Bound",
+    "BoundDraws",
     "Budget",
     "Chain",
     "ChainLoss",

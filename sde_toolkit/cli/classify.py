@@ -14,8 +14,8 @@ from sde_toolkit import runs
 from sde_toolkit.cli.common import add_evaluation, add_verb, given, note, open_model, output_directory
 from sde_toolkit.config import build_dataset, held_out, likelihood_options
 from sde_toolkit.lab import plus_minus
-from sde_toolkit.likelihood import Endpoint, judge, log_likelihood
 from sde_toolkit.likelihood import classify as classify_by_density
+from sde_toolkit.likelihood import judge, log_likelihood
 from sde_toolkit.utils import atomic_write
 
 EXAMPLES = """examples:
@@ -41,9 +41,9 @@ def classify(options: argparse.Namespace) -> None:
     x = held_out(run.config, dataset)
     parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
     labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
-    endpoint = Endpoint(moments=run.model.moments)
-    options_of_flow = likelihood_options(run.config) | {"num_diagnostic_samples": 0, "endpoint": endpoint}
-    density = functools.partial(log_likelihood, **options_of_flow)
+    options_of_flow = likelihood_options(run.config) | {"num_diagnostic_samples": 0}
+    endpoint = dataclasses.replace(options_of_flow.pop("endpoint"), moments=run.model.moments)
+    density = functools.partial(log_likelihood, endpoint=endpoint, **options_of_flow)
     found = classify_by_density(run.model, x.to(run.model.device), log_likelihood=density)
     judged = judge(found, labels)
     for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):

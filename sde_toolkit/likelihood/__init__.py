@@ -1,15 +1,23 @@
 """Log-likelihoods by the probability flow, variational bounds, dequantisation, latents, Bayes' rule."""
 
 from sde_toolkit.likelihood.bayes import (
+    ClassDensity,
     Classification,
-    Density,
     Judgement,
     classify,
     fit_temperature,
     judge,
     tempered,
 )
+from sde_toolkit.likelihood.bins import (
+    Dequantizer,
+    PlaceFlow,
+    TruncatedNormalDequantizer,
+    UniformDequantizer,
+    VariationalDequantizer,
+)
 from sde_toolkit.likelihood.bounds import (
+    DEFAULT_DRAWS,
     Bound,
     BoundDraws,
     continuous_bound,
@@ -24,13 +32,8 @@ from sde_toolkit.likelihood.density import (
     PRIORS,
 )
 from sde_toolkit.likelihood.dequantize import (
-    Dequantizer,
     DiscreteLogLikelihood,
     HasNats,
-    PlaceFlow,
-    TruncatedNormalDequantizer,
-    UniformDequantizer,
-    VariationalDequantizer,
     discrete_log_likelihood,
     train_dequantizer,
 )
@@ -42,6 +45,7 @@ from sde_toolkit.likelihood.divergence import (
     HutchPlusPlus,
 )
 from sde_toolkit.likelihood.flow import (
+    DEFAULT_SOLVER,
     Endpoint,
     FlowSolver,
     LogLikelihood,
@@ -59,14 +63,16 @@ from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 
 __all__ = [
     "CORRECTIONS",
+    "DEFAULT_DRAWS",
+    "DEFAULT_SOLVER",
     "LIKELIHOOD_T_MIN",
     "PRIORS",
     "PROBE_KINDS",
     "Bound",
     "BoundDraws",
     "Budget",
+    "ClassDensity",
     "Classification",
-    "Density",
     "Dequantizer",
     "DiscreteLogLikelihood",
     "Divergence",

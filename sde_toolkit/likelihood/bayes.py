@@ -4,11 +4,11 @@
 
 with priors pi and log p(x | k) from the score model ``model.given(k)``: by the probability flow, by a bound,
 or for grey levels by an importance-weighted bound.  Whatever is random in it (probes, dequantisation, times
-and noises of a bound) is keyed by the sample and not by the class, so that every class is judged on the same
-draws and their noise largely cancels in the differences, which is all that p(k | x) depends on.  They have to
-be used alike as well: coordinates or a control variate made from ``model.given(k).moments`` differ between
-the classes, and the control variate is wild where x is far from the Gaussian of the class; leave it out, and
-give the flow the moments of all data.
+and noises of a bound) is keyed by the sample and not by the class.  Every class then uses the same draws, and
+most of their noise cancels in the differences, on which alone p(k | x) depends.  For that the draws must also
+enter in the same way.  Coordinates or a control variate made from ``model.given(k).moments`` differ between
+the classes, and the control variate has a large variance where x is far from the Gaussian of the class: leave
+it out, and give the flow the moments of all data.
 
 How good the probabilities are, on N examples of known class y_n, with the confidence c_n = max_k p(k | x_n):
 
@@ -18,9 +18,9 @@ How good the probabilities are, on N examples of known class y_n, with the confi
     expected calibration error   sum over bins of c of (n_b / N) |accuracy_b - mean confidence_b|
 
 The last one is positive even for perfect probabilities, because accuracies of few examples scatter; ``floor``
-is its mean when every prediction is right with exactly the probability c_n that it claims.  Densities of many
-dimensions are as a rule too sure of themselves.  One number mends most of that: the temperature T of
-p(k | x) = softmax_k (log p(x, k) / T), fitted on examples that are not those it is judged on.
+is its mean when every prediction is right with exactly the probability c_n that it claims.  Classifiers made
+from densities in many dimensions are usually overconfident.  One number corrects most of that: the
+temperature T of p(k | x) = softmax_k (log p(x, k) / T), fitted on examples other than those it is judged on.
 
 References: Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier" (2303.16203) for common draws
 in every class; Guo et al., "On Calibration of Modern Neural Networks" (1706.04599) for the calibration error
@@ -65,13 +65,13 @@ class ConditionalModel(Protocol):
         ...
 
 
-Density = Callable[[ScoreModel, Tensor], HasNats]
+ClassDensity = Callable[[ScoreModel, Tensor], HasNats]
 """(model of one class, x with shape (B, *)) -> a record with ``nats`` of shape (B,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """What Bayes' rule says of B samples.
+    """The posterior of B samples over the classes.
 
     Attributes:
         log_joint: log p(x, k) with shape (B, K), float64, in nats.
@@ -106,7 +106,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Bin:
-    """The examples whose confidence lies between two bounds: how many, how sure, how often right."""
+    """The examples whose confidence lies between two bounds: count, mean confidence and accuracy."""
 
     lower: float
     upper: float
@@ -117,12 +117,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How good a classification is, each figure with its standard error over the examples.
+    """Figures of merit of a classification, each with its standard error over the examples.
 
     Attributes:
         accuracy, negative_log_likelihood, brier: see the head of the module.
         calibration_error: the expected calibration error, with a bootstrap standard error.
-        floor: what perfectly calibrated predictions of these confidences have of it on average.
+        floor: the mean calibration error of perfectly calibrated predictions with these confidences.
         bins: the reliability diagram; empty bins are left out.
     """
 
@@ -139,7 +139,7 @@ def classify(
     x: Tensor,
     *,
     priors: Sequence[float] | Tensor | None = None,
-    log_likelihood: Density = values_only,
+    log_likelihood: ClassDensity = values_only,
 ) -> Classification:
     """Classify x by Bayes' rule.
 
@@ -147,8 +147,8 @@ def classify(
         model: of K classes.
         x: with shape (B, *): whatever ``log_likelihood`` takes, data in model scale or grey levels.
         priors: probabilities of the classes with shape (K,), positive; equal when None.
-        log_likelihood: of x under the model of one class, called once for every class with the same x, and
-            so with the same draws; options are bound by ``functools.partial``.
+        log_likelihood: of x under the model of one class, called once per class with the same x and so with
+            the same draws; options are bound by ``functools.partial``.
 
     Raises:
         ValueError: a model without classes, or priors that are not a distribution over them; before any
@@ -173,9 +173,9 @@ def classify(
 def fit_temperature(found: Classification, labels: Tensor) -> float:
     """The temperature T with the smallest negative log-likelihood of the labels with shape (B,).
 
-    The likelihood is concave in 1/T, and its slope is brought to zero by bisection, for T between 1/1000
-    and 1000: the end 1/1000 is reached when the classes are told apart without error.
-    Raises ValueError for labels that do not fit.
+    The log-likelihood is concave in 1/T, and the zero of its slope is found by bisection, for T between
+    1/1000 and 1000.  The end 1/1000 is reached when the classes are separated without error.  Raises
+    ValueError for labels that do not fit.
     """
     labels = _checked(found, labels)
     score = found.log_joint - found.log_joint.amax(1, keepdim=True)

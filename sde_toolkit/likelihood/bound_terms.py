@@ -1,13 +1,13 @@
-"""The terms of the variational bounds of ``sde_toolkit.bounds``, where their mathematics stand.
+"""The terms of the variational bounds, whose mathematics is in ``sde_toolkit.likelihood.bounds``.
 
-A path says which noisy states a bound looks at, with which weights, and what its diffusion part sums to under
-the Gaussian with the data's moments:
+A path says at which noisy states a bound evaluates the model, with which weights, and what its diffusion part
+sums to under the Gaussian with the data's moments:
 
     Continuous    the integral over lam = log(alpha / sigma), at times drawn in strata
     Discrete      the sum over the steps of a chain, all of them or some drawn in strata
 
-Draws come in strata of two, next to each other.  Each draw stands for the whole sum: a diffusion part is the
-mean of its draws.
+Draws come in strata of two neighbours.  Each draw estimates the whole sum, and the diffusion part is the mean
+of its draws.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from solvers.terms import expand_like
 
 BoundTimes = Literal["log_snr", "uniform"]
 BOUND_TIMES: tuple[str, ...] = get_args(BoundTimes)
+"""How times may be drawn, by name."""
 
-LearnedVariance = Callable[[Tensor, Tensor], Tensor]
+LearnedVariance = Callable[..., Tensor]
 """(x_i with shape (B, *), i with shape (B,)) -> v with shape (B, *) or (B,): the variance of the step from i
-is exp(v log large + (1 - v) log small); at i = 1, where "small" is 0, that of i = 2 stands in for it."""
+is exp(v log large + (1 - v) log small); at i = 1, where "small" is 0, that of i = 2 is used.  If samples have
+conditions, their rows are a third argument."""
 
 PAIR = 2
 """Draws in a stratum."""
@@ -70,7 +72,7 @@ class GaussianControl:
 
 
 class Draw(NamedTuple):
-    """Where the diffusion part is looked at once, for each of B rows; all with shape (B,).
+    """One evaluation of the diffusion part, for each of B rows; all with shape (B,).
 
     Attributes:
         place: the time, or the index.
@@ -99,7 +101,7 @@ class Path(ABC):
     Attributes:
         num_draws: draws of the diffusion part per row.
         first, last: the first noisy state and the prior's.
-        table: what a piece of the diffusion part is called by: tensors with shape (K,), "t" among them.
+        table: labels of the K pieces of the diffusion part: tensors with shape (K,), "t" among them.
     """
 
     num_draws: int
@@ -116,7 +118,7 @@ class Path(ABC):
         """Which of the K pieces draw ``number`` belongs to, int64 with shape (B,)."""
 
     @abstractmethod
-    def term(self, draw: Draw, x_t: Tensor, error: Tensor) -> Tensor:
+    def term(self, draw: Draw, x_t: Tensor, error: Tensor, condition: Tensor | None) -> Tensor:
         """The term at a draw with shape (B,), for x_t and squared errors of the noise with shape (B, *)."""
 
     @abstractmethod
@@ -129,7 +131,7 @@ class Path(ABC):
         """The expectation of ``control`` summed (or integrated) over all terms, with shape () or (B,)."""
 
     @abstractmethod
-    def decoder_std(self, x_a: Tensor) -> Tensor:
+    def decoder_std(self, x_a: Tensor, condition: Tensor | None) -> Tensor:
         """Standard deviation of x0 given the first state with shape (B, *); broadcastable to it."""
 
 
@@ -177,7 +179,7 @@ class Continuous(Path):
         """Its stratum."""
         return torch.full_like(draw.place, number // PAIR, dtype=torch.int64)
 
-    def term(self, draw: Draw, x_t: Tensor, error: Tensor) -> Tensor:
+    def term(self, draw: Draw, x_t: Tensor, error: Tensor, condition: Tensor | None) -> Tensor:
         """The squared error of the noise."""
         return error.flatten(1).sum(1)
 
@@ -192,7 +194,7 @@ class Continuous(Path):
         device = gaussian.u.device
         return gaussian.integral(self.first.nsr.to(device), self.last.nsr.to(device))
 
-    def decoder_std(self, x_a: Tensor) -> Tensor:
+    def decoder_std(self, x_a: Tensor, condition: Tensor | None) -> Tensor:
         """The first ratio."""
         return self.first.nsr
 
@@ -261,12 +263,14 @@ class Discrete(Path):
         """Its index, counted from the first one."""
         return draw.place - int(self.index[0])
 
-    def term(self, draw: Draw, x_t: Tensor, error: Tensor) -> Tensor:
+    def term(self, draw: Draw, x_t: Tensor, error: Tensor, condition: Tensor | None) -> Tensor:
         """The divergence between the two Gaussians of a step."""
         i, device = draw.place, draw.place.device
         if self.learned is None:
             return self._weight.to(device)[i] * error.flatten(1).sum(1) + self._excess.to(device)[i]
-        log_r = self._fraction(self.learned, x_t, i) * expand_like(self._log_ratio.to(device)[i], error)
+        log_r = self._fraction(self.learned, x_t, i, condition) * expand_like(
+            self._log_ratio.to(device)[i], error
+        )
         weight = expand_like(self._small.to(device)[i], error) * log_r.exp()
         return (weight * error + 0.5 * (torch.expm1(log_r) - log_r)).flatten(1).sum(1)
 
@@ -283,19 +287,19 @@ class Discrete(Path):
         tables = (self._nsr[self.index], self._weight[self.index])
         return known + gaussian.expected(*(table.to(gaussian.u.device) for table in tables))
 
-    def decoder_std(self, x_a: Tensor) -> Tensor:
+    def decoder_std(self, x_a: Tensor, condition: Tensor | None) -> Tensor:
         """The first ratio; for a learned variance of the last step, between its own ends."""
         if self.learned is None or int(self.index[0]) == 1:
             return self.first.nsr
         large = self.chain.sigmas[1].square() / self.chain.alphas[0].square()
         gain = 1 - (self._nsr[1] / self._nsr[2]).square()
         i = torch.ones(len(x_a), dtype=torch.int64, device=x_a.device)
-        v = self._fraction(self.learned, x_a, i)
+        v = self._fraction(self.learned, x_a, i, condition)
         return (0.5 * (large.log() + (1 - v) * gain.log())).exp()
 
     @staticmethod
-    def _fraction(learned: LearnedVariance, x: Tensor, i: Tensor) -> Tensor:
-        v = learned(x, i).double()
+    def _fraction(learned: LearnedVariance, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:
+        v = (learned(x, i) if condition is None else learned(x, i, condition)).double()
         return expand_like(v, x.double()) if v.ndim < 2 else v
 
 

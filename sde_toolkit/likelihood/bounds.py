@@ -1,8 +1,8 @@
 """Variational bounds on log p(x0): the discrete chain's, and the continuous-time one.
 
-Both belong to the stochastic model: x_T from the prior, down to the first noisy state by the reverse process
-with the model's denoiser, then x0 from a Gaussian around its denoised value.  With q the forward process from
-x0, h = |z_hat(x_t, t) - z|^2 at x_t = alpha x0 + sigma z, the ratio n = sigma / alpha and lam = -log n,
+Both belong to the stochastic model: x_T from the prior, then the reverse process with the model's denoiser
+down to the first noisy state, then x0 from a Gaussian around its denoised value.  With q the forward process
+from x0, h = |z_hat(x_t, t) - z|^2 at x_t = alpha x0 + sigma z, the ratio n = sigma / alpha and lam = -log n,
 
     -log p(x0)  <=  prior + diffusion + reconstruction
     prior           KL( q(x_T | x0) || prior ), between Gaussians
@@ -16,16 +16,16 @@ where a is the first noisy state (t_min, or an index) and r_i the posterior's va
 sigma_0 = 0 (VP) has a = 1 and i = 2 .. N; one with sigma_0 > 0 (VE) has a = 0 and i = 1 .. N.
 
 When is it tight?  The gap is the divergence between two laws of the whole path given x0: under q, and under
-the model.  An exact score makes the model's paths those of the reversed forward process, so the continuous
-bound then equals log p(x0) at every point x0 by itself, not on average over data, but for two things: the
-prior, unless it is the law of x_T, and the decoder, which where the data look like N(0, d^2) loses about
-(n_a / d)^4 / 4 per dimension.  With an inexact score the stochastic model and the probability flow are two
-different densities, and neither bounds the other.
+the model.  With an exact score the model's paths are those of the reversed forward process.  The continuous
+bound then equals log p(x0) at every single point x0, except for two terms: the prior, unless it is the law of
+x_T, and the decoder, which where the data look like N(0, d^2) loses about (n_a / d)^4 / 4 per dimension.
+With an inexact score the stochastic model and the probability flow are two different densities, and neither
+bounds the other.
 
 The discrete bound adds what Gaussian steps of a fixed variance lose.  With the exact score it is below log
 p(x0) on average over data, and tends to the continuous bound as steps get short in lam.  Under VP a chain
-uniform in t never has short steps at its start, where n_i^2 grows as i however large N is.  There data look
-flat, "large" is the right variance and loses nothing, while "small" loses (H_{N-1} - log N) / 2 nats per
+uniform in t never has short steps at its start, where n_i^2 grows as i however large N is.  There the data
+look flat; "large" is the right variance and loses nothing, while "small" loses (H_{N-1} - log N) / 2 nats per
 dimension, in the limit half of Euler's constant: .29 nats, .42 bits.
 
 Estimates.  Every expectation over z (and over times or indices) is a mean over draws keyed by (seed, sample),
@@ -36,7 +36,11 @@ U^T z in the eigenbasis of S = U diag(l) U^T,
     h_G = sum (n u - l w)^2 / (l + n^2)^2,     E[h_G] = sum (n^2 u^2 + l^2) / (l + n^2)^2
     int E[h_G] dlam = 1/2 sum [ log(n^2 / (l + n^2)) + (l - u^2) / (l + n^2) ]   between the two ratios
 
-in closed form, whatever the data are: moments only make the difference small.
+in closed form, whatever the data are: the moments affect only the size of the difference.
+
+Draws belong to samples, whatever the batch size and the number of processes.  Values are then equal bit for
+bit if the model computes rows independently of each other, as exact models do; with a network they agree to
+rounding.
 
 Discrete data (grey levels): the decoder gives a level the mass that N(x0_hat, n_a^2) has on its bin, the
 outermost bins open (2006.11239, eq. 13), and the bound is on log P(level) itself.
@@ -69,30 +73,31 @@ from sde_toolkit.likelihood.bound_terms import (
     GaussianControl,
     LearnedVariance,
     Path,
+    State,
     bin_log_mass,
     prior_divergence,
 )
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, known_moments
 from sde_toolkit.sdes import Chain, Variance
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import ALONE, Processes, Stream
 from solvers import Normals, expand_like
 
 
 @dataclass(frozen=True)
 class BoundDraws:
-    """Times and noises that a bound is estimated with.
+    """How the expectations of a bound are estimated.
 
     Args:
-        num_draws: evaluations per sample for the diffusion part, even; a multiple of 4 if ``antithetic``; None
-            for the bound's own choice.
+        num_draws: evaluations per sample for the diffusion part, even; a multiple of 4 if ``antithetic``.
+            None is 32 times for the continuous bound, and every term once for a chain.
         num_reconstructions: evaluations per sample at the first noisy state, at least 2.
         time_sampling: of the continuous bound: "log_snr" draws times evenly in log-SNR, where all have the
-            same weight: the importance sampling of 2101.09258, through the process's own inverse; or "uniform"
-            in time.  Either in strata.
+            same weight: the importance sampling of 2101.09258, through the process's own inverse; or
+            "uniform" in time.  Both are stratified.
         antithetic: of the continuous bound: use every z with -z as well, at the same time.
-        control: subtract the loss of the Gaussian with ``model.moments`` (else N(0, data_std^2 I)) and add its
-            expectation, which lowers the variance and nothing else.
+        control: subtract the loss of the Gaussian with ``model.moments`` (else N(0, data_std^2 I)) and add
+            its expectation, which lowers the variance and does not change the mean.
 
     Raises:
         ValueError: an unknown time sampling, or fewer than two reconstructions.
@@ -110,9 +115,12 @@ class BoundDraws:
                 f"time_sampling must be one of {', '.join(BOUND_TIMES)}, got {self.time_sampling!r}"
             )
         if self.num_reconstructions < 2:
-            raise ValueError(
-                f"num_reconstructions must be at least 2, for a standard error, got {self.num_reconstructions}"
-            )
+            count = self.num_reconstructions
+            raise ValueError(f"num_reconstructions must be at least 2, for a standard error, got {count}")
+
+
+DEFAULT_DRAWS = BoundDraws()
+"""32 draws of the continuous bound, all terms of a chain, with the control variate."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +128,14 @@ class Bound:
     """Lower bounds on log p(x0) for B samples.
 
     Attributes:
-        nats: with shape (B,), in the units of x0; minus the sum of the three parts.
+        nats: in nats and in the units of x0, with shape (B,); minus the sum of the three parts.
         bits_per_dim: -(nats + D log_det_per_dim) / (D log 2) with shape (B,).
-        standard_error: of nats, in nats, from the draws, with shape (B,).
+        standard_error: of ``nats``, in nats, from the draws, with shape (B,).
+        standard_error_bits_per_dim: the same error in bits per dimension, with shape (B,).
         prior, diffusion, reconstruction: the parts, in nats, each with shape (B,).
         terms: the diffusion part in K pieces, each a tensor with shape (K,): "t" (times), "nats" (means over
-            samples and draws, summing to the mean of ``diffusion`` up to their errors), "standard_error", and
-            for a chain "index".
+            samples and draws, summing to the mean of ``diffusion`` up to their errors), "standard_error" (in
+            nats), and for a chain "index".
         nfe: network evaluations with shape (B,), counted.
         seconds: wall time.
         settings: the options, as plain values.
@@ -135,6 +144,7 @@ class Bound:
     nats: Tensor
     bits_per_dim: Tensor
     standard_error: Tensor
+    standard_error_bits_per_dim: Tensor
     prior: Tensor
     diffusion: Tensor
     reconstruction: Tensor
@@ -144,13 +154,8 @@ class Bound:
     settings: Mapping[str, Any]
 
     @property
-    def standard_error_bits_per_dim(self) -> Tensor:
-        """The standard error of ``bits_per_dim``, in bits per dimension, with shape (B,)."""
-        return self.standard_error / (math.log(2) * self.settings["dims"])
-
-    @property
     def mean_standard_error(self) -> float:
-        """Of the mean of nats over these samples, from the draws alone."""
+        """Of the mean of ``nats`` over these samples, in nats, from the draws alone."""
         return float(self.standard_error.square().sum().sqrt()) / len(self.nats)
 
 
@@ -159,7 +164,7 @@ def continuous_bound(
     x0: Tensor,
     *,
     condition: Condition | None = None,
-    draws: BoundDraws = BoundDraws(),
+    draws: BoundDraws = DEFAULT_DRAWS,
     t_min: float = LIKELIHOOD_T_MIN,
     scaling: Scaling | None = None,
     prior_moments: Moments | None = None,
@@ -167,14 +172,15 @@ def continuous_bound(
     seed: int = 0,
     first_sample: int = 0,
     batch_size: int | None = None,
+    processes: Processes = ALONE,
 ) -> Bound:
-    """The continuous-time bound on log p(x0) (2101.09258, theorem 3; 2107.00630, eq. 11 to 17).
+    """The continuous-time bound on log p(x0), in nats (2101.09258, theorem 3; 2107.00630, eq. 11 to 17).
 
     Args:
         model: any ``ScoreModel``.
         x0: data in model scale with shape (B, *), of the model's dtype.
-        condition: a class for all samples, or a tensor with one row per sample.
-        draws: how many times and noises are drawn, and how; 32 when ``draws.num_draws`` is None.
+        condition: a tensor with one row per sample, or a class for all samples; for log p(x0 | condition).
+        draws: how the expectations are estimated.
         t_min: where the diffusion part begins, 0 <= t_min < T, with sigma(t_min) > 0.
         scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.
         prior_moments: of the data, when the prior is the Gaussian that they have at T; N(0, prior_std^2 I)
@@ -182,20 +188,21 @@ def continuous_bound(
         log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension.
         seed, first_sample: the draws of row i are keyed by (seed, first_sample + i).
         batch_size: samples per evaluation; all at once when None.
+        processes: those of torch.distributed that share the batches; each gets the whole result.
 
     Raises:
-        ValueError: an argument out of range or of the wrong shape or type; before any evaluation.
+        ValueError, TypeError: an argument out of range or of the wrong shape or type; before any evaluation.
     """
     _check(model, x0, batch_size, scaling, log_det_per_dim)
     num_draws, multiple = 32 if draws.num_draws is None else draws.num_draws, PAIR * (1 + draws.antithetic)
     if num_draws < multiple or num_draws % multiple:
         raise ValueError(f"num_draws must be a positive multiple of {multiple}, got {num_draws}")
     path = Continuous(model.sde, t_min, num_draws // (1 + draws.antithetic), draws.time_sampling)
-    options = _Options(draws, scaling, prior_moments, seed)
+    estimate = _Estimate(model, path, draws, scaling, prior_moments, seed)
     settings = {"bound": "continuous", "num_draws": num_draws, "t_min": t_min}
     settings |= {"time_sampling": draws.time_sampling}
-    given = model.conditions(condition, len(x0))
-    return _run(model, x0, given, path, options, first_sample, batch_size, log_det_per_dim, settings)
+    rows = _Rows(x0, model.conditions(condition, len(x0)), first_sample, batch_size or len(x0), processes)
+    return _run(estimate, rows, log_det_per_dim, settings)
 
 
 def discrete_bound(
@@ -205,139 +212,154 @@ def discrete_bound(
     *,
     condition: Condition | None = None,
     variance: Variance | LearnedVariance = "large",
-    draws: BoundDraws = BoundDraws(),
+    draws: BoundDraws = DEFAULT_DRAWS,
     scaling: Scaling | None = None,
     prior_moments: Moments | None = None,
     log_det_per_dim: float = 0.0,
     seed: int = 0,
     first_sample: int = 0,
     batch_size: int | None = None,
+    processes: Processes = ALONE,
 ) -> Bound:
-    """The variational bound of a chain on log p(x0) (2006.11239, eq. 5; 2107.00630, eq. 11 for any process).
+    """The variational bound of a chain on log p(x0), in nats (2006.11239, eq. 5; 2107.00630, eq. 11).
 
     Args:
         model: any ``ScoreModel``.
         x0: data in model scale with shape (B, *), of the model's dtype.
         chain: the process at N + 1 indices, such as ``model.sde.discretize(N)``.
-        condition: a class for all samples, or a tensor with one row per sample.
+        condition: as for ``continuous_bound``.
         variance: of the reverse steps: "small", "large", or a callable for a learned one.
-        draws: how many of the sum's terms to draw per sample, with a probability in proportion to their
-            length in log-SNR; every term once when ``draws.num_draws`` is None, and then neighbours in the sum
-            stand in for the two draws of a stratum, which makes the standard error too large, if anything.
-        scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.
-        prior_moments, log_det_per_dim: as in ``continuous_bound``.
-        seed, first_sample: the draws of row i are keyed by (seed, first_sample + i).
-        batch_size: samples per evaluation; all at once when None.
+        draws: how the expectations are estimated.  ``num_draws`` terms of the sum are drawn per sample, with
+            a probability in proportion to their length in log-SNR.  With every term once, neighbours in the
+            sum take the place of the two draws of a stratum, which makes the standard error too large, if
+            anything.
+        scaling, prior_moments, log_det_per_dim, seed, first_sample, batch_size, processes: as for
+            ``continuous_bound``.
 
     Raises:
-        ValueError: an argument out of range or of the wrong shape or type, or a chain with fewer than two
-            terms; before any evaluation.
+        ValueError, TypeError: an argument out of range or of the wrong shape or type, or a chain with fewer
+            than two terms; before any evaluation.
     """
     _check(model, x0, batch_size, scaling, log_det_per_dim)
     num_terms = draws.num_draws
     if num_terms is not None and (num_terms < PAIR or num_terms % PAIR):
         raise ValueError(f"num_draws must be a positive even number, or None for all terms, got {num_terms}")
-    if draws.antithetic:
-        raise ValueError("antithetic draws are those of the continuous bound; leave antithetic out")
+    if draws.antithetic or draws.time_sampling != "log_snr":
+        raise ValueError(
+            "antithetic and time_sampling are for the continuous bound; leave them out for a chain"
+        )
     path = Discrete(chain, variance, num_terms, x0[0].numel())
-    options = _Options(draws, scaling, prior_moments, seed)
+    estimate = _Estimate(model, path, draws, scaling, prior_moments, seed)
     name = variance if isinstance(variance, str) else "learned"
     settings = {"bound": "discrete", "num_steps": chain.num_steps, "variance": name, "num_terms": num_terms}
-    given = model.conditions(condition, len(x0))
-    return _run(model, x0, given, path, options, first_sample, batch_size, log_det_per_dim, settings)
+    rows = _Rows(x0, model.conditions(condition, len(x0)), first_sample, batch_size or len(x0), processes)
+    return _run(estimate, rows, log_det_per_dim, settings)
 
 
-class _Options(NamedTuple):
-    """What both bounds let the caller choose."""
+class _Estimate(NamedTuple):
+    """What is estimated, and how."""
 
+    model: ScoreModel
+    path: Path
     draws: BoundDraws
     scaling: Scaling | None
     prior_moments: Moments | None
     seed: int
 
 
-def _run(
-    model: ScoreModel,
-    x0: Tensor,
-    condition: Tensor | None,
-    path: Path,
-    options: _Options,
-    first_sample: int,
-    batch_size: int | None,
-    log_det_per_dim: float,
-    settings: dict[str, Any],
-) -> Bound:
-    start, batch = time.perf_counter(), batch_size or len(x0)
-    parts = []
-    with torch.no_grad():
-        for first in range(0, len(x0), batch):
-            rows = x0[first : first + batch]
-            indices = range(first_sample + first, first_sample + first + len(rows))
-            given = None if condition is None else condition[first : first + batch]
-            noised = _Noised(model, rows, given)
-            parts.append(_bound_rows(noised, indices, path, options))
-    prior, diffusion, reconstruction, variance, pieces = (
-        torch.cat(column) for column in zip(*parts, strict=True)
-    )
-    nats = -(prior + diffusion + reconstruction)
-    bits = -(nats / x0[0].numel() + log_det_per_dim) / math.log(2)
-    spread = pieces.var(0, correction=min(1, len(x0) - 1)).sqrt()  # 0 for one sample
-    terms = dict(path.table) | {"nats": pieces.mean(0), "standard_error": spread / len(x0) ** 0.5}
-    evaluations = path.num_draws * (1 + options.draws.antithetic) + options.draws.num_reconstructions
-    nfe = torch.full((len(x0),), evaluations, device=x0.device)
-    settings |= {"antithetic": options.draws.antithetic, "control": options.draws.control, "seed": options.seed,
-                 "dims": x0[0].numel(), "num_reconstructions": options.draws.num_reconstructions, "log_det_per_dim": log_det_per_dim,
-                 "levels": None if options.scaling is None else options.scaling.levels,
-                 "prior": "plain" if options.prior_moments is None else "moments"}  # fmt: skip
-    seconds = time.perf_counter() - start
-    error = variance.sqrt()
-    return Bound(nats, bits, error, prior, diffusion, reconstruction, terms, nfe, seconds, settings)
+class _Rows(NamedTuple):
+    """The samples, their conditions and numbers, and how they are shared."""
 
-
-class _Noised(NamedTuple):
-    """Rows of data with their conditions, and the model that is evaluated at noised ones."""
-
-    model: ScoreModel
     x0: Tensor
     condition: Tensor | None
-
-    def __call__(self, z: Tensor, t: Tensor, alpha: Tensor, nsr: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t = alpha (x0 + nsr z), and z_hat - z in float64, each with shape (B, *)."""
-        x_t = expand_like(alpha, self.x0) * self.x0 + expand_like(alpha * nsr, self.x0) * z
-        return x_t, self.model.noise(x_t, t, self.condition).double() - z.double()
+    first_sample: int
+    batch_size: int
+    processes: Processes
 
 
-def _bound_rows(
-    noised: _Noised, indices: range, path: Path, options: _Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The three parts and the variance of their sum, (B,), and the pieces of the diffusion with shape
-    (B, K)."""
-    model, x0, _ = noised
-    gaussian = None
-    if options.draws.control:
-        gaussian = GaussianControl(known_moments(model), x0)
-    prior = prior_divergence(path.last, model.sde.prior_std, options.prior_moments, x0)
-    diffusion, variance, pieces = _diffusion(noised, indices, path, options, gaussian)
-    reconstruction, more = _reconstruction(noised, indices, path, options, gaussian)
-    return prior, diffusion, reconstruction, variance + more, pieces
+class _Batch(NamedTuple):
+    """Samples with their conditions and numbers, and their Gaussian control."""
+
+    x0: Tensor
+    condition: Tensor | None
+    samples: range
+    gaussian: GaussianControl | None
 
 
-def _diffusion(
-    noised: _Noised, indices: range, path: Path, options: _Options, gaussian: GaussianControl | None
-) -> tuple[Tensor, Tensor, Tensor]:
+class _Parts(NamedTuple):
+    """The parts and the variance of their sum, (B,), and the pieces of the diffusion with shape (B, K)."""
+
+    prior: Tensor
+    diffusion: Tensor
+    reconstruction: Tensor
+    variance: Tensor
+    pieces: Tensor
+
+
+def _run(estimate: _Estimate, rows: _Rows, log_det_per_dim: float, settings: dict[str, Any]) -> Bound:
+    start, x0, path, draws = time.perf_counter(), rows.x0, estimate.path, estimate.draws
+    gaussian = known_moments(estimate.model) if draws.control else None
+
+    def run(first: int, some: Tensor) -> _Parts:
+        last = first + len(some)
+        given = None if rows.condition is None else rows.condition[first:last]
+        samples = range(rows.first_sample + first, rows.first_sample + last)
+        control = None if gaussian is None else GaussianControl(gaussian, some)
+        return _parts(estimate, _Batch(some, given, samples, control))
+
+    with torch.no_grad():
+        found = rows.processes.map(run, x0, rows.batch_size)
+    nats = -(found.prior + found.diffusion + found.reconstruction)
+    dims, error = x0[0].numel(), found.variance.sqrt()
+    spread = found.pieces.var(0, correction=min(1, len(x0) - 1)).sqrt()  # 0 for one sample
+    evaluations = path.num_draws * (1 + draws.antithetic) + draws.num_reconstructions
+    return Bound(
+        nats=nats,
+        bits_per_dim=-(nats / dims + log_det_per_dim) / math.log(2),
+        standard_error=error,
+        standard_error_bits_per_dim=error / (dims * math.log(2)),
+        prior=found.prior,
+        diffusion=found.diffusion,
+        reconstruction=found.reconstruction,
+        terms={**path.table, "nats": found.pieces.mean(0), "standard_error": spread / len(x0) ** 0.5},
+        nfe=torch.full((len(x0),), evaluations, device=x0.device),
+        seconds=time.perf_counter() - start,
+        settings={
+            **settings,
+            "antithetic": draws.antithetic,
+            "control": draws.control,
+            "num_reconstructions": draws.num_reconstructions,
+            "seed": estimate.seed,
+            "log_det_per_dim": log_det_per_dim,
+            "levels": None if estimate.scaling is None else estimate.scaling.levels,
+            "prior": "process" if estimate.prior_moments is None else "moments",
+        },
+    )
+
+
+def _parts(estimate: _Estimate, batch: _Batch) -> _Parts:
+    last, std = estimate.path.last, estimate.model.sde.prior_std
+    prior = prior_divergence(last, std, estimate.prior_moments, batch.x0)
+    diffusion, variance, pieces = _diffusion(estimate, batch)
+    reconstruction, more = _reconstruction(estimate, batch)
+    return _Parts(prior, diffusion, reconstruction, variance + more, pieces)
+
+
+def _diffusion(estimate: _Estimate, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
     """The diffusion part and the variance of its estimate, (B,), and its pieces with shape (B, K)."""
-    model, x0, _ = noised
-    places = Normals(options.seed, indices, (path.num_draws,), device=x0.device).draw(0, Stream.BOUND_PLACES)
-    normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
+    model, path = estimate.model, estimate.path
+    x0, condition, samples, gaussian = batch
+    places = Normals(estimate.seed, samples, (path.num_draws,), device=x0.device).draw(0, Stream.BOUND_PLACES)
+    normals = Normals(estimate.seed, samples, model.event_shape, model.dtype, model.device)
     pieces = torch.zeros(len(x0), len(path.table["t"]), dtype=torch.float64, device=x0.device)
-    residuals, signs = [], (1, -1) if options.draws.antithetic else (1,)
+    residuals, signs = [], (1, -1) if estimate.draws.antithetic else (1,)
     for number, draw in enumerate(path.draws(torch.special.ndtr(places))):
         z = normals.draw(number, Stream.BOUND_NOISE)
         term = torch.zeros_like(draw.scale)
         control = torch.zeros_like(draw.scale)
         for sign in signs:
-            x_t, difference = noised(sign * z, draw.t, draw.alpha, draw.nsr)
-            term += path.term(draw, x_t, difference.square()) / len(signs)
+            x_t, difference = _noised(model, batch, sign * z, State(draw.t, draw.alpha, draw.nsr))
+            term += path.term(draw, x_t, difference.square(), condition) / len(signs)
             error = None if gaussian is None else gaussian.error(sign * z, draw.nsr)
             control += path.control(draw, error) / len(signs)
         share = draw.scale * term / path.num_draws
@@ -347,31 +369,37 @@ def _diffusion(
     return path.control_total(gaussian) + table.mean(1), _variance_in_strata(table), pieces
 
 
-def _reconstruction(
-    noised: _Noised, indices: range, path: Path, options: _Options, gaussian: GaussianControl | None
-) -> tuple[Tensor, Tensor]:
+def _reconstruction(estimate: _Estimate, batch: _Batch) -> tuple[Tensor, Tensor]:
     """The reconstruction part and the variance of its estimate, each with shape (B,)."""
-    model, x0, _ = noised
-    normals = Normals(options.seed, indices, model.event_shape, model.dtype, model.device)
-    t, alpha, nsr = path.first
+    model, path = estimate.model, estimate.path
+    x0, condition, samples, gaussian = batch
+    normals = Normals(estimate.seed, samples, model.event_shape, model.dtype, model.device)
+    nsr = path.first.nsr
     values = []
-    for number in range(options.draws.num_reconstructions):
+    for number in range(estimate.draws.num_reconstructions):
         z = normals.draw(number, Stream.BOUND_RECONSTRUCTION)
-        x_a, difference = noised(z, t, alpha, nsr)
-        std = path.decoder_std(x_a).to(x0.device)
-        if options.scaling is not None:
+        x_a, difference = _noised(model, batch, z, path.first)
+        std = path.decoder_std(x_a, condition).to(x0.device)
+        if estimate.scaling is not None:
             mean = x0.double() - nsr * difference
-            values.append(-bin_log_mass(mean, std, x0, options.scaling))
+            values.append(-bin_log_mass(mean, std, x0, estimate.scaling))
             continue
         density = 0.5 * (nsr * difference / std).square() + (math.sqrt(2 * math.pi) * std).log()
         value = density.flatten(1).sum(1)
         values.append(value if gaussian is None else value - 0.5 * gaussian.error(z, nsr))
     table = torch.stack(values, dim=1)
     mean = table.mean(1)
-    if gaussian is not None and options.scaling is None:
+    if gaussian is not None and estimate.scaling is None:
         ratios = nsr.to(x0.device)[None]
         mean = mean + gaussian.expected(ratios, torch.full_like(ratios, 0.5))
-    return mean, table.var(1) / options.draws.num_reconstructions
+    return mean, table.var(1) / estimate.draws.num_reconstructions
+
+
+def _noised(model: ScoreModel, batch: _Batch, z: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    """x_t = alpha (x0 + nsr z), and z_hat - z in float64, each with shape (B, *)."""
+    (t, alpha, nsr), x0 = state, batch.x0
+    x_t = expand_like(alpha, x0) * x0 + expand_like(alpha * nsr, x0) * z
+    return x_t, model.noise(x_t, t, batch.condition).double() - z.double()
 
 
 def _variance_in_strata(values: Tensor) -> Tensor:

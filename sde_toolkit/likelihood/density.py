@@ -1,4 +1,4 @@
-"""The density of data under a model's probability flow, one value for each column of the divergence's estimate.
+"""The density of data under a model's probability flow, for every column of the divergence's estimate.
 
 A run in whitened coordinates (``sde_toolkit.likelihood.whitened``) carries u and the terms of log q from
 t_min to T:

@@ -1,69 +1,51 @@
 """Probabilities of discrete data under a continuous density: dequantisation, importance-weighted.
 
-Grey levels v in {0, ..., L - 1}^D and model scale are tied by x0 = scale (v + u) + shift, u in [0, 1)^D the
-place in the bin (``sde_toolkit.data.Scaling``).  A score model gives a density p of x = alpha x0 at a time
-t_min, alpha = alpha(t_min), and so the probability of a level, the integral over its bin, for which any
-density q of x on the bin gives an importance-weighted bound:
+A score model gives a density p of the state x at a time t_min, and so the probability of grey levels v, its
+integral over their bin.  Any density q on the bin (``sde_toolkit.likelihood.bins``) gives an
+importance-weighted bound:
 
     P(v) = int_bin(v) p(x) dx = E_q[ p(x) / q(x | v) ]
     log P(v)  >=  E[ log 1/K sum_k p(x_k) / q(x_k | v) ]  =: L_K,       L_1 <= L_2 <= ... -> log P(v)
-    log q(x | v) = log q(u | v) - sum log(alpha scale),      bits/dim = -L_K / (D log 2)
+    bits/dim = -L_K / (D log 2)
 
-so the bin's volume is counted once, in q.  The gap log P - L_1 is the divergence of q from p on the bin, what
-dequantisation costs; L_K - L_1 is as much of it as K draws can see.
-
-    uniform            q(u | v) = 1
-    truncated normal   u = 1/2 + s z, z ~ N(0, 1) given |z| < 1 / (2 s), with s = nsr(t_min) / scale: the
-                       noise that the process itself adds by t_min, kept within the bin.  Nothing to train;
-                       t_min is where half a bin is ``ratio`` standard deviations, 3 by default.  It fits
-                       models trained on the centres of bins, and none that are flat within their bins.
-    variational        u = sigmoid(y), y = logit(u') through affine maps whose shifts and scales a network
-                       reads from v, u' uniform; trained to raise L_1.  It begins as the uniform one.
+The bin's volume is counted once, in q.  The gap log P - L_1 is the divergence of q from p on the bin, the
+cost of dequantisation; L_K - L_1 is the part of it that K draws measure.
 
 Training needs the score alone, not the density: with x = x(theta, u') the gradient of E[log p(x) - log q(x)]
 is E[score(x, t_min) . dx/dtheta - d log q/dtheta].
 
 The draws of a sample are keyed by (seed, sample, draw index), and a density found with random probes uses the
-same ones for every draw of a sample.  What of their error is the same in all K weights goes through the
-logarithm of the mean unchanged, but what differs between the draws raises it, by about half its variance: the
-bound is no longer one.  A second density with probes of its own makes it one again, since with p_k chosen
-by the one and the logarithms w_k = log p(x_k) - log q(x_k | v) taken from the other
+same ones for every draw of a sample.  An error that is the same in all K weights passes through the logarithm
+of the mean unchanged.  An error that differs between the draws raises it, by about half its variance, and the
+result is no longer a bound.  A second density with probes of its own makes it one again: with p_k chosen by
+the one and the logarithms w_k = log p(x_k) - log q(x_k | v) taken from the other,
 
     log 1/K sum exp(w_k)  >=  sum p_k (w_k - log p_k) - log K,        p = softmax(w')
 
 is linear in the noise of w, whatever w' is, and equal where w' = w.  Both ways round are averaged.
 
 References: Theis et al., "A Note on the Evaluation of Generative Models" (1511.01844); Burda et al.,
-"Importance Weighted Autoencoders" (1509.00519); Zheng et al., "Improved Techniques for Maximum Likelihood
-Estimation for Diffusion ODEs" (2305.03935) for the truncated normal; Ho et al., "Flow++" (1902.00275) for the
-variational one.
+"Importance Weighted Autoencoders" (1509.00519).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sde_toolkit.data import Scaling, batch_indices
+from sde_toolkit.data import batch_indices
+from sde_toolkit.likelihood.bins import Dequantizer, VariationalDequantizer
 from sde_toolkit.likelihood.flow import values_only
-from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 from sde_toolkit.metrics import Estimate
 from sde_toolkit.models import Condition, ScoreModel
-from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream, integer, seeded
-from solvers import NoiseSource, Normals
-
-RATIO = 3.0
-"""Standard deviations from the centre of a bin to its edge, of the truncated normal."""
-
-_LARGEST_U = 1 - 2**-53
+from sde_toolkit.utils import integer
+from solvers import Normals
 
 
 class HasNats(Protocol):
@@ -76,226 +58,18 @@ class HasNats(Protocol):
 
 
 class TimedDensity(Protocol):
-    """log p_{t_min}(x): ``likelihood.log_likelihood`` with its other options bound, or what looks like it."""
+    """log p_{t_min}(x): ``log_likelihood`` with other options bound, or a function like it."""
 
     def __call__(self, model: ScoreModel, x: Tensor, /, **options: Any) -> HasNats:
         """Log-densities of x with shape (B, *).
 
         Args:
-            model, x: of what.
-            options: ``t_min``; ``first_sample``, where probes of row i are keyed by first_sample + i; and
-                ``condition`` for models that are given one.
+            model: the score model.
+            x: states at ``t_min``.
+            options: ``t_min``; ``first_sample``, to key the probes of row i by first_sample + i; and where
+                there are conditions ``condition``, with one row per sample.
         """
         ...
-
-
-class Dequantizer(ABC):
-    """A density on every bin, with draws from it.
-
-    Attributes:
-        scaling: of the levels.
-        t_min: the time whose density is meant.
-        alpha: signal scale there.
-    """
-
-    def __init__(self, scaling: Scaling, sde: ForwardSDE, t_min: float) -> None:
-        if scaling.levels is None:
-            raise ValueError("scaling must have grey levels, got continuous data; use Scaling.grey(levels)")
-        if not 0 <= t_min < sde.T:
-            raise ValueError(f"t_min must lie in [0, T) with T = {sde.T}, got {t_min}")
-        self.scaling, self.t_min = scaling, float(t_min)
-        self.levels = scaling.levels
-        self.alpha = float(sde.alpha(torch.tensor(t_min, dtype=torch.float64)))
-
-    @abstractmethod
-    def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The place u in the bin, with shape (B, *) in [0, 1], and log q(u | v) with shape (B,).
-
-        Args:
-            values: levels with shape (B, *).
-            z: standard normals with shape (B, *), float64, the only source of chance.
-        """
-
-    def draw(self, values: Tensor, source: NoiseSource, index: int = 0) -> tuple[Tensor, Tensor]:
-        """One draw of x for every row of values with shape (B, *).
-
-        Args:
-            values: integers 0 to L - 1.
-            source: of float64 normals, keyed per sample.
-            index: number of the draw.
-
-        Returns:
-            x, the state at t_min, with shape (B, *), and log q(x | v) in nats, in the units of x, with shape
-            (B,); float64 both.
-        """
-        u, log_q = self.place(values, source.draw(index, Stream.BINS))
-        x = self.alpha * self.scaling.dequantize(values, u, torch.float64)
-        edges = (self.alpha * self.scaling.scale).log().expand(values.shape[1:]).sum()
-        return x, log_q - edges.to(log_q)
-
-
-class UniformDequantizer(Dequantizer):
-    """q(u | v) = 1.
-
-    Args:
-        scaling: of the levels.
-        sde: the forward process.
-        t_min: the time whose density is meant.
-    """
-
-    def __init__(self, scaling: Scaling, sde: ForwardSDE, t_min: float = LIKELIHOOD_T_MIN) -> None:
-        super().__init__(scaling, sde, t_min)
-
-    def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Dequantizer``."""
-        return torch.special.ndtr(z), z.new_zeros(len(z))
-
-
-class TruncatedNormalDequantizer(Dequantizer):
-    """The noise of the process at t_min, kept within the bin (2305.03935).
-
-    Args:
-        scaling: of the levels.
-        sde: the forward process.
-        ratio: standard deviations from the centre of a bin to its edge; sets t_min.
-        t_min: the time, in place of that which ``ratio`` sets.
-
-    Raises:
-        ValueError: a process that has more noise than that at its start.
-    """
-
-    def __init__(
-        self, scaling: Scaling, sde: ForwardSDE, ratio: float = RATIO, t_min: float | None = None
-    ) -> None:
-        super().__init__(scaling, sde, _bin_time(scaling, sde, ratio) if t_min is None else t_min)
-        nsr = float(sde.nsr(torch.tensor(self.t_min, dtype=torch.float64)))
-        if nsr == 0:
-            raise ValueError(f"t_min must be a time with noise, got {t_min}")
-        self.std = nsr / scaling.scale
-
-    def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Dequantizer``."""
-        std = self.std.to(z).expand(z.shape[1:])
-        edge = 0.5 / std
-        mass = torch.special.erf(edge / math.sqrt(2))
-        e = torch.special.ndtri(torch.special.ndtr(-edge) + torch.special.ndtr(z) * mass).clamp(-edge, edge)
-        log_q = -0.5 * e.square() - 0.5 * math.log(2 * math.pi) - std.log() - mass.log()
-        return 0.5 + std * e, log_q.flatten(1).sum(1)
-
-
-def _bin_time(scaling: Scaling, sde: ForwardSDE, ratio: float) -> float:
-    """The time at which half of the smallest bin is ``ratio`` sigma / alpha."""
-    if not 0 < ratio < math.inf:
-        raise ValueError(f"ratio must be positive and finite, got {ratio}; try {RATIO}")
-    nsr, start = (
-        0.5 * float(scaling.scale.min()) / ratio,
-        float(sde.nsr(torch.zeros((), dtype=torch.float64))),
-    )
-    if nsr <= start:
-        raise ValueError(
-            f"the process must have less noise at its start than a {2 * ratio:.3g}th of a bin, {nsr:.3g}, "
-            f"got {start:.3g}; lower the ratio or sigma_min, or give t_min"
-        )
-    return float(sde.inverse_nsr(torch.tensor(nsr, dtype=torch.float64)))
-
-
-class VariationalDequantizer(Dequantizer):
-    """A density that was learned: see ``PlaceFlow`` and ``train_dequantizer``.
-
-    Args:
-        flow: of the places, for events of the model's shape.
-        scaling: of the levels.
-        sde: the forward process.
-        t_min: the time whose density is meant; that of the truncated normal when None.  A flow learns from
-            the score there, which has to be good within a bin: that of a network is -z_hat / sigma, and at a
-            sigma far below the bins its errors are many times what there is to learn.
-    """
-
-    def __init__(
-        self, flow: PlaceFlow, scaling: Scaling, sde: ForwardSDE, t_min: float | None = None
-    ) -> None:
-        super().__init__(scaling, sde, _bin_time(scaling, sde, RATIO) if t_min is None else t_min)
-        self.flow = flow
-
-    def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Dequantizer``; differentiable in the parameters of the flow."""
-        return self.flow((2 * values.to(z) + 1) / self.levels - 1, z)
-
-
-class PlaceFlow(nn.Module):
-    """u = sigmoid(y_n), y_0 = logit(Phi(z)), y_{i+1} = m y_i + (1 - m) (a_i + exp(b_i) y_i), in float64.
-
-    The first map moves every feature, with a and b read from v alone; the others move every second feature,
-    with a and b read from v and the features that stay (m = 1), and take turns.  With n = 1 the features are
-    independent given v.  All maps begin as the identity, which makes u uniform.
-
-    Args:
-        event_shape: the shape D of one sample; (C, H, W) is read by convolutions of 3 x 3, else by layers.
-        num_maps: n, at least 1.
-        width: of the two hidden layers of every map's network.
-        seed: of the initial weights.
-
-    Raises:
-        ValueError: a size below 1.
-    """
-
-    def __init__(
-        self, event_shape: tuple[int, ...], num_maps: int = 1, width: int = 32, seed: int = 0
-    ) -> None:
-        super().__init__()
-        integer("num_maps", num_maps, 1)
-        integer("width", width, 1)
-        self.event_shape = tuple(event_shape)
-        with seeded(seed):
-            self.networks = nn.ModuleList(self._reader(width) for _ in range(num_maps))
-        self.double()
-
-    def _reader(self, width: int) -> nn.Sequential:
-        image = len(self.event_shape) == 3
-        size = self.event_shape[0] if image else math.prod(self.event_shape)
-
-        def layer(into: int, out: int) -> nn.Module:
-            return nn.Conv2d(into, out, 3, padding=1) if image else nn.Linear(into, out)
-
-        last = layer(width, 2 * size)
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
-        return nn.Sequential(layer(2 * size, width), nn.SiLU(), layer(width, width), nn.SiLU(), last)
-
-    def _mask(self, number: int, like: Tensor) -> Tensor:
-        """1 where a feature stays in map ``number``, with the event's shape: a checkerboard."""
-        if number == 0:
-            return torch.zeros(self.event_shape, dtype=like.dtype, device=like.device)
-        axes = [torch.arange(size, device=like.device) for size in self.event_shape]
-        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0)
-        return ((places + number) % 2).to(like)
-
-    def forward(self, centre: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """u with shape (B, *) and log q(u | v) with shape (B,).
-
-        Args:
-            centre: middles of the bins, scaled to [-1, 1], with shape (B, *).
-            z: standard normals with shape (B, *).
-        """
-        y = torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)
-        log_q = _log_logistic(y)
-        for number, network in enumerate(self.networks):
-            mask = self._mask(number, y)
-            seen = mask * torch.tanh(0.5 * y)
-            if len(self.event_shape) == 3:
-                read = network(torch.cat([centre, seen], 1))
-            else:
-                read = network(torch.cat([centre.flatten(1), seen.flatten(1)], 1))
-            shift, log_scale = (part.reshape(y.shape) for part in read.chunk(2, dim=1))
-            log_scale = (1 - mask) * 3 * torch.tanh(log_scale / 3)
-            y = log_scale.exp() * y + (1 - mask) * shift
-            log_q = log_q - log_scale
-        return torch.sigmoid(y).clamp(max=_LARGEST_U), (log_q - _log_logistic(y)).flatten(1).sum(1)
-
-
-def _log_logistic(y: Tensor) -> Tensor:
-    """Log-density of the logistic distribution: log sigmoid'(y)."""
-    return -nn.functional.softplus(y) - nn.functional.softplus(-y)
 
 
 def train_dequantizer(
@@ -312,10 +86,21 @@ def train_dequantizer(
     """Raise the one-sample bound of ``values`` with shape (N, *) under a frozen score model.
 
     Adam with a rate that falls linearly to zero.  Every step costs one evaluation of the model per example
-    and no derivative of it.  The flow is trained in place.  A condition has one row per example.
+    and no derivative of it.  The flow is trained in place.
+
+    Args:
+        dequantizer: holds the flow.
+        model: any ``ScoreModel``.
+        values: grey levels with shape (N, *), integers.
+        condition: a tensor with one row per example, or a class for all examples.
+        num_steps: updates.
+        batch_size: examples per update.
+        learning_rate: of the first update.
+        seed: of the batches and the draws.
 
     Raises:
-        ValueError: values that are not levels, or a count below 1; before any evaluation.
+        ValueError, TypeError: values that are not levels, a count below 1, or a condition that the model does
+            not take; before any evaluation.
     """
     integer("num_steps", num_steps, 1)
     _check_values(values, dequantizer, model)
@@ -341,14 +126,16 @@ class DiscreteLogLikelihood:
     """Bounds on the log-probabilities of B samples of grey levels.
 
     Attributes:
-        nats: the bound of all K draws together with shape (B,).
+        nats: the bound of all K draws together, in nats, with shape (B,).
         bits_per_dim: -nats / (D log 2) with shape (B,).
         gap: what the K draws gain over the mean of their one-sample bounds, in nats, with shape (B,): the
             part of the cost of dequantisation that was measured.
-        standard_error: of nats from the spread of the K weights, with shape (B,); None for K = 1.
-        log_weights: log p(x_k) - log q(x_k | v) with shape (B, K); the mean of both densities if there are
-            two.
-        nfe: network evaluations with shape (B,), of all draws; None where the density does not count them.
+        standard_error: of ``nats``, in nats, from the spread of the K weights, with shape (B,); None for
+            K = 1.
+        standard_error_bits_per_dim: the same error in bits per dimension, with shape (B,); None for K = 1.
+        log_weights: log p(x_k) - log q(x_k | v), in nats, with shape (B, K); the mean of both densities if
+            there are two.
+        nfe: network evaluations with shape (B,), of all draws; None if the density does not count them.
         seconds: wall time.
         settings: the options, as plain values.
     """
@@ -357,6 +144,7 @@ class DiscreteLogLikelihood:
     bits_per_dim: Tensor
     gap: Tensor
     standard_error: Tensor | None
+    standard_error_bits_per_dim: Tensor | None
     log_weights: Tensor = field(repr=False)
     nfe: Tensor | None
     seconds: float
@@ -364,7 +152,7 @@ class DiscreteLogLikelihood:
 
     @property
     def mean_bits_per_dim(self) -> Estimate:
-        """The mean over the samples with its standard error."""
+        """The mean over the samples with its standard error over the samples, in bits per dimension."""
         bits = self.bits_per_dim
         spread = float(bits.std()) if len(bits) > 1 else math.nan
         return Estimate(float(bits.mean()), spread / math.sqrt(len(bits)), "standard error of the mean")
@@ -383,13 +171,14 @@ def discrete_log_likelihood(
     log_likelihood: TimedDensity = values_only,
     second: TimedDensity | None = None,
 ) -> DiscreteLogLikelihood:
-    """An importance-weighted lower bound on log P(values).
+    """An importance-weighted lower bound on log P(values), in nats.
 
     Args:
         model: any ``ScoreModel``.
         values: grey levels with shape (B, *), integers.
         dequantizer: the density q, with the time that it belongs to.
-        condition: a class for all samples, or a tensor with one row per sample, handed to ``log_likelihood``.
+        condition: a tensor with one row per sample, or a class for all samples; for log P(values |
+            condition).
         num_samples: K, draws per sample.
         seed, first_sample: draw k of row i is keyed by (seed, first_sample + i, k).
         log_likelihood: log p at the dequantizer's t_min, called once per draw with the same ``first_sample``;
@@ -398,7 +187,8 @@ def discrete_log_likelihood(
             with random probes and K > 1 the result is a bound on average only with it.
 
     Raises:
-        ValueError: values that are not levels of the model's shape, or no draws; before any evaluation.
+        ValueError, TypeError: values that are not levels of the model's shape, no draws, or a condition that
+            the model does not take; before any evaluation.
     """
     integer("num_samples", num_samples, 1)
     _check_values(values, dequantizer, model)
@@ -425,10 +215,18 @@ def discrete_log_likelihood(
     spent = [count for count in nfe if count is not None]
     settings = {"dequantizer": type(dequantizer).__name__, "t_min": dequantizer.t_min, "seed": seed}
     settings |= {"num_samples": num_samples, "levels": dequantizer.levels, "densities": len(densities)}
-    bits = -nats / (values[0].numel() * math.log(2))
-    seconds = time.perf_counter() - start
-    gap, counted = nats - weights.mean(1), torch.stack(spent).sum(0) if spent else None
-    return DiscreteLogLikelihood(nats, bits, gap, error, weights, counted, seconds, settings)
+    unit = values[0].numel() * math.log(2)
+    return DiscreteLogLikelihood(
+        nats=nats,
+        bits_per_dim=-nats / unit,
+        gap=nats - weights.mean(1),
+        standard_error=error,
+        standard_error_bits_per_dim=None if error is None else error / unit,
+        log_weights=weights,
+        nfe=torch.stack(spent).sum(0) if spent else None,
+        seconds=time.perf_counter() - start,
+        settings=settings,
+    )
 
 
 def _chosen_by(chooser: Tensor, weights: Tensor) -> Tensor:

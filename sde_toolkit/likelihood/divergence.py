@@ -1,4 +1,4 @@
-"""Traces of Jacobians that are known by their products with vectors.
+"""Traces of Jacobians that are available as products with vectors.
 
 The divergence of a field is the trace of its Jacobian A, an (n, n) matrix for every sample, and automatic
 differentiation gives products A^T v at the price of a forward pass each.  With probes p_j, E[p p^T] = I,
@@ -8,11 +8,11 @@ differentiation gives products A^T v at the price of a forward pass each.  With 
     Hutch++       tr(Q^T A Q) + 1/k sum_j g_j^T A g_j,   g_j = (I - Q Q^T) p_j,
                   Q an orthonormal basis of the span of A^T s_1, ..., A^T s_m    2 m + k products
 
-All are unbiased.  One Rademacher probe has the variance sum_{i<j} (A_ij + A_ji)^2, nothing from the diagonal;
-a Gaussian one has 2 |(A + A^T) / 2|^2, diagonal included.  k orthogonal probes of length sqrt(n) are k draws
+All are unbiased.  One Rademacher probe has the variance sum_{i<j} (A_ij + A_ji)^2, without the diagonal; a
+Gaussian one has 2 |(A + A^T) / 2|^2, with the diagonal.  k orthogonal probes of length sqrt(n) are k draws
 without replacement of n: the variance of their mean is that of independent ones times (n - k) / (n - 1), and
-k = n is exact.  The terms that are averaged stay apart as columns, so that a linear functional of A, such as
-an integral over time with the probes held fixed, has its own standard error from their spread:
+k = n is exact.  The terms that are averaged are kept apart as columns.  A linear functional of A, such as an
+integral over time with the probes held fixed, then has a standard error from their spread:
 
     s / sqrt(k),   times sqrt((n - k) / n) for orthogonal probes,    s the columns' standard deviation.
 
@@ -47,8 +47,8 @@ class Divergence(ABC):
     """A way to find the trace of (B, n, n) Jacobians.
 
     Attributes:
-        control: the multiple of a known matrix with known trace, the Jacobian that Gaussian data would have,
-            that is taken off before the trace is estimated, and added back.
+        control: the multiple of a known matrix, the Jacobian that Gaussian data would have, that is
+            subtracted before the trace is estimated; its trace is added again.
     """
 
     control: float = 0.5
@@ -80,11 +80,11 @@ class Divergence(ABC):
         """Products with the Jacobian per trace."""
 
     def at_least(self, num_probes: int, num_features: int) -> Divergence:
-        """The same with so many probes, if it has fewer: those it has are the first of them."""
+        """The same with at least so many probes; its own are the first of them."""
         return self
 
     def standard_error(self, columns: Tensor, num_features: int) -> Tensor | None:
-        """Of the mean of the columns (B, k), with shape (B,); None where one column says nothing."""
+        """Of the mean of the columns (B, k), with shape (B,); None for a single column."""
         if columns.shape[1] < 2:
             return None
         return self.error_of_mean(columns.std(1), num_features)
@@ -145,8 +145,8 @@ class Hutchinson(Divergence):
         kind: "rademacher" (signs) or "gaussian".
         orthogonal: make the probes of a sample orthogonal, each of length sqrt(n); k is at most n then, and
             their directions are uniform whatever the kind.
-        control: the multiple of the Gaussian's Jacobian that is known and need not be estimated; 1 makes
-            Gaussian data exact, 1/2 lowers the variance for data that are Gaussian on coarse scales only.
+        control: the multiple of the Gaussian's Jacobian that is not estimated; with 1 Gaussian data are
+            exact, 1/2 lowers the variance for data that are Gaussian on coarse scales only.
 
     Raises:
         ValueError: ``num_probes`` below 1, or an unknown kind.
@@ -198,7 +198,7 @@ class Hutchinson(Divergence):
 
 @dataclass(frozen=True)
 class HutchPlusPlus(Divergence):
-    """What a sketch of the Jacobian's range catches is exact, the rest is Hutchinson's.
+    """Exact on a sketch of the Jacobian's range, Hutchinson's estimate on the rest.
 
     Args:
         num_probes: k, for the rest.
@@ -262,7 +262,7 @@ class JacobianProducts:
     """Products with the Jacobians of B samples, from one forward pass.
 
     Args:
-        output: with shape (B, *), a function of ``x`` that autograd knows, row by row.
+        output: with shape (B, *), a function of ``x`` that autograd recorded, row by row.
         x: with shape (B, *).
         create_graph: whether the products will be differentiated themselves.
     """
@@ -308,7 +308,7 @@ def _draw(source: Normals, first: int, count: int, kind: str, orthogonal: bool) 
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """An orthonormal basis of what the rows (B, m, n) span, by Gram and Schmidt, twice; 0 for rows of 0."""
+    """An orthonormal basis of the span of the rows (B, m, n), by Gram and Schmidt, twice; 0 for rows of 0."""
     found: list[Tensor] = []
     for row in rows.unbind(1):
         for _ in range(2):

@@ -1,9 +1,9 @@
 """Log-likelihoods by the probability-flow ODE, with their error budget.
 
 The flow carries the density along with the points, so one run from the data to the prior gives log p(x).  The
-equation, in coordinates where the Gaussian with the data's moments does not move, is in
-``sde_toolkit.likelihood.whitened``; the trace in it in ``divergence``, the two ends of the run in ``density``,
-and the errors of the result in ``budget``.
+equation, in coordinates where the Gaussian with the data's moments does not move, is in the module
+``whitened`` of this room; the trace in it in ``divergence``, the two ends of the run in ``density``, and the
+errors of the result in ``budget``.
 
 Drift and divergence come from one forward pass of the network, which counts as one evaluation.  Every probe
 carries an integral of its own; the spread of these integrals gives the standard error of their mean.

@@ -162,7 +162,7 @@ class WhitenedFlow:
         return self._level(nsr, self.model.sde.inverse_nsr(nsr).clamp(self.t_min, self.model.sde.T))
 
     def levels(self, steps: Adaptive | FixedGrid) -> Levels:
-        """The levels of a run: those at the points of a grid are computed once, here; all others when asked for."""
+        """The levels of a run: those at the points of a grid are computed once, here; others on demand."""
         if isinstance(steps, Adaptive):
             return self.level
         table = {float(tau): self.level(tau) for tau in steps.ts}
@@ -308,7 +308,7 @@ class WhitenedFlow:
 def _padded(
     u: Tensor, level: WhitenedLevel, condition: Tensor | None
 ) -> tuple[Tensor, WhitenedLevel, Tensor | None]:
-    """Fewer than ``ROW_BLOCK`` rows are filled up with the first: rounding then does not depend on their number."""
+    """Fill up with the first row to ``ROW_BLOCK`` rows, where their number has no effect on rounding."""
     if len(u) >= ROW_BLOCK:
         return u, level, condition
     if level.nsr.ndim:

@@ -1,7 +1,7 @@
 """Whitened coordinates: the state in which the probability flow of a Gaussian does not move.
 
-Data with mean m and covariance S = U diag(l) U^T have, at the noise-to-signal ratio n, the covariance S + n^2 I
-in the scale-free state y = x_t / alpha.  The whitened coordinates of that Gaussian are
+Data with mean m and covariance S = U diag(l) U^T have, at the noise-to-signal ratio n, the covariance S + n^2
+I in the scale-free state y = x_t / alpha.  The whitened coordinates of that Gaussian are
 
     u = (l + n^2)^{-1/2} U^T (y - m),              y = m + U (l + n^2)^{1/2} u
 

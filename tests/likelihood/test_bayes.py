@@ -10,11 +10,19 @@ from scipy import stats
 
 from sde_toolkit.config.builders import build_dataset
 from sde_toolkit.data.scaling import Scaling
-from sde_toolkit.likelihood import BoundDraws, FlowSolver
-from sde_toolkit.likelihood.bayes import Classification, classify, fit_temperature, judge, tempered
-from sde_toolkit.likelihood.bounds import continuous_bound
-from sde_toolkit.likelihood.dequantize import UniformDequantizer, discrete_log_likelihood
-from sde_toolkit.likelihood.flow import log_likelihood
+from sde_toolkit.likelihood import (
+    BoundDraws,
+    Classification,
+    FlowSolver,
+    UniformDequantizer,
+    classify,
+    continuous_bound,
+    discrete_log_likelihood,
+    fit_temperature,
+    judge,
+    log_likelihood,
+    tempered,
+)
 from sde_toolkit.metrics.features import digit_features
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.models.network import NetworkModel
@@ -69,7 +77,7 @@ def test_common_draws_cancel_between_the_classes():
     alone, difference = noisy - exact, (noisy - exact)[:, 0] - (noisy - exact)[:, 1]
     assert float(alone.std()) > 0.2
     assert float(difference.std()) < 1e-3
-    bound = functools.partial(continuous_bound, draws=BoundDraws(64, control=False))
+    bound = functools.partial(continuous_bound, draws=BoundDraws(num_draws=64, control=False))
     rough = classify(Pair(), x, log_likelihood=bound).log_joint
     gap = (rough - exact)[:, 0] - (rough - exact)[:, 1]
     assert float(gap.std()) < 0.3 * float((rough - exact).std())
@@ -211,7 +219,7 @@ def test_a_network_of_classes_is_a_conditional_model():
 def test_the_shipped_digits_are_told_apart_and_drawn_by_class():
     run = open_shipped("digits_classes")
     dataset = build_dataset(run.config)
-    density = functools.partial(continuous_bound, draws=BoundDraws(16, control=False))
+    density = functools.partial(continuous_bound, draws=BoundDraws(num_draws=16, control=False))
     judged = judge(classify(run.model, dataset.scaled_test(), log_likelihood=density), dataset.labels_test)
     assert judged.accuracy.value > 0.95
     recognise = digit_features()

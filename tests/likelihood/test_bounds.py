@@ -11,9 +11,14 @@ from scipy import stats
 from torch import Tensor
 
 from sde_toolkit.data.scaling import Scaling
-from sde_toolkit.likelihood import BoundDraws, FlowSolver
-from sde_toolkit.likelihood.bounds import Bound, continuous_bound, discrete_bound
-from sde_toolkit.likelihood.flow import log_likelihood
+from sde_toolkit.likelihood import (
+    Bound,
+    BoundDraws,
+    FlowSolver,
+    continuous_bound,
+    discrete_bound,
+    log_likelihood,
+)
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.sdes.sde import VPSDE, CustomSDE
@@ -70,7 +75,8 @@ def test_the_continuous_bound_of_exact_scores_is_the_log_density(sde):
 )
 def test_every_way_to_draw_gives_the_same_value(options):
     x, model = MIXTURE.sample(128, seed=3), ExactModel(MIXTURE, VPSDE())
-    bound = continuous_bound(model, x, prior_moments=model.moments, seed=2, draws=BoundDraws(32, **options))
+    draws = BoundDraws(num_draws=32, **options)
+    bound = continuous_bound(model, x, prior_moments=model.moments, seed=2, draws=draws)
     accept(bound, MIXTURE.log_prob(x), slack=1e-3)
 
 
@@ -253,17 +259,17 @@ def test_draws_belong_to_samples_not_to_batches(kind):
 def test_the_record_adds_up_and_counts_evaluations(kind):
     model = Counted(ExactModel(DIAGONAL, VPSDE()))
     x = DIAGONAL.sample(5, seed=0)
-    options = {"log_det_per_dim": -0.7}
-    plain = {"control": False, "num_reconstructions": 3}
+    draws = BoundDraws(12 if kind == "continuous" else None, num_reconstructions=3, control=False)
     if kind == "continuous":
-        bound = continuous_bound(model, x, draws=BoundDraws(num_draws=12, **plain), **options)
+        bound = continuous_bound(model, x, draws=draws, log_det_per_dim=-0.7)
     else:
-        bound = discrete_bound(model, x, VPSDE().discretize(8), draws=BoundDraws(**plain), **options)
+        bound = discrete_bound(model, x, VPSDE().discretize(8), draws=draws, log_det_per_dim=-0.7)
     torch.testing.assert_close(bound.nats, -(bound.prior + bound.diffusion + bound.reconstruction))
     torch.testing.assert_close(bound.bits_per_dim, (0.7 - bound.nats / 4) / math.log(2))
     torch.testing.assert_close(bound.terms["nats"].sum(), bound.diffusion.mean())
     assert int(bound.nfe.sum()) == model.rows == 5 * ((12 if kind == "continuous" else 7) + 3)
     assert bound.settings["bound"] == kind
+    torch.testing.assert_close(bound.standard_error_bits_per_dim, bound.standard_error / (4 * math.log(2)))
     assert len(bound.terms["t"]) == (6 if kind == "continuous" else 7)
     assert bound.mean_standard_error == pytest.approx(float(bound.standard_error.square().mean() / 5) ** 0.5)
 
@@ -323,34 +329,36 @@ def test_grey_levels_get_the_mass_of_their_bins():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"draws": BoundDraws(num_draws=3)}, "num_draws must be a positive multiple of 2, got 3"),
+        (lambda: {"draws": BoundDraws(num_draws=3)}, "num_draws must be a positive multiple of 2, got 3"),
         (
-            {"draws": BoundDraws(num_draws=6, antithetic=True)},
+            lambda: {"draws": BoundDraws(num_draws=6, antithetic=True)},
             "num_draws must be a positive multiple of 4, got 6",
         ),
-        ({"t_min": 1.0}, "t_min must lie in"),
-        ({"t_min": 0.0}, "t_min must be a time with noise, got 0.0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"scaling": Scaling.grey(4)}, "x0 must be the centres of its bins"),
+        (
+            lambda: {"draws": BoundDraws(time_sampling="late")},
+            "time_sampling must be one of log_snr, uniform, got 'late'",
+        ),
+        (lambda: {"draws": BoundDraws(num_reconstructions=1)}, "num_reconstructions must be at least 2"),
+        (lambda: {"t_min": 1.0}, "t_min must lie in"),
+        (lambda: {"t_min": 0.0}, "t_min must be a time with noise, got 0.0"),
+        (lambda: {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (lambda: {"scaling": Scaling.grey(4)}, "x0 must be the centres of its bins"),
     ],
 )
 def test_bad_arguments_get_a_sentence(options, words):
-    with pytest.raises(ValueError, match="time_sampling must be one of log_snr, uniform, got 'late'"):
-        BoundDraws(time_sampling="late")
-    with pytest.raises(ValueError, match="num_reconstructions must be at least 2"):
-        BoundDraws(num_reconstructions=1)
     with pytest.raises(ValueError, match=words):
-        continuous_bound(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), **options)
+        continuous_bound(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), **options())
 
 
 def test_bad_chains_and_data_get_a_sentence():
     model, x, chain = ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), VPSDE().discretize(5)
     with pytest.raises(ValueError, match="variance must be one of small, large or a callable, got 'medium'"):
         discrete_bound(model, x, chain, variance="medium")
-    with pytest.raises(
-        ValueError, match="num_draws must be a positive even number, or None for all terms, got 3"
-    ):
+    with pytest.raises(ValueError, match="num_draws must be a positive even number, or None for all"):
         discrete_bound(model, x, chain, draws=BoundDraws(num_draws=3))
+    for draws in (BoundDraws(antithetic=True), BoundDraws(time_sampling="uniform")):
+        with pytest.raises(ValueError, match="are for the continuous bound"):
+            discrete_bound(model, x, chain, draws=draws)
     with pytest.raises(ValueError, match="chain must have at least 2 steps between noisy states"):
         discrete_bound(model, x, VPSDE().discretize(2))
     with pytest.raises(ValueError, match=r"x0 must have shape \(B, 3\), got \(2, 2\)"):

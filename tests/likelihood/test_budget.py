@@ -8,10 +8,7 @@ from problems import ALPHA, GAUSSIAN, MIXTURE, SDES
 from scipy import stats
 from torch import Tensor
 
-from sde_toolkit.likelihood import Endpoint, FlowSolver
-from sde_toolkit.likelihood.budget import Budget, Entry
-from sde_toolkit.likelihood.divergence import Hutchinson
-from sde_toolkit.likelihood.flow import log_likelihood
+from sde_toolkit.likelihood import Budget, Endpoint, Entry, FlowSolver, Hutchinson, log_likelihood
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import isotropic
 from sde_toolkit.sdes.sde import VESDE, VPSDE, LinearBeta

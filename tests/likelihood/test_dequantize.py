@@ -10,18 +10,18 @@ from scipy import stats
 
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.toy import digits
-from sde_toolkit.likelihood import FlowSolver
-from sde_toolkit.likelihood.dequantize import (
+from sde_toolkit.likelihood import (
     Dequantizer,
     DiscreteLogLikelihood,
+    FlowSolver,
     PlaceFlow,
     TruncatedNormalDequantizer,
     UniformDequantizer,
     VariationalDequantizer,
     discrete_log_likelihood,
+    log_likelihood,
     train_dequantizer,
 )
-from sde_toolkit.likelihood.flow import log_likelihood
 from sde_toolkit.models.exact import ExactModel, GaussianMixture
 from sde_toolkit.sdes.sde import VESDE, VPSDE
 from sde_toolkit.utils import Stream

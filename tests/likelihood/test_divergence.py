@@ -7,7 +7,8 @@ import torch
 from problems import ALPHA
 from scipy import stats
 
-from sde_toolkit.likelihood.divergence import ExactDivergence, Hutchinson, HutchPlusPlus, JacobianProducts
+from sde_toolkit.likelihood import ExactDivergence, Hutchinson, HutchPlusPlus
+from sde_toolkit.likelihood.divergence import JacobianProducts
 from solvers import Normals
 
 COUNT, N = 4000, 6

@@ -8,16 +8,23 @@ from problems import ALPHA, DIAGONAL, GAUSSIAN, MIXTURE, RING, SDES, mixture
 from scipy import stats
 from torch import Tensor
 
-from sde_toolkit.likelihood import Endpoint, FlowSolver
-from sde_toolkit.likelihood.divergence import Hutchinson, HutchPlusPlus
-from sde_toolkit.likelihood.flow import LogLikelihood, differentiable_log_likelihood, log_likelihood
+from sde_toolkit.likelihood import (
+    Endpoint,
+    FlowSolver,
+    Hutchinson,
+    HutchPlusPlus,
+    LogLikelihood,
+    differentiable_log_likelihood,
+    log_likelihood,
+)
+from sde_toolkit.likelihood.whitened import WhitenedFlow
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.models.moments import isotropic
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes.sde import VPSDE
-from solvers import AB3, AB4, EULER, RK4, TSIT5, SolverError
+from solvers import AB3, AB4, EULER, RK4, TSIT5, FixedGrid, SolverError
 from solvers.reference import SciPy
 
 SONG = {name: SDES[name] for name in ("vp-linear", "vp-cosine", "sub-vp", "ve")}
@@ -97,18 +104,18 @@ def test_the_latent_is_the_closed_form_flow(sde):
 def test_any_solver_images_and_batches_give_the_same_value():
     x, model = DIAGONAL.sample(6, seed=1), ExactModel(DIAGONAL, VPSDE())
     end = torch.tensor(1.0, dtype=FLOAT64)
-    endpoint = Endpoint(prior=lambda y: model.log_prob(y, end), moments=isotropic((1, 2, 2)))
+    endpoint = Endpoint(moments=isotropic((1, 2, 2)), prior=lambda y: model.log_prob(y, end))
     known = {"num_diagnostic_samples": 0, "endpoint": endpoint}
     exact = model.log_prob(x, START)
-    for options in (
-        {"solver": FlowSolver(method=TSIT5, rtol=1e-06, atol=1e-06)},
-        {"solver": FlowSolver(method=SciPy("RK45"), rtol=1e-08, atol=1e-08)},
-        {"solver": FlowSolver(method=RK4, num_steps=100)},
-        {"solver": FlowSolver(method=AB4, num_steps=150)},
+    for solver in (
+        FlowSolver(TSIT5, rtol=1e-6, atol=1e-6),
+        FlowSolver(SciPy("RK45"), rtol=1e-8, atol=1e-8),
+        FlowSolver(RK4, num_steps=100),
+        FlowSolver(AB4, num_steps=150),
     ):
-        found = log_likelihood(model, x, **options, **known)
+        found = log_likelihood(model, x, solver=solver, **known)
         assert rms(found.nats - exact) < 1e-4
-        assert found.settings["method"] == options["solver"].method.name
+        assert found.settings["method"] == solver.method.name
     whole = log_likelihood(model, x, **known)
     assert torch.equal(log_likelihood(model, x, batch_size=4, **known).nats, whole.nats)
 
@@ -116,7 +123,7 @@ def test_any_solver_images_and_batches_give_the_same_value():
 @pytest.mark.parametrize("divergence", [None, Hutchinson(2, orthogonal=True), HutchPlusPlus(2, 1)], ids=str)
 def test_any_batch_split_gives_the_same_bits(divergence):
     x, model = MIXTURE.sample(7, seed=3), ExactModel(MIXTURE, VPSDE())
-    options = {"divergence": divergence, "endpoint": Endpoint("reconstruction"), **FAST}
+    options = {"divergence": divergence, "endpoint": Endpoint(correction="reconstruction"), **FAST}
     whole = log_likelihood(model, x, **options)
     for batch_size in (1, 3):
         parts = log_likelihood(model, x, batch_size=batch_size, **options)
@@ -200,8 +207,9 @@ def test_gradients_of_a_network_are_those_of_the_values():
     x = torch.tensor([[0.3, -0.4], [1.0, 0.2]], dtype=FLOAT64, requires_grad=True)
 
     def value(y: Tensor) -> Tensor:
-        solver = FlowSolver(RK4, num_steps=4)
-        return differentiable_log_likelihood(model, y, solver=solver, divergence=1, seed=3)
+        return differentiable_log_likelihood(
+            model, y, solver=FlowSolver(RK4, num_steps=4), divergence=1, seed=3
+        )
 
     assert torch.autograd.gradcheck(value, x, eps=1e-6, rtol=1e-4)
 
@@ -247,40 +255,64 @@ def test_bits_per_dim_use_the_scale_of_the_data():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"divergence": 0}, "num_probes"),
-        ({"t_min": 1.0}, "t_min"),
-        ({"t_min": -0.1}, "t_min"),
-        ({"t_min": 0.0}, "raise t_min"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"solver": FlowSolver(rtol=-1.0)}, "rtol"),
-        ({"solver": FlowSolver(method=EULER)}, "no error estimate for tolerances; give num_steps"),
-        ({"solver": FlowSolver(num_steps=0)}, "num_steps"),
-        ({"num_diagnostic_samples": -1}, "num_diagnostic_samples must be at least 0"),
-        ({"divergence": Hutchinson(4, orthogonal=True)}, "at most the number of features"),
-        ({"endpoint": Endpoint(moments=isotropic((2,)))}, "event shape"),
-        ({"x": torch.zeros(2, 4, dtype=FLOAT64)}, "shape"),
-        ({"x": torch.zeros(2, 3)}, "type"),
-        ({"x": torch.full((2, 3), math.nan, dtype=FLOAT64)}, "finite"),
+        (lambda: {"divergence": 0}, "num_probes"),
+        (lambda: {"t_min": 1.0}, "t_min"),
+        (lambda: {"t_min": -0.1}, "t_min"),
+        (lambda: {"t_min": 0.0}, "raise t_min"),
+        (lambda: {"batch_size": 0}, "batch_size"),
+        (lambda: {"solver": FlowSolver(rtol=-1.0)}, "rtol"),
+        (lambda: {"solver": FlowSolver(method=EULER)}, "no error estimate for tolerances; give num_steps"),
+        (lambda: {"solver": FlowSolver(num_steps=0)}, "num_steps"),
+        (lambda: {"num_diagnostic_samples": -1}, "num_diagnostic_samples must be at least 0"),
+        (lambda: {"divergence": Hutchinson(4, orthogonal=True)}, "at most the number of features"),
+        (lambda: {"endpoint": Endpoint(prior="normal")}, "prior must be one of gaussian, process"),
+        (lambda: {"endpoint": Endpoint(correction="bayes")}, "correction must be one of none, tweedie"),
+        (lambda: {"endpoint": Endpoint(moments=isotropic((2,)))}, "event shape"),
+        (lambda: {"x": torch.zeros(2, 4, dtype=FLOAT64)}, "shape"),
+        (lambda: {"x": torch.zeros(2, 3)}, "type"),
+        (lambda: {"x": torch.full((2, 3), math.nan, dtype=FLOAT64)}, "finite"),
     ],
 )
 def test_bad_arguments_are_refused(options, match):
-    with pytest.raises(ValueError, match="prior must be one of gaussian, process"):
-        Endpoint(prior="normal")
-    with pytest.raises(ValueError, match="correction must be one of none, tweedie"):
-        Endpoint(correction="bayes")
     with pytest.raises(ValueError, match=match):
-        log_likelihood(ExactModel(GAUSSIAN, VPSDE()), **{"x": torch.zeros(2, 3, dtype=FLOAT64)} | options)
+        log_likelihood(ExactModel(GAUSSIAN, VPSDE()), **{"x": torch.zeros(2, 3, dtype=FLOAT64)} | options())
 
 
 def test_intervals_need_two_probes():
     result = log_likelihood(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), divergence=2, **FAST)
     low, high = result.interval(0.5)
     assert torch.allclose((high - low) / 2, result.standard_error)  # Cauchy's quartile is 1
+    bits = result.standard_error / (3 * math.log(2))
+    torch.testing.assert_close(result.standard_error_bits_per_dim, bits)
     with pytest.raises(ValueError, match="level"):
         result.interval(1.0)
     one = log_likelihood(ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0), divergence=1, **FAST)
+    assert one.standard_error_bits_per_dim is None
     with pytest.raises(ValueError, match="at least two probes"):
         one.interval()
+
+
+def test_gradients_need_a_grid_and_the_density_itself():
+    model, x = ExactModel(GAUSSIAN, VPSDE()), GAUSSIAN.sample(2, seed=0)
+    with pytest.raises(ValueError, match="gradients need a fixed grid, got tolerances"):
+        differentiable_log_likelihood(model, x, solver=FlowSolver())
+    with pytest.raises(ValueError, match="correction must be 'none' for gradients, got 'tweedie'"):
+        differentiable_log_likelihood(model, x, endpoint=Endpoint(correction="tweedie"))
+
+
+def test_levels_of_a_grid_are_computed_once_and_those_of_an_adaptive_run_are_not_kept():
+    flow = WhitenedFlow(ExactModel(GAUSSIAN, VPSDE()), 1e-5)
+    grid = FixedGrid(torch.linspace(flow.tau_min, flow.tau_max, 5, dtype=FLOAT64))
+    levels = flow.levels(grid)
+    assert all(levels(tau) is levels(tau) for tau in grid.ts)
+    between = (grid.ts[0] + grid.ts[1]) / 2
+    assert levels(between) is not levels(between)
+    assert all(torch.equal(a, b) for a, b in zip(levels(grid.ts[2]), flow.level(grid.ts[2]), strict=True))
+    before = dict(vars(flow))
+    log_likelihood(flow.model, GAUSSIAN.sample(2, seed=0), **FAST)
+    adaptive = flow.levels(FlowSolver().steps(flow.tau_min, flow.tau_max))
+    assert adaptive(grid.ts[1]) is not adaptive(grid.ts[1])
+    assert vars(flow) == before
 
 
 def test_a_broken_model_fails_with_the_time():

@@ -7,8 +7,7 @@ import torch
 from problems import ALPHA, GAUSSIAN, MIXTURE, SDES
 from scipy import stats
 
-from sde_toolkit.likelihood import FlowSolver
-from sde_toolkit.likelihood.latent import decode, encode, interpolate
+from sde_toolkit.likelihood import FlowSolver, decode, encode, interpolate
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import isotropic
 from sde_toolkit.sdes.sde import VPSDE

@@ -8,8 +8,7 @@ import torch
 from sde_toolkit import data
 from sde_toolkit.data.dataset import Dataset
 from sde_toolkit.data.scaling import Scaling
-from sde_toolkit.likelihood import FlowSolver
-from sde_toolkit.likelihood.flow import log_likelihood
+from sde_toolkit.likelihood import FlowSolver, log_likelihood
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes.sde import VESDE, VPSDE
