@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+WORKERS ?= 2
 THREADS ?= 2
 export OMP_NUM_THREADS ?= $(THREADS)
+# Tests run in WORKERS processes of one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: help demo test test-slow lint bench checkpoint clean
 
 help:
 	@echo "make demo       set up .venv, then train, sample, evaluate and report on the 8x8 digits (runs/demo)"
-	@echo "make test       set up .venv, then the test-suite (under 10 minutes)"
+	@echo "make test       set up .venv, then the test-suite (under 5 minutes)"
 	@echo "make test-slow  the long statistical, training and fault runs"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmark programs; results in benchmarks/results/"
@@ -26,10 +29,10 @@ demo: $(STAMP)
 	$(BIN)/sde-toolkit demo --workdir=runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

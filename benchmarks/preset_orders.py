@@ -35,7 +35,7 @@ from benchmarks.orders import TOLERANCE
 from benchmarks.record import write_result
 from sde_toolkit import samplers
 from sde_toolkit.models import ExactData, ExactModel, Gaussian, GaussianMixture
-from sde_toolkit.samplers import Sampler, grids, in_angle, in_lam, in_nsr
+from sde_toolkit.samplers import PRESETS, Preset, Sampler, grids, in_angle, in_lam, in_nsr
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers import HEUN, RK4, SHARK, SOSRA, Adams, AdditiveRungeKutta, Normals
@@ -48,75 +48,80 @@ def _with(make: Make, **options: object) -> Make:
     return lambda num_steps, **more: make(num_steps, **options, **more)
 
 
-DETERMINISTIC: dict[str, Make] = {
-    "ddim": samplers.ddim,
-    "euler": samplers.euler,
-    "heun": samplers.heun,
-    "exponential_integrator, eta 0": _with(samplers.exponential_integrator, eta=0.0),
-    "dpm_solver 1": _with(samplers.dpm_solver, order=1),
-    "dpm_solver 2": _with(samplers.dpm_solver, order=2),
-    "dpm_solver 3": _with(samplers.dpm_solver, order=3),
-    "dpm_solver_pp 1M": _with(samplers.dpm_solver_pp, order=1),
-    "dpm_solver_pp 2M": _with(samplers.dpm_solver_pp, order=2),
-    "dpm_solver_pp 3M": _with(samplers.dpm_solver_pp, order=3),
-    "dpm_solver_pp_2s": samplers.dpm_solver_pp_2s,
-    "deis tAB0": _with(samplers.deis, degree=0),
-    "deis tAB1": _with(samplers.deis, degree=1),
-    "deis tAB2": _with(samplers.deis, degree=2),
-    "deis tAB3": _with(samplers.deis, degree=3, grid=grids.karras),
-    "deis log-rho 2": _with(samplers.deis, degree=2, clock=in_lam),
-    "deis rhoAB 2": _with(samplers.deis, degree=2, clock=in_nsr),
-    "deis_rho_rk heun": _with(samplers.deis_rho_rk, tableau=HEUN),
-    "deis_rho_rk kutta3": samplers.deis_rho_rk,
-    "deis_rho_rk rk4": _with(samplers.deis_rho_rk, tableau=RK4),
-    "edm": samplers.edm,
-    "lms 2": _with(samplers.lms, order=2),
-    "lms 4": samplers.lms,
-    "ipndm": samplers.ipndm,
-    "pndm": samplers.pndm,
-    "s-pndm": _with(samplers.pndm, order=2),
-    "exponential_adams noise": _with(samplers.exponential_adams, predicts="noise", order=2),
-    "exponential_adams data": _with(samplers.exponential_adams, predicts="data", order=3, grid=grids.karras),
-    "exponential_adams velocity": _with(samplers.exponential_adams, predicts="velocity", clock=in_angle),
-    "exponential_adams score": _with(samplers.exponential_adams, predicts="score", order=2),
-    "unip 1": _with(samplers.unip, order=1),
-    "unip 2 B1": _with(samplers.unip, order=2, b=samplers.b1),
-    "unip 3": _with(samplers.unip, order=3, grid=grids.karras),
-    "unipc 1": _with(samplers.unipc, order=1),
-    "unipc 2 B1 noise": _with(samplers.unipc, order=2, b=samplers.b1, predicts="noise"),
-    "unipc 2": _with(samplers.unipc, order=2),
-    "unipc 3": _with(samplers.unipc, order=3, grid=grids.karras),
-    "sa_solver 3 + 3, tau 0": _with(
-        samplers.sa_solver, predictor_steps=3, corrector_steps=3, tau=0.0, grid=grids.karras
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "exponential_integrator, eta 0": ("exponential_integrator", {"eta": 0.0}),
+    "dpm_solver 1": ("dpm_solver", {"order": 1}),
+    "dpm_solver 2": ("dpm_solver", {"order": 2}),
+    "dpm_solver 3": ("dpm_solver", {"order": 3}),
+    "dpm_solver_pp 1M": ("dpm_solver_pp", {"order": 1}),
+    "dpm_solver_pp 2M": ("dpm_solver_pp", {"order": 2}),
+    "dpm_solver_pp 3M": ("dpm_solver_pp", {"order": 3}),
+    "deis tAB0": ("deis", {"degree": 0}),
+    "deis tAB1": ("deis", {"degree": 1}),
+    "deis tAB2": ("deis", {"degree": 2}),
+    "deis tAB3": ("deis", {"degree": 3, "grid": grids.karras}),
+    "deis log-rho 2": ("deis", {"degree": 2, "clock": in_lam}),
+    "deis rhoAB 2": ("deis", {"degree": 2, "clock": in_nsr}),
+    "deis_rho_rk heun": ("deis_rho_rk", {"tableau": HEUN}),
+    "deis_rho_rk kutta3": ("deis_rho_rk", {}),
+    "deis_rho_rk rk4": ("deis_rho_rk", {"tableau": RK4}),
+    "lms 2": ("lms", {"order": 2}),
+    "lms 4": ("lms", {}),
+    "s-pndm": ("pndm", {"order": 2}),
+    "exponential_adams noise": ("exponential_adams", {"predicts": "noise", "order": 2}),
+    "exponential_adams data": ("exponential_adams", {"predicts": "data", "order": 3, "grid": grids.karras}),
+    "exponential_adams velocity": ("exponential_adams", {"predicts": "velocity", "clock": in_angle}),
+    "exponential_adams score": ("exponential_adams", {"predicts": "score", "order": 2}),
+    "unip 1": ("unip", {"order": 1}),
+    "unip 2 B1": ("unip", {"order": 2, "b": samplers.b1}),
+    "unip 3": ("unip", {"order": 3, "grid": grids.karras}),
+    "unipc 1": ("unipc", {"order": 1}),
+    "unipc 2 B1 noise": ("unipc", {"order": 2, "b": samplers.b1, "predicts": "noise"}),
+    "unipc 2": ("unipc", {"order": 2}),
+    "unipc 3": ("unipc", {"order": 3, "grid": grids.karras}),
+    "sa_solver 3 + 3, tau 0": (
+        "sa_solver",
+        {"predictor_steps": 3, "corrector_steps": 3, "tau": 0.0, "grid": grids.karras},
     ),
+    "ddpm small": ("ddpm", {}),
+    "ddpm large": ("ddpm", {"variance": "large"}),
+    "ddim, eta 1/2": ("ddim", {"eta": 0.5}),
+    "eta_family, eta 1/2": ("eta_family", {"eta": 0.5}),
+    "sra1": ("sra", {}),
+    "shark": ("sra", {"method": SHARK}),
+    "sosra": ("sra", {"method": SOSRA}),
+    "sde_dpm_solver_pp 1": ("sde_dpm_solver_pp", {"order": 1}),
+    "sde_dpm_solver_pp 2M": ("sde_dpm_solver_pp", {}),
+    "sa_solver 1 + 0": ("sa_solver", {"predictor_steps": 1, "corrector_steps": 0}),
+    "sa_solver 2 + 1": ("sa_solver", {}),
+    "sa_solver 3 + 3": ("sa_solver", {"predictor_steps": 3, "corrector_steps": 3}),
+    "sa_solver released, tau 1/2": ("sa_solver", {"tau": 0.5, "released": True}),
+    "er_sde 1": ("er_sde", {"order": 1}),
+    "er_sde 2": ("er_sde", {"order": 2}),
+    "er_sde 3": ("er_sde", {}),
+    "edm churn": ("edm", {"s_churn": 0.5}),
 }
+"""Label -> preset and options, beyond the presets with their default options."""
 
-STOCHASTIC: dict[str, Make] = {
-    "euler_maruyama": samplers.euler_maruyama,
-    "reverse_diffusion": samplers.reverse_diffusion,
-    "ancestral": samplers.ancestral,
-    "ddpm small": samplers.ddpm,
-    "ddpm large": _with(samplers.ddpm, variance="large"),
-    "ddim, eta 1/2": _with(samplers.ddim, eta=0.5),
-    "eta_family, eta 1/2": _with(samplers.eta_family, eta=0.5),
-    "exponential_integrator": samplers.exponential_integrator,
-    "stochastic_heun": samplers.stochastic_heun,
-    "sra1": samplers.sra,
-    "shark": _with(samplers.sra, method=SHARK),
-    "sosra": _with(samplers.sra, method=SOSRA),
-    "sde_dpm_solver_pp 1": _with(samplers.sde_dpm_solver_pp, order=1),
-    "sde_dpm_solver_pp 2M": samplers.sde_dpm_solver_pp,
-    "sa_solver 1 + 0": _with(samplers.sa_solver, predictor_steps=1, corrector_steps=0),
-    "sa_solver 2 + 1": samplers.sa_solver,
-    "sa_solver 3 + 3": _with(samplers.sa_solver, predictor_steps=3, corrector_steps=3),
-    "sa_solver released, tau 1/2": _with(samplers.sa_solver, tau=0.5, released=True),
-    "er_sde 1": _with(samplers.er_sde, order=1),
-    "er_sde 2": _with(samplers.er_sde, order=2),
-    "er_sde 3": samplers.er_sde,
-    "edm churn": _with(samplers.edm, s_churn=0.5),
-}
 
-PRESETS = DETERMINISTIC | STOCHASTIC
+def _is_default(preset: Preset, options: dict[str, object]) -> bool:
+    """Whether these are the preset's own options, on whatever grid."""
+    own = preset.options
+    return all(value == own[name].default for name, value in options.items() if name in own)
+
+
+def preset_makers() -> dict[str, Make]:
+    """Every preset of the catalogue that declares an order, with its default options, and the variants.
+
+    Presets that are made for a model or choose their own steps are measured elsewhere.
+    """
+    found = {label: _with(PRESETS[name].function, **options) for label, (name, options) in VARIANTS.items()}
+    covered = {name for name, options in VARIANTS.values() if _is_default(PRESETS[name], options)}
+    for name, preset in PRESETS.items():
+        if preset.kind == "fixed" and name not in covered and preset.make(1).order is not None:
+            found[name] = preset.function
+    return found
+
 
 SDE = VPSDE()
 GAUSSIAN = Gaussian(
@@ -126,6 +131,19 @@ MIXTURE = GaussianMixture(
     weights=[0.5, 0.3, 0.2], means=[[-1.2, 0.3], [0.9, 0.8], [0.4, -1.1]], covariances=[0.05, 0.1, 0.2]
 )
 SCALAR = Gaussian(mean=[0.7], covariance=[0.25])
+
+
+def _stochastic(make: Make) -> bool:
+    """Whether the sampler draws noise: methods for equations with noise run on those without it too."""
+    sampler = make(1)
+    term = sampler.equation(ExactModel(SCALAR, SDE))
+    return sampler.weak_order is not None and getattr(term, "diffusion", True) is not None
+
+
+MAKERS = preset_makers()
+DETERMINISTIC = {name: make for name, make in MAKERS.items() if not _stochastic(make)}
+STOCHASTIC = {name: make for name, make in MAKERS.items() if _stochastic(make)}
+
 END = 0.2
 HALVINGS = 3
 NEAR_ROUNDING = 3e-10
@@ -274,11 +292,11 @@ _LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, 
 def cases(names: Sequence[str] | None = None) -> list[PresetCase]:
     """The cases of every preset, or of those named."""
     found: list[PresetCase] = []
-    for name, make in PRESETS.items():
+    for name, make in preset_makers().items():
         if names is not None and name not in names:
             continue
         sampler = make(1)
-        if name in DETERMINISTIC:
+        if not _stochastic(make):
             assert sampler.order is not None
             first = _LATE.get(name, _FIRST[sampler.order])
             for problem, data in (("Gaussian", GAUSSIAN), ("mixture", MIXTURE)):

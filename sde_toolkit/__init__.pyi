@@ -91,7 +91,6 @@ from .samplers import euler as euler
 from .samplers import euler_maruyama as euler_maruyama
 from .samplers import exponential_adams as exponential_adams
 from .samplers import exponential_integrator as exponential_integrator
-from .samplers import foreign_sde as foreign_sde
 from .samplers import heun as heun
 from .samplers import ipndm as ipndm
 from .samplers import lms as lms
@@ -103,6 +102,7 @@ from .samplers import sa_solver as sa_solver
 from .samplers import sde_dpm_solver_pp as sde_dpm_solver_pp
 from .samplers import sra as sra
 from .samplers import stochastic_heun as stochastic_heun
+from .samplers import torchsde_sampler as torchsde_sampler
 from .samplers import unip as unip
 from .samplers import unipc as unipc
 from .sdes import VESDE as VESDE
@@ -203,7 +203,6 @@ __all__ = [
     "exponential_integrator",
     "fit",
     "fit_temperature",
-    "foreign_sde",
     "frechet_distance",
     "from_array",
     "guided",
@@ -225,6 +224,7 @@ __all__ = [
     "sra",
     "stochastic_heun",
     "thresholded",
+    "torchsde_sampler",
     "train_dequantizer",
     "unip",
     "unipc",

@@ -1,28 +1,31 @@
-"""Normals keyed by what they are for, not by when they are drawn.
+"""Counter-based normals: keyed by what they are for, not by when they are drawn.
 
-A draw is a function of its key (seed, stream, sample index, draw index) alone.  Sample 17 of seed 5 therefore
-gets the same bits whatever the batch size, the number of processes or the moment at which a run was resumed.
+    z  =  function of (seed, stream, sample index, draw index)
+
+Sample 17 of seed 5 therefore gets the same random bits whatever the batch size, the number of processes or
+the moment at which a run was resumed.
 
 The generator is Philox4x64-10: a block cipher of ten rounds that turns a counter of four 64-bit words under a
 key of two words into four random words.  Here
 
     counter = (1 + draw index * blocks + block, 0, sample index, stream),   key = (seed, 0),
 
-with ``blocks`` the number of blocks in one draw; block b carries the elements 4b .. 4b + 3 of the event, in C
-order. Long rows of integers come from numpy's generator, short ones and those of other devices from the same
+with ``blocks`` the number of blocks in one draw; block b holds the elements 4b .. 4b + 3 of the event, in C
+order.  Long rows of integers come from numpy's generator, short ones and those on other devices from the same
 arithmetic on whole arrays.
-A word becomes a uniform u = (w + 1/2) / 2^52 from its upper 52 bits and a normal by inversion, z =
-Phi^{-1}(u), computed in float64 element by element, so that the neighbours in a batch leave no trace in a
-sample's bits.  Inversion bounds |z| by 8.3.
+
+The upper 52 bits w of a word give a uniform u = (w + 1/2) / 2^52, and a normal by inversion, z = Phi^{-1}(u).
+That is computed in float64 element by element, so that a sample's bits do not depend on the other samples of
+its batch.  Inversion bounds |z| by 8.3.
 
 Noise belongs to an interval.  Over a step of length |h| that starts at t a Brownian motion W, counted in the
 direction of the run, has the increment W_h and the space-time Levy area
 
     H_h = (1/|h|) int_0^|h| (W_r - W_0 - (r/|h|) W_h) dr,
 
-independent of each other, of variance |h| and |h| / 12.  Methods ask a ``BrownianMotion`` for both in units
-of their standard deviations.  On a fixed grid they are two draws per step (``StepNormals``); where steps are
-rejected and tried again they belong to one path (``solvers.tree``).
+independent of each other, with variances |h| and |h| / 12.  A ``BrownianMotion`` returns both in units of
+their standard deviations.  On a fixed grid they are two draws per step (``StepNormals``).  Where steps are
+rejected and tried again, they belong to one path (``solvers.tree``).
 
 References: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011); Foster, Lyons and
 Oberhauser, "An optimal polynomial approximation of Brownian motion" (1904.06998), for W and H.
@@ -47,21 +50,21 @@ _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
 
 BLOCK_ELEMENTS = 1 << 18
-"""Up to about this many normals are made at once: draw i is made with up to i draws that follow it."""
+"""About the largest number of normals made at once; draw i is made together with up to i later draws."""
 
-_LONG_ROW = 16  # blocks: from here on numpy's generator, row by row, is the faster way,
-_FEW_ROWS = 64  # and for as few rows as these
+_LONG_ROW = 16  # from so many blocks per row on numpy's generator, row by row, is faster,
+_FEW_ROWS = 64  # and up to so many rows
 _NOTHING = torch.empty(0)
 
 STEPS = 0
-"""The stream that a solver draws the increments of its steps from."""
+"""The stream of the increments of a solver's steps."""
 
 AREA = 7
 """The stream of the space-time Levy areas of steps."""
 
 
 class NoiseSource(Protocol):
-    """Whatever hands out standard normals: ``draw(index, stream)`` with shape (B, *)."""
+    """A source of standard normals: ``draw(index, stream)`` with shape (B, *)."""
 
     def draw(self, index: int, stream: int = STEPS) -> Tensor:
         """Draw number ``index`` of ``stream``: independent standard normals with shape (B, *)."""
@@ -69,12 +72,11 @@ class NoiseSource(Protocol):
 
 
 class BrownianMotion(ABC):
-    """A Brownian motion as the steps of a solver see it; also a ``NoiseSource``."""
+    """A Brownian motion as the steps of a solver use it; also a ``NoiseSource``."""
 
     @abstractmethod
     def draw(self, index: int, stream: int = STEPS) -> Tensor:
-        """Normals with shape (B, *) that have nothing to do with the path, for start values and
-        correctors."""
+        """Normals with shape (B, *), independent of the path, for start values and correctors."""
 
     @abstractmethod
     def increment(self, interval: Interval) -> Tensor:
@@ -86,10 +88,10 @@ class BrownianMotion(ABC):
 
 
 class StepNormals(BrownianMotion):
-    """A path made up of independent draws, keyed by the number of the step, for runs that reject none.
+    """A path of independent draws, keyed by the number of the step, for runs that reject no step.
 
     Args:
-        source: of the normals.
+        source: where the normals come from.
     """
 
     def __init__(self, source: NoiseSource) -> None:
@@ -109,7 +111,7 @@ class StepNormals(BrownianMotion):
 
 
 class HeldInterval(BrownianMotion):
-    """A path that gives the same answers whatever the interval: those for ``interval``."""
+    """A path that returns its values over one fixed interval, whatever interval is asked for."""
 
     def __init__(self, path: BrownianMotion, interval: Interval) -> None:
         self._path, self._interval = path, interval
@@ -144,15 +146,14 @@ def _rounds(even: Any, odd: Any, constants: Any, swap: Any) -> tuple[Any, Any]:
 
 
 def _constants(key: tuple[int, int], ndim: int) -> np.ndarray:
-    """Multipliers, their lower and upper halves, and the keys of the rounds, as uint64 with shape (13, 2, 1,
-    ...)."""
+    """Multipliers, their lower and upper halves, and the keys of the rounds: uint64, (13, 2, 1, ...)."""
     rows = [_MULTIPLIERS, [m & _MASK32 for m in _MULTIPLIERS], [m >> 32 for m in _MULTIPLIERS]]
     rows += [[(key[j] + r * _WEYL[j]) & 0xFFFFFFFFFFFFFFFF for j in range(2)] for r in range(_ROUNDS)]
     return np.array(rows, dtype=np.uint64).reshape(-1, 2, *[1] * (ndim - 1))
 
 
 def philox4x64(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Ten rounds of Philox4x64, where ``counter`` lives.
+    """Ten rounds of Philox4x64, on the device of ``counter``.
 
     Args:
         counter: int64 tensor with shape (4, *), the words taken as unsigned.
@@ -238,8 +239,7 @@ class Normals:
 
 
 def _words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
-    """Random words with shape (B, 4 blocks): for each sample ``blocks`` blocks, the one after ``first``
-    first.
+    """Random words with shape (B, 4 blocks): for each sample the ``blocks`` blocks after block ``first``.
 
     Args:
         first: one number, or one per sample with shape (B,).
@@ -249,7 +249,7 @@ def _words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks:
 
 
 def _host_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
-    """The words by numpy: long rows from its generator, which counts up before it makes a block."""
+    """The words by numpy: long rows from its generator, which increments its counter before every block."""
     if blocks < _LONG_ROW and samples.numel() > _FEW_ROWS:
         counter = _counters(stream, samples, first, blocks).numpy().view(np.uint64)
         even, odd = _rounds(counter[0::2], counter[1::2], _constants((seed, 0), 3), lambda x: x[::-1])
@@ -266,7 +266,7 @@ def _host_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, bl
 
 
 def _device_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
-    """The same words, made where ``samples`` lives."""
+    """The same words, computed on the device of ``samples``."""
     return philox4x64(_counters(stream, samples, first, blocks), (seed, 0)).movedim(0, -1).flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""Where steps end: a fixed grid, or a step size controlled per sample.
+"""Where steps end: on a fixed grid, or by a step size that is controlled for every sample.
 
 Fixed grid.  Points t_0, ..., t_N in float64 on the host, strictly monotone, up or down; the run lands on each
 of them exactly.
@@ -11,10 +11,12 @@ accepts the step if E <= 1, and multiplies its step size by
 
     clip( safety E^(-k_I / p) E_previous^(k_P / p), min_factor, max_factor )        (a PI controller),
 
-never growing right after a rejection.  For p < 3 the safety factor is raised to the power 3 / p: the error
-estimates of stochastic steps (p = 3/2) scatter from one attempt to the next.  Powers are looked up by E^2 in
-a table with a few entries per factor of 2: powers themselves are not rounded alike for every size of a batch,
-comparisons are, and so a sample's steps do not depend on its neighbours.
+never growing right after a rejection.  For p < 3 the safety factor is raised to the power 3 / p, because the
+error estimates of stochastic steps (p = 3/2) scatter from one attempt to the next.
+
+Powers are looked up by E^2 in a table with a few entries per factor of 2.  Computed powers can round
+differently in batches of different sizes; comparisons cannot.  So a sample's steps do not depend on the other
+samples of its batch.
 
 Reference: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", sections II.4 and IV.2.
 """
@@ -32,7 +34,7 @@ from torch import Tensor
 from solvers.terms import flatten
 
 _PER_OCTAVE, _LOWEST, _HIGHEST = 8, -60, 140  # of E^2, in powers of 2
-_SMOOTH = 3  # orders from here on need no more than the safety factor
+_SMOOTH = 3  # from this order on the safety factor is enough
 
 
 def _increasing_or_decreasing(ts: Tensor) -> bool:
@@ -94,7 +96,7 @@ class Adaptive:
         rtol, atol: tolerances per element; rtol is raised to 10 machine epsilons of the state's type.
         first_step: size of the first step, found from the field when None.
         max_steps: attempted steps per sample before it stops with the status MAX_STEPS.
-        safety, min_factor, max_factor, k_i, k_p: the controller's constants (see the module's text).
+        safety, min_factor, max_factor, k_i, k_p: the controller's constants (see the module).
 
     Raises:
         ValueError: an empty or infinite interval, a tolerance or a limit out of range.
@@ -181,6 +183,5 @@ class Powers:
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """Mean square over each sample's elements, in float64; x with shape (B, *), the result with shape
-    (B,)."""
+    """Mean square over each sample's elements, in float64 with shape (B,), for x with shape (B, *)."""
     return flatten(x).to(torch.float64).square().mean(1)

@@ -1,4 +1,4 @@
-"""Dense output: the solution inside a step of a Runge-Kutta method, from the stages that the step has anyway.
+"""Dense output: the solution inside a step of a Runge-Kutta method, from the stages of the step.
 
 With stages k_i of the step from t to s = t + h, and, for some methods, further stages
 

@@ -1,4 +1,4 @@
-"""Exponential Runge-Kutta methods for semilinear terms, and the steps that start exponential Adams methods.
+"""Exponential Runge-Kutta methods for semilinear terms; they also start exponential Adams methods.
 
 For dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW, Phi(s, t) = exp of the integral of A, and w the exact integrals
 of polynomials in a variable v through the stages (``solvers.weights``):
@@ -11,7 +11,8 @@ of polynomials in a variable v through the stages (``solvers.weights``):
 
 with m half-way from t to s in v.  For A = 0 they are the methods of Heun and of Kutta (order 3).  Additive
 noise is exact: the stochastic integral over the step (over both its halves, with three stages) has the right
-variance.  The orders are 2 and 3, weakly 2 with noise.  They are classical: for stiff A the third is lower.
+variance.  The orders are 2 and 3, and the weak order is 2 with noise.  They are classical orders: for stiff A
+the method with three stages has a lower one.
 
 Reference: Cox and Matthews, "Exponential Time Differencing for Stiff Systems" (2002), eq. 22 and 23-25;
 Hochbruck and Ostermann, "Exponential Integrators" (2010).
@@ -44,8 +45,7 @@ from solvers.weights import (
 )
 
 SECOND_HALF = 0x68616C66
-"""Stream of the normals that drive the second halves of steps with three stages; stream 0 drives the
-first."""
+"""Stream of the normals of the second halves of steps with three stages; the first halves use stream 0."""
 
 
 class Stages(NamedTuple):
@@ -69,7 +69,7 @@ class Stages(NamedTuple):
 
 
 def stages(num_stages: int, weights: Weights, t: Tensor, s: Tensor, y: Tensor) -> list[Stages]:
-    """The coefficients of steps from t to s, both with shape (N,); y tells type and device."""
+    """The coefficients of steps from t to s, both with shape (N,), with the dtype and device of y."""
     factor, whole = per_step(weights.factor(t, s), y), columns(weights.weights(t, s, t[:, None]), y)
     nothing: list[Any] = [None] * len(t)
     if num_stages == 2:
@@ -122,7 +122,7 @@ def _add(y: Tensor, shift: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class ExponentialRungeKutta(Method):
-    """The methods of the module's head, on a fixed grid.
+    """The exponential Runge-Kutta methods with two and three stages (see the module), on a fixed grid.
 
     Args:
         num_stages: 2 or 3, the order.

@@ -1,4 +1,10 @@
-"""Foreign solvers that do a whole run themselves; the adapters are in ``solvers.reference``."""
+"""Solvers of other libraries, which integrate from t_0 to t_1 in one call.
+
+    y(t_1) = y(t_0) + int f dt + int g dW,      with steps that the other library chooses
+
+``solvers.solve`` passes the whole problem to an ``Integrator``; those that exist are in
+``solvers.reference``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from solvers.terms import Term
 
 
 class Integrator(ABC):
-    """A foreign solver that does the whole run itself; ``solvers.solve`` hands the problem over."""
+    """Another library's solver, which integrates a whole run by itself."""
 
     name: str
 
@@ -22,5 +28,8 @@ class Integrator(ABC):
     def integrate(
         self, term: Term, y0: Tensor, control: FixedGrid | Adaptive, noise: NoiseSource | None, save: SaveAt
     ) -> Solution:
-        """Solve the term from y0 with shape (B, *); raise ``SolverError`` with what there is if it breaks
-        off."""
+        """Solve the term from y0 with shape (B, *).
+
+        Raises:
+            SolverError: the run did not reach its end; the error holds what was computed before.
+        """

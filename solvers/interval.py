@@ -1,4 +1,7 @@
-"""What a loop hands to a method, an interval of time, and what it gets back, a step over it."""
+"""An interval of time, the input of a method's step, and the step over it, its output.
+
+Interval(number, t, s, h),    h = s - t,      y_t  ->  Step(y_s, error, carry, stages)
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,14 @@ class Interval(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The state at s with shape (B, *), the embedded error or None, what the method carries to the next step,
-    and the stages that dense output is made from."""
+    """The result of one step.
+
+    Attributes:
+        y: the state at s with shape (B, *).
+        error: the embedded error estimate with shape (B, *), or None.
+        carry: what the method passes to its next step.
+        stages: the evaluations that dense output uses.
+    """
 
     y: Tensor
     error: Tensor | None

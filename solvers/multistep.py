@@ -1,4 +1,4 @@
-"""Adams methods: past evaluations of the field, joined by a polynomial and integrated exactly.
+"""Adams methods: a polynomial through past evaluations of the field, integrated exactly.
 
 For a semilinear equation dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW with A diagonal, and Phi(s, t) = exp of
 the integral of A from t to s, the step from t to s is
@@ -14,10 +14,10 @@ with corrector   predict through k - 1 nodes, evaluate at s, then step again thr
     PECE         evaluate again at the corrected state                     order k, 2 evaluations per step
     PEC          keep the evaluation at the predicted state                order k, 1 evaluation per step
 
-The first steps have no past.  A step that starts a run of order k must itself be of order k - 1: with
-``start_with="runge_kutta"`` steps whose nodes do not suffice are Runge-Kutta steps, with
-``start_with="euler"`` they use the nodes there are, as the literature's samplers do, and the order of the
-whole falls to 2 (predictor) or 3 (with corrector).
+The first steps have too few past evaluations.  For a run of order k they must themselves be of order k - 1.
+With ``start_with="runge_kutta"`` they are Runge-Kutta steps.  With ``start_with="euler"`` they use the nodes
+there are, as the literature's samplers do, and the order of the run falls to 2 (predictor) or 3 (with
+corrector).
 
 Weights depend on the grid alone: float64, once per grid (``solvers.weights``).
 
@@ -47,18 +47,20 @@ MOST_NODES = 4
 
 
 class History(NamedTuple):
-    """Past evaluations, the newest first.  A new one makes a new history; none is changed."""
+    """Past evaluations, the newest first.  ``push`` returns a new history and changes none."""
 
     values: tuple[Tensor, ...] = ()
 
     def push(self, value: Tensor, most: int) -> History:
-        """With one more evaluation with shape (B, *), of which the ``most`` newest are kept."""
+        """The history with one more evaluation, with shape (B, *); the ``most`` newest are kept."""
         return History((value, *self.values[: most - 1]))
 
 
 class AdamsStep(NamedTuple):
-    """Coefficients of one step: Phi, the noise, weights of the predictor and of the corrector (the new node
-    first, then the newest)."""
+    """Coefficients of one step: Phi, the noise, and the weights of predictor and corrector.
+
+    The corrector's first weight belongs to the node at the end of the step, the others run from the newest.
+    """
 
     factor: Weight
     noise: Weight | None
@@ -67,7 +69,7 @@ class AdamsStep(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What goes from step to step: the coefficients of all steps, and the history."""
+    """What one step passes to the next: the coefficients of all steps, and the history."""
 
     steps: list[AdamsStep | Stages]
     history: History
@@ -113,7 +115,7 @@ class Adams(Method):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """The number of nodes, unless the start spoils it."""
+        """The number of nodes, less where the start limits it."""
         return self.nodes if self.start_with == "runge_kutta" else min(self.nodes, 2 + bool(self.corrector))
 
     @property
@@ -134,8 +136,11 @@ class Adams(Method):
 
     @property
     def _first_steps(self) -> int:
-        """How many steps are of Runge-Kutta: those of which the nodes, i + 1 of step i and one more with a
-        corrector, give an order below the order of the run less one."""
+        """How many steps are Runge-Kutta steps.
+
+        Step i has i + 1 nodes, one more with a corrector; it is one of them if that is less than the order of
+        the run minus 1.
+        """
         if self.start_with == "euler":
             return 0
         return max(0, self.nodes - 2 - (self.corrector is not None))
@@ -167,7 +172,7 @@ class Adams(Method):
     def _coefficients(
         self, weights: Weights, ts: Tensor, first: int, last: int, k: int, y: Tensor
     ) -> list[AdamsStep]:
-        """Those of the steps ``first`` to ``last`` - 1, with k nodes of the past."""
+        """The coefficients of the steps ``first`` to ``last`` - 1, with k past nodes."""
         t, s = ts[first:last], ts[first + 1 : last + 1]
         nodes = torch.stack([ts[first - m : last - m] for m in range(k)], 1)
         predictor = columns(weights.weights(t, s, nodes), y)

@@ -1,12 +1,13 @@
-"""Other people's solvers behind the same call, for comparison: scipy.integrate.solve_ivp and torchsde.sdeint.
+"""Other libraries' solvers behind the same call: SciPy's ``solve_ivp`` and torchsde's ``sdeint``.
 
-SciPy integrates the whole batch as one system of equations, as score_sde does: all samples share their steps
-and their fate, so a sample's result depends, within the tolerance, on its neighbours.
+SciPy integrates the whole batch as one system of equations, as score_sde does.  All samples share their
+steps, and the run fails for all of them or for none.  So a sample's result depends, within the tolerance, on
+the other samples.
 
-torchsde works forwards in time on states of shape (B, D); here a run from t0 down to t1 is handed over in the
+torchsde works forwards in time on states of shape (B, D).  A run from t0 down to t1 is given to it in the
 clock u = |t - t0|, and any state shape is flattened and restored.  Its methods for Stratonovich equations get
-the drift f - g g' / 2, so that they solve the same Ito equation.  They are driven by ``noise`` where it is
-given, on the same path as our own methods, and otherwise by torchsde's own Brownian motion.
+the drift f - g g' / 2, so that they solve the same Ito equation.  Where ``noise`` is given, they run on the
+same path as our own methods, and otherwise on torchsde's own Brownian motion.
 
 Neither carries gradients.
 
@@ -38,7 +39,7 @@ from solvers.tree import BrownianTree, path_between
 
 SCIPY_METHODS = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
-_NEAR = 1e-4  # of a step: times of torchsde's that are those of the grid
+_NEAR = 1e-4  # of a step: torchsde's times this close to a time of the grid are taken for it
 
 TORCHSDE_METHODS = {
     "euler": ("ito", "none"),
@@ -50,14 +51,13 @@ TORCHSDE_METHODS = {
     "reversible_heun": ("stratonovich", "none"),
     "log_ode": ("stratonovich", "foster"),
 }
-"""torchsde's methods: the calculus they are for, and the areas that they ask for."""
+"""torchsde's methods: their calculus, and the Levy areas that they use."""
 
 
 def _solution(
     ts: Tensor, ys: list[Tensor], y: Tensor, save: SaveAt, counts: tuple[int, int], status: Status
 ) -> Solution:
-    """What is kept of a run in which all samples took the same steps, (evaluations, steps), and ended at
-    y."""
+    """The solution of a run that ended at y, in which all samples share ``counts``, (evaluations, steps)."""
     count = torch.ones(len(y), dtype=torch.int64, device=y.device)
     finite = flatten(y.detach()).isfinite().all(1)
     ended = torch.where(finite | (status != Status.SUCCESS), int(status), int(Status.NONFINITE))
@@ -71,8 +71,7 @@ class _BrokenFieldError(Exception):
 
 @dataclass(frozen=True)
 class SciPy(Integrator):
-    """One of the solvers behind ``scipy.integrate.solve_ivp``, on the host in float64, under ``Adaptive``
-    control.
+    """A solver of ``scipy.integrate.solve_ivp``, on the host in float64, under ``Adaptive`` control.
 
     Args:
         name: one of SciPy's methods, "RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA".
@@ -136,7 +135,7 @@ class _SciPyRun:
         return dy.detach().to("cpu", torch.float64).flatten().numpy()
 
     def integrate(self, solver: Any) -> tuple[Status, str]:
-        """Step to the end; returns how it ended and SciPy's words."""
+        """Step to the end; return how the run ended, and SciPy's message."""
         control = self._control
         stepper = solver(
             self._field,
@@ -159,7 +158,7 @@ class _SciPyRun:
         return Status.SUCCESS, ""
 
     def _keep(self, stepper: Any) -> None:
-        """What is wanted of the step just taken."""
+        """Keep what is wanted of the step just taken."""
         if self._save.steps:
             self._ts.append(self.t)
             self._ys.append(self._y)
@@ -171,7 +170,7 @@ class _SciPyRun:
             self._ys.append(self._y if t == self.t else self._state(inside(t)))
 
     def result(self, status: Status) -> Solution:
-        """All that was kept so far; nan at the times that the run never came to."""
+        """All that was kept so far; nan at the times that the run never reached."""
         if self._save.times is None and not self._save.steps:
             self._ts, self._ys = [self._control.t1], [self._y]
         ts = self._ts + self._due
@@ -207,8 +206,8 @@ class TorchSDE(Integrator):
         """Solve an ``SDE`` from y0 with shape (B, *).
 
         Raises:
-            TypeError, ValueError: not an SDE, not on a uniform FixedGrid, times that are none of the grid's,
-                or noise that is no path.
+            TypeError, ValueError: not an SDE, not on a uniform FixedGrid, times that are not on the grid, or
+                noise that is not a path.
         """
         if not isinstance(term, SDE):
             raise TypeError(f"torchsde integrates an SDE, got {type(term).__name__}")

@@ -1,10 +1,12 @@
-"""What a solution keeps: the end, requested times, every step, or a function of the state at those.
+"""What a solution keeps: the end, requested times, every step, or a function of the state at those times.
 
-Requested times do not shorten the steps of a method with dense output (``solvers.dense``): a time inside a
-step is read off it.  On a fixed grid all samples share the step; under adaptive control every sample is
-interpolated inside its own.  Methods without dense output, those for SDEs among them, end a step at every
-requested time under adaptive control, and refuse times between the points of a fixed grid.  With the end
-alone saved the memory of a run does not grow with its steps.
+    y(t + u h) ~ y + h sum_i b_i(u) k_i,      0 <= u <= 1                  dense output, ``solvers.dense``
+
+A method with dense output does not shorten its steps for requested times; it evaluates this polynomial at the
+time wanted.  On a fixed grid all samples share the step; under adaptive control every sample is interpolated
+inside a step of its own.  Methods without dense output, such as those for SDEs, end a step at every requested
+time under adaptive control and refuse times between the points of a fixed grid.  If only the end is saved,
+the memory of a run does not grow with its number of steps.
 """
 
 from __future__ import annotations
@@ -135,8 +137,10 @@ class GridRecord:
 
 
 class PacedRecord:
-    """What is kept of an adaptive run: every sample passes the requested times in steps of its own, inside
-    them where the method has dense output and at their ends elsewhere."""
+    """What is kept of an adaptive run, in which every sample reaches the requested times in its own steps.
+
+    A requested time lies inside a step where the method has dense output, and at the end of one elsewhere.
+    """
 
     def __init__(self, save: SaveAt, control: Adaptive, y0: Tensor, dense: bool) -> None:
         self._save, self._sign, self._y0, self._t1 = save, control.direction, y0, control.t1
@@ -159,8 +163,7 @@ class PacedRecord:
     def ends(
         self, rows: Tensor, taken: Tensor, stop: Tensor, s: Tensor, accepted: Tensor, y_next: Tensor
     ) -> None:
-        """Keep the ends y_next with shape (A, *) of accepted steps of the samples ``rows``, if they are
-        wanted.
+        """Keep those ends y_next with shape (A, *) of accepted steps of the samples ``rows`` that are wanted.
 
         Args:
             taken: number of the step, with shape (A,).
@@ -181,8 +184,9 @@ class PacedRecord:
         """Which requested times lie in the accepted steps from t to s, each with shape (A,).
 
         Returns:
-            Positions of the samples with any (P,), and per time (M,) its number and the index of its sample
-            among the positions; None if there are none.
+            The positions, with shape (P,), of the samples with at least one such time; and for every such
+            time, with shape (M,), its number and the index of its sample among the positions.  None if there
+            are no such times.
         """
         first = torch.searchsorted(self._clock, self._sign * t, right=True)
         count = (torch.searchsorted(self._clock, self._sign * s, right=True) - first) * accepted
@@ -205,11 +209,10 @@ class PacedRecord:
         self._pieces.append((number, rows, torch.where(at_end, y_next, inside), times))
 
     def result(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Times with shape (S,), with shape (S, B) where every step is kept, and what was kept there with
-        shape (S, B, *), for a run that ended at y.
+        """Times and what was kept at them, with shape (S, B, *), for a run that ended at y.
 
-        A sample that never came to a requested time has nan there; one with fewer steps than others repeats
-        its last.
+        The times have shape (S,), or (S, B) where every step is kept.  A sample that never reached a
+        requested time has nan there; a sample with fewer steps than others repeats its last.
         """
         if self._save.times is None and not self._save.steps:
             end = torch.tensor(self._t1, dtype=torch.float64)

@@ -24,7 +24,7 @@ class SolverError(RuntimeError):
         status: the ``Status`` of the first failing sample.
         samples: the failing samples' indices in the batch.
         t, h: time and signed step size at which the first of them failed.
-        solution: what was computed before, as ``throw=False`` would have returned it.
+        solution: what was computed before the failure, as ``throw=False`` would have returned it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SolverError(RuntimeError):
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts with shape (B,): evaluations of the drift, steps taken, steps rejected."""
+    """Counts per sample, with shape (B,): evaluations of the drift, accepted steps, rejected steps."""
 
     nfe: Tensor
     num_steps: Tensor
@@ -65,7 +65,7 @@ class Solution:
 
 
 def finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool) -> Solution:
-    """Raise the error of the first failing sample, or hand the solution back."""
+    """Raise the error of the first failing sample, or return the solution."""
     failed = solution.status.nonzero().flatten().tolist()
     if not failed or not throw:
         return solution

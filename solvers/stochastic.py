@@ -13,8 +13,9 @@ I = int_t^s (W_r - W_t) dr / h = W / 2 + H, the conditions for strong order 3/2 
 
 n_i = w_i W + a_i H being the noise in stage i and E[n_i^2] = |h| (w_i^2 + a_i^2 / 12).  Methods that use W
 alone have strong order 1, and weak order 2 if they meet the conditions with W / 2 in place of I (Heun).  The
-error estimate is the difference to y + h sum_i b^_i k_i + g(t) W, the step of Euler-Maruyama where b^ takes
-the first stage alone; it sees changes of the drift and of the diffusion and behaves like |h|^error_order.
+error estimate is the difference to y + h sum_i b^_i k_i + g(t) W, which is the step of Euler-Maruyama where
+b^ weights the first stage alone.  It measures changes of the drift and of the diffusion and falls like
+|h|^error_order.
 
 Diagonal noise, dy_i = f_i dt + g_i(t, y_i) dW_i in the sense of Ito (Milstein):
 
@@ -51,7 +52,7 @@ class AdditiveRungeKutta(Method):
     """A stochastic Runge-Kutta method for additive noise given by its tableau.
 
     Args:
-        name, order, strong_order, weak_order: facts, see ``Method``.
+        name, order, strong_order, weak_order: declared facts, see ``Method``.
         a: rows of the lower triangle, without the empty first row.
         b: weights of the solution.
         c: nodes of the stages after the first.
@@ -61,7 +62,7 @@ class AdditiveRungeKutta(Method):
         error_order: power of the step size with which the error estimate falls.
 
     Raises:
-        ValueError: tuples of lengths that do not fit together.
+        ValueError: tuples of inconsistent lengths.
     """
 
     name: str

@@ -1,9 +1,8 @@
 """What is solved: a term states an equation for a batch of independent samples.
 
     ODE        dy = f(t, y) dt
-    SDE        dy = f(t, y) dt + g(t) dW                  additive noise (g a number or a broadcastable
-    tensor)
-               dy = f(t, y) dt + g(t, y) * dW             diagonal noise (g with the shape of y)
+    SDE        dy = f(t, y) dt + g(t) dW                  additive noise: g a number, or broadcastable
+               dy = f(t, y) dt + g(t, y) * dW             diagonal noise: g with the shape of y
     Semilinear dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW  A, B, C numbers or diagonal
     Recursion  y_s = a(t, s) y_t + b(t, s) N(t, y_t) + c(t, s) z,      z ~ N(0, I)
     Scheme     y_s = a y_t + sum_j b_j N_j + c z, the N_j of this step and of steps before
@@ -13,13 +12,12 @@ a tensor of shape () (float64, on the host) on a fixed grid and of shape (B,) (f
 when every sample keeps its own time.  Time may run up or down; ``W`` is a Brownian motion in the direction of
 the run, so that ``dW`` over a step from t to s has variance |s - t|.
 
-``args`` are tensors with shape (B, *) that belong to the samples (labels, probes); a solver that works on a
-part of
-the batch hands the matching rows to the functions: ``f(t, y, *args)``.
+``args`` are tensors with shape (B, *) that belong to the samples, such as labels or probes.  Functions are
+called as ``f(t, y, *args)``; a solver that works on a part of the batch passes the rows of that part.
 
-A recursion is a one-step method written down whole: its coefficients depend on the two times alone, so they
-are computed once per grid in float64 and reach the step as Python floats.  DDPM's ancestral step, DDIM and
-the reverse-diffusion step are recursions.
+A recursion is a complete one-step method.  Its coefficients depend on the two times alone, so they are
+computed once per grid in float64 and enter the step as Python floats.  DDPM's ancestral step, DDIM and the
+reverse-diffusion step are recursions.
 """
 
 from __future__ import annotations
@@ -35,11 +33,10 @@ Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def expand_like(c: Tensor, x: Tensor) -> Tensor:
-    """Return ``c`` with shape () or (B,) so that it broadcasts against ``x`` with shape (B, *), in the dtype
-    of ``x``.
+    """Return ``c`` with shape () or (B,) so that it broadcasts against ``x`` with shape (B, *).
 
-    A scalar is returned as it is: a tensor of shape () never promotes a state of the same kind, and a host
-    scalar combines with a state on any device.
+    Values with shape (B,) take the dtype of ``x``.  A scalar is returned as it is: a tensor with shape ()
+    never promotes a floating-point state, and a scalar on the host combines with a state on any device.
     """
     if c.ndim == 0:
         return c
@@ -69,9 +66,9 @@ class SDE:
     Args:
         drift, diffusion: f and g.
         noise: "additive" or "diagonal".
-        args: handed on to the functions.
+        args: passed to the functions.
         diffusion_derivative: dg_i / dy_i of diagonal noise as ``(t, y, *args) -> (B, *)``, for methods that
-            want it; by automatic differentiation when None.
+            use it; found by automatic differentiation when None.
 
     Raises:
         ValueError: ``noise`` is neither.
@@ -90,7 +87,7 @@ class SDE:
 
 @dataclass(frozen=True)
 class Semilinear:
-    """dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW: a linear part that is solved exactly, and the rest.
+    """dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW: a linear part that is solved exactly, and a remainder N.
 
     A, B and C are functions of times with shape (M,), float64 on the host, with values (M,) or (M, *D), one
     for every element of a sample with shape D.  They are called once per grid.

@@ -1,4 +1,4 @@
-"""The virtual Brownian tree: one path per sample, which can be asked about any interval, in any order.
+"""The virtual Brownian tree: one path per sample, with its increments over any intervals, in any order.
 
 A path W on the run from t0 to t1 is a function of (seed, sample) alone.  Time is counted in ticks, 2^DEPTH of
 them from t0 to t1 in the direction of the run; a query rounds its ends to ticks and returns, for the interval
@@ -6,8 +6,8 @@ them from t0 to t1 in the direction of the run; a query rounds its ends to ticks
 
     W = W_s - W_t,          H = (1/h) int_0^h (W_{t+r} - W_t - (r/h) W) dr,
 
-the increment and the space-time Levy area.  Answers agree with each other: over adjoining intervals of
-lengths p and q
+the increment and the space-time Levy area.  The answers to different queries are consistent: over adjoining
+intervals of lengths p and q
 
     W = W_1 + W_2,          H = (p H_1 + q H_2) / (p + q) + (q W_1 - p W_2) / (2 (p + q)).
 
@@ -23,12 +23,12 @@ its (W, H) imply, on which the interval from x to y (in units of its length) car
 
     W' = (y - x) (W + 6 H (1 - x - y)),       H' = (y - x)^2 H,
 
-and nothing is a small difference of large numbers.  Only nodes with an end of the query strictly inside
-count, two per level at most: ``snap`` moves a time a little to where few levels are needed.
+and no term is a small difference of large numbers.  Only nodes with an end of the query strictly inside
+contribute, at most two per level; ``snap`` moves a time a little, to one that needs few levels.
 
-Law.  Increments over the intervals of any partition are independent, W ~ N(0, h), H ~ N(0, h/12), exactly,
-where h is the length in ticks; ``increment`` divides by that length, so that the steps of a solver get exact
-standard normals.  Not promised: anything between ticks.
+Distribution.  Over the intervals of any partition the pairs (W, H) are independent, with W ~ N(0, h) and H ~
+N(0, h/12) exactly, where h is the length in ticks.  ``increment`` divides by that length, so that the steps
+of a solver get exact standard normals.  Not promised: anything between ticks.
 
 References: Jelincic, Foster and Kidger, "Single-seed generation of Brownian paths and integrals for adaptive
 and high order SDE solvers" (2405.06464); Li et al., "Scalable Gradients for Stochastic Differential
@@ -59,7 +59,7 @@ class BrownianTree(BrownianMotion):
 
     Args:
         t0, t1: ends of the run; t1 < t0 where time runs down.
-        normals: gives seed, samples, event shape, type and device; ``draw`` passes on to it.
+        normals: give the path its seed, samples, event shape, dtype and device; ``draw`` is theirs.
 
     Raises:
         ValueError: the ends are not finite, or equal.
@@ -88,7 +88,7 @@ class BrownianTree(BrownianMotion):
         return (pair[:, 0] * scale).to(dtype), (pair[:, 1] * (scale / math.sqrt(12))).to(dtype)
 
     def draw(self, index: int, stream: int = STEPS) -> Tensor:
-        """The normals' own draw, with shape (B, *); it has nothing to do with the path."""
+        """The normals' own draw, with shape (B, *), independent of the path."""
         return self.normals.draw(index, stream)
 
     def increment(self, interval: Interval) -> Tensor:
@@ -108,7 +108,7 @@ class BrownianTree(BrownianMotion):
         return BrownianTree(self.t0, self.t1, part)
 
     def snap(self, t: Tensor, s: Tensor) -> Tensor:
-        """Times near s, with shape (B,), at which the tree need not be followed deep.
+        """Times near s, with shape (B,), at which few levels of the tree are needed.
 
         The interval from t shrinks by less than a sixteenth and is at least a tick long; the end of the run
         stays.
@@ -127,8 +127,7 @@ class BrownianTree(BrownianMotion):
         return ticks.expand(self.normals.samples.numel())
 
     def _standardised(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """W / sqrt(h) and H / sqrt(h / 12) in float64 with shape (B, 2, *), and h in ticks with shape
-        (B,)."""
+        """W / sqrt(h) and H / sqrt(h / 12), float64 with shape (B, 2, *), and h in ticks, shape (B,)."""
         ends = torch.stack((self._ticks(t), self._ticks(s)))
         low, high = ends
         wrong = (low < 0) | (low >= high) | (high > _TICKS)
@@ -150,7 +149,7 @@ class BrownianTree(BrownianMotion):
         return total.reshape(len(low), 2, *self.normals.event_shape), (high - low).to(torch.float64)
 
     def _parts(self, levels: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
-        """What the nodes of some levels add to the query: tensors with shape (B, 2, D), in order."""
+        """The contributions of some levels to the query: tensors with shape (B, 2, D), in order."""
         levels = levels[:, None, None]
         positions = ends >> (DEPTH - levels)
         starts = positions << (DEPTH - levels)
@@ -164,18 +163,19 @@ class BrownianTree(BrownianMotion):
 
 
 def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTree:
-    """The path that a run from t0 to t1 is driven by where steps may be rejected: ``noise`` itself, or one
-    made of ``Normals``.
+    """The Brownian path of a run from t0 to t1 whose steps may be rejected.
+
+    It is ``noise`` itself if that is a path, or a path made from ``noise`` if that is ``Normals``.
 
     Raises:
-        TypeError, ValueError: noise that cannot be asked again, or a path over another interval.
+        TypeError, ValueError: noise that cannot be queried again, or a path over another interval.
     """
     if isinstance(noise, Normals):
         return BrownianTree(t0, t1, noise)
     if not isinstance(noise, BrownianTree):
         raise TypeError(
-            "adaptive control of an SDE needs a path that can be asked again, a BrownianTree or Normals, got "
-            f"{type(noise).__name__}"
+            "adaptive control of an SDE needs a path that can be queried again, a BrownianTree or Normals, "
+            f"got {type(noise).__name__}"
         )
     if (noise.t0, noise.t1) != (t0, t1):
         raise ValueError(
@@ -185,13 +185,15 @@ def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTre
 
 
 def _apply(matrix: Tensor, z: Tensor) -> Tensor:
-    """Matrices with shape (..., B, 2, 2) times pairs of draws with shape (..., B, 2, D); in this way and no
-    other, so that the rounding of a sample does not depend on the batch."""
+    """Matrices with shape (..., B, 2, 2) times pairs of draws with shape (..., B, 2, D).
+
+    Written out elementwise, so that the rounding of a sample does not depend on the batch.
+    """
     return matrix[..., 0, None] * z[..., 0:1, :] + matrix[..., 1, None] * z[..., 1:2, :]
 
 
 def _share(begin: Tensor, size: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How (W, H) of the block [begin, begin + size] count for [low, high] where the two overlap.
+    """What (W, H) of the block [begin, begin + size] contribute to [low, high], where the two overlap.
 
     Returns:
         W from W, W from H, H from W, H from H; all zero without an overlap.

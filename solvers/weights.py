@@ -5,13 +5,14 @@ v_k in a monotone variable v of the time,
 
     Phi(s, t),    w_j = int_t^s Phi(s, u) B(u) l_j(v(u)) du,    c^2 = | int_t^s Phi(s, u)^2 C(u)^2 du |,
 
-where l_j is the product of (v - v_m) / (v_j - v_m) over m != j.  The integrals are taken as they stand, not
-by closed formulas, which cancel: with four nodes and a hundred steps those lose every digit of float32.
+where l_j is the product of (v - v_m) / (v_j - v_m) over m != j.  The integrals are computed by quadrature.
+Closed formulas suffer from cancellation: with four nodes and a hundred steps they lose every digit of
+float32.
 
-Quadrature is Gauss-Legendre with 16 points.  Steps on which 10 points tell otherwise, because the integrand
-is singular at, or just outside, an end of the step (the noise-to-signal ratio grows like sqrt(t) at 0) or has
-the boundary layer of a stiff A, are integrated again by the tanh-sinh rule, u = t + (s - t) sigmoid(pi sinh
-x) with equal weights in x.
+The rule is Gauss-Legendre with 16 points.  Where 10 points give another value, the step is integrated again
+by the tanh-sinh rule, u = t + (s - t) sigmoid(pi sinh x) with equal weights in x.  That happens where the
+integrand is singular at, or just outside, an end of the step (the noise-to-signal ratio grows like sqrt(t) at
+0) or has the boundary layer of a stiff A.
 
 Reference: Takahasi and Mori, "Double Exponential Formulas for Numerical Integration" (1974).
 """
@@ -33,8 +34,13 @@ Weight = float | Tensor
 
 
 class Rule(NamedTuple):
-    """A quadrature rule on a step: which points lie nearer to its start, their distance from the nearer end,
-    and their weights, both in steps; each with shape (Q,)."""
+    """A quadrature rule on a step of unit length, each part with shape (Q,).
+
+    Attributes:
+        left: which points are nearer to the start than to the end.
+        near: distance of the points from the nearer end.
+        weight: their weights.
+    """
 
     left: Tensor
     near: Tensor
@@ -64,7 +70,7 @@ def identity(t: Tensor) -> Tensor:
 
 
 def variable_name(variable: Variable) -> str:
-    """For the names of methods: empty for the time itself."""
+    """The name of a variable as a part of method names; empty for the time itself."""
     return "" if variable is identity else str(getattr(variable, "__name__", "variable"))
 
 
@@ -88,8 +94,7 @@ def _points(rule: Rule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lagrange(v: Tensor, nodes: Tensor) -> Tensor:
-    """Values with shape (N, Q, k) at v with shape (N, Q) of the polynomials that are 1 at one of the nodes
-    (N, k) and 0 at the others."""
+    """The Lagrange polynomials of the nodes, (N, k), at v, (N, Q): values with shape (N, Q, k)."""
     columns = []
     for j in range(nodes.shape[1]):
         product = torch.ones_like(v)
@@ -103,15 +108,14 @@ def lagrange(v: Tensor, nodes: Tensor) -> Tensor:
 def kernel_weights(
     kernel: Variable, nodes: Sequence[Tensor], start: Tensor, end: Tensor, variable: Variable = identity
 ) -> list[Tensor]:
-    """Integrals from ``start`` to ``end``, both (N,), of kernel(u) l_j(v(u)) du, one with shape (N,) per
-    node.
+    """Integrals from ``start`` to ``end``, both with shape (N,), of kernel(u) l_j(v(u)) du.
+
+    Gauss-Legendre quadrature with 16 points; one tensor with shape (N,) for every node.
 
     Args:
         kernel: elementwise, smooth between the ends; called with shape (N, 16).
         nodes: v_j, each with shape (N,).
-        variable: v, the same.
-
-    Gauss-Legendre quadrature with 16 points.
+        variable: v, elementwise and smooth as well.
     """
     length = (end - start)[:, None]
     u = torch.where(_FINE.left, start[:, None] + length * _FINE.near, end[:, None] - length * _FINE.near)
@@ -120,7 +124,7 @@ def kernel_weights(
 
 
 class Weights:
-    """The integrals for one term: times with shape (N,), results (N, *) as A, B or C have it.
+    """The integrals for one term: from times with shape (N,) to values with shape (N, *), * as in A, B or C.
 
     Args:
         term: ``Semilinear``, or an ``ODE`` as the case A = 0, B = 1, C = 0.
@@ -191,7 +195,7 @@ class Weights:
         return (_fit(w, value) * value).sum(1)
 
     def _integrate(self, integral: Callable[..., Tensor], t: Tensor, s: Tensor, *more: Tensor) -> Tensor:
-        """The integrals over all steps, by the rule that each of them needs."""
+        """The integrals over all steps, each by the rule that suffices for it."""
         coarse, fine = (self._by_parts(integral, rule, t, s, *more) for rule in (_COARSE, _FINE))
         error, size = (
             (x.abs().flatten(1) if x.ndim > 1 else x.abs()[:, None]) for x in (fine - coarse, fine)
@@ -203,7 +207,7 @@ class Weights:
         return fine
 
     def _by_parts(self, integral: Callable[..., Tensor], rule: Rule, *steps: Tensor) -> Tensor:
-        """The integrals of as many steps at a time as fit into memory."""
+        """The integrals, computed for as many steps at a time as a fixed amount of memory allows."""
         one, count = steps[0][:1], len(rule.near)
         given = (self._linear, self._integral, self._source, self._diffusion)
         width = max((f(one).numel() for f in given if f is not None), default=1)
@@ -236,7 +240,7 @@ def columns(values: Tensor, y: Tensor) -> list[tuple[Weight, ...]]:
 
 
 def update(factor: Weight, y: Tensor, weights: Sequence[Weight], values: Sequence[Tensor]) -> Tensor:
-    """factor y + sum of weights times values, with shape (B, *); uses as many values as there are weights."""
+    """factor y + sum of weights times values, with shape (B, *); values beyond the weights are ignored."""
     out = None if isinstance(factor, float) and factor == 1 else factor * y
     for w, value in zip(weights, values, strict=False):
         if out is None:

@@ -210,11 +210,11 @@ def torchsde_has_one_importer(sources: Sources) -> list[str]:
 
 
 def dependencies_are_declared(sources: Sources) -> list[str]:
-    block = re.search(
-        r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
-    )
-    assert block is not None
-    declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', block[1])}
+    """Of the dependencies, or of an extra that serves the library; "dev" and "peers" do not."""
+    text = (ROOT / "pyproject.toml").read_text()
+    blocks = re.findall(r"^(?:dependencies|images) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', "".join(blocks))}
     known = declared | {"solvers", "sde_toolkit", *sys.stdlib_module_names}
     return [
         f"{name} imports {found.name}"

@@ -39,7 +39,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--num_samples", type=int, metavar="N", help="for each sampler, step count and seed")
     parser.add_argument("--seeds", metavar="S,T,...")
     parser.add_argument("--metrics", metavar="A,B,...", help="frechet, sliced_wasserstein, energy, mmd")
-    add_label(parser, "the class of all samples, held against the real data of this class")
+    add_label(parser, "the class of all samples, compared with the real data of this class")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
 
 

@@ -1,10 +1,11 @@
-"""Configurations: their schema, and the only place where names become objects."""
+"""Configurations: their schema, and the only place where names become objects.
+
+A configuration is a tree of sections (``base``), a frozen ``ml_collections`` ConfigDict once it is used:
+``load_config`` reads one, ``build_*`` turn its parts into objects.
+"""
 
 from sde_toolkit.config import configs
-from sde_toolkit.config.base import (
-    SCHEMA,
-    base_config,
-)
+from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.builders import (
     build_candidates,
     build_dataset,
@@ -20,22 +21,24 @@ from sde_toolkit.config.builders import (
     is_adaptive,
     likelihood_options,
     raw_examples,
+    resolve_device,
+    resolve_dtype,
     sampler_options,
 )
-from sde_toolkit.config.likelihood_fields import (
-    BOUNDS,
-    DEQUANTIZERS,
-)
+from sde_toolkit.config.likelihood_fields import BOUNDS, DEQUANTIZERS
 from sde_toolkit.config.loading import (
+    checkpoint_config,
     config_from_json,
     config_json,
     config_names,
     load_config,
     override_config,
     parse_config,
+    trained_sections,
 )
-from sde_toolkit.config.sampler_fields import SAMPLERS
+from sde_toolkit.config.sampler_fields import describe_sampler
 from sde_toolkit.config.trees import Config
+from sde_toolkit.samplers import PRESETS as SAMPLERS
 
 __all__ = [
     "BOUNDS",
@@ -54,10 +57,12 @@ __all__ = [
     "build_optimization",
     "build_sampler",
     "build_sde",
+    "checkpoint_config",
     "config_from_json",
     "config_json",
     "config_names",
     "configs",
+    "describe_sampler",
     "held_out",
     "is_adaptive",
     "likelihood_options",
@@ -65,5 +70,8 @@ __all__ = [
     "override_config",
     "parse_config",
     "raw_examples",
+    "resolve_device",
+    "resolve_dtype",
     "sampler_options",
+    "trained_sections",
 ]

@@ -1,33 +1,27 @@
-"""Configurations: the one place where names become objects.
-
-A configuration is a tree of sections, a frozen ``ml_collections`` ConfigDict once it is used:
+"""The sections of a configuration, their fields and their defaults.
 
     seed          of the training run and of the initial weights
+    device        where the network runs: auto, cpu, cuda, cuda:1, mps
+    dtype         of its weights and states: float32, float64
     data          name of the data set and its options
     sde           name of the forward process and its parameters
     model         name of the network, its sizes, and what it predicts
     loss          weighting and times of denoising score matching
     optimization  learning rate, clipping, moving average
     training      numbers of steps, batch size, checkpoints
-    sampling      the sampler and its options
+    sampling      the sampler, its own options and those of all samplers
     likelihood    held-out log-likelihoods
     comparison    samplers x step counts x seeds, and the distances that judge them
 
-``load_config("digits", {"training.batch_size": "64"})`` reads ``sde_toolkit/configs/digits.py``, or a file
-of yours (.py with a function ``get_config()``, or .json), checks every name and type, and freezes the
-result.  ``build_*`` turn its parts into objects.
+The fields of data, sde and model depend on the field ``name`` of the section, those of sampling on
+``sampler``.
 """
 
 from __future__ import annotations
 
 from sde_toolkit import networks
-from sde_toolkit.config import likelihood_fields as likelihood_config
-from sde_toolkit.config.sampler_fields import FIELDS
-from sde_toolkit.config.schema import (
-    Schema,
-    Variants,
-    defaults,
-)
+from sde_toolkit.config import likelihood_fields, sampler_fields
+from sde_toolkit.config.schema import Schema, Variants, defaults
 from sde_toolkit.config.trees import ConfigDict
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
@@ -36,6 +30,8 @@ _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 
 SCHEMA: Schema = {
     "seed": 0,
+    "device": "auto",
+    "dtype": "float32",
     "data": Variants(
         {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY,
          "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}}
@@ -54,18 +50,30 @@ SCHEMA: Schema = {
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},
     "training": {"num_steps": 2000, "batch_size": 128, "checkpoint_every": 250, "log_every": 10, "keep": 2,
                  "label_dropout": 0.1},
-    "sampling": dict(FIELDS),
-    "likelihood": dict(likelihood_config.FIELDS),
+    "sampling": Variants(sampler_fields.OwnFields(), "sampler", sampler_fields.COMMON),
+    "likelihood": dict(likelihood_fields.FIELDS),
     "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
                    "metrics": ("energy",), "real": "all"},
 }  # fmt: skip
 """All sections and fields of a configuration, with their defaults."""
 
 
-def base_config(data: str = "digits", sde: str = "vp", model: str = "unet") -> ConfigDict:
+NAMES = {"data": "digits", "sde": "vp", "model": "unet", "sampling": sampler_fields.SAMPLER}
+"""The variants of sections that a file does not name."""
+
+
+def base_config(
+    data: str = NAMES["data"],
+    sde: str = NAMES["sde"],
+    model: str = NAMES["model"],
+    sampler: str = NAMES["sampling"],
+) -> ConfigDict:
     """A configuration with every default, for a ``get_config()`` to start from and change.
+
+    Args:
+        data, sde, model, sampler: the names that decide which fields these sections have.
 
     Raises:
         ValueError: an unknown name.
     """
-    return defaults(SCHEMA, {"data": data, "sde": sde, "model": model})
+    return defaults(SCHEMA, {"data": data, "sde": sde, "model": model, "sampling": sampler})

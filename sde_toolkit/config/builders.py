@@ -1,22 +1,4 @@
-"""Configurations: the one place where names become objects.
-
-A configuration is a tree of sections, a frozen ``ml_collections`` ConfigDict once it is used:
-
-    seed          of the training run and of the initial weights
-    data          name of the data set and its options
-    sde           name of the forward process and its parameters
-    model         name of the network, its sizes, and what it predicts
-    loss          weighting and times of denoising score matching
-    optimization  learning rate, clipping, moving average
-    training      numbers of steps, batch size, checkpoints
-    sampling      the sampler and its options
-    likelihood    held-out log-likelihoods
-    comparison    samplers x step counts x seeds, and the distances that judge them
-
-``load_config("digits", {"training.batch_size": "64"})`` reads ``sde_toolkit/configs/digits.py``, or a file
-of yours (.py with a function ``get_config()``, or .json), checks every name and type, and freezes the
-result.  ``build_*`` turn its parts into objects.
-"""
+"""From sections of a configuration to the objects that they describe."""
 
 from __future__ import annotations
 
@@ -27,14 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit import data, networks, samplers
-from sde_toolkit.config import likelihood_fields as likelihood_config
-from sde_toolkit.config.names import CALIBRATED_GRID, DISTANCES, EXPLICIT_GRID, GRIDS, OWN_GRID, REAL
-from sde_toolkit.config.sampler_fields import SAMPLERS, fields_of
+from sde_toolkit.config import likelihood_fields
+from sde_toolkit.config.names import DISTANCES, DTYPES, GRIDS, REAL
+from sde_toolkit.config.sampler_fields import (
+    effective_fields,
+    entry_label,
+    make_sampler,
+    parse_entry,
+    resolve_entry,
+)
 from sde_toolkit.config.schema import need
 from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import Candidate, Metric
 from sde_toolkit.models import TIME_SCALE, Moments, NetworkModel, ScoreModel
-from sde_toolkit.samplers import calibrated, grids
+from sde_toolkit.samplers import find_preset, grids
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.training import DenoisingLoss, Optimization
 
@@ -90,10 +78,39 @@ def build_model(
     moments: Moments | None = None,
     class_moments: Sequence[Moments] | None = None,
 ) -> NetworkModel:
-    """The untrained score model: the network of ``config.model`` under the process of ``config.sde``."""
+    """The untrained score model: the network of ``config.model`` under the process of ``config.sde``, on the
+    device and in the number type of the configuration."""
     network, sde = build_network(config, event_shape, data_std), build_sde(config)
+    network = network.to(resolve_device(config), resolve_dtype(config))
     predicts = config.model.predicts
     return NetworkModel(network, sde, predicts, event_shape, data_std, moments, class_moments)
+
+
+def resolve_device(config: Config) -> torch.device:
+    """The device of ``config.device``; "auto" is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device, or none on this machine.
+    """
+    if config.device == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"config.device {config.device!r} is not usable on this machine ({reason}); "
+            "take auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    return device
+
+
+def resolve_dtype(config: Config) -> torch.dtype:
+    """The number type of ``config.dtype``."""
+    need("config.dtype", config.dtype, DTYPES)
+    return DTYPES[config.dtype]
 
 
 def build_loss(config: Config) -> DenoisingLoss:
@@ -122,48 +139,26 @@ def build_sampler(
     num_steps: int | None = None,
     model: ScoreModel | None = None,
 ) -> samplers.Sampler:
-    """A sampler with the options of ``config.sampling`` that it takes.
+    """The sampler of ``config.sampling``, or another one under its common fields.
 
     Args:
         config: its section ``sampling`` is used.
-        name: ``config.sampling.sampler`` if not given.
+        name: of a preset, with options where they differ, as in "ddim(eta=0.5)", or the dotted path of a
+            function; ``config.sampling.sampler`` if not given.
         num_steps: ``config.sampling.num_steps`` if not given; without effect on the adaptive samplers.
-        model: what will be sampled; only the sampler "default" and the grid "calibrated", which are made for
-            one, need it.
+        model: what will be sampled; the Gaussian-residual samplers and the grid "calibrated" need it.
 
     Raises:
         ValueError: the name is unknown, an option is out of range, or the model is missing.
+        TypeError: the function at a dotted path returns no ``Sampler``.
     """
-    name = config.sampling.sampler if name is None else name
-    need("sampler", name, SAMPLERS)
-    section = config.sampling
-    count = section.num_steps if num_steps is None else num_steps
-    if section.grid != CALIBRATED_GRID or "grid" not in sampler_options(name, section):
-        return SAMPLERS[name].build(count, section, _grid(section, count), model)
-    if model is None:
-        raise ValueError("grid 'calibrated' is found for a model: build the sampler with model=")
-    sampler = SAMPLERS[name].build(count, section, None, model)
-    options = {"num_samples": section.calibration_samples, "cache": section.calibration_cache or None}
-    return calibrated(sampler, model, **options)
-
-
-def _grid(section: Config, num_steps: int) -> grids.Grid | None:
-    """The grid that ``config.sampling`` names; None for the sampler's own."""
-    if section.grid in (OWN_GRID, CALIBRATED_GRID):
-        return None
-    if section.grid != EXPLICIT_GRID:
-        return build_grid(section.grid)
-    if len(section.times) != num_steps + 1:
-        raise ValueError(
-            f"config.sampling.times must have num_steps + 1 = {num_steps + 1} times, got {len(section.times)}"
-        )
-    return grids.Explicit(section.times)
+    preset, fields = resolve_entry(config.sampling.sampler if name is None else name, config.sampling)
+    return make_sampler(preset, fields, fields["num_steps"] if num_steps is None else num_steps, model)
 
 
 def is_adaptive(name: str) -> bool:
     """Whether this sampler chooses its own steps by tolerances."""
-    need("sampler", name, SAMPLERS)
-    return SAMPLERS[name].adaptive
+    return find_preset(parse_entry(name)[0]).kind == "adaptive"
 
 
 def sampler_options(name: str, section: Mapping[str, Any] | None = None) -> tuple[str, ...]:
@@ -176,8 +171,7 @@ def sampler_options(name: str, section: Mapping[str, Any] | None = None) -> tupl
     Raises:
         ValueError: the name is unknown.
     """
-    need("sampler", name, SAMPLERS)
-    return fields_of(name, section)
+    return effective_fields(find_preset(parse_entry(name)[0]), section)
 
 
 def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Candidate]:
@@ -186,10 +180,10 @@ def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Ca
     The model is that of ``build_sampler``.
     """
     candidates = []
-    for name in config.comparison.samplers:
-        for num_steps in (None,) if is_adaptive(name) else config.comparison.num_steps:
-            sampler = build_sampler(config, name, num_steps, model)
-            candidates.append(Candidate(name, num_steps, sampler, sampler.settings))
+    for entry in config.comparison.samplers:
+        for num_steps in (None,) if is_adaptive(entry) else config.comparison.num_steps:
+            sampler = build_sampler(config, entry, num_steps, model)
+            candidates.append(Candidate(entry_label(entry), num_steps, sampler, sampler.settings))
     return candidates
 
 
@@ -227,7 +221,7 @@ def raw_examples(config: Config, dataset: data.Dataset) -> Tensor:
 
 def likelihood_options(config: Config) -> dict[str, Any]:
     """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as ``config.likelihood`` says."""
-    return likelihood_config.build_options(config.likelihood)
+    return likelihood_fields.build_options(config.likelihood)
 
 
 def _options(section: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Names of the section ``likelihood`` of a configuration, and what they stand for."""
+"""The section ``likelihood``: its fields, and the objects that its names stand for."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ from solvers.reference import SciPy
 FIELDS = {
     "split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "probe_kind": "rademacher",
     "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4, "atol": 1e-4, "t_min": 1e-5,
-    "prior": "gaussian", "correction": "none", "dequantization": "uniform", "num_importance": 1,
+    "prior": "gaussian", "endpoint": "none", "dequantization": "uniform", "num_importance": 1,
     "bounds": "none", "batch_size": 256, "num_diagnostic_samples": 8, "seed": 0,
 }  # fmt: skip
-"""The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive."""
+"""The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive.
+
+    endpoint                 what is done about the noise that is left at t_min
+    num_diagnostic_samples   examples on which the error budget is measured, 0 for none
+"""
 
 BOUNDS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -77,23 +81,27 @@ NAMES: dict[str, tuple[str, ...]] = {
     "probe_kind": PROBE_KINDS,
     "method": tuple(METHODS),
     "prior": PRIORS,
-    "correction": CORRECTIONS,
+    "endpoint": CORRECTIONS,
 }
 """Fields that hold a name, and the names."""
 
 
 def build_options(section: Config) -> dict[str, Any]:
-    """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as the section ``likelihood`` says."""
-    if section.num_diagnostic_samples < 0:
+    """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as the section ``likelihood`` says.
+
+    Raises:
+        ValueError: a negative number of examples.
+    """
+    count = section.num_diagnostic_samples
+    if count < 0:
         raise ValueError(
-            "config.likelihood.num_diagnostic_samples must be at least 0, got "
-            f"{section.num_diagnostic_samples}; 0 is none"
+            f"config.likelihood.num_diagnostic_samples must be at least 0, got {count}; 0 is none"
         )
-    same = ("t_min", "seed", "batch_size", "num_diagnostic_samples")
     steps = section.num_steps or None
     return {
-        **{name: section[name] for name in same},
+        **{name: section[name] for name in ("t_min", "seed", "batch_size")},
         "divergence": DIVERGENCES[section.divergence](section),
         "solver": FlowSolver(METHODS[section.method], section.rtol, section.atol, steps),
-        "endpoint": Endpoint(section.correction, section.prior),
+        "endpoint": Endpoint(section.endpoint, section.prior),
+        "num_diagnostic_samples": count,
     }

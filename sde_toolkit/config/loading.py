@@ -1,21 +1,11 @@
-"""Configurations: the one place where names become objects.
+"""Reading configurations: by name, from files, from checkpoints, with overrides; checked and frozen.
 
-A configuration is a tree of sections, a frozen ``ml_collections`` ConfigDict once it is used:
+``load_config("digits", {"training.batch_size": "64"})`` reads the module of this name in
+``sde_toolkit/config/configs/``, or a file of yours (.py with a function ``get_config()``, or .json), checks
+every name and type, and freezes the result.
 
-    seed          of the training run and of the initial weights
-    data          name of the data set and its options
-    sde           name of the forward process and its parameters
-    model         name of the network, its sizes, and what it predicts
-    loss          weighting and times of denoising score matching
-    optimization  learning rate, clipping, moving average
-    training      numbers of steps, batch size, checkpoints
-    sampling      the sampler and its options
-    likelihood    held-out log-likelihoods
-    comparison    samplers x step counts x seeds, and the distances that judge them
-
-``load_config("digits", {"training.batch_size": "64"})`` reads ``sde_toolkit/configs/digits.py``, or a file
-of yours (.py with a function ``get_config()``, or .json), checks every name and type, and freezes the
-result.  ``build_*`` turn its parts into objects.
+A sampler may be written with options, ``sampling.sampler = "ddim(eta=0.5)"``, which sets the fields of the
+options too; predictions may have diffusers' names.
 """
 
 from __future__ import annotations
@@ -23,18 +13,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import runpy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sde_toolkit import data
-from sde_toolkit.config import configs
-from sde_toolkit.config import likelihood_fields as likelihood_config
-from sde_toolkit.config.base import SCHEMA
-from sde_toolkit.config.names import CALIBRATED_GRID, DISTANCES, EXPLICIT_GRID, GRIDS, OWN_GRID, REAL
-from sde_toolkit.config.sampler_fields import NAMES, PREDICTORS, SAMPLERS
+from sde_toolkit.config import configs, likelihood_fields
+from sde_toolkit.config.base import NAMES, SCHEMA
+from sde_toolkit.config.names import DISTANCES, DTYPES, REAL
+from sde_toolkit.config.sampler_fields import checked_entry, need_names, parse_entry
 from sde_toolkit.config.schema import (
-    complete,
+    Change,
+    Variants,
+    defaults,
+    flatten,
     nearest,
     need,
     override,
@@ -42,7 +35,9 @@ from sde_toolkit.config.schema import (
     to_json,
 )
 from sde_toolkit.config.trees import Config, ConfigDict
-from sde_toolkit.models import PREDICTIONS
+from sde_toolkit.models import PREDICTIONS, prediction_name
+from sde_toolkit.samplers import find_preset
+from sde_toolkit.training import COMPARED_SECTIONS
 
 
 def config_names() -> list[str]:
@@ -54,19 +49,17 @@ def load_config(source: str, overrides: Mapping[str, Any] | None = None) -> Conf
     """Read, override, check and freeze a configuration.
 
     Args:
-        source: a name among ``config_names()``, or the path of a .py file with ``get_config()`` (which is
-        run), or of
-            a .json file.
+        source: a name among ``config_names()``, the path of a .py file with ``get_config()``, which is run,
+            or that of a .json file.
         overrides: field -> value, as in ``{"sde.name": "ve", "training.batch_size": 64}``; strings are
-        parsed.
+            parsed.
 
     Raises:
-        ValueError: an unknown configuration, section, field or name (the nearest valid one is named), a
-        value of the
-            wrong type, or a broken file.
+        ValueError: an unknown configuration, section, field or name (the nearest valid one is named), a value
+            of the wrong type, or a broken file.
     """
     if source in config_names():
-        values = importlib.import_module(f"{configs.__name__}.{source}").get_config().to_dict()
+        values = _settled(importlib.import_module(f"{configs.__name__}.{source}").get_config())
     else:
         values = _read_file(source)
     return override_config(parse_config(values), overrides or {})
@@ -87,22 +80,79 @@ def _read_file(source: str) -> dict[str, Any]:
     if made is None:
         raise ValueError(f"config file {source} must define get_config(), which returns a ConfigDict")
     values = made()
-    return values.to_dict() if isinstance(values, (ConfigDict, Config)) else dict(values)
+    return _settled(values) if isinstance(values, (ConfigDict, Config)) else dict(values)
+
+
+def _settled(config: ConfigDict | Config) -> dict[str, Any]:
+    """The values without those defaults that a name, chosen after ``base_config``, has left behind."""
+    values = config.to_dict()
+    for section, fields in values.items():
+        variants = SCHEMA.get(section)
+        if not isinstance(variants, Variants) or variants.key not in fields:
+            continue
+        name = fields[variants.key]
+        name = parse_entry(name)[0] if section == "sampling" else name
+        chosen = variants.section(f"config.{section}", name)
+        for field in [field for field in fields if field not in chosen]:
+            if any(variants.fields[owner][field] == fields[field] for owner in variants.owners(field)):
+                del fields[field]
+    return values
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
-    """The frozen configuration for a (partial) tree of values, as a file or a checkpoint holds it.
+    """The frozen configuration for a (partial) tree of values: missing fields get their defaults.
 
     Raises:
         ValueError: an unknown section, field or name, or a value of the wrong type.
     """
-    names = {"data": "digits", "sde": "vp", "model": "unet"}
-    return _checked(complete(values, SCHEMA, names))
+    return _checked(override(defaults(SCHEMA, NAMES), _expanded(flatten(values)), SCHEMA))
+
+
+def trained_sections(values: Mapping[str, Any]) -> Config:
+    """The configuration of a checkpoint as far as it decides the weights; the rest has its defaults.
+
+    Raises:
+        ValueError: see ``parse_config``.
+    """
+    return parse_config({name: values[name] for name in COMPARED_SECTIONS if name in values})
+
+
+def checkpoint_config(values: Mapping[str, Any]) -> Config:
+    """The whole configuration of a checkpoint, which an older version may have written.
+
+    What decides the weights must be valid.  A section that is about their use only is left at its defaults,
+    with a warning, where its fields are not those of today.
+
+    Raises:
+        ValueError: see ``parse_config``.
+    """
+    config = trained_sections(values)
+    for name in (n for n in SCHEMA if n in values and n not in COMPARED_SECTIONS):
+        try:
+            config = override_config(config, dict(flatten({name: values[name]})))
+        except ValueError as error:
+            warnings.warn(f"the checkpoint's config.{name} is not used: {error}", stacklevel=2)
+    return config
 
 
 def override_config(config: Config, overrides: Mapping[str, Any]) -> Config:
     """A copy with fields replaced, as in ``{"sampling.t_min": 1e-4}``; raises like ``load_config``."""
-    return _checked(override(ConfigDict(config.to_dict()), overrides.items(), SCHEMA))
+    return _checked(override(ConfigDict(config.to_dict()), _expanded(overrides.items()), SCHEMA))
+
+
+def _expanded(changes: Iterable[Change]) -> Iterator[Change]:
+    """The changes with samplers taken apart into names and options, and predictions under our names."""
+    later = []
+    for path, value in changes:
+        if path == "sampling.sampler" and isinstance(value, str):
+            name, options = parse_entry(value)
+            yield path, name
+            yield from ((f"sampling.{field}", option) for field, option in options.items())
+        elif path == "model.predicts" and isinstance(value, str):
+            yield path, _prediction(value)
+        else:
+            later.append((path, value))
+    yield from later
 
 
 def config_json(config: Config) -> str:
@@ -115,22 +165,26 @@ def config_from_json(text: str) -> Config:
     return parse_config(read_json(text, "config"))
 
 
+def _prediction(name: str) -> str:
+    try:
+        return prediction_name(name)
+    except ValueError:
+        need("config.model.predicts", name, PREDICTIONS)
+        raise
+
+
 def _checked(config: ConfigDict) -> Config:
     """Refuse unknown names inside the sections, which else would surface only when their object is built."""
-    need("config.model.predicts", config.model.predicts, PREDICTIONS)
+    need("config.dtype", config.dtype, DTYPES)
     if config.data.name == "digits":
         need("config.data.training", config.data.training, data.BIN_VARIANCE)
-    need("config.sampling.sampler", config.sampling.sampler, SAMPLERS)
-    need("config.sampling.predictor", config.sampling.predictor, PREDICTORS)
-    need("config.sampling.grid", config.sampling.grid, (*GRIDS, OWN_GRID, EXPLICIT_GRID, CALIBRATED_GRID))
-    for field, valid in NAMES.items():
-        need(f"config.sampling.{field}", config.sampling[field], valid)
-    for name in config.comparison.samplers:
-        need("config.comparison.samplers", name, SAMPLERS)
+    need_names("config.sampling.", find_preset(config.sampling.sampler), config.sampling)
+    for entry in config.comparison.samplers:
+        checked_entry(entry)
     for name in config.comparison.metrics:
         need("config.comparison.metrics", name, DISTANCES)
     need("config.comparison.real", config.comparison.real, REAL)
     need("config.likelihood.split", config.likelihood.split, REAL)
-    for field, names in likelihood_config.NAMES.items():
+    for field, names in likelihood_fields.NAMES.items():
         need(f"config.likelihood.{field}", config.likelihood[field], names)
     return Config(config)

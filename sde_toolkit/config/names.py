@@ -1,4 +1,4 @@
-"""Names of grids, of distances and of parts of the data, and what they stand for."""
+"""Names of grids, distances, parts of the data and number types, and the objects that they stand for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import data, metrics
-from sde_toolkit.metrics import features
 from sde_toolkit.samplers import grids
 
 REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
@@ -20,7 +19,7 @@ REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
 DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
     "frechet": (
         "Frechet distance",
-        lambda: metrics.OnFeatures(features.digit_features(), metrics.FrechetDistance()),
+        lambda: metrics.OnFeatures(metrics.digit_features(), metrics.FrechetDistance()),
     ),
     "sliced_wasserstein": ("sliced Wasserstein", metrics.SlicedWasserstein),
     "energy": ("energy distance", metrics.EnergyDistance),
@@ -39,3 +38,5 @@ OWN_GRID = "own"
 
 EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
 """Stand for the times of ``config.sampling.times``, and for those found for the model."""
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}

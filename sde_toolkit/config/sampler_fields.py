@@ -1,227 +1,332 @@
-"""Names of samplers and of their options, for ``sde_toolkit.config``.
+"""The section ``sampling``: fields that all samplers share, and those of the chosen one.
 
-``SAMPLERS`` maps a name to a ``Choice``: the fields of ``config.sampling`` that have an effect on it, and how
-it is built from them.  A field whose default means "the sampler's own" (order 0, grid "own") is left out of
-the call.
+The own fields of a sampler are the keyword parameters of its preset, with their defaults
+(``sde_toolkit.samplers.catalogue``).  A parameter that takes an object holds a name here; ``OBJECTS`` has the
+names, by parameter.  A parameter with any other default cannot be set from a configuration and keeps it.
+
+Where several samplers are compared, each is written as an entry: a name, with options in parentheses where
+they differ from the preset's defaults,
+
+    ddim        ddim(eta=0.5)        edm(s_churn=40, grid=karras)        mypackage.mine(strength=2)
+
+An entry may set own fields and those of ``ENTRY_FIELDS``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import ast
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+import torch
 
 from sde_toolkit import guidance, samplers
-from sde_toolkit.models import ScoreModel
-from sde_toolkit.samplers import AnnealedLangevin, Corrector, Grid, Langevin, Sampler, equations
-from solvers import DOP853, HEUN, MIDPOINT, RK4, SHARK, SOSRA, SRA1, STOCHASTIC_HEUN, TSIT5
-from solvers.reference import SCIPY_METHODS, TORCHSDE_METHODS, SciPy, TorchSDE
+from sde_toolkit.config.names import CALIBRATED_GRID, EXPLICIT_GRID, GRIDS, OWN_GRID
+from sde_toolkit.config.schema import coerce, nearest, need
+from sde_toolkit.models import Moments, ScoreModel, known_moments
+from sde_toolkit.samplers import (
+    PRESETS,
+    AnnealedLangevin,
+    Corrector,
+    Grid,
+    Langevin,
+    Preset,
+    Sampler,
+    calibrated,
+    equations,
+    find_preset,
+    grids,
+)
+from solvers import EULER_MARUYAMA, HEUN, MIDPOINT, RK4, SHARK, SOSRA, SRA1, STOCHASTIC_HEUN
 
-FIELDS: dict[str, Any] = {
-    "sampler": "ddim", "num_steps": 50, "num_samples": 64, "seed": 0, "batch_size": 256,
-    "t_min": 1e-3, "grid": "own", "times": (1.0, 1e-3), "calibration_samples": 32, "calibration_cache": "",
-    "denoise": True, "lower_final": False,
-    "order": 0, "eta": 0.0, "variance": "small", "predicts": "data", "clock": "lam", "b": "b2",
-    "tableau": "kutta3", "tau": 1.0, "corrections": 1, "released": False,
-    "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": 1e9, "s_noise": 1.0,
-    "predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16, "corrector_steps": 1,
-    "restart_min": 0.0, "restart_max": 1.0, "restart_steps": 5, "restart_repeats": 1,
-    "threshold": "none", "limit": 1.0, "quantile": 0.995,
-    "rtol": 1e-3, "atol": 1e-3, "method": "sra1",
+COMMON: dict[str, Any] = {
+    "num_steps": 20, "num_samples": 64, "seed": 0, "batch_size": 256,
+    "t_min": 1e-3, "denoise": True, "rtol": 1e-3, "atol": 1e-3,
+    "grid": OWN_GRID, "times": (1.0, 1e-3), "calibration_samples": 32, "calibration_cache": "",
+    "corrector": "none", "corrector_snr": 0.16, "corrector_num_steps": 1,
+    "restart_min": 0.0, "restart_max": 1.0, "restart_num_steps": 5, "restart_repeats": 1,
+    "threshold": "none", "threshold_limit": 1.0, "threshold_quantile": 0.995,
 }  # fmt: skip
-"""Fields of ``config.sampling`` with their defaults.
+"""Fields of ``config.sampling`` that all samplers share, with their defaults.
 
     grid         a name, or "own": that of the sampler's paper; "explicit": times, from T to t_min;
                  "calibrated": found for the model on calibration_samples starts, from the sampler's own, and
                  kept in the directory calibration_cache if one is named
-    order        of the multistep and singlestep samplers, 0: the sampler's own default
-    clock        of DEIS and of exponential Adams methods: t, nsr, lam, angle
-    corrections  past evaluations in SA-Solver's corrector, 0 for none
+    corrector    none, langevin or annealed (of few dimensions): corrector_num_steps Langevin steps at every
+                 time, of length corrector_snr
     restart_min  the nsr at which the run restarts, 0 for none; it goes back to restart_max
-    threshold    none, static (limit) or dynamic (quantile, limit)
-    method       of sra and adaptive_sde
+    threshold    none, static (threshold_limit) or dynamic (threshold_quantile, threshold_limit)
+    rtol, atol   of samplers that choose their own steps
 """
 
-CLOCKS = {
-    "t": equations.in_time, "nsr": equations.in_nsr, "lam": equations.in_lam, "angle": equations.in_angle,
-}  # fmt: skip
-B_OF_H = {"b1": samplers.b1, "b2": samplers.b2}
-TABLEAUS = {"heun": HEUN, "midpoint": MIDPOINT, "kutta3": samplers.KUTTA3, "rk4": RK4}
-SDE_METHODS = {"stochastic_heun": STOCHASTIC_HEUN, "sra1": SRA1, "shark": SHARK, "sosra": SOSRA}
-CORRECTORS: dict[str, Callable[[float, int], Corrector]] = {
-    "langevin": Langevin, "annealed": AnnealedLangevin,
+SAMPLER = "default"
+
+CORRECTORS: dict[str, Callable[[float, int], Corrector] | None] = {
+    "none": None, "langevin": Langevin, "annealed": AnnealedLangevin,
 }  # fmt: skip
 THRESHOLDS: dict[str, Callable[[Mapping[str, Any]], guidance.Threshold | None]] = {
     "none": lambda s: None,
-    "static": lambda s: guidance.StaticThreshold(s["limit"]),
-    "dynamic": lambda s: guidance.DynamicThreshold(s["quantile"], s["limit"]),
+    "static": lambda s: guidance.StaticThreshold(s["threshold_limit"]),
+    "dynamic": lambda s: guidance.DynamicThreshold(s["threshold_quantile"], s["threshold_limit"]),
 }
+NAMES: dict[str, tuple[str, ...]] = {
+    "grid": (*GRIDS, OWN_GRID, EXPLICIT_GRID, CALIBRATED_GRID),
+    "corrector": tuple(CORRECTORS),
+    "threshold": tuple(THRESHOLDS),
+}
+"""Common fields that hold names, and the names."""
 
-NAMES: dict[str, Mapping[str, Any]] = {
-    "clock": CLOCKS, "b": B_OF_H, "tableau": TABLEAUS, "method": SDE_METHODS, "corrector": CORRECTORS,
-    "threshold": THRESHOLDS,
+MOMENTS: dict[str, Callable[[ScoreModel], Moments | None]] = {
+    "own": lambda model: None,
+    "diagonal": lambda model: known_moments(model).diagonal(),
+    "scalar": lambda model: known_moments(model).scalar(),
+}
+OBJECTS: dict[str, Mapping[str, Any]] = {
+    "clock": {
+        "t": equations.in_time, "nsr": equations.in_nsr, "lam": equations.in_lam, "angle": equations.in_angle,
+    },
+    "b": {"b1": samplers.b1, "b2": samplers.b2},
+    "tableau": {"heun": HEUN, "midpoint": MIDPOINT, "kutta3": samplers.KUTTA3, "rk4": RK4},
+    "method": {
+        "euler_maruyama": EULER_MARUYAMA, "stochastic_heun": STOCHASTIC_HEUN, "sra1": SRA1, "shark": SHARK,
+        "sosra": SOSRA,
+    },
+    "phi": {"er": samplers.er_scale, "square": torch.square},
+    "moments": {"own": None},
 }  # fmt: skip
-"""Fields of ``config.sampling`` that hold names, and what the names stand for."""
+"""Parameter of a preset -> names for its values."""
 
-Build = Callable[[int | None, Mapping[str, Any], Grid | None, ScoreModel | None], Sampler]
+ALIASES = {"predictor_corrector": ("reverse_diffusion", {"corrector": "langevin"})}
+"""Names for a preset together with common fields."""
 
+_LARGE = 1e9
+"""Stands for infinity, which JSON lacks."""
 
-@dataclass(frozen=True)
-class Choice:
-    """A sampler by name: the fields that it takes, and ``build(num_steps, fields, grid, model)``.
-
-    The grid None is its own; the model matters only to a sampler that is made for one.
-    """
-
-    fields: tuple[str, ...]
-    build: Build
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether it chooses its own steps."""
-        return "num_steps" not in self.fields
-
-
-def _values(s: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments from fields: names are looked up, an order of 0 is left out."""
-    found = {argument: NAMES[f][s[f]] if f in NAMES else s[f] for argument, f in fields.items()}
-    return {argument: v for argument, v in found.items() if not (fields[argument] == "order" and v == 0)}
-
-
-def _fixed(make: Callable[..., Sampler], *same: str, gridded: bool = True, **renamed: str) -> Choice:
-    """A sampler on a fixed grid; ``renamed`` maps its arguments to fields of other names."""
-    fields = {**{name: name for name in same}, **renamed}
-
-    def build(
-        num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
-    ) -> Sampler:
-        more = {} if grid is None or not gridded else {"grid": grid}
-        sampler = make(num_steps, t_min=s["t_min"], denoise=s["denoise"], **more, **_values(s, fields))
-        return _wrapped(sampler, s)
-
-    common = ("num_steps", "t_min", *(_GRID if gridded else ()), "denoise")
-    return Choice((*common, *fields.values(), *_RESTART, *_THRESHOLD), build)
-
-
-def _adaptive(make: Callable[..., Sampler], *same: str) -> Choice:
-    names = ("rtol", "atol", "t_min", "denoise", *same)
-
-    def build(
-        num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
-    ) -> Sampler:
-        return _thresholded(make(**_values(s, {name: name for name in names})), s)
-
-    return Choice((*names, *_THRESHOLD), build)
-
-
+_STEPS = ("num_steps", "corrector", "restart_min")
 _GRID = ("grid", "times", "calibration_samples", "calibration_cache")
-_RESTART = ("restart_min", "restart_max", "restart_steps", "restart_repeats")
-_THRESHOLD = ("threshold", "limit", "quantile")
+_CORRECTOR = ("corrector_snr", "corrector_num_steps")
+_RESTART = ("restart_max", "restart_num_steps", "restart_repeats")
+_THRESHOLD = ("threshold", "threshold_limit", "threshold_quantile")
+
+ENTRY_FIELDS = tuple(
+    name for name in COMMON if name not in ("num_steps", "num_samples", "seed", "batch_size")
+)
+"""Common fields that an entry in parentheses may set."""
 
 
-def _thresholded(sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
-    threshold = THRESHOLDS[s["threshold"]](s)
-    return sampler if threshold is None else guidance.thresholded(sampler, threshold)
+def own_fields(preset: Preset) -> dict[str, Any]:
+    """The fields that belong to a preset, with their defaults.
+
+    Raises:
+        ValueError: an option has the name of a field that all samplers share.
+    """
+    found = {}
+    for option in preset.options.values():
+        if option.name in COMMON or option.name == "sampler":
+            raise ValueError(
+                f"sampler {preset.name!r} has an option {option.name!r}, which is a field of all samplers; "
+                "give it another name"
+            )
+        default = _plain(option.name, option.default)
+        if default is not None:
+            found[option.name] = default
+    return found
 
 
-def _wrapped(sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
-    sampler = _thresholded(sampler, s)
-    if not s["restart_min"]:
+def _plain(name: str, default: Any) -> Any:
+    """The default as a field holds it; None where it cannot hold it."""
+    if name in OBJECTS:
+        return next((key for key, value in OBJECTS[name].items() if value is default), None)
+    if isinstance(default, float) and math.isinf(default):
+        return math.copysign(_LARGE, default)
+    if isinstance(default, tuple):
+        plain = all(type(part) in (bool, int, float, str) for part in default)
+        return default if plain and len({type(part) for part in default}) == 1 else None
+    return default if type(default) in (bool, int, float, str) else None
+
+
+def choices(preset: Preset) -> dict[str, tuple[str, ...]]:
+    """The own fields that hold names, and the names."""
+    found = {}
+    for name in own_fields(preset):
+        kind = preset.options[name].type
+        if name == "moments":
+            found[name] = tuple(MOMENTS)
+        elif name in OBJECTS:
+            fit = OBJECTS[name].items()
+            found[name] = tuple(k for k, v in fit if not isinstance(kind, type) or isinstance(v, kind))
+        elif get_origin(kind) is Literal and isinstance(preset.options[name].default, str):
+            found[name] = get_args(kind)
+    return found
+
+
+class OwnFields(Mapping[str, Mapping[str, Any]]):
+    """Sampler -> its own fields, for every preset and every dotted path."""
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return own_fields(find_preset(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PRESETS)
+
+    def __len__(self) -> int:
+        return len(PRESETS)
+
+
+def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
+    """The preset's name and the options of an entry such as "ddim(eta=0.5)", as they stand; aliases resolved.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    match = re.fullmatch(r"\s*([\w.:+-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    wrong = f"sampler {text!r} must be a name, with options as in ddim(eta=0.5)"
+    if match is None:
+        raise ValueError(wrong)
+    options: dict[str, Any] = {}
+    try:
+        call = ast.parse(f"f({match[2] or ''})", mode="eval").body
+    except (SyntaxError, ValueError) as error:  # a null byte is a ValueError in Python 3.10
+        raise ValueError(wrong) from error
+    if not isinstance(call, ast.Call) or call.args:
+        raise ValueError(wrong)
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in options:
+            raise ValueError(wrong)
+        try:
+            word = isinstance(keyword.value, ast.Name)
+            options[keyword.arg] = keyword.value.id if word else ast.literal_eval(keyword.value)  # type: ignore[attr-defined]
+        except (ValueError, TypeError):
+            raise ValueError(f"{wrong}; {keyword.arg} must be a number or a name") from None
+    name, more = ALIASES.get(match[1], (match[1].replace(":", "."), {}))
+    return name, {**more, **options}
+
+
+def checked_entry(text: str) -> tuple[Preset, dict[str, Any]]:
+    """The preset and the options of an entry, in the types of its fields.
+
+    Raises:
+        ValueError: an unknown sampler or field, or a value of the wrong type.
+    """
+    name, options = parse_entry(text)
+    preset = find_preset(name)
+    fields = {**{key: COMMON[key] for key in ENTRY_FIELDS}, **own_fields(preset)}
+    for key in options:
+        if key not in fields:
+            raise ValueError(f"sampler {preset.name!r} has no option {key!r}; {nearest(key, fields)}")
+    made = {key: coerce(f"{key} of {preset.name}", value, fields[key]) for key, value in options.items()}
+    need_names(f"sampler {preset.name!r}: ", preset, made)
+    return preset, made
+
+
+def need_names(where: str, preset: Preset, fields: Mapping[str, Any]) -> None:
+    """Refuse unknown names among the values of fields; ``where`` begins the sentence."""
+    for key, valid in {**NAMES, **choices(preset)}.items():
+        if key in fields:
+            need(f"{where}{key}", fields[key], valid)
+
+
+def entry_label(text: str) -> str:
+    """The entry as it was written, without blanks and quotes, fit for a file name."""
+    return re.sub(r"[\s'\"]", "", text).replace(":", ".")
+
+
+def resolve_entry(text: str, section: Mapping[str, Any]) -> tuple[Preset, dict[str, Any]]:
+    """The preset of an entry and all its fields.
+
+    Own fields are those of ``section``, ``config.sampling``, where that has chosen the same sampler, else the
+    preset's defaults; common fields are those of ``section``; options in the entry come before both.
+    """
+    preset, options = checked_entry(text)
+    own = own_fields(preset)
+    if section["sampler"] == preset.name:
+        own = {name: section[name] for name in own}
+    return preset, {**{name: section[name] for name in COMMON}, **own, **options}
+
+
+def make_sampler(preset: Preset, s: Mapping[str, Any], num_steps: int, model: ScoreModel | None) -> Sampler:
+    """The sampler of a preset with these fields, and what they put around it."""
+    options = {name: _value(preset, name, s[name], model) for name in own_fields(preset)}
+    options |= {name: s[name] for name in ("t_min", "denoise", "rtol", "atol") if name in preset.parameters}
+    gridded = "grid" in preset.parameters
+    if gridded and s["grid"] not in (OWN_GRID, CALIBRATED_GRID):
+        options["grid"] = _grid(s, num_steps)
+    sampler = _wrapped(preset, preset.make(num_steps, model, **options), s)
+    if not gridded or s["grid"] != CALIBRATED_GRID:
         return sampler
-    restart = (s["restart_min"], s["restart_max"], s["restart_steps"], s["restart_repeats"])
-    return samplers.restarting(sampler, samplers.Restart(*restart))
-
-
-def _deis(num_steps: int, *, order: int = 4, **options: Any) -> Sampler:
-    return samplers.deis(num_steps, degree=order - 1, **options)
-
-
-def _sa_solver(num_steps: int, *, order: int = 2, **options: Any) -> Sampler:
-    return samplers.sa_solver(num_steps, predictor_steps=order, **options)
-
-
-def _torchsde(name: str) -> Callable[..., Sampler]:
-    return lambda num_steps, **options: samplers.foreign_sde(TorchSDE(name), num_steps, **options)
-
-
-PREDICTORS: dict[str, Choice] = {
-    "euler_maruyama": _fixed(samplers.euler_maruyama),
-    "reverse_diffusion": _fixed(samplers.reverse_diffusion),
-    "ancestral": _fixed(samplers.ancestral),
-    "ddpm": _fixed(samplers.ddpm, "variance"),
-    "ddim": _fixed(samplers.ddim, "eta"),
-    "euler": _fixed(samplers.euler),
-    "heun": _fixed(samplers.heun),
-    "eta_family": _fixed(samplers.eta_family, "eta"),
-    "exponential_integrator": _fixed(samplers.exponential_integrator, "eta"),
-    "stochastic_heun": _fixed(samplers.stochastic_heun),
-    "sra": _fixed(samplers.sra, "method"),
-    "dpm_solver": _fixed(samplers.dpm_solver, "order"),
-    "dpm_solver_pp": _fixed(samplers.dpm_solver_pp, "order", "lower_final"),
-    "dpm_solver_pp_2s": _fixed(samplers.dpm_solver_pp_2s),
-    "sde_dpm_solver_pp": _fixed(samplers.sde_dpm_solver_pp, "order", "lower_final"),
-    "deis": _fixed(_deis, "order", "clock", "lower_final"),
-    "deis_rho_rk": _fixed(samplers.deis_rho_rk, "tableau"),
-    "lms": _fixed(samplers.lms, "order"),
-    "ipndm": _fixed(samplers.ipndm, "order"),
-    "pndm": _fixed(samplers.pndm, "order"),
-    "exponential_adams": _fixed(samplers.exponential_adams, "order", "predicts", "clock", "lower_final"),
-    "unip": _fixed(samplers.unip, "order", "b", "predicts", "lower_final"),
-    "unipc": _fixed(samplers.unipc, "order", "b", "predicts", "lower_final"),
-    "edm": _fixed(samplers.edm, "s_churn", "s_tmin", "s_tmax", "s_noise"),
-    "sa_solver": _fixed(_sa_solver, "order", "tau", "released", "lower_final", corrector_steps="corrections"),
-    "er_sde": _fixed(samplers.er_sde, "order", "lower_final"),
-}
-
-
-def _predictor_corrector(
-    num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
-) -> Sampler:
-    predictor = PREDICTORS[s["predictor"]].build(num_steps, s, grid, model)
-    return samplers.predictor_corrector(predictor, CORRECTORS[s["corrector"]](s["snr"], s["corrector_steps"]))
-
-
-def _default(
-    num_steps: int | None, s: Mapping[str, Any], grid: Grid | None, model: ScoreModel | None
-) -> Sampler:
     if model is None:
-        raise ValueError("sampler 'default' uses the moments of the data: build it with model=")
-    assert num_steps is not None
-    return _thresholded(samplers.default(model, num_steps, t_min=s["t_min"], eta=s["eta"]), s)
+        raise ValueError("grid 'calibrated' is found for a model: build the sampler with model=")
+    cache = s["calibration_cache"] or None
+    return calibrated(sampler, model, num_samples=s["calibration_samples"], cache=cache)
 
 
-def fields_of(name: str, s: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """Fields that have an effect on a sampler; for a predictor-corrector those of its own predictor, if the
-    fields ``s`` tell which one it is."""
-    if name == "predictor_corrector" and s is not None:
-        return (*PREDICTORS[s["predictor"]].fields, *_CORRECTOR)
-    return SAMPLERS[name].fields
+def _value(preset: Preset, name: str, value: Any, model: ScoreModel | None) -> Any:
+    if name == "moments":
+        return None if model is None else MOMENTS[value](model)
+    if name in OBJECTS:
+        return OBJECTS[name][value]
+    default = preset.options[name].default
+    return default if value == _plain(name, default) else value
 
 
-_CORRECTOR = ("predictor", "corrector", "snr", "corrector_steps")
-
-SAMPLERS: dict[str, Choice] = {
-    "default": Choice(("num_steps", "t_min", "eta", *_THRESHOLD), _default),
-    **PREDICTORS,
-    "predictor_corrector": Choice(
-        (*sorted({name for choice in PREDICTORS.values() for name in choice.fields}), *_CORRECTOR),
-        _predictor_corrector,
-    ),
-    "dopri5": _adaptive(samplers.dopri5),
-    "bosh3": _adaptive(samplers.bosh3),
-    "tsit5": _adaptive(lambda **options: samplers.adaptive(TSIT5, **options)),
-    "dop853": _adaptive(lambda **options: samplers.adaptive(DOP853, **options)),
-    "adaptive_sde": _adaptive(samplers.adaptive_sde, "method"),
-    **{
-        f"scipy_{name.lower()}": _adaptive(
-            lambda name=name, **options: samplers.adaptive(SciPy(name), **options)
+def _grid(s: Mapping[str, Any], num_steps: int) -> Grid:
+    if s["grid"] != EXPLICIT_GRID:
+        return GRIDS[s["grid"]]
+    if len(s["times"]) != num_steps + 1:
+        raise ValueError(
+            f"config.sampling.times must have num_steps + 1 = {num_steps + 1} times, got {len(s['times'])}"
         )
-        for name in SCIPY_METHODS
-    },
-    **{
-        f"torchsde_{name}": _fixed(_torchsde(name), gridded=False)
-        for name, (_, areas) in TORCHSDE_METHODS.items()
-        if areas != "foster"  # asks for areas that a path of single numbers has not
-    },
-}
-"""Every sampler by name."""
+    return grids.Explicit(s["times"])
+
+
+def _wrapped(preset: Preset, sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
+    threshold = THRESHOLDS[s["threshold"]](s)
+    if threshold is not None:
+        sampler = guidance.thresholded(sampler, threshold)
+    if preset.kind != "fixed":
+        return sampler
+    if s["restart_min"]:
+        restart = (s["restart_min"], s["restart_max"], s["restart_num_steps"], s["restart_repeats"])
+        sampler = samplers.restarting(sampler, samplers.Restart(*restart))
+    corrector = CORRECTORS[s["corrector"]]
+    if corrector is None:
+        return sampler
+    made = corrector(s["corrector_snr"], s["corrector_num_steps"])
+    return samplers.predictor_corrector(sampler, made)
+
+
+def describe_sampler(name: str) -> str:
+    """What a sampler is, its own fields with their defaults and meanings, and the fields of all samplers that
+    have an effect on it.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    preset = find_preset(parse_entry(name)[0])
+    lines = [f"{preset.name}: {preset.summary}".replace("``", "")]
+    names = choices(preset)
+    for field, default in own_fields(preset).items():
+        valid = f" ({', '.join(names[field])})" if field in names else ""
+        lines.append(f"  {field}={default}{valid}  {preset.options[field].meaning}".replace("``", ""))
+    common = [field for field in effective_fields(preset) if field in COMMON]
+    return "\n".join([*lines, f"  and {', '.join(sorted(common))}"])
+
+
+def effective_fields(preset: Preset, s: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Fields that have an effect on a sampler: with the values ``s``, or, without them, with some values."""
+    found: list[str] = [name for name in ("t_min", "denoise", "rtol", "atol") if name in preset.parameters]
+    found += own_fields(preset)
+    if preset.kind != "adaptive":
+        found.append("num_steps")
+    if preset.kind == "fixed":
+        found += _STEPS[1:]
+        found += _CORRECTOR if s is None or s["corrector"] != "none" else ()
+        found += _RESTART if s is None or s["restart_min"] else ()
+    if "grid" in preset.parameters:
+        needed = {"times": EXPLICIT_GRID, "calibration_samples": CALIBRATED_GRID}
+        needed["calibration_cache"] = CALIBRATED_GRID
+        found += [name for name in _GRID if s is None or s["grid"] == needed.get(name, s["grid"])]
+    found += _THRESHOLD if s is None or s["threshold"] != "none" else _THRESHOLD[:1]
+    return tuple(found)

@@ -1,12 +1,12 @@
 """Typed configurations: reading, overriding, checking, and the way to JSON and back.
 
 A configuration is a tree of sections and fields, held in an ``ml_collections.ConfigDict``.  Its schema is a
-tree of defaults: the type of a field is the type of its default.  A section that has a field ``name`` comes
-in variants, one for each valid name, and the other fields of the section belong to the variant: choosing
-another name brings in the fields of that variant.
+tree of defaults: the type of a field is the type of its default.  A section in variants has one field that
+holds a name, and fields that belong to that name: choosing another name brings in the fields of its variant,
+with their defaults.  Fields that are common to all variants keep their values.
 
-    schema      {section: {field: default}}                  a plain section
-                {section: Variants({name: {field: default}})}   a section in variants
+    schema      {section: {field: default}}                        a plain section
+                {section: Variants({name: {field: default}})}      a section in variants
 
 Values arrive from Python files, from JSON and from the command line (as strings), and are held to the same
 rules: an int may stand for a float and a list for a tuple, nothing else is converted; unknown names are
@@ -19,8 +19,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sde_toolkit.config.trees import Config, ConfigDict
@@ -36,12 +36,40 @@ _WANTED = {bool: "true or false", int: "an integer", float: "a finite number", s
 
 @dataclass(frozen=True)
 class Variants:
-    """The fields of a section that depend on its ``name``: a mapping from each valid name to defaults."""
+    """A section whose fields depend on a name.
+
+    Args:
+        fields: each valid name -> the fields that belong to it, with their defaults.
+        key: the field that holds the name.
+        common: fields of every variant, with their defaults.
+    """
 
     fields: Mapping[str, Fields]
+    key: str = "name"
+    common: Fields = field(default_factory=dict)
+
+    def section(self, where: str, name: str) -> dict[str, Any]:
+        """The whole section for this name, with its defaults; ``where`` is its path for the error.
+
+        Raises:
+            ValueError: the name is unknown.
+        """
+        try:
+            own = self.fields[name]
+        except KeyError:
+            raise ValueError(
+                f"{where}.{self.key} {name!r} is unknown; {nearest(name, self.fields)}"
+            ) from None
+        return {self.key: name, **self.common, **own}
+
+    def owners(self, field: str) -> list[str]:
+        """The names whose variants have this field."""
+        return [name for name in self.fields if field in self.fields[name]]
 
 
-Schema = Mapping[str, "Fields | Variants | int"]
+Schema = Mapping[str, "Fields | Variants | int | str"]
+Change = tuple[str, Any]
+"""Path of a field and its new value, as in ("sde.name", "ve")."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -79,13 +107,28 @@ def coerce(path: str, value: Any, default: Any) -> Any:
 
 def _coerce_tuple(path: str, value: Any, default: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str):
-        value = [part for part in value.strip().strip("()[]").split(",") if part.strip()]
+        value = split_list(value)
     if not isinstance(value, (list, tuple)):
         value = [value]
     if not value and default:
         raise ValueError(f"{path} must be a list like {','.join(map(str, default))}, got an empty one")
     element = default[0] if default else 0
     return tuple(coerce(path, part.strip() if isinstance(part, str) else part, element) for part in value)
+
+
+def split_list(text: str) -> list[str]:
+    """The parts between the commas, those inside brackets excepted; brackets around the whole are dropped."""
+    text = text.strip()
+    if text[:1] in ("(", "["):
+        text = text[1:].removesuffix(")" if text[0] == "(" else "]")
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _parse(text: str, kind: type) -> Any:
@@ -103,38 +146,25 @@ def defaults(schema: Schema, names: Mapping[str, str]) -> ConfigDict:
     Raises:
         ValueError: a name is unknown.
     """
-    sections = {}
+    tree: dict[str, Any] = {}
     for section, fields in schema.items():
         if isinstance(fields, Variants):
-            name = names[section]
-            if name not in fields.fields:
-                raise ValueError(f"config.{section}.name {name!r} is unknown; {nearest(name, fields.fields)}")
-            fields = {"name": name, **fields.fields[name]}
-        sections[section] = dict(fields) if isinstance(fields, Mapping) else fields
-    return ConfigDict(sections, convert_dict=True)
+            tree[section] = fields.section(f"config.{section}", names[section])
+        else:
+            tree[section] = dict(fields) if isinstance(fields, Mapping) else fields
+    return ConfigDict(tree, convert_dict=True)
 
 
-def complete(values: Mapping[str, Any], schema: Schema, names: Mapping[str, str]) -> ConfigDict:
-    """A full configuration from a part of one: missing fields get their defaults, wrong ones are refused.
-
-    Args:
-        values: a tree of sections and fields, from a file.
-        schema: what is allowed.
-        names: variants of the sections whose ``name`` is not in ``values``.
-
-    Raises:
-        ValueError: an unknown section, field or name, or a value of the wrong type.
-    """
-    flat: list[tuple[str, Any]] = []
+def flatten(values: Mapping[str, Any]) -> Iterator[Change]:
+    """The fields of a tree of sections, as changes."""
     for section, fields in values.items():
         if isinstance(fields, Mapping):
-            flat.extend((f"{section}.{name}", value) for name, value in fields.items())
+            yield from ((f"{section}.{name}", value) for name, value in fields.items())
         else:
-            flat.append((section, fields))
-    return override(defaults(schema, names), flat, schema)
+            yield section, fields
 
 
-def override(config: ConfigDict, changes: Iterable[tuple[str, Any]], schema: Schema) -> ConfigDict:
+def override(config: ConfigDict, changes: Iterable[Change], schema: Schema) -> ConfigDict:
     """A copy of the configuration with fields replaced; changes are pairs such as ``("sde.name", "ve")``.
 
     Names of variants are set first, whatever the order, so that the fields of the chosen variant may follow
@@ -144,7 +174,8 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, Any]], schema: Sch
         ValueError: an unknown section, field or name, or a value of the wrong type.
     """
     tree = config.to_dict()
-    for path, value in sorted(changes, key=lambda change: not change[0].endswith(".name")):
+    keys = {f"{name}.{fields.key}" for name, fields in schema.items() if isinstance(fields, Variants)}
+    for path, value in sorted(changes, key=lambda change: change[0] not in keys):
         section, _, field = path.partition(".")
         if section not in tree:
             raise ValueError(f"config has no section {section!r}; {nearest(section, tree)}")
@@ -152,18 +183,14 @@ def override(config: ConfigDict, changes: Iterable[tuple[str, Any]], schema: Sch
             _refuse_parts(section, field)
             tree[section] = coerce(f"config.{section}", value, tree[section])
             continue
-        if not field:
-            raise ValueError(
-                f"config.{section} is a section, give one of its fields: {', '.join(sorted(tree[section]))}"
-            )
-        if field not in tree[section]:
-            raise ValueError(f"config.{section} has no field {field!r}{_variant(tree[section])}; "
-                             f"{nearest(field, tree[section])}")  # fmt: skip
-        new = coerce(f"config.{path}", value, tree[section][field])
-        variants = schema[section]
-        if field == "name" and isinstance(variants, Variants) and new != tree[section]["name"]:
-            tree[section] = defaults({section: variants}, {section: new}).to_dict()[section]
-        tree[section][field] = new
+        fields, variants = tree[section], schema[section]
+        _refuse_unknown(section, field, fields, variants)
+        new = coerce(f"config.{path}", value, fields[field])
+        if path in keys and isinstance(variants, Variants) and new != fields[field]:
+            kept = {name: fields[name] for name in variants.common}
+            tree[section] = variants.section(f"config.{section}", new) | kept
+        else:
+            fields[field] = new
     return ConfigDict(tree, convert_dict=True)
 
 
@@ -172,8 +199,20 @@ def _refuse_parts(section: str, field: str) -> None:
         raise ValueError(f"config.{section} is a single value and has no field {field!r}")
 
 
-def _variant(fields: Fields) -> str:
-    return f" when its name is {fields['name']!r}" if "name" in fields else ""
+def _refuse_unknown(section: str, field: str, fields: Fields, variants: object) -> None:
+    if field in fields:
+        return
+    if not field:
+        raise ValueError(
+            f"config.{section} is a section, give one of its fields: {', '.join(sorted(fields))}"
+        )
+    what, hint = f"config.{section} has no field {field!r}", nearest(field, fields)
+    if isinstance(variants, Variants):
+        what += f" when its {variants.key} is {fields[variants.key]!r}"
+        owners = variants.owners(field)
+        if owners:
+            hint = f"it is a field of {', '.join(owners)}; valid here: {', '.join(sorted(fields))}"
+    raise ValueError(f"{what}; {hint}")
 
 
 def to_json(config: ConfigDict | Config) -> str:

@@ -202,7 +202,7 @@ def _blank(
     return Record(name, steps, nan, metric.name, nan, nan, nan, num_samples, seeds, settings)
 
 
-def plain_condition(condition: Condition | None) -> Any:
+def plain_condition(condition: Condition | None) -> int | list[Any] | None:
     """A condition as JSON holds it: a number, nested lists, or None."""
     return condition.tolist() if isinstance(condition, Tensor) else condition
 

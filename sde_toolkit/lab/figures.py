@@ -1,4 +1,4 @@
-"""Figures: quality against network evaluations, grids of samples, the training loss, held-out likelihoods.
+"""Figures: quality against network evaluations, grids of samples, the training loss, likelihoods.
 
 Every function returns a ``matplotlib.figure.Figure``, built through the object interface: no global state
 of the plotting library is read or written.  Colours are those of Okabe and Ito, which readers with any
@@ -213,7 +213,7 @@ def loss_figure(steps: Sequence[int], loss: Sequence[float], title: str) -> Figu
 def likelihood_figure(
     bits_per_dim: np.ndarray, standard_error: float, uniform: float | None, title: str
 ) -> Figure:
-    """Histogram of held-out code lengths, their mean with its standard error, the uniform code if given."""
+    """Histogram of bits per dimension, their mean with its standard error, the uniform code if given."""
     figure = _figure(7.2, 3.4)
     axes = figure.subplots()
     mean = float(np.mean(bits_per_dim))
@@ -222,7 +222,7 @@ def likelihood_figure(
     axes.axvline(mean, color=COLOURS[0], linewidth=1.8, label=f"mean {mean:.3f} ± {standard_error:.3f}")
     if uniform is not None:
         axes.axvline(uniform, color=COLOURS[1], linestyle="--", label=f"uniform levels: {uniform:.3f}")
-    axes.set(xlabel="bits per dimension (lower is better)", ylabel="held-out examples", title=title)
+    axes.set(xlabel="bits per dimension (lower is better)", ylabel="examples", title=title)
     axes.legend(frameon=False)
     _style(axes)
     return figure

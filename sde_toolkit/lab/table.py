@@ -1,8 +1,7 @@
-"""Reports: the comparison as a text table, and one self-contained HTML page.
+"""The comparison as a text table.
 
-The page holds everything in one file: figures are embedded as base64, nothing is loaded from elsewhere, and
-it is readable in light and dark, on paper and on a small screen.  A number with an error is written to the
-second significant digit of its error, as in 3.21 ± 0.13; the error is one standard error.
+A number with an error is written to the second significant digit of its error, as in 3.21 ± 0.13; the error
+is one standard error.  The best value of each metric carries an asterisk.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def plus_minus(value: float, error: float) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: a candidate and what every metric says of it."""
+    """One line of the comparison: a candidate and the value of every metric."""
 
     sampler: str
     setting: str
@@ -53,7 +52,9 @@ def setting_of(record: Record) -> str:
     return str(record.num_steps) if record.num_steps else f"rtol {record.settings.get('rtol', '?')}"
 
 
-def _lines(records: Sequence[Record], references: Sequence[Reference]) -> tuple[list[str], list[list[str]]]:
+def table_lines(
+    records: Sequence[Record], references: Sequence[Reference]
+) -> tuple[list[str], list[list[str]]]:
     """Head and body of the table as strings; the best value of each metric carries an asterisk."""
     metrics, rows = pivot(records)
     best = {metric: min(r.value for r in records if r.metric == metric) for metric in metrics}
@@ -74,7 +75,7 @@ def _amount(cell: Record | Reference, best: bool) -> str:
 
 def format_table(records: Sequence[Record], references: Sequence[Reference] = ()) -> str:
     """The comparison as text: sampler, steps, network evaluations, metrics with standard errors, seconds."""
-    head, body = _lines(records, references)
+    head, body = table_lines(records, references)
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

@@ -9,9 +9,9 @@ Of x_1 .. x_n ~ P and y_1 .. y_m ~ Q, flattened to D features and computed in fl
 
 Energy distance and MMD^2 are U-statistics (pairs of a point with itself are left out): unbiased for the
 squared distances they stand for, hence sometimes below zero.  The sliced Wasserstein and the Frechet distance
-are plug-in estimates: biased upwards, by about n^(-1/2) and D/n for equal laws, so they compare only at equal
-sample sizes.  The Frechet distance follows the usage for FID, the SQUARE of the 2-Wasserstein distance of the
-two fitted Gaussians; ``gaussian_w2`` is the distance itself.
+are plug-in estimates, biased upwards by about n^(-1/2) and D/n for equal distributions, and can be compared
+only at equal sample sizes.  The Frechet distance is, as in FID, the SQUARE of the 2-Wasserstein distance of
+the two fitted Gaussians; ``gaussian_w2`` is the distance itself.
 
 Not promised: the projections, the bandwidth and the features are held fixed, as parts of the distance.  Error
 bars are in ``sde_toolkit.metrics.bootstrap``.

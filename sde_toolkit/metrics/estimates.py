@@ -51,7 +51,7 @@ def bootstrap(
 
     The spread comes from ``num_resamples`` resamples without replacement (see the module): the jackknife by
     groups with Efron and Stein's correction.  The error bar's own relative error is about
-    num_resamples^(-1/2), more where the two laws are equal.  A ``Distance`` shares work between resamples;
+    num_resamples^(-1/2), more for equal distributions.  A ``Distance`` shares work between resamples;
     any other function is called once for each.
     Raises ValueError for bad samples, fewer than 10 of them, or fewer than 20 resamples.
     """

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from sde_toolkit.utils import integer, seeded
 
 
 class UNet(nn.Module):
-    """diffusers' ``UNet2DModel`` for images, called ``network(x, c)``; diffusers is imported here only.
+    """diffusers' ``UNet2DModel`` for images, called ``network(x, c)``; from the extra ``images``.
 
     Patches of P x P pixels are first folded into channels (P = ``patch_size``), so level k works on images of
     H / (2^k P) x W / (2^k P) positions, with ``channels[k]`` channels, kept in memory with the channels last,
@@ -58,6 +59,7 @@ class UNet(nn.Module):
     Raises:
         ValueError: an event shape that is not (C, H, W) or not divisible, channels that num_groups does
             not divide, a level that does not exist, or max_angle not positive.
+        ImportError: diffusers is not installed, or cannot be imported.
     """
 
     def __init__(
@@ -81,15 +83,14 @@ class UNet(nn.Module):
         self.patch_size = integer("patch_size", patch_size, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
-        from diffusers import UNet2DModel
-
+        network = _diffusers_unet()
         size, height, width = self.event_shape
         size *= patch_size**2
         levels = range(len(channels))
         down = tuple("AttnDownBlock2D" if k in attention_levels else "DownBlock2D" for k in levels)
         up = tuple("AttnUpBlock2D" if k in attention_levels else "UpBlock2D" for k in reversed(levels))
         with seeded(seed):
-            self.unet = UNet2DModel(
+            self.unet = network(
                 sample_size=(height // patch_size, width // patch_size),
                 in_channels=size * (1 + 2 * len(self.fourier)),
                 out_channels=size,
@@ -124,6 +125,36 @@ class UNet(nn.Module):
             left = 1.0 if level is None else torch.exp(-0.5 * (frequency * level).square()).to(x.dtype)
             features += [left * torch.cos(frequency * x), left * torch.sin(frequency * x)]
         return torch.cat(features, 1) if self.fourier else x
+
+
+def _diffusers_unet() -> Any:
+    """diffusers' ``UNet2DModel``.
+
+    Raises:
+        ImportError: diffusers is not installed, or cannot be imported.
+    """
+    try:
+        from diffusers import UNet2DModel
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise ImportError(_broken(error)) from error
+        raise ImportError(
+            "a U-Net is built from diffusers, which is not installed; run pip install 'sde-toolkit[images]' "
+            "(networks for vectors, exact models and solvers work without it)",
+            name="diffusers",
+        ) from None
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        raise ImportError(_broken(error)) from error
+    return UNet2DModel
+
+
+def _broken(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    return (
+        f"a U-Net is built from diffusers, which is installed but fails to import: {reason[0]}; the usual "
+        "cause is a torchvision made for another version of torch: install a pair that fits, or run pip "
+        "uninstall torchvision (it is not needed here)"
+    )
 
 
 def _check_unet(

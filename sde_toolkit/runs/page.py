@@ -56,7 +56,7 @@ def write_report(
         found: its comparison.
         evaluation: its likelihoods, if there are any.
         commands: shell lines that reproduce the page.
-        main: a record and what it is held against, as the page's first number; the best record when None.
+        main: a record and its reference, as the page's first number; the best record when None.
     """
     dataset = examples_of_class(build_dataset(run.config), found.label)
     drawn = _figures(run, directory, dataset, found, evaluation)

@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit import config as config_room
 from sde_toolkit.config import (
     Config,
     build_model,
+    checkpoint_config,
     config_names,
     load_config,
     override_config,
-    parse_config,
+    resolve_device,
+    trained_sections,
 )
 from sde_toolkit.models import NetworkModel, class_moments_from_tensors, moments_from_tensors
 from sde_toolkit.training import (
@@ -81,7 +82,9 @@ def open_run(workdir: Path | str, overrides: Mapping[str, Any] | None = None) ->
     checkpoint = latest_checkpoint(workdir)
     if checkpoint is None:
         raise ValueError(f"workdir {workdir} holds no checkpoint; {_how_to_train(workdir)}")
-    return _opened(checkpoint, override_config(parse_config(checkpoint.config), overrides or {}), workdir)
+    return _opened(
+        checkpoint, override_config(checkpoint_config(checkpoint.config), overrides or {}), workdir
+    )
 
 
 def open_shipped(source: str = "digits", overrides: Mapping[str, Any] | None = None) -> Run:
@@ -113,7 +116,7 @@ def _how_to_train(workdir: Path) -> str:
 
 
 def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run:
-    differences = config_differences(parse_config(checkpoint.config).to_dict(), config.to_dict())
+    differences = config_differences(trained_sections(checkpoint.config).to_dict(), config.to_dict())
     if differences:
         raise ValueError(
             f"{checkpoint.path} was trained with another config ({'; '.join(differences)}); "
@@ -130,9 +133,7 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
 
 def on_device(model: NetworkModel, config: Config) -> None:
     """Move a model to the device of its configuration."""
-    resolve = getattr(config_room, "resolve_device", None)
-    if resolve is not None:
-        model.to(resolve(config))
+    model.to(resolve_device(config))
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:

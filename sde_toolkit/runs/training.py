@@ -25,10 +25,11 @@ from sde_toolkit.config import (
     build_loss,
     build_model,
     build_optimization,
+    checkpoint_config,
     config_json,
     load_config,
     override_config,
-    parse_config,
+    trained_sections,
 )
 from sde_toolkit.runs.store import Run, on_device, open_run
 from sde_toolkit.training import Checkpoint, StepInfo, TrainState, fit, latest_checkpoint, restore
@@ -84,7 +85,7 @@ def train_run(
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:
             # a field that came after the checkpoint has its default, which is how the run was trained
-            restore(state, replace(checkpoint, config=parse_config(checkpoint.config).to_dict()))
+            restore(state, replace(checkpoint, config=trained_sections(checkpoint.config).to_dict()))
         atomic_write(workdir / "config.json", config_json(config).encode())
         if on_start is not None:
             size = sum(parameter.numel() for parameter in model.network.parameters())
@@ -108,7 +109,7 @@ def _training_config(
         return load_config(source, overrides)
     if checkpoint is None:
         raise ValueError(f"config must be given to start a run in {workdir}; add --config=digits")
-    return override_config(parse_config(checkpoint.config), overrides)
+    return override_config(checkpoint_config(checkpoint.config), overrides)
 
 
 def _require_room(workdir: Path) -> None:

@@ -6,6 +6,7 @@ from sde_toolkit.samplers.calibration import (
     calibrate,
     calibrated,
 )
+from sde_toolkit.samplers.catalogue import COMMON, PRESETS, Preset, find_preset
 from sde_toolkit.samplers.correctors import (
     AnnealedLangevin,
     Corrector,
@@ -32,8 +33,9 @@ from sde_toolkit.samplers.presets.adaptive_steps import (
     adaptive,
     adaptive_sde,
     bosh3,
+    dop853,
     dopri5,
-    foreign_sde,
+    tsit5,
 )
 from sde_toolkit.samplers.presets.multistep import (
     b1,
@@ -60,6 +62,7 @@ from sde_toolkit.samplers.presets.one_step import (
     sra,
     stochastic_heun,
 )
+from sde_toolkit.samplers.presets.reference import torchsde_sampler
 from sde_toolkit.samplers.presets.singlestep import (
     KUTTA3,
     deis_rho_rk,
@@ -68,6 +71,7 @@ from sde_toolkit.samplers.presets.singlestep import (
     edm,
 )
 from sde_toolkit.samplers.presets.stochastic import (
+    er_scale,
     er_sde,
     sa_solver,
     sde_dpm_solver_pp,
@@ -91,7 +95,9 @@ from sde_toolkit.samplers.snapped import (
 )
 
 __all__ = [
+    "COMMON",
     "KUTTA3",
+    "PRESETS",
     "T_MIN",
     "AnnealedLangevin",
     "Calibration",
@@ -103,6 +109,7 @@ __all__ = [
     "Langevin",
     "NoiseLevels",
     "PreparedSampler",
+    "Preset",
     "Restart",
     "ReverseSteps",
     "Sampler",
@@ -122,19 +129,21 @@ __all__ = [
     "default",
     "deis",
     "deis_rho_rk",
+    "dop853",
     "dopri5",
     "dpm_solver",
     "dpm_solver_pp",
     "dpm_solver_pp_2s",
     "edm",
     "equations",
+    "er_scale",
     "er_sde",
     "eta_family",
     "euler",
     "euler_maruyama",
     "exponential_adams",
     "exponential_integrator",
-    "foreign_sde",
+    "find_preset",
     "gaussian_residual",
     "grids",
     "heun",
@@ -158,6 +167,10 @@ __all__ = [
     "semilinear",
     "sra",
     "stochastic_heun",
+    "torchsde_sampler",
+    "tsit5",
     "unip",
     "unipc",
 ]
+
+globals().update({name: preset.function for name, preset in PRESETS.items() if name not in globals()})

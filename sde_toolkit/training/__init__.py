@@ -1,6 +1,7 @@
 """Denoising score matching: losses, the training loop, moving averages, checkpoints."""
 
 from sde_toolkit.training.checkpoint import (
+    COMPARED_SECTIONS,
     Checkpoint,
     config_differences,
     export_checkpoint,
@@ -26,6 +27,7 @@ from sde_toolkit.training.state import (
 )
 
 __all__ = [
+    "COMPARED_SECTIONS",
     "ChainLoss",
     "Checkpoint",
     "DenoisingLoss",

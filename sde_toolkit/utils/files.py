@@ -1,8 +1,9 @@
-"""Files that are whole whatever happens, and directories with one writer.
+"""Files that are never half written, and directories with one writer.
 
 A file is written under a temporary name in its own directory, flushed to the disk (fsync), and renamed
-onto its final name, which POSIX does in one step; then the directory is flushed too, so that the new name
-survives a power cut. A reader, and a run that was killed, sees the whole old file or the whole new one.
+onto its final name in one step; then, where the system can do that, the directory is flushed too, so that
+the new name survives a power cut.  A reader, and a run that was killed, sees the whole old file or the whole
+new one.
 
 Two processes may replace each other's files; ``WorkdirLock`` keeps a directory to one of them.
 """
@@ -10,10 +11,10 @@ Two processes may replace each other's files; ``WorkdirLock`` keeps a directory 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 _TEMPORARY = ".{name}.{pid}.tmp"
 
@@ -60,9 +61,9 @@ def remove_leftovers(directory: Path) -> None:
 class WorkdirLock:
     """The exclusive right to write in ``workdir``, held while the context is open.
 
-    The directory is made if need be.  The lock is ``flock`` on <workdir>/.lock: the system releases it when
-    the process ends, however it ends.  Not promised: locks between machines, on a network file system that
-    does not pass them on.
+    The directory is made if need be.  The lock is that of ``filelock`` on <workdir>/.lock, which the system
+    releases when the process ends, however it ends; <workdir>/.holder names the process.  Not promised: locks
+    between machines, on a network file system that does not pass them on.
 
     Raises (on entering):
         ValueError: another live process holds it; the sentence names its process id.
@@ -70,40 +71,54 @@ class WorkdirLock:
 
     def __init__(self, workdir: Path | str) -> None:
         self.path = Path(workdir)
-        self._file: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
 
     @property
     def held(self) -> bool:
         """Whether this object holds the lock now."""
-        return self._file is not None
+        return self._lock is not None
+
+    @property
+    def _holder(self) -> Path:
+        # Not in the lock's own file: Windows lets no other process read that, and filelock may empty it.
+        return self.path / ".holder"
 
     def __enter__(self) -> WorkdirLock:
         self.path.mkdir(parents=True, exist_ok=True)
-        file = open(self.path / ".lock", "a+", encoding="utf-8")
+        lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
+            lock.acquire()
+        except Timeout as error:
+            try:
+                holder = self._holder.read_text(encoding="utf-8").strip()
+            except OSError:
+                holder = ""
             raise ValueError(
-                f"workdir must not be in use, got {self.path}, which a live run holds (process {holder}); "
-                "wait for it, stop it, or use another workdir"
+                f"workdir must not be in use, got {self.path}, which a live run holds (process "
+                f"{holder or 'unknown'}); wait for it, stop it, or use another workdir"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        self._file = file
+        self._lock = lock
+        try:
+            self._holder.write_text(str(os.getpid()), encoding="utf-8")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._holder.unlink()
+            self._lock.release()
+            self._lock = None
 
 
 def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+    """Flush the directory's entries to the disk, where the system can open a directory (Windows cannot)."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -48,27 +48,27 @@ class Stream(enum.IntEnum):
     BINS = 5  # places inside the bins of grey levels, for likelihoods
     RESTART = 6  # noise added by restarts
     AREA = AREA  # space-time Levy areas of a solver's steps
-    RECONSTRUCTION = 8  # the noisy state of the data end of a likelihood
-    NORMALIZER = 9  # of the error budget's density at T
+    RECONSTRUCTION = 8  # the noisy state at the data end of a likelihood
+    NORMALIZER = 9  # of the density at T, for the error budget
     SECOND_HALF = SECOND_HALF  # second halves of exponential Runge-Kutta steps
     DATA = 0x64617461  # draws of exact data
     COMPONENTS = 0x64617462  # which component of a mixture
     BOUND_PLACES = 0x626F6E64  # times or indices of a variational bound
     BOUND_NOISE = 0x626F6E65  # its noisy states
     BOUND_RECONSTRUCTION = 0x626F6E66  # its first noisy state
-    MODEL_STATES = 0x70726F62  # states on which a model is told from others
+    MODEL_STATES = 0x70726F62  # states whose predictions identify a model
 
-    PERMUTATION = _GENERATORS
-    DEQUANTIZATION = _GENERATORS + 1  # of batches and examples
-    TIME = _GENERATORS + 2
-    NOISE = _GENERATORS + 3
-    DROPOUT = _GENERATORS + 4
-    EXAMPLES = _GENERATORS + 5
-    SPLIT = _GENERATORS + 6
-    WEIGHTS = _GENERATORS + 7
-    PROJECTIONS = _GENERATORS + 8
-    LABELS = _GENERATORS + 9
-    RESAMPLING = _GENERATORS + 10
+    PERMUTATION = _GENERATORS  # orders of the examples
+    DEQUANTIZATION = _GENERATORS + 1  # of grey levels in batches and examples
+    TIME = _GENERATORS + 2  # times of a training step
+    NOISE = _GENERATORS + 3  # noises of a training step
+    DROPOUT = _GENERATORS + 4  # dropout masks
+    EXAMPLES = _GENERATORS + 5  # draws of toy data; grey levels of whole data sets
+    SPLIT = _GENERATORS + 6  # training and test parts; groups of the jackknife
+    WEIGHTS = _GENERATORS + 7  # initial weights
+    PROJECTIONS = _GENERATORS + 8  # directions of the sliced Wasserstein distance
+    LABELS = _GENERATORS + 9  # examples that are trained without their label
+    RESAMPLING = _GENERATORS + 10  # bootstrap of classification results
 
 
 def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:

@@ -202,7 +202,7 @@ def test_configs_are_listed_and_shown(capsys):
         ("sample --workdir=RUN --num_steps=0", "num_steps must be at least 1, got 0"),
         ("sample --workdir=RUN --num_samples=0", "got 0"),
         ("sample --workdir=RUN --config.sampling.t_min=1", "t_min must be smaller than T"),
-        ("sample --workdir=RUN --config.sampling.eta=2", "eta"),
+        ("sample --workdir=RUN --sampler=ddim --config.sampling.eta=2", "eta"),
         ("sample --workdir=RUN --config.sde.name=ve", "trained with another config"),
         ("compare --workdir=RUN --metrics=frechet", "only the digits have"),
         ("compare --workdir=RUN --samplers=ddim,huen", "did you mean 'heun'"),
@@ -303,7 +303,9 @@ def test_module_runs_like_the_command():
     assert "digits" in done.stdout
 
 
-@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "request_to_stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupt_says_what_was_saved(tmp_path, request_to_stop):
     words = [
         sys.executable,

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from sde_toolkit import config as c
 from sde_toolkit import guidance, networks, samplers
 from sde_toolkit.likelihood.divergence import ExactDivergence, Hutchinson, HutchPlusPlus
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.samplers import grids
+from sde_toolkit.samplers import grids, in_nsr
 from sde_toolkit.samplers.correctors import AnnealedLangevin, Langevin
 from sde_toolkit.sdes.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_toolkit.training.loss import DenoisingLoss
@@ -101,30 +100,36 @@ def test_sampler_takes_exactly_the_options_it_declares(tiny, name):
     assert not sampler.denoise
     states = sampler.settings.get("num_steps") == 3
     assert ("num_steps" in c.sampler_options(name)) == states == (not c.is_adaptive(name))
+    assert sampler.settings["denoise"] is False or "denoise" not in c.sampler_options(name)
     samples = sampler.sample(model, 2)
     assert samples.x.shape == (2, 2)
 
 
 def test_the_default_sampler_is_made_for_a_model(tiny):
-    config = c.override_config(tiny, {"sampling.eta": 0.5, "sampling.threshold": "static"})
+    config = c.override_config(tiny, {"sampling.sampler": "default", "sampling.eta": 0.5})
+    config = c.override_config(config, {"sampling.threshold": "static"})
     moments = Moments([1.0, 2.0], [[2.0, 0.5], [0.5, 1.0]])
     model = c.build_model(config, (2,), 1.0, moments)
     sampler = c.build_sampler(config, "default", 5, model)
     assert (sampler.options["eta"], sampler.options["moments"], sampler.nfe) == (0.5, "full", 5)
     assert sampler.guidance is not None
+    diagonal = c.build_sampler(config, "gaussian_residual(moments=diagonal)", 5, model)
+    assert (diagonal.options["moments"], diagonal.options["eta"]) == ("diagonal", 0.0)
     config = c.override_config(tiny, {"comparison.samplers": "default", "comparison.num_steps": (2, 5)})
     assert [made.label for made in c.build_candidates(config, model)] == ["default-2", "default-5"]
-    with pytest.raises(ValueError, match="uses the moments of the data: build it with model="):
+    with pytest.raises(ValueError, match="'default' is made for a model: build it with model="):
         c.build_sampler(config, "default", 5)
 
 
 def test_corrector_options(tiny):
-    config = c.override_config(tiny, {"sampling.snr": 0.3, "sampling.corrector_steps": 2})
-    assert c.build_sampler(config, "predictor_corrector", 3).corrector == AnnealedLangevin(0.3, 2)
-    config = c.override_config(config, {"sampling.corrector": "langevin", "sampling.predictor": "ddim"})
+    fields = {"corrector_snr": 0.3, "corrector_num_steps": 2, "corrector": "annealed"}
+    config = c.override_config(tiny, {f"sampling.{field}": value for field, value in fields.items()})
+    assert c.build_sampler(config, "ddim", 3).corrector == AnnealedLangevin(0.3, 2)
+    assert c.build_sampler(config, "dopri5", 3).corrector is None
     sampler = c.build_sampler(config, "predictor_corrector", 3)
-    assert sampler.corrector == Langevin(0.3, 2)
-    assert "ddim" in sampler.name
+    assert (sampler.corrector, sampler.name) == (Langevin(0.3, 2), "reverse_diffusion+langevin")
+    chosen = c.override_config(tiny, {"sampling.sampler": "predictor_corrector"}).sampling
+    assert (chosen.sampler, chosen.corrector) == ("reverse_diffusion", "langevin")
 
 
 def test_grid_by_name():
@@ -142,7 +147,7 @@ def test_values_keep_the_type_of_the_default():
             "optimization.learning_rate": 1,
             "sampling.denoise": "off",
             "comparison.num_steps": "(3, 7)",
-            "comparison.samplers": "ddim, heun",
+            "comparison.samplers": "ddim, edm(s_churn=4, grid=karras)",
             "model.attention_levels": [1],
         },
     )
@@ -150,7 +155,7 @@ def test_values_keep_the_type_of_the_default():
     assert type(config.optimization.learning_rate) is float
     assert config.sampling.denoise is False
     assert config.comparison.num_steps == (3, 7)
-    assert config.comparison.samplers == ("ddim", "heun")
+    assert config.comparison.samplers == ("ddim", "edm(s_churn=4, grid=karras)")
     assert config.model.attention_levels == (1,)
 
 
@@ -166,7 +171,25 @@ def test_variant_fields_come_with_the_name_in_any_order():
     [
         ("trainin.batch_size", 1, "no section 'trainin'; did you mean 'training'"),
         ("training.batchsize", 1, "no field 'batchsize'; did you mean 'batch_size'"),
-        ("sde.sigma_min", 1, "no field 'sigma_min' when its name is 'vp'"),
+        (
+            "sde.sigma_min",
+            1,
+            "no field 'sigma_min' when its name is 'vp'; it is a field of ve; valid here: beta_",
+        ),
+        ("dtype", "half", "config.dtype 'half' is unknown; valid: float32, float64"),
+        ("sampling.etta", 1, "no field 'etta' when its sampler is 'default'; did you mean 'eta'"),
+        ("sampling.s_churn", 1, "it is a field of edm; valid here: atol"),
+        ("sampling.sampler", "ddim(0.5)", "must be a name, with options as in ddim(eta=0.5)"),
+        ("sampling.sampler", "ddim(eta=[x])", "eta must be a number or a name"),
+        ("sampling.sampler", "heun(eta=1)", "no field 'eta' when its sampler is 'heun'"),
+        ("comparison.samplers", "ddim(etta=1)", "sampler 'ddim' has no option 'etta'; did you mean 'eta'"),
+        ("comparison.samplers", "ddim(eta=much)", "eta of ddim must be a finite number"),
+        (
+            "comparison.samplers",
+            "deis(clock=lamda)",
+            "sampler 'deis': clock 'lamda' is unknown; did you mean 'lam'",
+        ),
+        ("comparison.samplers", "ddim,(", "must be a name, with options"),
         ("sde.name", "vpp", "sde.name 'vpp' is unknown; did you mean 'vp'"),
         ("model.name", "unett", "did you mean 'unet'"),
         ("model.predicts", "nois", "did you mean 'noise'"),
@@ -217,6 +240,20 @@ def test_python_file(tmp_path):
     )
     config = c.load_config(str(path), {"training.batch_size": "3"})
     assert (config.data.name, config.training.num_steps, config.training.batch_size) == ("moons", 7, 3)
+    path.write_text(
+        "from sde_toolkit.config import base_config\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.sampling.sampler, config.sde.name = 'heun', 've'\n"
+        "    config.sampling.t_min = 0.01\n"
+        "    return config\n"
+    )
+    config = c.load_config(str(path))
+    assert (config.sampling.sampler, config.sampling.t_min, config.sde.sigma_max) == ("heun", 0.01, 50.0)
+    assert "eta" not in config.sampling
+    path.write_text(path.read_text().replace("t_min = 0.01", "eta = 0.5"))
+    with pytest.raises(ValueError, match="no field 'eta' when its sampler is 'heun'"):
+        c.load_config(str(path))
     path.write_text("get = 3\n")
     with pytest.raises(ValueError, match="must define get_config"):
         c.load_config(str(path))
@@ -254,13 +291,14 @@ def test_likelihood_options(tiny):
     probed = c.override_config(tiny, {"likelihood.divergence": "probes", "likelihood.num_probes": 3})
     assert c.likelihood_options(probed)["divergence"] == Hutchinson(3)
     sketched = {"likelihood.divergence": "hutch++", "likelihood.method": "ab4", "likelihood.num_steps": 12}
-    options = c.likelihood_options(c.override_config(tiny, sketched))
+    options = c.likelihood_options(c.override_config(tiny, sketched | {"likelihood.endpoint": "tweedie"}))
+    assert options["data_end"] == "tweedie"
     assert options["divergence"] == HutchPlusPlus(1)
     assert (options["method"], options["num_steps"]) == (AB4, 12)
     with pytest.raises(ValueError, match="did you mean 'tweedie'"):
-        c.override_config(tiny, {"likelihood.data_end": "twedie"})
-    with pytest.raises(ValueError, match="checked must be at least 0, got -1"):
-        c.likelihood_options(c.override_config(tiny, {"likelihood.checked": "-1"}))
+        c.override_config(tiny, {"likelihood.endpoint": "twedie"})
+    with pytest.raises(ValueError, match="num_diagnostic_samples must be at least 0, got -1"):
+        c.likelihood_options(c.override_config(tiny, {"likelihood.num_diagnostic_samples": "-1"}))
     few = c.override_config(tiny, {"likelihood.num_examples": 5, "likelihood.split": "all"})
     assert len(c.held_out(few, dataset)) == 5
     assert len(c.raw_examples(few, dataset)) == 5
@@ -284,6 +322,8 @@ FIELDS = (
     "sampling.denoise",
     "comparison.num_steps",
     "sde.name",
+    "sampling.sampler",
+    "comparison.samplers",
     "x.y",
 )
 VALUES = (st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers()))
@@ -314,25 +354,26 @@ def test_any_value_is_taken_or_refused_with_a_sentence(field, value):
         ),
         ("dpm_solver_pp", {}, samplers.dpm_solver_pp(9)),
         ("dpm_solver", {"order": 2}, samplers.dpm_solver(9, order=2)),
-        ("deis", {"order": 3, "clock": "t"}, samplers.deis(9, degree=2)),
+        ("deis", {"degree": 2, "clock": "nsr"}, samplers.deis(9, degree=2, clock=in_nsr)),
         ("deis_rho_rk", {"tableau": "rk4"}, samplers.deis_rho_rk(9, tableau=RK4)),
         ("unipc", {"b": "b1", "predicts": "noise"}, samplers.unipc(9, b=samplers.b1, predicts="noise")),
         ("ddpm", {"variance": "large"}, samplers.ddpm(9, variance="large")),
-        ("edm", {"s_churn": 2.0, "s_tmax": 5.0}, samplers.edm(9, s_churn=2.0, s_tmax=5.0)),
+        ("edm", {"s_churn": 2.0, "s_tmin": 0.1}, samplers.edm(9, s_churn=2.0, s_tmin=0.1)),
         ("sra", {"method": "shark"}, samplers.sra(9, method=SHARK)),
+        ("er_sde", {"phi": "square"}, samplers.er_sde(9, phi=torch.square)),
         (
             "sa_solver",
-            {"order": 3, "corrections": 2, "tau": 0.5, "grid": "karras"},
+            {"predictor_steps": 3, "corrector_steps": 2, "tau": 0.5, "grid": "karras"},
             samplers.sa_solver(9, predictor_steps=3, corrector_steps=2, tau=0.5, grid=grids.karras),
         ),
         (
             "heun",
             {
                 "restart_min": 0.1,
-                "restart_steps": 3,
+                "restart_num_steps": 3,
                 "restart_repeats": 2,
                 "threshold": "static",
-                "limit": 2.0,
+                "threshold_limit": 2.0,
             },
             guidance.thresholded(
                 samplers.restarting(samplers.heun(9), samplers.Restart(0.1, 1.0, 3, 2)),
@@ -342,10 +383,10 @@ def test_any_value_is_taken_or_refused_with_a_sentence(field, value):
     ],
 )
 def test_options_of_samplers_arrive(tiny, name, fields, expected):
-    config = c.override_config(tiny, {f"sampling.{field}": value for field, value in fields.items()})
-    made = c.build_sampler(config, name, 9)
-    if name == "edm":  # the shipped upper end is a number
-        made = replace(made, options=made.options | {"s_tmax": 5.0})
+    changes = {"sampling.sampler": name, **{f"sampling.{field}": value for field, value in fields.items()}}
+    config = c.override_config(tiny, changes)
+    assert c.config_from_json(c.config_json(config)) == config
+    made = c.build_sampler(config, num_steps=9)
     assert made.settings == expected.settings
     assert set(fields) <= set(c.sampler_options(name))
     model = c.build_model(tiny, (2,), 1.0)
@@ -386,23 +427,83 @@ def test_a_grid_found_for_the_model(tiny, tmp_path):
     assert len(list(tmp_path.glob("grid-*.json"))) == 1
     assert set(fields) <= set(c.sampler_options("ddim"))
     # where a grid has no effect nothing is searched for
-    assert c.build_sampler(config, "default", 3, model).settings["sampler"] == "default"
+    assert c.build_sampler(config, "default", 3, model).settings["sampler"] == "gaussian_residual"
     assert c.build_sampler(config, "dopri5", 3).num_steps is None
 
 
-def test_a_predictor_corrector_takes_the_fields_of_its_own_predictor(tiny):
-    config = c.override_config(tiny, {"sampling.predictor": "ddim", "sampling.eta": 0.5})
-    assert {"eta", "snr", "predictor"} <= set(c.sampler_options("predictor_corrector", config.sampling))
-    assert "tau" not in c.sampler_options("predictor_corrector", config.sampling)
-    assert "tau" in c.sampler_options("predictor_corrector")
-    assert "eta" not in c.sampler_options("predictor_corrector", tiny.sampling)
+def test_options_that_have_an_effect(tiny):
+    assert {"eta", "corrector_snr", "times"} <= set(c.sampler_options("ddim"))
+    effective = c.sampler_options("ddim", tiny.sampling)
+    assert {"eta", "corrector", "grid", "threshold"} <= set(effective)
+    assert not {"corrector_snr", "times", "rtol", "calibration_samples"} & set(effective)
+    assert {"rtol", "threshold"} <= set(c.sampler_options("dopri5", tiny.sampling))
+    assert not {"num_steps", "grid", "corrector"} & set(c.sampler_options("dopri5"))
+
+
+def test_the_own_fields_of_a_sampler_follow_its_name(tiny):
+    config = c.override_config(
+        tiny, {"sampling.eta": 0.5, "sampling.sampler": "ddim", "sampling.t_min": 0.01}
+    )
+    assert (config.sampling.eta, config.sampling.t_min) == (0.5, 0.01)
+    other = c.override_config(config, {"sampling.sampler": "edm"}).sampling
+    assert "eta" not in other
+    assert (other.s_churn, other.s_tmax, other.t_min) == (0.0, 1e9, 0.01)
+    again = c.override_config(config, {"sampling.sampler": "ddim"})
+    assert again == config
+    assert c.build_sampler(c.override_config(tiny, {"sampling.sampler": "edm"})).settings["s_tmax"] == float(
+        "inf"
+    )
+    assert c.base_config(sampler="er_sde").sampling.phi == "er"
+
+
+def test_entries_of_a_comparison_have_options_of_their_own(tiny):
+    chosen = {"sampling.sampler": "ddim(eta=0.25)", "comparison.num_steps": 3}
+    entries = {"comparison.samplers": "ddim, ddim(eta=0.5, grid='karras'), eta_family"}
+    first, second, third = c.build_candidates(c.override_config(tiny, chosen | entries))
+    assert [x.label for x in (first, second, third)] == [
+        "ddim-3",
+        "ddim(eta=0.5,grid=karras)-3",
+        "eta_family-3",
+    ]
+    assert (first.settings["eta"], second.settings["eta"], third.settings["eta"]) == (0.25, 0.5, 1.0)
+    assert second.sampler.grid is grids.karras
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("epsilon", "noise"), ("sample", "data"), ("v_prediction", "velocity")]
+)
+def test_predictions_may_have_the_names_of_diffusers(tiny, theirs, ours):
+    assert c.override_config(tiny, {"model.predicts": theirs}).model.predicts == ours
+    assert c.parse_config({"model": {"predicts": theirs}}).model.predicts == ours
+
+
+def test_device_and_number_type_are_those_of_the_network(tiny):
+    assert c.resolve_device(tiny).type in ("cpu", "cuda", "mps")
+    config = c.override_config(tiny, {"device": "cpu", "dtype": "float64"})
+    model = c.build_model(config, (2,), 1.0)
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float64)
+    single = c.build_model(c.override_config(tiny, {"device": "cpu"}), (2,), 1.0)
+    for a, b in zip(model.network.parameters(), single.network.parameters(), strict=True):
+        assert torch.equal(a.float(), b)
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"config.device '{device}' is not usable on this machine"):
+            c.resolve_device(c.override_config(tiny, {"device": device}))
+
+
+def test_a_checkpoint_of_an_older_layout_still_gives_what_was_trained():
+    old = {"seed": 3, "sde": {"name": "ve"}, "sampling": {"sampler": "ddim", "predictor": "x"},
+           "comparison": {"samplers": ["heun"]}}  # fmt: skip
+    trained = c.trained_sections(old)
+    assert (trained.seed, trained.sde.name, trained.comparison.samplers) == (3, "ve", ("ddim",))
+    with pytest.warns(UserWarning, match=r"config.sampling is not used: .* no field 'predictor'"):
+        config = c.checkpoint_config(old)
+    assert (config.sampling.sampler, config.comparison.samplers) == ("default", ("heun",))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("clock", "lamda", "did you mean 'lam'"),
-        ("tableau", "rk5", "config.sampling.tableau 'rk5' is unknown"),
+        ("corrector", "langevine", "did you mean 'langevin'"),
         ("threshold", "clip", "config.sampling.threshold 'clip' is unknown"),
         ("grid", "owned", "did you mean 'own'"),
     ],
@@ -414,6 +515,14 @@ def test_unknown_names_of_options_are_refused(tiny, field, value, message):
 
 def test_options_out_of_range_are_refused_when_the_sampler_is_built(tiny):
     with pytest.raises(ValueError, match="order must be an integer from 1 to 3, got 7"):
-        c.build_sampler(c.override_config(tiny, {"sampling.order": 7}), "dpm_solver_pp")
+        c.build_sampler(tiny, "dpm_solver_pp(order=7)")
     with pytest.raises(ValueError, match="restarts need a deterministic sampler"):
         c.build_sampler(c.override_config(tiny, {"sampling.restart_min": 0.1}), "ancestral")
+
+
+def test_a_sampler_is_described_from_its_signature_and_docstring():
+    lines = c.describe_sampler("unipc").splitlines()
+    assert lines[0] == "unipc: UniPC-1, 2, 3 (2302.04867), order p + 1"
+    assert "  predicts=data (noise, data)  the prediction that is interpolated: noise or data." in lines
+    assert "corrector_snr" in lines[-1]
+    assert "rtol" not in lines[-1]

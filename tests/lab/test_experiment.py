@@ -19,6 +19,8 @@ from sde_toolkit.lab.experiment import (
 from sde_toolkit.metrics.distances import EnergyDistance
 from sde_toolkit.metrics.estimates import bootstrap
 from sde_toolkit.models.exact import ExactModel, GaussianMixture
+from sde_toolkit.models.network import NetworkModel
+from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.samplers.presets.adaptive_steps import dopri5
 from sde_toolkit.samplers.presets.one_step import ddim
 from sde_toolkit.sdes.sde import VPSDE
@@ -157,3 +159,44 @@ def test_record_is_frozen():
     record = Record("a", 1, 1.0, "m", 0.0, 0.0, 0.0, 2, (0,), {})
     with pytest.raises(AttributeError):
         record.value = 2
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    network = MLP((2,), width=8, depth=1, num_classes=3)
+    with torch.no_grad():
+        for index, parameter in enumerate(network.parameters()):
+            parameter.copy_(0.3 * torch.sin(torch.arange(parameter.numel()) + index).view_as(parameter))
+    return NetworkModel(network, VPSDE(), "noise", (2,))
+
+
+def test_a_condition_reaches_the_samples_and_the_settings(conditional, metric):
+    drawn = []
+    labels = torch.arange(40) % 3
+    for condition in (1, 2, labels, None):
+        (record,) = run(
+            conditional, metric, (3,), condition=condition, on_samples=lambda c, s: drawn.append(s.x)
+        )
+        shown = labels.tolist() if condition is labels else condition
+        assert record.settings.get("condition") == shown
+    one, two, mixed, none = drawn
+    torch.testing.assert_close(mixed[labels == 1], one[labels == 1])
+    torch.testing.assert_close(mixed[labels == 2], two[labels == 2])
+    assert not torch.allclose(one, two)
+    assert not torch.allclose(one, none)
+
+
+def test_records_of_another_condition_are_not_reused(conditional, metric, tmp_path):
+    before, calls = run(conditional, metric, (3,), condition=1), []
+    save_records(tmp_path / "records.json", before)
+    before, _ = load_records(tmp_path / "records.json")
+    for condition in (1, 2, None):
+        options = {"condition": condition, "on_records": lambda c, r, old: calls.append(old)}
+        run(conditional, metric, (3,), previous=before, **options)
+    assert calls == [True, False, False]
+
+
+def test_a_model_without_conditions_refuses_one(metric):
+    model = NetworkModel(MLP((2,), width=8, depth=1), VPSDE(), "noise", (2,))
+    with pytest.raises(ValueError, match="condition"):
+        run(model, metric, (3,), condition=1)

@@ -1,5 +1,6 @@
 import copy
 import math
+import os
 import subprocess
 import sys
 
@@ -224,3 +225,65 @@ def test_fourier_features_keep_what_noise_leaves_of_a_wave():
     wave = (2 * math.pi * noisy).cos().mean()
     features = network._features(x[None], torch.tensor([1000 * level]))
     assert float(features[0, 1, 0, 0]) == pytest.approx(float(wave), abs=2e-3)
+
+
+def without_diffusers(code, tmp_path, *paths):
+    """Run ``code`` in a new process with these folders in front of the path; return what it printed."""
+    path = os.pathsep.join([*map(str, paths), *filter(None, sys.path)])
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_a_unet_without_diffusers_says_what_to_install_and_the_rest_works(tmp_path):
+    code = """
+import sys
+sys.modules["diffusers"] = None
+import torch
+import solvers
+from sde_toolkit import MLP, NetworkModel, UNet, VPSDE, cli, ddim
+model = NetworkModel(MLP((2,), width=8, depth=1), VPSDE(), "noise", (2,))
+assert ddim(3).sample(model, 4).x.shape == (4, 2)
+try:
+    UNet((1, 8, 8), (8, 16))
+except ImportError as error:
+    print(error)
+assert cli.main(["sample", "--config=digits", "--num_samples=1"]) == 2
+"""
+    shown = without_diffusers(code, tmp_path)
+    assert shown.count("\n") == 1
+    assert "a U-Net is built from diffusers, which is not installed" in shown
+    assert "pip install 'sde-toolkit[images]'" in shown
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        'raise RuntimeError("operator torchvision::nms does not exist")',
+        pytest.param('raise AttributeError("no attribute torchvision::nms")', marks=pytest.mark.slow),
+        pytest.param('raise ImportError("undefined symbol: torchvision::nms")', marks=pytest.mark.slow),
+    ],
+    ids=["RuntimeError", "AttributeError", "ImportError"],
+)
+def test_a_broken_torchvision_is_told_in_a_sentence(tmp_path, broken):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(broken)
+    (tmp_path / "torchvision-0.9.dist-info").mkdir()
+    (tmp_path / "torchvision-0.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.9\n"
+    )
+    code = """
+from sde_toolkit import UNet
+try:
+    UNet((1, 8, 8), (8, 16))
+except ImportError as error:
+    print(error)
+"""
+    shown = without_diffusers(code, tmp_path, tmp_path)
+    assert shown.count("\n") == 1
+    assert "fails to import" in shown
+    assert "torchvision::nms" in shown
+    assert "pip uninstall torchvision" in shown

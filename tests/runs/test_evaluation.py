@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+import torch
 
 from sde_toolkit import cli
 from sde_toolkit.config.loading import override_config
+from sde_toolkit.lab.table import plus_minus
 from sde_toolkit.runs.evaluation import evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.store import open_run
 
@@ -42,6 +44,18 @@ def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_pa
     again, reused = found(workdir, tmp_path, bounds="both", num_diagnostic_samples=2)
     assert reused
     assert again == result
+
+
+def test_errors_are_in_the_unit_of_the_value(workdir, tmp_path):
+    result, _ = found(workdir, tmp_path, bounds="continuous", checked=2)
+    bits = torch.tensor(result.bits_per_dim, dtype=torch.float64)
+    assert result.mean == pytest.approx(float(bits.mean()))
+    assert result.standard_error == pytest.approx(float(bits.std()) / math.sqrt(6))
+    assert f"{plus_minus(result.mean, result.standard_error)} bits/dim" in result.sentence
+    for line in result.budget:
+        _, _, nats, unit, per_dim, other_unit, *_ = line.split()
+        assert (unit, other_unit) == ("nats", "bits/dim")
+        assert float(nats) == pytest.approx(float(per_dim) * 64 * math.log(2), rel=0.1)
 
 
 def test_other_dequantisations_and_more_draws(workdir, tmp_path):

@@ -204,3 +204,16 @@ def test_the_shipped_class_configuration_builds_a_network_of_ten_classes():
     labels = build_dataset(config).labels_train
     assert labels is not None
     assert set(labels.tolist()) == set(range(10))
+
+
+def test_the_examples_of_a_class():
+    dataset = build_dataset(load_config("digits"))
+    threes = runs.examples_of_class(dataset, 3)
+    assert set(threes.labels_train.tolist()) == set(threes.labels_test.tolist()) == {3}
+    assert len(threes.train) == int((dataset.labels_train == 3).sum())
+    assert torch.equal(threes.test, dataset.test[dataset.labels_test == 3])
+    assert runs.examples_of_class(dataset, None) is dataset
+    with pytest.raises(ValueError, match=r"one of \[0, 1, .*\], got 12"):
+        runs.examples_of_class(dataset, 12)
+    with pytest.raises(ValueError, match="label must be left out for data without labels"):
+        runs.examples_of_class(build_dataset(load_config("checkerboard")), 0)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.orders import TOLERANCE
-from benchmarks.preset_orders import DETERMINISTIC, HALVINGS, PRESETS, cases, measure
+from benchmarks.preset_orders import DETERMINISTIC, HALVINGS, MAKERS, cases, measure
 from benchmarks.record import RESULTS
 
 QUICK = [case for case in cases() if case.problem != "Gaussian" and case.first < 256]
@@ -17,7 +17,7 @@ def label(case):
 
 def test_every_preset_has_its_cases():
     found = cases()
-    assert {case.name for case in found} == set(PRESETS)
+    assert {case.name for case in found} == set(MAKERS)
     assert len([c for c in found if c.kind == "deterministic"]) == 2 * len(DETERMINISTIC)
 
 

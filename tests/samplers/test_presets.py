@@ -11,7 +11,7 @@ from scalar_time_samplers import exponential_integrator, in_time
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.preset_orders import PRESETS, SCALAR, SamplerImpulses, response
+from benchmarks.preset_orders import MAKERS, SCALAR, SamplerImpulses, response
 from sde_toolkit import guidance, samplers
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian, GaussianMixture
@@ -38,6 +38,7 @@ BOX = {
     "reverse_diffusion": ref.reverse_diffusion,
     "euler": in_time(0.0, 1),
     "euler_maruyama": in_time(1.0, 1),
+    "eta_family": in_time(1.0, 1),
     "eta_family, eta 1/2": in_time(0.5, 1),
     "heun": in_time(0.0, 2, w=(0, 0), area=(0, 0), b=(0.5, 0.5)),
     "stochastic_heun": in_time(1.0, 2, w=(0, 1), area=(0, 0), b=(0.5, 0.5)),
@@ -96,7 +97,7 @@ BOX = {
 
 
 def test_every_preset_is_compared_with_its_box():
-    assert set(PRESETS) == set(BOX)
+    assert set(MAKERS) == set(BOX)
 
 
 ON_CUSTOM = ("ddim", "dpm_solver 3", "edm churn", "unipc 3", "sa_solver 3 + 3", "sra1")
@@ -107,7 +108,7 @@ PAIRS = [(name, sde) for name in BOX for sde in SDES if sde != "custom" or name 
 @pytest.mark.parametrize(("name", "process"), PAIRS)
 def test_the_output_is_the_papers_combination_of_start_and_draws(name, process):
     """Hence the exact mean and variance of the output, for any number of samples."""
-    sampler, sde = PRESETS[name](7, t_min=0.05, denoise=False), SDES[process]
+    sampler, sde = MAKERS[name](7, t_min=0.05, denoise=False), SDES[process]
     noise = SamplerImpulses(7, areas=True)
     x = sampler.sample(ExactModel(SCALAR, sde), noise.rows, noise=noise).x.flatten().numpy()
     ts = sampler.grid(sde, 7, 0.05)
@@ -128,7 +129,7 @@ WRAPPED = {
     "bosh3": samplers.bosh3(rtol=1e-2, atol=1e-2),
     "adaptive_sde": samplers.adaptive_sde(rtol=0.1, atol=0.1),
 }
-EVERY = {name: make(4) for name, make in PRESETS.items()} | WRAPPED
+EVERY = {name: make(4) for name, make in MAKERS.items()} | WRAPPED
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -140,13 +141,13 @@ def test_samples_are_bit_equal_for_every_batch_size(name):
     assert torch.equal(sampler.sample(model, 1, seed=5, first_sample=3).x, whole[3:4])
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MAKERS)
 def test_evaluations_are_as_declared_also_under_a_corrector(name):
     model = ExactModel(SCALAR, VPSDE())
     for sampler in (
-        PRESETS[name](5),
-        PRESETS[name](5, denoise=False),
-        samplers.predictor_corrector(PRESETS[name](5), Langevin(num_steps=2)),
+        MAKERS[name](5),
+        MAKERS[name](5, denoise=False),
+        samplers.predictor_corrector(MAKERS[name](5), Langevin(num_steps=2)),
     ):
         assert sampler.sample(model, 2).nfe == sampler.nfe
 
@@ -215,10 +216,10 @@ def test_float32_follows_float64(name):
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=["vp", "sub-vp", "ve"])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MAKERS)
 def test_every_predictor_takes_a_corrector_under_every_process_on_vectors(name, sde):
     model = ExactModel(Gaussian([0.1, 0.2, 0.3], 0.25), sde)
-    samples = samplers.predictor_corrector(PRESETS[name](4), AnnealedLangevin(0.2)).sample(model, 3)
+    samples = samplers.predictor_corrector(MAKERS[name](4), AnnealedLangevin(0.2)).sample(model, 3)
     assert samples.x.shape == (3, 3)
     assert samples.settings["corrector"] == "AnnealedLangevin(snr=0.2, num_steps=1)"
 
@@ -387,7 +388,7 @@ def test_an_adaptive_sde_keeps_the_variance_after_rejections(method):
 @pytest.mark.parametrize("name", ["euler", "srk", "heun"])
 def test_torchsde_runs_on_the_reverse_sde_and_on_the_samplers_own_noise(name):
     model = ExactModel(SCALAR, VPSDE())
-    sampler = samplers.foreign_sde(TorchSDE(name), 50)
+    sampler = samplers.torchsde_sampler(TorchSDE(name), 50)
     samples = sampler.sample(model, 500, seed=3)
     assert samples.nfe >= 51
     assert float(samples.x.mean()) == pytest.approx(0.7, abs=0.15)

@@ -293,7 +293,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
     diagonal = SDE(lambda t, y: -y, lambda t, y: t * y, noise="diagonal")
     normals = Normals(0, 2, (1,))
     with pytest.raises(
-        TypeError, match="a path that can be asked again, a BrownianTree or Normals, got Source"
+        TypeError, match="a path that can be queried again, a BrownianTree or Normals, got Source"
     ):
         solve(additive, y0, SHARK, control, noise=Source())
     with pytest.raises(ValueError, match=r"the path must span the run from 1\.0 to 0\.0, got one from 0\.0"):

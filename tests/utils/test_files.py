@@ -100,3 +100,36 @@ def test_a_lock_names_the_other_process_and_ends_with_it(tmp_path):
         other.wait()
     with WorkdirLock(tmp_path):
         pass
+
+
+def test_the_file_that_names_the_holder_goes_with_the_lock(tmp_path):
+    with WorkdirLock(tmp_path):
+        assert (tmp_path / ".holder").read_text() == str(os.getpid())
+    assert not (tmp_path / ".holder").exists()
+    (tmp_path / ".holder").mkdir()  # cannot be written: the lock is given back
+    with pytest.raises(OSError), WorkdirLock(tmp_path):
+        pass
+    (tmp_path / ".holder").rmdir()
+    with WorkdirLock(tmp_path):
+        pass
+
+
+WITHOUT_POSIX = """
+import os, sys
+sys.modules["fcntl"] = None  # as on Windows: no such module, and no directory can be opened
+opened = os.open
+def open_files_only(path, *rest, **more):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, *rest, **more)
+os.open = open_files_only
+from sde_toolkit.utils import WorkdirLock, atomic_write
+with WorkdirLock(sys.argv[1]) as lock:
+    atomic_write(lock.path / "a", b"whole")
+"""
+
+
+def test_files_and_locks_need_no_posix(tmp_path):
+    code = "import warnings; warnings.simplefilter('ignore')" + WITHOUT_POSIX
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    assert (tmp_path / "a").read_bytes() == b"whole"

@@ -295,7 +295,8 @@ def gaussian_residual(
     moments: Moments | None = None,
     eta: float = 0.0,
 ) -> Sampler:
-    """The sampler of the module's head for this model, ``num_steps`` evaluations in all.
+    """The Gaussian with the data's moments in closed form, the residual by polynomials of 5 and 6 nodes;
+    ``num_steps`` evaluations in all.
 
     Args:
         model: what will be sampled, or another model of the same process and event shape.
@@ -331,5 +332,11 @@ def default(model: ScoreModel, num_steps: int = 20, *, t_min: float = T_MIN, eta
     """The sampler that we recommend: ``gaussian_residual`` with the model's own moments.
 
     Arguments and errors are those of ``gaussian_residual``.
+
+    Args:
+        model: what will be sampled.
+        num_steps: network evaluations, at least 1.
+        t_min: end of the run.
+        eta: stochasticity; 0 is the probability flow, 1 the reverse SDE.
     """
     return gaussian_residual(model, num_steps, t_min=t_min, eta=eta)

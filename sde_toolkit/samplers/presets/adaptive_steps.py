@@ -1,4 +1,4 @@
-"""Samplers that choose their own steps by tolerances, and foreign solvers, on the reverse equations.
+"""Samplers that choose their own steps by tolerances, on the reverse equations.
 
 The step sizes belong to each sample (``solvers.control``); a rejected step of an SDE asks the same Brownian
 path again and never draws anew, which would change the law.
@@ -10,20 +10,29 @@ Models" (2105.14080), whose rule for rejected steps redraws and is not followed.
 
 from __future__ import annotations
 
-from sde_toolkit.samplers import grids
-from sde_toolkit.samplers.equations import probability_flow, reverse_family, reverse_sde
+from sde_toolkit.samplers.equations import probability_flow, reverse_family
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
-from solvers import BOSH3, DOPRI5, STOCHASTIC_HEUN, Integrator, Method
+from solvers import BOSH3, DOP853, DOPRI5, STOCHASTIC_HEUN, TSIT5, Integrator, Method
 
 
 def dopri5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
-    """Dormand-Prince 5(4) on the probability-flow ODE, the step size chosen for every sample on its own."""
+    """Dormand-Prince 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(DOPRI5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
 def bosh3(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
-    """Bogacki-Shampine 3(2) on the probability-flow ODE, the step size chosen for every sample on its own."""
+    """Bogacki-Shampine 3(2), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(BOSH3, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
+
+
+def tsit5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
+    """Tsitouras 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
+    return adaptive(TSIT5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
+
+
+def dop853(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
+    """Dormand-Prince 8(5,3), adaptive for every sample on its own, on the probability-flow ODE."""
+    return adaptive(DOP853, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
 def adaptive(
@@ -35,6 +44,12 @@ def adaptive(
     denoise: bool = True,
 ) -> Sampler:
     """Any adaptive method on the probability-flow ODE, for instance ``solvers.reference.SciPy("RK45")``.
+
+    Args:
+        method: with an error estimate.
+        rtol, atol: tolerances.
+        t_min: end of the run.
+        denoise: whether the last state is replaced by its clean prediction.
 
     Raises:
         ValueError: a method without an error estimate.
@@ -53,7 +68,8 @@ def adaptive_sde(
     t_min: float = T_MIN,
     denoise: bool = True,
 ) -> Sampler:
-    """A stochastic method on the reverse family with steps controlled per sample on a Brownian tree.
+    """A stochastic method, adaptive for every sample on its own, on the reverse family; rejected steps keep
+    their Brownian path.
 
     Args:
         method: with an error estimate: ``solvers.STOCHASTIC_HEUN``, ``SRA1``, ``SHARK``, ``SOSRA``.
@@ -69,16 +85,6 @@ def adaptive_sde(
         "adaptive_sde", reverse_family(eta), method, None, t_min, denoise=denoise, rtol=rtol, atol=atol,
         options={"method": method.name, "eta": eta},
     )  # fmt: skip
-
-
-def foreign_sde(method: Integrator, num_steps: int, *, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
-    """A foreign solver on the reverse SDE with equal steps, for instance
-    ``solvers.reference.TorchSDE("srk")``.
-
-    It runs on the Brownian tree of the sampler's seed, so that its samples do not depend on the batch size.
-    """
-    name = f"torchsde_{method.name}"
-    return Sampler(name, reverse_sde, method, num_steps, t_min, grids.uniform, denoise)
 
 
 def _need_error(method: Method | Integrator) -> None:

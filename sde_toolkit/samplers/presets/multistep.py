@@ -256,6 +256,9 @@ def lms(
     """Adams-Bashforth in nsr on any grid, order 1 to 4: EDM's ODE (2206.00364, eq. 1) by linear multistep;
     one evaluation per step.
 
+    Args:
+        order: 1 to 4, the number of nodes.
+
     Raises:
         ValueError: another order.
     """
@@ -279,6 +282,11 @@ def exponential_adams(
 ) -> Sampler:
     """Exponential Adams methods of order 1 to 4: any prediction, joined in any clock, integrated exactly; one
     evaluation per step.
+
+    Args:
+        order: 1 to 4, the number of nodes.
+        predicts: the prediction that is interpolated: noise, data, velocity or score.
+        clock: the variable of its polynomial: ``in_time``, ``in_nsr``, ``in_lam`` or ``in_angle``.
 
     Raises:
         ValueError: another order or prediction.
@@ -306,6 +314,9 @@ def ipndm(
 
     The weights fit grids that are uniform in nsr; on all others the order is 2 at most.  One evaluation per
     step.
+
+    Args:
+        order: 1 to 4, the number of nodes.
 
     Raises:
         ValueError: order outside 1 to 4.
@@ -359,6 +370,11 @@ def unip(
     """UniP-1, 2, 3, the predictor of UniPC alone (2302.04867, algorithm 2); order as named, one evaluation
     per step.
 
+    Args:
+        order: 1, 2 or 3, the number of nodes.
+        b: ``b1`` for B(h) = h, ``b2`` for B(h) = e^h - 1.
+        predicts: the prediction that is interpolated: noise or data.
+
     Raises:
         ValueError: another order or prediction.
     """
@@ -386,7 +402,9 @@ def unipc(
     corrected.
 
     Args:
+        order: 1, 2 or 3, the number of nodes of the predictor.
         b: ``b1`` for B(h) = h, ``b2`` for B(h) = e^h - 1.
+        predicts: the prediction that is interpolated: noise or data.
 
     Raises:
         ValueError: another order or prediction.

@@ -7,8 +7,7 @@
 and one-step formulas, from t to s < t, with r = alpha_t / alpha_s and q^2 = sigma_t^2 - r^2 sigma_s^2 (mean
 factor and variance of the forward transition from s to t):
 
-    DDIM(eta)            x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z,     v = eta sigma_s q /
-    sigma_t
+    DDIM(eta)            x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z,  v = eta sigma_s q/sigma_t
     ancestral            DDIM with eta = 1: the mean and the variance of q(x_s | x_t, x0_hat)
     DDPM                 that mean, and the variance of q ("small") or q^2 ("large")
     reverse diffusion    x_s = (2 - r) x_t + q^2 score + q z
@@ -135,7 +134,7 @@ def ddpm(
 
     Args:
         variance: "small", that of q(x_s | x_t, x0), or "large", that of q(x_t | x_s); see
-            ``ddpm.ancestral_coefficients``.
+            ``sde_toolkit.sdes.ancestral_coefficients``.
 
     Raises:
         ValueError: another variance.
@@ -155,6 +154,9 @@ def ddim(
     denoise: bool = True,
 ) -> Sampler:
     """DDIM (2010.02502, eq. 12); eta = 0 is deterministic, eta = 1 ancestral; one evaluation per step.
+
+    Args:
+        eta: stochasticity from 0 to 1.
 
     Raises:
         ValueError: eta outside [0, 1].
@@ -189,7 +191,11 @@ def eta_family(
     grid: Grid = grids.uniform,
     denoise: bool = True,
 ) -> Sampler:
-    """The reverse family between ODE and SDE (see the module's text) by any method for SDEs.
+    """Any method for SDEs on the reverse family, between probability flow and reverse SDE.
+
+    Args:
+        eta: stochasticity, 0 for the probability flow, 1 for the reverse SDE.
+        method: of ``solvers``, for SDEs with additive noise.
 
     Raises:
         ValueError: eta negative or not finite.
@@ -210,6 +216,9 @@ def exponential_integrator(
 ) -> Sampler:
     """The exponential integrator of the reverse family, the score held constant over a step (2405.14250); one
     evaluation per step.
+
+    Args:
+        eta: stochasticity, 0 for the probability flow, 1 for the reverse SDE.
 
     Raises:
         ValueError: eta negative or not finite.

@@ -125,6 +125,9 @@ def dpm_solver(
 ) -> Sampler:
     """DPM-Solver-1, 2, 3, singlestep (2206.00927); ``order`` evaluations per step.
 
+    Args:
+        order: 1, 2 or 3.
+
     Raises:
         ValueError: another order.
     """
@@ -139,7 +142,7 @@ def dpm_solver(
 def dpm_solver_pp_2s(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.log_snr, denoise: bool = True
 ) -> Sampler:
-    """DPM-Solver++(2S) (2211.01095, algorithm 1): order 2, two evaluations per step."""
+    """DPM-Solver++(2S) (2211.01095, algorithm 1), singlestep; two evaluations per step."""
     method = SchemeMethod(name="dpm_solver_pp_2s", order=2, nfe_per_step=2)
     equation = scheme(dpm_solver_pp_2s_rule, "data")
     return Sampler("dpm_solver_pp_2s", equation, method, num_steps, t_min, grid, denoise)

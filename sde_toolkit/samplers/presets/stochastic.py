@@ -87,8 +87,7 @@ def er_scale(n: Tensor) -> Tensor:
 
 
 def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
-    """ER-SDE-Solver-1, 2, 3 (2309.06169); its integrals of 1 / phi by quadrature in log
-    n."""
+    """ER-SDE-Solver-1, 2, 3 (2309.06169); its integrals of 1 / phi by quadrature in log n."""
 
     def rule(k: ReverseSteps) -> Form:
         m, t, s, n_t, n_s = k.m, k.t, k.s, k.t.nsr, k.s.nsr
@@ -128,6 +127,9 @@ def sde_dpm_solver_pp(
     """SDE-DPM-Solver++(1) and (2M) (2211.01095, its solvers for diffusion SDEs); weak order 1 and 2, strong
     order 1; one evaluation per step.
 
+    Args:
+        order: 1 or 2, the number of nodes.
+
     Raises:
         ValueError: another order.
     """
@@ -154,7 +156,8 @@ def sa_solver(
     grid: Grid = grids.log_snr,
     denoise: bool = True,
 ) -> Sampler:
-    """SA-Solver (2305.14267): one evaluation per step; the last step is not corrected.
+    """SA-Solver, a stochastic Adams predictor with corrector (2305.14267); one evaluation per step, the last
+    step is not corrected.
 
     Args:
         predictor_steps: past evaluations in the predictor, 1 to 4.
