@@ -44,7 +44,7 @@ def classify(options: argparse.Namespace) -> None:
     endpoint = Endpoint(moments=run.model.moments)
     options_of_flow = likelihood_options(run.config) | {"num_diagnostic_samples": 0, "endpoint": endpoint}
     density = functools.partial(log_likelihood, **options_of_flow)
-    found = classify_by_density(run.model, x.to(run.model.device), log_likelihood=density)
+    found = classify_by_density(run.model, x.to(run.model.device, run.model.dtype), log_likelihood=density)
     judged = judge(found, labels)
     for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):
         estimate = getattr(judged, name)

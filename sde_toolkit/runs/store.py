@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit import config as config_room
 from sde_toolkit.config import (
     Config,
     build_model,
@@ -124,15 +123,7 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
     model = build_model(config, moments.event_shape, moments.diagonal().std, moments, classes)
     load_ema(model.network, checkpoint)
     model.network.requires_grad_(False).eval()
-    on_device(model, config)
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
-
-
-def on_device(model: NetworkModel, config: Config) -> None:
-    """Move a model to the device of its configuration."""
-    resolve = getattr(config_room, "resolve_device", None)
-    if resolve is not None:
-        model.to(resolve(config))
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
