@@ -44,7 +44,7 @@ def classify(options: argparse.Namespace) -> None:
     options_of_flow = likelihood_options(run.config) | {"num_diagnostic_samples": 0}
     endpoint = dataclasses.replace(options_of_flow.pop("endpoint"), moments=run.model.moments)
     density = functools.partial(log_likelihood, endpoint=endpoint, **options_of_flow)
-    found = classify_by_density(run.model, x.to(run.model.device), log_likelihood=density)
+    found = classify_by_density(run.model, x.to(run.model.device, run.model.dtype), log_likelihood=density)
     judged = judge(found, labels)
     for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):
         estimate = getattr(judged, name)

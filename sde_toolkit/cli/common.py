@@ -17,7 +17,6 @@ from sde_toolkit.runs import Run, open_run, open_shipped
 
 FALLBACK_CONFIG = "digits"
 FALLBACK_OUTPUT = Path("sde-toolkit-output")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def add_verb(
@@ -43,7 +42,7 @@ def add_verb(
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     parser.add_argument(
-        "--device", choices=DEVICES, help="where the network runs; auto is an accelerator if there is one"
+        "--device", metavar="NAME", help="auto (an accelerator if there is one), cpu, cuda or mps"
     )
 
 

@@ -43,7 +43,7 @@ def likelihood(options: argparse.Namespace) -> None:
         return
     print(("reused: " if reused else "") + found.sentence)
     if found.budget:
-        count = run.config.likelihood.num_diagnostic_samples
+        count = min(run.config.likelihood.num_diagnostic_samples, len(found.bits_per_dim))
         print(f"errors of a value: mean correction and size, over {count} examples")
         print("\n".join(f"  {line}" for line in found.budget))
     for name, mean, error in found.bounds:

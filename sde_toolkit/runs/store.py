@@ -127,13 +127,7 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
     model = build_model(config, moments.event_shape, moments.diagonal().std, moments, classes)
     load_ema(model.network, checkpoint)
     model.network.requires_grad_(False).eval()
-    on_device(model, config)
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
-
-
-def on_device(model: NetworkModel, config: Config) -> None:
-    """Move a model to the device of its configuration."""
-    model.to(resolve_device(config))
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
