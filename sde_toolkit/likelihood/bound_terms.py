@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data import Scaling
-from sde_toolkit.models import Moments
+from sde_toolkit.models import Moments, row_product
 from sde_toolkit.sdes import VARIANCES, Chain, ForwardSDE, Variance
 from solvers.terms import expand_like
 
@@ -59,7 +59,8 @@ class GaussianControl:
         """Sum of weights E[h_G] with shape (B,), for ratios and weights with shape (K,)."""
         v = (self.variances + nsr.square()[:, None]).square()
         constant = weights @ (self.variances.square() / v).sum(1)
-        return self.u.square() @ (weights @ (nsr.square()[:, None] / v)) + constant
+        slope = weights @ (nsr.square()[:, None] / v)
+        return row_product(self.u.square(), slope[:, None])[:, 0] + constant
 
     def integral(self, low: Tensor, high: Tensor) -> Tensor:
         """The integral of E[h_G] over lam between two ratios with shape (); returns shape (B,)."""
