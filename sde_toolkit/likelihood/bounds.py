@@ -392,7 +392,7 @@ def _reconstruction(estimate: _Estimate, batch: _Batch) -> tuple[Tensor, Tensor]
     if gaussian is not None and estimate.scaling is None:
         ratios = nsr.to(x0.device)[None]
         mean = mean + gaussian.expected(ratios, torch.full_like(ratios, 0.5))
-    return mean, table.var(1) / estimate.draws.num_reconstructions
+    return mean, _variance(table) / estimate.draws.num_reconstructions
 
 
 def _noised(model: ScoreModel, batch: _Batch, z: Tensor, state: State) -> tuple[Tensor, Tensor]:
@@ -402,6 +402,15 @@ def _noised(model: ScoreModel, batch: _Batch, z: Tensor, state: State) -> tuple[
     return x_t, model.noise(x_t, t, batch.condition).double() - z.double()
 
 
+def _variance(values: Tensor) -> Tensor:
+    """Sample variance along the columns with shape (B,), for values with shape (B, n).
+
+    Written out: the library's rounds a row by the number of rows.
+    """
+    deviation = values - values.mean(1, keepdim=True)
+    return deviation.square().sum(1) / (values.shape[1] - 1)
+
+
 def _variance_in_strata(values: Tensor) -> Tensor:
     """Variance of the mean of independent draws with shape (B, n), two to a stratum, the last ones three if n
     is odd; too large, if anything, where their expectations differ."""
@@ -409,7 +418,7 @@ def _variance_in_strata(values: Tensor) -> Tensor:
     odd = 3 if count % PAIR else 0
     pairs, rest = values[:, : count - odd].unflatten(1, (-1, PAIR)), values[:, count - odd :]
     squares = PAIR * pairs.var(2).sum(1)
-    return (squares + (odd * rest.var(1) if odd else 0)) / count**2
+    return (squares + (odd * _variance(rest) if odd else 0)) / count**2
 
 
 def _check(
