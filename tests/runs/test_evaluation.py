@@ -47,7 +47,7 @@ def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_pa
 
 
 def test_errors_are_in_the_unit_of_the_value(workdir, tmp_path):
-    result, _ = found(workdir, tmp_path, bounds="continuous", checked=2)
+    result, _ = found(workdir, tmp_path, bounds="continuous", num_diagnostic_samples=2)
     bits = torch.tensor(result.bits_per_dim, dtype=torch.float64)
     assert result.mean == pytest.approx(float(bits.mean()))
     assert result.standard_error == pytest.approx(float(bits.std()) / math.sqrt(6))
