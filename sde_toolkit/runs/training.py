@@ -31,7 +31,7 @@ from sde_toolkit.config import (
     override_config,
     trained_sections,
 )
-from sde_toolkit.runs.store import Run, on_device, open_run
+from sde_toolkit.runs.store import Run, open_run
 from sde_toolkit.training import Checkpoint, StepInfo, TrainState, fit, latest_checkpoint, restore
 from sde_toolkit.utils import WorkdirLock, atomic_write, integer
 
@@ -80,7 +80,6 @@ def train_run(
         _require_room(workdir)
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
         model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
-        on_device(model, config)
         state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
         checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:
