@@ -60,7 +60,7 @@ def rows() -> list[str]:
             options = ", ".join(option for option in preset.options if option != "lower_final")
             first = "model, " if preset.kind == "model" else ""
             call = f"{name}({first}{options})".replace(", )", ")").replace("()", "")
-            what, order = preset.summary.replace("``", "`"), order_of(preset)
+            what, order = preset.summary.replace("``", ""), order_of(preset)
         else:
             call, what, order = f"{start}*", COLLECTED[start], "theirs"
         row = f"| `{call}` | {what} | {order} | {nfe_of(preset)} |"

@@ -36,9 +36,8 @@ from sde_toolkit.config.loading import (
     parse_config,
     trained_sections,
 )
-from sde_toolkit.config.sampler_fields import describe_sampler
+from sde_toolkit.config.sampler_fields import SAMPLERS, describe_sampler
 from sde_toolkit.config.trees import Config
-from sde_toolkit.samplers import PRESETS as SAMPLERS
 
 __all__ = [
     "BOUNDS",

@@ -180,7 +180,10 @@ def _checked(config: ConfigDict) -> Config:
         need("config.data.training", config.data.training, data.BIN_VARIANCE)
     need_names("config.sampling.", find_preset(config.sampling.sampler), config.sampling)
     for entry in config.comparison.samplers:
-        checked_entry(entry)
+        try:
+            checked_entry(entry)
+        except ValueError as error:
+            raise ValueError(f"config.comparison.samplers: {error}") from None
     for name in config.comparison.metrics:
         need("config.comparison.metrics", name, DISTANCES)
     need("config.comparison.real", config.comparison.real, REAL)

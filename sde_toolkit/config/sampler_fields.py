@@ -41,6 +41,9 @@ from sde_toolkit.samplers import (
 )
 from solvers import EULER_MARUYAMA, HEUN, MIDPOINT, RK4, SHARK, SOSRA, SRA1, STOCHASTIC_HEUN
 
+SAMPLERS = PRESETS
+"""The samplers by name; a dotted path names one too."""
+
 COMMON: dict[str, Any] = {
     "num_steps": 20, "num_samples": 64, "seed": 0, "batch_size": 256,
     "t_min": 1e-3, "denoise": True, "rtol": 1e-3, "atol": 1e-3,

@@ -27,7 +27,7 @@ from sde_toolkit.config import (
     config_names,
     load_config,
     override_config,
-    resolve_device,
+    resolve_dtype,
     trained_sections,
 )
 from sde_toolkit.models import NetworkModel, class_moments_from_tensors, moments_from_tensors
@@ -125,8 +125,10 @@ def _opened(checkpoint: Checkpoint, config: Config, workdir: Path | None) -> Run
     moments = moments_from_tensors(checkpoint.part("data"))
     classes = class_moments_from_tensors(checkpoint.part("data"))
     model = build_model(config, moments.event_shape, moments.diagonal().std, moments, classes)
+    weights = checkpoint.part("ema").values()
+    model.network.to(next(weight.dtype for weight in weights if weight.is_floating_point()))
     load_ema(model.network, checkpoint)
-    model.network.requires_grad_(False).eval()
+    model.network.requires_grad_(False).eval().to(resolve_dtype(config))
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint))
 
 

@@ -175,7 +175,7 @@ def test_export_and_use_without_a_workdir(workdir, tmp_path, capsys, monkeypatch
     monkeypatch.setattr("sde_toolkit.runs.store.shipped_path", lambda name: tmp_path / f"{name}.safetensors")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["sample", "--config=ring", *TINY, "--num_samples=3", "--num_steps=2"]) == 0
-    assert (tmp_path / "sde-toolkit-output" / "samples" / "ddim-2-seed0.npz").is_file()
+    assert (tmp_path / "sde-toolkit-output" / "samples" / "default-2-seed0.npz").is_file()
 
 
 def test_configs_are_listed_and_shown(capsys):
@@ -346,7 +346,7 @@ def test_samples_of_one_class_and_of_classes_in_turn(classes, capsys, tmp_path):
         assert cli.main([*words, *more]) == 0
     found = {}
     for name in ("-class2", "-class6", "-classes2-6", ""):
-        found[name], note = runs.load_samples(tmp_path / "samples" / f"ddim-3{name}-seed0.npz")
+        found[name], note = runs.load_samples(tmp_path / "samples" / f"default-3{name}-seed0.npz")
         found[name + "?"] = note["condition"]
     assert [found[name] for name in ("-class2?", "-class6?", "-classes2-6?", "?")] == [
         2,

@@ -217,3 +217,11 @@ def test_the_examples_of_a_class():
         runs.examples_of_class(dataset, 12)
     with pytest.raises(ValueError, match="label must be left out for data without labels"):
         runs.examples_of_class(build_dataset(load_config("checkerboard")), 0)
+
+
+def test_a_run_is_opened_in_the_number_type_of_its_configuration():
+    """Whatever the type of the weights in the checkpoint."""
+    double, single = (runs.open_shipped("digits", {"dtype": dtype}).model for dtype in ("float64", "float32"))
+    assert (double.dtype, single.dtype) == (torch.float64, torch.float32)
+    for a, b in zip(double.network.parameters(), single.network.parameters(), strict=True):
+        assert torch.equal(a, b.double())
