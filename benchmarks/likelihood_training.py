@@ -31,7 +31,7 @@ from benchmarks.record import digits, write_result
 from sde_toolkit.config import build_dataset, held_out, likelihood_options
 from sde_toolkit.likelihood import BoundDraws, continuous_bound, log_likelihood
 from sde_toolkit.runs import Run, train_run
-from sde_toolkit.training import StepInfo
+from sde_toolkit.training import UpdateInfo
 
 CONFIG = "digits_likelihood"
 ARMS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ WANTED = 0.1
 def train(name: str, directory: Path, overrides: dict[str, Any]) -> Run:
     """One arm, trained in ``directory`` or found there."""
 
-    def report(info: StepInfo) -> None:
+    def report(info: UpdateInfo) -> None:
         if info.step % 100 == 0:
             print(
                 f"  {name}: step {info.step}, loss {info.loss:.4f}, gradient {info.grad_norm:.3f}", flush=True

@@ -18,7 +18,7 @@ from sde_toolkit import runs
 from sde_toolkit.cli.common import add_device, add_verb, given, note, progress_bar
 from sde_toolkit.config import config_names
 from sde_toolkit.runs import Run, Start
-from sde_toolkit.training import StepInfo
+from sde_toolkit.training import UpdateInfo
 
 EXAMPLES = """examples:
   sde-toolkit train --config=digits --workdir=runs/d
@@ -56,7 +56,7 @@ class TrainingBar:
         self._bar = progress_bar(start.num_steps, start.step, "step")
         self._begin = time.perf_counter()
 
-    def step(self, info: StepInfo) -> None:
+    def step(self, info: UpdateInfo) -> None:
         """Count one update."""
         first = self._images == 0
         self._loss = info.loss if first else 0.98 * self._loss + 0.02 * info.loss
@@ -108,7 +108,7 @@ def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, An
     try:
         with _stops_between_steps() as check:
 
-            def on_step(info: StepInfo) -> None:
+            def on_step(info: UpdateInfo) -> None:
                 bar.step(info)
                 check()
 

@@ -32,7 +32,7 @@ from sde_toolkit.config import (
     trained_sections,
 )
 from sde_toolkit.runs.store import Run, open_run
-from sde_toolkit.training import Checkpoint, StepInfo, TrainState, fit, latest_checkpoint, restore
+from sde_toolkit.training import Checkpoint, TrainState, UpdateInfo, fit, latest_checkpoint, restore
 from sde_toolkit.utils import WorkdirLock, atomic_write, integer
 
 HISTORY = ("step", "loss", "grad_norm", "learning_rate", "seconds")
@@ -55,7 +55,7 @@ def train_run(
     overrides: Mapping[str, Any],
     *,
     on_start: Callable[[Start], None] | None = None,
-    on_step: Callable[[StepInfo], None] | None = None,
+    on_step: Callable[[UpdateInfo], None] | None = None,
 ) -> Run:
     """Train in ``workdir``, from the newest checkpoint there or from the beginning, and open the result.
 
@@ -91,7 +91,7 @@ def train_run(
             on_start(Start(state.step, settings.num_steps, size))
         with _history(workdir, state.step, settings.log_every) as log:
 
-            def step(info: StepInfo) -> None:
+            def step(info: UpdateInfo) -> None:
                 log(info)
                 if on_step is not None:
                     on_step(info)
@@ -121,7 +121,7 @@ def _require_room(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _history(workdir: Path, step: int, every: int) -> Iterator[Callable[[StepInfo], None]]:
+def _history(workdir: Path, step: int, every: int) -> Iterator[Callable[[UpdateInfo], None]]:
     """A log of the steps after ``step``: the mean loss of every ``every`` of them, appended as they come."""
     path = workdir / "history.csv"
     kept = [row for row in read_history(workdir) if row["step"] <= step]
@@ -130,11 +130,11 @@ def _history(workdir: Path, step: int, every: int) -> Iterator[Callable[[StepInf
     writer.writeheader()
     writer.writerows({**row, "step": int(row["step"])} for row in kept)
     atomic_write(path, text.getvalue().encode())
-    pending: list[StepInfo] = []
+    pending: list[UpdateInfo] = []
     with open(path, "a", newline="") as file:
         rows = csv.DictWriter(file, HISTORY, lineterminator="\n")
 
-        def log(info: StepInfo) -> None:
+        def log(info: UpdateInfo) -> None:
             pending.append(info)
             if info.step % every == 0:
                 means = {name: float(np.mean([getattr(i, name) for i in pending])) for name in HISTORY[1:]}

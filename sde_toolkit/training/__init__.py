@@ -13,7 +13,7 @@ from sde_toolkit.training.checkpoint import (
 )
 from sde_toolkit.training.loop import (
     NonFiniteError,
-    StepInfo,
+    UpdateInfo,
     fit,
     train_step,
 )
@@ -33,8 +33,8 @@ __all__ = [
     "DenoisingLoss",
     "NonFiniteError",
     "Optimization",
-    "StepInfo",
     "TrainState",
+    "UpdateInfo",
     "config_differences",
     "export_checkpoint",
     "fit",

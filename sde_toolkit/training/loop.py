@@ -41,7 +41,7 @@ class NonFiniteError(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class StepInfo:
+class UpdateInfo:
     """What one update was.
 
     Attributes:
@@ -66,7 +66,7 @@ class StepInfo:
         return self.batch_size / self.seconds
 
 
-def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None = None) -> StepInfo:
+def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None = None) -> UpdateInfo:
     """Make one update of ``state`` from the examples x0 with shape (B, *) and return what it was.
 
     The labels with shape (B,), where the network has classes, may be those of the null class.
@@ -94,7 +94,7 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
     _require_finite(state, "norm of the gradient", norm)
     learning_rate = rule.learning_rate_at(state.step)
     state.update()
-    return StepInfo(state.step, value, norm, learning_rate, len(x0), time.perf_counter() - start)
+    return UpdateInfo(state.step, value, norm, learning_rate, len(x0), time.perf_counter() - start)
 
 
 def fit(
@@ -106,7 +106,7 @@ def fit(
     workdir: WorkdirLock | None = None,
     checkpoint_every: int = 500,
     keep: int = 2,
-    on_step: Callable[[StepInfo], None] | None = None,
+    on_step: Callable[[UpdateInfo], None] | None = None,
     label_dropout: float = 0.1,
 ) -> None:
     """Train until ``num_steps`` updates have been made since the beginning of the run; at once if they have.

@@ -27,7 +27,7 @@ from sde_toolkit.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from sde_toolkit.training.loop import NonFiniteError, StepInfo, class_moments, fit, train_step
+from sde_toolkit.training.loop import NonFiniteError, UpdateInfo, class_moments, fit, train_step
 from sde_toolkit.training.loss import ChainLoss, DenoisingLoss
 from sde_toolkit.training.state import Optimization, TrainState
 from sde_toolkit.utils.files import WorkdirLock
@@ -136,7 +136,7 @@ def test_progress_goes_through_the_callback(dataset, capsys):
     assert [info.step for info in infos] == [1, 2, 3, 4]
     assert [info.learning_rate for info in infos] == pytest.approx([0.1, 0.2, 0.3, 0.3])
     assert all(info.seconds > 0 and info.grad_norm > 0 and info.loss > 0 for info in infos)
-    assert StepInfo(1, 0.5, 1.0, 0.1, batch_size=8, seconds=0.5).images_per_second == 16
+    assert UpdateInfo(1, 0.5, 1.0, 0.1, batch_size=8, seconds=0.5).images_per_second == 16
     assert capsys.readouterr().out == ""
 
 
