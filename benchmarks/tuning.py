@@ -2,13 +2,13 @@
 
     python -m benchmarks tuning
 
-A constant that was chosen on a problem makes figures on the same problem flatter it.  So constants are chosen
-here, and ``benchmarks.flows``, ``quality`` and ``peers`` report on other data: other numbers of features, other
-means and covariances.
+A constant that was chosen on a problem makes figures on the same problem flatter it.  So constants are
+chosen here, and ``benchmarks.flows``, ``quality`` and ``peers`` report on other data: other numbers of
+features, other means and covariances.
 
-The table asks how far the constants in force are from a local optimum.  Every constant is moved alone, lengths
-and powers by 15 % up and down, numbers of nodes by one.  For each choice it gives the error of the deterministic
-sampler, as the geometric mean over problems and numbers of evaluations of
+The table asks how far the constants in force are from a local optimum.  Every constant is moved alone,
+lengths and powers by 15 % up and down, numbers of nodes by one.  For each choice it gives the error of the
+deterministic sampler, as the geometric mean over problems and numbers of evaluations of
 
     error(choice) / error(constants in force)
 

@@ -1,4 +1,4 @@
-"""The problems for tuning are apart from those that are reported, and the constants in force are a fair choice there."""
+"""The problems for tuning are apart from those that are reported."""
 
 import dataclasses
 

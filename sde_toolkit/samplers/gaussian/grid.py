@@ -51,9 +51,9 @@ class Constants:
 
 CONSTANTS = Constants()
 """One choice for all data: found by random search on rings and mixtures in 2 to 64 dimensions, then settled
-among near equals on ``benchmarks.flows`` and two digits networks.  Any new choice is to be made on the data of
-``benchmarks.tuning``, which no benchmark reports on; there no constant moved alone by 15 % lowers the mean error
-by more than 5 %.
+among near equals on ``benchmarks.flows`` and two digits networks.  Any new choice is to be made on the data
+of ``benchmarks.tuning``, which no benchmark reports on; there no constant moved alone by 15 % lowers the
+mean error by more than 5 %.
 
 A network leaves more to be integrated where noise dominates than data in closed form do: its error there
 falls off as 1 / n, which asks for a small power, so that q vanishes at infinity, and for a first evaluation
