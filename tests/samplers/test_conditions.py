@@ -1,5 +1,10 @@
 """A condition follows its sample: through batches, adaptive runs, correctors, restarts and callbacks."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from problems import MIXTURE, RING
@@ -96,3 +101,44 @@ def test_a_model_without_conditions_refuses_one() -> None:
     model = ExactModel(MIXTURE, VPSDE()).given(0)
     with pytest.raises(ValueError, match="must be left out for a model without conditions, got 1"):
         samplers.ddim(3).sample(model, 4, condition=1)
+
+
+SCRIPT = """
+import sys
+from typing import NamedTuple
+import torch
+sys.path[:0] = {paths!r}
+from problems import MIXTURE
+from test_conditions import COUNT, LABELS, SAMPLERS
+from sde_toolkit.models import ExactModel
+from sde_toolkit.sdes import VPSDE
+from sde_toolkit.utils import launched
+
+class Drawn(NamedTuple):
+    x: torch.Tensor
+
+model = ExactModel(MIXTURE, VPSDE())
+with launched() as processes:
+    assert processes.count == 2
+    for name in {names!r}:
+        def draw(first, labels):
+            sampler, count = SAMPLERS[name], len(labels)
+            return Drawn(sampler.sample(model, count, condition=labels, seed=3, first_sample=first).x)
+        shared = processes.map(draw, LABELS, 7).x
+        alone = SAMPLERS[name].sample(model, COUNT, condition=LABELS, seed=3).x
+        assert torch.equal(shared, alone), name
+"""
+
+
+def test_two_processes_draw_the_samples_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "share.py"
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), str(here.parents[1])]
+    names = ["ddim", "unipc", "predictor_corrector", "dopri5", "adaptive_sde"]
+    script.write_text(SCRIPT.format(paths=paths, names=names))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
