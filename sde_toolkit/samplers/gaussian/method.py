@@ -55,6 +55,7 @@ from torch import Tensor
 
 from sde_toolkit.models import Moments, ScoreModel, conversion, known_moments
 from sde_toolkit.samplers.equations import linear_part
+from sde_toolkit.samplers.gaussian.folded import FoldedPlan, Window, fold, folds
 from sde_toolkit.samplers.gaussian.grid import CONSTANTS, NOISY_CONSTANTS, Constants, ResidualGrid
 from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
@@ -127,25 +128,31 @@ class ResidualAdams(Method):
         """1 with noise."""
         return 1.0 if self.eta else None
 
-    def prepare(self, term: RawFlow, grid: FixedGrid, like: Tensor) -> Plan:
+    def prepare(self, term: RawFlow, grid: FixedGrid, like: Tensor) -> Plan | FoldedPlan:
         """The coefficients of all steps."""
-        return make_plan(self._tables(term, grid.ts), self.moments, like)
+        tables = self._tables(term, grid.ts)
+        return (fold if folds(tables) else make_plan)(tables, self.moments, like)
 
-    def start(self, term: RawFlow, t: Tensor, y: Tensor, plan: Plan) -> Carry:
-        """The start along the axes, and no evaluations yet."""
-        return Carry(plan, plan.along_axes(0, y))
+    def start(self, term: RawFlow, t: Tensor, y: Tensor, plan: Plan | FoldedPlan) -> Carry | Window:
+        """The start, and no evaluations yet."""
+        return plan.start(y)
 
-    def replaced(self, carry: Carry) -> Carry:
-        """Without the state along the axes: it is found anew, and there is nothing to correct."""
-        return carry._replace(s=None)
+    def replaced(self, carry: Carry | Window) -> Carry | Window:
+        """There is nothing to correct."""
+        return carry.without_prediction()
 
     def step(
-        self, term: RawFlow, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
+        self,
+        term: RawFlow,
+        interval: Interval,
+        y: Tensor,
+        carry: Carry | Window,
+        noise: BrownianMotion | None,
     ) -> Step:
         """The first step is a closed form; every other evaluates, corrects and predicts."""
         raw = term.drift(interval.t, y) if interval.number else None
         z = increment(noise, interval, y) if self.eta else None
-        y, carry = carry.plan.step(interval.number, y, carry, raw, z)
+        y, carry = carry.plan.step(interval.number, y, carry, raw, z)  # type: ignore[arg-type]
         return Step(y, None, carry)
 
     @property

@@ -62,6 +62,10 @@ class Carry(NamedTuple):
     s: Tensor | None
     past: tuple[Tensor, ...] = ()
 
+    def without_prediction(self) -> Carry:
+        """The carry after the state was replaced: it is found along the axes anew, nothing is corrected."""
+        return self._replace(s=None)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,6 +89,10 @@ class Plan:
     usual: list[Part]
     moved: list[Part]
     most: int
+
+    def start(self, x: Tensor) -> Carry:
+        """The start x with shape (B, *) along the axes, and no evaluations yet."""
+        return Carry(self, self.along_axes(0, x))
 
     def along_axes(self, i: int, x: Tensor) -> Tensor:
         """U^T x less the Gaussian's centre with shape (B, n), for x with shape (B, *) at time i."""
