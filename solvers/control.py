@@ -31,6 +31,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from solvers.interval import Interval
 from solvers.terms import flatten
 
 _PER_OCTAVE, _LOWEST, _HIGHEST = 8, -60, 140  # of E^2, in powers of 2
@@ -77,9 +78,10 @@ class FixedGrid:
         return tuple(self.ts.tolist())
 
     @cached_property
-    def lengths(self) -> tuple[float, ...]:
-        """The signed lengths of the steps."""
-        return tuple(self.ts.diff().tolist())
+    def intervals(self) -> tuple[Interval, ...]:
+        """The steps, each with its number, its ends and its signed length."""
+        ends = zip(self.times, self.times[1:], self.ts.diff().tolist(), strict=False)
+        return tuple(Interval(number, t, s, h) for number, (t, s, h) in enumerate(ends))
 
     @property
     def num_steps(self) -> int:

@@ -93,8 +93,8 @@ def solve(
         method = replace(method, exposed=True)
     motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)
     plan = method.prepare(term, control, y0) if plan is None else plan
-    solution = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint, plan)
-    if not throw or not bool(solution.status.any()):
+    solution, broken = _run_fixed(term, y0, method, control, motion, save, after_step, checkpoint, plan)
+    if not broken or not throw:
         return solution
     sample = int(solution.status.nonzero()[0])
     index = _first_break(term, y0, method, control, motion, after_step, sample, plan)
@@ -199,11 +199,9 @@ def _steps(
     checkpoint: bool = False,
 ) -> Iterator[tuple[Interval, Tensor, Step, Tensor]]:
     """Every step of a fixed grid: its interval, the state before, the step, the state after."""
-    times, lengths = grid.times, grid.lengths
     advance = partial(_checkpoint, method.step, use_reentrant=False) if checkpoint else method.step
-    carry = method.start(term, times[0], y, plan)
-    for index, h in enumerate(lengths):
-        interval = Interval(index, times[index], times[index + 1], h)
+    carry = method.start(term, grid.times[0], y, plan)
+    for interval in grid.intervals:
         step = advance(term, interval, y, carry, noise)
         y_next, carry = step.y, step.carry
         replacement = None if after_step is None else after_step(interval, y_next)
@@ -223,7 +221,8 @@ def _run_fixed(
     after_step: AfterStep | None,
     checkpoint: bool,
     plan: Any,
-) -> Solution:
+) -> tuple[Solution, bool]:
+    """What was kept, and whether any sample ended badly."""
     counter = Counter()
     bound = counter.bind(term, term.args)
     record = GridRecord(save, method, grid)
@@ -231,11 +230,13 @@ def _run_fixed(
     for interval, before, step, after in _steps(bound, y, method, grid, noise, after_step, plan, checkpoint):
         record.after(bound, interval, before, step, after)
         y = after
-    finite = flatten(y.detach()).abs().amax(1) < math.inf  # not for nan
-    count = torch.ones(len(y), dtype=torch.int64, device=y.device)
-    stats = Stats(counter.calls * count, grid.num_steps * count, 0 * count)
-    status = torch.where(finite, int(Status.SUCCESS), int(Status.NONFINITE))
-    return Solution(*record.result(y), stats, status)
+    zeros = y.detach() * 0  # nan for inf and nan
+    broken = math.isnan(float(zeros.sum()))
+    counts = (counter.calls, grid.num_steps, 0, int(Status.SUCCESS))
+    *stats, status = (torch.full(y.shape[:1], n, dtype=torch.int64, device=y.device) for n in counts)
+    if broken:
+        status[flatten(zeros).sum(1).isnan()] = int(Status.NONFINITE)
+    return Solution(*record.result(y), Stats(*stats), status), broken
 
 
 @torch.no_grad()

@@ -50,13 +50,11 @@ class Combination(NamedTuple):
         """The state with shape (B, *)."""
         state, pairs, draw = self
         out = y if state == 1 else state * y
-        fresh = state != 1
-        for position, c in pairs:
-            out = out.add_(values[position], alpha=c) if fresh else torch.add(out, values[position], alpha=c)
-            fresh = True
+        for position, c in pairs:  # the state itself is not written into
+            out = torch.add(y, values[position], alpha=c) if out is y else out.add_(values[position], alpha=c)
         if draw:
             assert z is not None
-            out = out.add_(z, alpha=draw) if fresh else torch.add(out, z, alpha=draw)
+            out = torch.add(y, z, alpha=draw) if out is y else out.add_(z, alpha=draw)
         return out
 
 
@@ -226,16 +224,16 @@ class SchemeMethod(Method):
         """The evaluations in turn, then their combination."""
         if self.evaluates_end:
             return self._joined_step(term, interval, y, carry, noise)
-        past, evaluations, result, kept, noisy = carry.programs[interval.number]
+        programs, steps, history, prediction, pending = carry
+        past, evaluations, result, kept, noisy = programs[interval.number]
         z = increment(noise, interval, y) if noisy else None
-        history = carry.history
         values = list(history[:past])
         for evaluation in evaluations:
             at = y if evaluation.at is None else evaluation.at(y, values, z)
             values.append(_evaluate(term, evaluation, at))
         if kept is not None:
             history = (values[kept], *history)[: self.nodes - 1]
-        return Step(result(y, values, z), None, carry._replace(history=history))
+        return Step(result(y, values, z), None, Carry(programs, steps, history, prediction, pending))
 
     def _joined_step(
         self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
