@@ -2,7 +2,7 @@
 
 Data in closed form, under a forward process, from 256 starts x_T drawn from the prior.  The probability flow
 carries x_T to T, ..., t_min; its end is known (a closed form for Gaussians, DOP853 at rtol 1e-10 in float64
-for mixtures, see ``sde_toolkit.exact``).  The error of a sampler is
+for mixtures, see ``sde_toolkit.models.exact``).  The error of a sampler is
 
     ( mean |x - x_end|^2 / mean |x_end|^2 )^(1/2)
 

@@ -12,7 +12,7 @@ an upper bound on the bits per dimension of the grey levels, in the mean over th
 first, +-, over the examples; the second, in brackets, from the draws (or probes) alone.
 
 The flow and the bounds belong to two models, the deterministic and the stochastic one (see
-``sde_toolkit.bounds``): with an inexact score neither has to be the lower.
+``sde_toolkit.likelihood.bounds``): with an inexact score neither has to be the lower.
 """
 
 from __future__ import annotations

@@ -89,6 +89,22 @@ def solve(
         path = path_between(control.t0, control.t1, noise) if isinstance(term, SDE) else None
         solution, t, h = run_adaptive(term, Counter(), y0, method, control, path, save)
         return finish(solution, t, h, throw)
+    return _solve_fixed(term, y0, method, control, noise, save, after_step, throw, checkpoint, plan)
+
+
+def _solve_fixed(
+    term: Term,
+    y0: Tensor,
+    method: Method,
+    control: FixedGrid,
+    noise: NoiseSource | None,
+    save: SaveAt,
+    after_step: AfterStep | None,
+    throw: bool,
+    checkpoint: bool,
+    plan: Any,
+) -> Solution:
+    """Run once without waiting for the device, and again up to the break if a sample failed."""
     if isinstance(method, SchemeMethod) and method.evaluates_end and (after_step is not None or save != END):
         method = replace(method, exposed=True)
     motion = noise if noise is None or isinstance(noise, BrownianMotion) else StepNormals(noise)

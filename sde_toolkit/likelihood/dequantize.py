@@ -196,26 +196,34 @@ def discrete_log_likelihood(
     rows = range(first_sample, first_sample + len(values))
     source, values = Normals(seed, rows, model.event_shape, torch.float64), values.to("cpu")
     densities = [log_likelihood] if second is None else [log_likelihood, second]
+    options = {} if given is None else {"condition": given}
     columns: list[list[Tensor]] = [[] for _ in densities]
     nfe: list[Tensor | None] = []
     for index in range(num_samples):
         x, log_q = dequantizer.draw(values, source, index)
         x = x.to(model.device, model.dtype)
         for density, column in zip(densities, columns, strict=True):
-            options = {"t_min": dequantizer.t_min, "first_sample": first_sample}
-            found = density(model, x, **options, **({} if given is None else {"condition": given}))
+            found = density(model, x, t_min=dequantizer.t_min, first_sample=first_sample, **options)
             column.append(found.nats.to(log_q) - log_q)
             nfe.append(getattr(found, "nfe", None))
+    spent = [count for count in nfe if count is not None]
     each = [torch.stack(column, 1) for column in columns]
+    settings = {"dequantizer": type(dequantizer).__name__, "t_min": dequantizer.t_min, "seed": seed}
+    settings |= {"num_samples": num_samples, "levels": dequantizer.levels, "densities": len(densities)}
+    return _summary(each, torch.stack(spent).sum(0) if spent else None, values[0].numel(), start, settings)
+
+
+def _summary(
+    each: list[Tensor], nfe: Tensor | None, dims: int, start: float, settings: dict[str, Any]
+) -> DiscreteLogLikelihood:
+    """The bound from the log-weights with shape (B, K) of one or two densities."""
+    num_samples = each[0].shape[1]
     weights = torch.stack(each).mean(0)
     nats = 0.5 * (_chosen_by(each[0], each[-1]) + _chosen_by(each[-1], each[0]))
     error = None
     if num_samples > 1:
         error = (weights - weights.logsumexp(1, keepdim=True)).exp().std(1) * math.sqrt(num_samples)
-    spent = [count for count in nfe if count is not None]
-    settings = {"dequantizer": type(dequantizer).__name__, "t_min": dequantizer.t_min, "seed": seed}
-    settings |= {"num_samples": num_samples, "levels": dequantizer.levels, "densities": len(densities)}
-    unit = values[0].numel() * math.log(2)
+    unit = dims * math.log(2)
     return DiscreteLogLikelihood(
         nats=nats,
         bits_per_dim=-nats / unit,
@@ -223,7 +231,7 @@ def discrete_log_likelihood(
         standard_error=error,
         standard_error_bits_per_dim=None if error is None else error / unit,
         log_weights=weights,
-        nfe=torch.stack(spent).sum(0) if spent else None,
+        nfe=nfe,
         seconds=time.perf_counter() - start,
         settings=settings,
     )

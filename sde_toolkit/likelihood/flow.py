@@ -223,11 +223,9 @@ def log_likelihood(
         return density(rows, range(first_sample + first, first_sample + last), mine)
 
     found = processes.map(run, x, batch_size or len(x))
-    few, budget = min(num_diagnostic_samples, len(x)), None
-    if few:
-        head = Columns(*(column[:few] for column in found))
-        samples = range(first_sample, first_sample + few)
-        budget = measure(density, x[:few], samples, None if given is None else given[:few], head)
+    few = min(num_diagnostic_samples, len(x))
+    head = Columns(*(column[:few] for column in found))
+    samples, of_few = range(first_sample, first_sample + few), None if given is None else given[:few]
     nats = found.nats.mean(1)
     return LogLikelihood(
         nats=nats,
@@ -235,20 +233,27 @@ def log_likelihood(
         standard_error=density.divergence.standard_error(found.nats, dims),
         latent=density.flow.unwhiten(found.u, density.flow.end).to(x.dtype),
         nfe=found.nfe,
-        budget=budget,
+        budget=measure(density, x[:few], samples, of_few, head) if few else None,
         seconds=time.perf_counter() - start,
-        settings={
-            "divergence": repr(density.divergence),
-            "columns": density.divergence.columns(dims),
-            "t_min": t_min,
-            **solver.settings,
-            "prior": endpoint.prior if isinstance(endpoint.prior, str) else "callable",
-            "correction": endpoint.correction,
-            "seed": seed,
-            "moments": density.flow.moments.kind,
-            "log_det_per_dim": log_det_per_dim,
-        },
+        settings=_settings(density, dims, solver, endpoint, t_min, seed)
+        | {"log_det_per_dim": log_det_per_dim},
     )
+
+
+def _settings(
+    density: FlowDensity, dims: int, solver: FlowSolver, endpoint: Endpoint, t_min: float, seed: int
+) -> dict[str, Any]:
+    """The options as plain values."""
+    return {
+        "divergence": repr(density.divergence),
+        "columns": density.divergence.columns(dims),
+        "t_min": t_min,
+        **solver.settings,
+        "prior": endpoint.prior if isinstance(endpoint.prior, str) else "callable",
+        "correction": endpoint.correction,
+        "seed": seed,
+        "moments": density.flow.moments.kind,
+    }
 
 
 values_only = functools.partial(log_likelihood, num_diagnostic_samples=0)

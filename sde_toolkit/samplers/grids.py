@@ -20,7 +20,7 @@ evaluates (the last step goes on to t_min)
     leading      ..., 2 (N // n) + 1, N // n + 1, 1                from the data end; DDPM code's habit
     linspace     N, ..., 1 equally spaced, rounded                 both ends
 
-Grids found for one model and one sampler are made in ``sde_toolkit.calibrate``.
+Grids found for one model and one sampler are made in ``sde_toolkit.samplers.calibration``.
 
 References: Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (2010.02502); Lu et al., "DPM-Solver"
 (2206.00927); Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364);

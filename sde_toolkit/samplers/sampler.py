@@ -1,7 +1,7 @@
 """The sampler: from noise to data in N network evaluations.
 
-A sampler is a choice of equation (``sde_toolkit.equations``), of a method of ``solvers``, of a time grid and,
-if wanted, of a corrector, of restarts and of guidance.  The literature's samplers are made by the
+A sampler is a choice of equation (``sde_toolkit.samplers.equations``), of a method of ``solvers``, of a time
+grid and, if wanted, of a corrector, of restarts and of guidance.  The literature's samplers are made by the
 functions of ``sde_toolkit.samplers``.
 
 A run starts from the prior at T and goes down to t_min >= 0.  The end is a matter of options:
@@ -77,7 +77,7 @@ class Sampler:
         method: of ``solvers``.
         num_steps: steps on the grid; None where the method chooses its own by rtol and atol.
         t_min: end of the run, 0 <= t_min < T.
-        grid: times of the steps, see ``sde_toolkit.grids``.
+        grid: times of the steps, see ``sde_toolkit.samplers.grids``.
         denoise: whether the last state is replaced by x0_hat there, for one more evaluation.
         corrector: run after every step, or None.
         restarts: intervals that are gone through again, or none.

@@ -84,8 +84,8 @@ class TrainState:
         optimizer: AdamW on the parameters of ``model.network``.
         step: number of updates made.
         data: moments of the training data, "mean" and "std", shaped as an event, and "covariance" where it is
-            known in full, for a network with classes also "class_mean", ... (``sde_toolkit.moments``); empty
-            until ``fit`` fills it.
+            known in full, for a network with classes also "class_mean", ... (``sde_toolkit.models.moments``);
+            empty until ``fit`` fills it.
         updating: whether an update is under way; such a state is not saved.
 
     Raises:

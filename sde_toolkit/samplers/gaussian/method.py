@@ -1,9 +1,9 @@
 """The Gaussian-residual sampler: the data's Gaussian in closed form, and only the residual integrated.
 
 In the scale-free state y = x_t / alpha with the clock n = sigma / alpha (the noise-to-signal ratio) the
-probability flow is dy/dn = z_hat(y, n).  Data with mean m and covariance S = U diag(l) U^T (``sde_toolkit
-.moments``) would have z_hat = n (S + n^2)^{-1} (y - m) if they were Gaussian, and in whitened coordinates u
-only what is not Gaussian moves:
+probability flow is dy/dn = z_hat(y, n).  Data with mean m and covariance S = U diag(l) U^T
+(``sde_toolkit.models.moments``) would have z_hat = n (S + n^2)^{-1} (y - m) if they were Gaussian, and in
+whitened coordinates u only what is not Gaussian moves:
 
     u = (l + n^2)^{-1/2} U^T (y - m),    du/dn = (l + n^2)^{-1/2} r,    r = U^T z_hat - n (l + n^2)^{-1/2} u
 
