@@ -84,9 +84,9 @@ class FoldedPlan:
         self, i: int, x: Tensor, carry: Window, raw: Tensor | None, z: Tensor | None
     ) -> tuple[Tensor, Window]:
         """The state with shape (B, *) after step i from x, given the evaluation there and the draw."""
-        flat, count = len(self.event_shape) == 1, x.shape[0]
+        flat = len(self.event_shape) == 1
         if torch.is_grad_enabled():
-            carry = self._window(carry.rows.clone(), count, carry.replaced)
+            carry = self._window(carry.rows.clone(), x.shape[0], carry.replaced)
         _, rows, places, replaced = carry
         place = 2 * (i % self.places)
         places[place].copy_(x if flat else x.flatten(1))
@@ -95,9 +95,10 @@ class FoldedPlan:
         if z is not None:
             places[2 * self.places].copy_(z if flat else z.flatten(1))
         found = torch.mm(rows, (self.moved if replaced else self.usual)[i])
-        if found.shape[0] != count:
-            found = found[:count]
-        carry = carry._replace(replaced=False) if replaced else carry
+        if found.shape[0] != x.shape[0]:
+            found = found[: x.shape[0]]
+        if replaced:
+            carry = carry._replace(replaced=False)
         return found if flat else found.unflatten(-1, self.event_shape), carry
 
 

@@ -48,13 +48,13 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.models import Moments, ScoreModel, conversion, known_moments
-from sde_toolkit.samplers.equations import linear_part
 from sde_toolkit.samplers.gaussian.folded import FoldedPlan, Window, fold, folds
 from sde_toolkit.samplers.gaussian.grid import CONSTANTS, NOISY_CONSTANTS, Constants, ResidualGrid
 from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
@@ -80,7 +80,8 @@ Nodes = list[tuple[float, int | None]]
 
 @dataclass(frozen=True)
 class RawFlow(Semilinear):
-    """The flow of a model whose drift is what the model puts out; its conversion goes into the weights.
+    """The flow of a model whose drift is what the model puts out; its conversion and the linear part go into
+    the weights.
 
     Args:
         sde: the forward process.
@@ -264,6 +265,10 @@ class ResidualAdams(Method):
         return torch.cat(parts)
 
 
+def _diffusion(sde: ForwardSDE, eta: float, t: Tensor) -> Tensor:
+    return eta * sde.g(t)
+
+
 @dataclass(frozen=True)
 class ResidualFlow:
     """model -> the reverse family as a ``RawFlow``, for models of one event shape.
@@ -282,12 +287,9 @@ class ResidualFlow:
                 f"this sampler was made for data with event shape {self.event_shape}, got a model of "
                 f"{model.event_shape}; make one with gaussian_residual(model, num_steps)"
             )
-        known = linear_part(model.sde, "noise", self.eta)
         return RawFlow(
             lambda t, x, *condition: model.raw(x, t, *condition),
-            integral=known.integral,
-            source=known.source,
-            diffusion=known.diffusion,
+            diffusion=partial(_diffusion, model.sde, self.eta) if self.eta else None,
             sde=model.sde,
             predicts=model.predicts,
             data_std=model.data_std,
