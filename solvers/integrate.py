@@ -244,7 +244,8 @@ def _run_fixed(
     record = GridRecord(save, method, grid)
     record.start(grid.ts[0], y)
     for interval, before, step, after in _steps(bound, y, method, grid, noise, after_step, plan, checkpoint):
-        record.after(bound, interval, before, step, after)
+        if save is not END:
+            record.after(bound, interval, before, step, after)
         y = after
     zeros = y.detach() * 0  # nan for inf and nan
     broken = math.isnan(float(zeros.sum()))
