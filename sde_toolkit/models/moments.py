@@ -13,7 +13,8 @@ knows less of the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +23,28 @@ from torch import Tensor
 
 from sde_toolkit.models.products import row_product
 
-Rotation = Callable[..., Tensor]
-"""A rotation of states, (B, *D) -> (B, n) or back; it may be given a shift with shape (n,) to add."""
-
 MAX_FULL = 1024
 """Largest number of features of which the full covariance is stored: 8 MiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """A rotation of states, (B, *D) -> (B, n) or back.
+
+    Args:
+        factor: what rows are multiplied by, contiguous, with shape (n, n); the identity when None.
+        event_shape: D where the result is a state again, (n,) where it is not.
+        flatten: whether the argument has another shape than (B, n).
+    """
+
+    factor: Tensor | None
+    event_shape: tuple[int, ...]
+    flatten: bool = False
+
+    def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """x rotated, plus ``shift`` with shape (n,)."""
+        found = row_product(x.flatten(1) if self.flatten else x, self.factor, shift)
+        return found if len(self.event_shape) == 1 else found.unflatten(-1, self.event_shape)
 
 
 class Moments:
@@ -55,7 +73,6 @@ class Moments:
                 f"mean of at least one dimension, got shape {shape}"
             )
         self.kind = kinds[shape]
-        self._made: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
         if not bool(self.mean.isfinite().all() & self.covariance.isfinite().all()):
             raise ValueError("mean and covariance must be finite, got nan or inf; clean the data")
         if self.kind == "full" and not torch.allclose(self.covariance, self.covariance.mT):
@@ -83,13 +100,9 @@ class Moments:
         n = self.mean.numel()
         return (self.covariance.flatten() if self.kind == "diagonal" else self.covariance.expand(n)), None
 
-    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """U and U^T, contiguous, in the type and on the device of ``like``; made once for each."""
-        assert self.axes is not None
-        key = (like.dtype, like.device)
-        if key not in self._made:
-            self._made[key] = (self.axes.to(like), self.axes.mT.contiguous().to(like))
-        return self._made[key]
+    @cached_property
+    def _transposed(self) -> Tensor | None:
+        return None if self.axes is None else self.axes.mT.contiguous()
 
     @cached_property
     def variances(self) -> Tensor:
@@ -126,18 +139,10 @@ class Moments:
         return self.rotations(r)[1](r)
 
     def rotations(self, like: Tensor) -> tuple[Rotation, Rotation]:
-        """``project`` and ``embed`` for the type and the device of ``like``."""
-        into, out = (None, None) if self.axes is None else self._factors(like)
-        flat = self.mean.ndim == 1
-
-        def project(y: Tensor, shift: Tensor | None = None) -> Tensor:
-            return row_product(y if flat else y.flatten(1), into, shift)
-
-        def embed(r: Tensor, shift: Tensor | None = None) -> Tensor:
-            x = row_product(r, out, shift)
-            return x if flat else x.unflatten(-1, self.event_shape)
-
-        return project, embed
+        """``project`` and ``embed`` for the type and the device of ``like``: keep them for repeated use."""
+        into, out = (None if x is None else x.to(like) for x in (self.axes, self._transposed))
+        n = (self.mean.numel(),)
+        return Rotation(into, n, flatten=self.mean.ndim > 1), Rotation(out, self.event_shape)
 
     def diagonal(self) -> Moments:
         """The same mean, and the variances of the features alone."""
