@@ -119,6 +119,8 @@ from .training import DenoisingLoss as DenoisingLoss
 from .training import Optimization as Optimization
 from .training import TrainState as TrainState
 from .training import fit as fit
+from .training import load_model as load_model
+from .training import save_model as save_model
 
 __version__: str
 
@@ -210,6 +212,7 @@ __all__ = [
     "interpolate",
     "ipndm",
     "lms",
+    "load_model",
     "log_likelihood",
     "mmd",
     "open_run",
@@ -219,6 +222,7 @@ __all__ = [
     "restarting",
     "reverse_diffusion",
     "sa_solver",
+    "save_model",
     "sde_dpm_solver_pp",
     "sliced_wasserstein",
     "sra",

@@ -26,7 +26,7 @@ SUBROOMS = ("samplers.presets", "samplers.gaussian", "config.configs")
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""
 TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli"}
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 class Import(NamedTuple):

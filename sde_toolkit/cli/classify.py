@@ -12,7 +12,7 @@ import torch
 
 from sde_toolkit import runs
 from sde_toolkit.cli.common import add_evaluation, add_verb, given, note, open_model, output_directory
-from sde_toolkit.config import build_dataset, held_out, likelihood_options
+from sde_toolkit.config import held_out, likelihood_options
 from sde_toolkit.lab import plus_minus
 from sde_toolkit.likelihood import classify as classify_by_density
 from sde_toolkit.likelihood import judge, log_likelihood
@@ -32,7 +32,7 @@ def classify(options: argparse.Namespace) -> None:
     """Classify examples by Bayes' rule; write the probabilities, print how good they are."""
     overrides = given(options, "likelihood", ("split", "num_examples"))
     run = open_model(options, overrides)
-    dataset, split = build_dataset(run.config), run.config.likelihood.split
+    dataset, split = run.dataset(), run.config.likelihood.split
     directory = output_directory(options)
     runs.need_classes(run.model)
     if dataset.labels_train is None or dataset.labels_test is None:

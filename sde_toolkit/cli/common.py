@@ -99,9 +99,15 @@ def open_model(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Run
     return open_shipped(options.config or FALLBACK_CONFIG, overrides)
 
 
+def output_place(options: argparse.Namespace) -> Path:
+    """Where a verb writes: ``--output``, else the workdir, else a directory here."""
+    place: Path = options.output or options.workdir or FALLBACK_OUTPUT
+    return place.expanduser()
+
+
 def output_directory(options: argparse.Namespace) -> Path:
-    """Where a verb writes: ``--output``, else the workdir, else a directory here; made if need be."""
-    directory: Path = options.output or options.workdir or FALLBACK_OUTPUT
+    """The directory of ``output_place``, made if need be."""
+    directory = output_place(options)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from sde_toolkit import runs
 from sde_toolkit.cli.common import add_verb
+from sde_toolkit.training import refuse_checkpoint
+from sde_toolkit.utils import check_output_file
 
 EXAMPLES = """example:
   sde-toolkit export --workdir=runs/d --output=digits.safetensors"""
@@ -24,6 +26,8 @@ def add_parser(verbs: Any) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write the file and print its size."""
+    output = check_output_file(options.output)
+    refuse_checkpoint(output)
     run = runs.open_run(options.workdir, options.overrides)
-    size = runs.export_run(run, options.output)
+    size = runs.export_run(run, output)
     print(f"exported step {run.step} to {options.output} ({size / 2**20:.2f} MiB)")

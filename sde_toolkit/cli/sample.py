@@ -1,8 +1,15 @@
-"""``sde-toolkit sample``: draw samples with one sampler; an npz file, and a picture of them."""
+"""``sde-toolkit sample``: draw samples with one sampler; an npz file, and pictures of them.
+
+npz     the samples in model scale and on the scale of the data, with how they were made
+grid    one picture of all
+png     a folder with one picture for each, as tools that compare sets of images read it
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +17,29 @@ from typing import Any
 import torch
 
 from sde_toolkit import runs
-from sde_toolkit.cli.common import add_label, add_model, add_verb, given, note, open_model, output_directory
-from sde_toolkit.config import SAMPLERS, build_dataset, build_sampler, sampler_options
+from sde_toolkit.cli.common import (
+    add_label,
+    add_model,
+    add_verb,
+    given,
+    note,
+    open_model,
+    output_directory,
+    output_place,
+)
+from sde_toolkit.config import SAMPLERS, build_sampler, sampler_options
 from sde_toolkit.lab import Candidate
 from sde_toolkit.models import Condition
-from sde_toolkit.utils import atomic_write
+from sde_toolkit.utils import atomic_write, check_output_directory, check_output_file
 
 EXAMPLES = """examples:
   sde-toolkit sample --sampler=ddim --num_steps=20        # the digits that ship with the package
   sde-toolkit sample --workdir=runs/d --sampler=heun --num_steps=10 --num_samples=100 --seed=1
   sde-toolkit sample --workdir=runs/d --sampler=ddim --config.sampling.eta=0.5 --config.sampling.grid=karras
+  sde-toolkit sample --sampler=ddim --num_samples=1000 --format=png   # a folder of pictures
   sde-toolkit sample --config=digits_classes --labels=0,1,2,3,4,5,6,7,8,9 --num_samples=100"""
 
+FORMATS = ("npz", "grid", "png")
 NAMED_LABELS = 10
 """At most this many labels are part of a file's name."""
 
@@ -40,6 +58,13 @@ def add_parser(verbs: Any) -> None:
         "--labels", type=_labels, metavar="K,L,...", help="their classes in turn, again from the first"
     )
     parser.add_argument(
+        "--format",
+        type=_formats,
+        default=("npz", "grid"),
+        metavar="NAME,...",
+        help="npz (arrays), grid (one picture), png (a folder with a picture of each); else npz,grid",
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write; else DIR/samples of the workdir"
     )
 
@@ -51,6 +76,13 @@ def _labels(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"must be integers with commas between them, got {text!r}") from None
 
 
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(FORMATS) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"must be one or more of {', '.join(FORMATS)}, got {text!r}")
+    return names
+
+
 def sample(options: argparse.Namespace) -> None:
     """Draw samples with one sampler; write them and a picture of them."""
     overrides = given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed"))
@@ -60,7 +92,11 @@ def sample(options: argparse.Namespace) -> None:
     condition = _condition(options, settings.num_samples)
     if condition is not None:
         runs.need_classes(run.model)
+    _need_memory(settings.num_samples, run.model.event_shape)
     sampler = build_sampler(run.config, model=run.model)
+    candidate = Candidate.of(settings.sampler, sampler)
+    name = runs.samples_stem(candidate, run.config, _suffix(options), settings.seed)
+    places = _places(options, run, name)
     samples = sampler.sample(
         run.model,
         settings.num_samples,
@@ -68,19 +104,65 @@ def sample(options: argparse.Namespace) -> None:
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    label = Candidate.of(settings.sampler, sampler).label
-    stem = output_directory(options) / "samples" / f"{label}{_suffix(options)}-seed{settings.seed}"
-    runs.save_samples(
-        stem.with_name(stem.name + ".npz"), samples, run.config, run.fingerprint, condition=condition
-    )
-    picture = runs.picture_of_samples(samples, build_dataset(run.config), label)
-    atomic_write(stem.with_name(stem.name + ".png"), picture)
+    label = candidate.label
     print(
         f"{len(samples.x)} samples by {label}: {samples.nfe:.4g} network evaluations each, "
         f"{samples.seconds:.1f} s, seed {samples.seed}"
     )
-    print(f"samples  {stem}.npz")
-    print(f"picture  {stem}.png")
+    output_directory(options)
+    if "npz" in places:
+        _tell_replaced(places["npz"], run, len(samples.x))
+        runs.save_samples(places["npz"], samples, run.config, run.fingerprint, condition=condition)
+        print(f"samples  {places['npz']}")
+    if "grid" in places:
+        places["grid"].parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(places["grid"], runs.picture_of_samples(samples, label))
+        print(f"picture  {places['grid']}")
+    if "png" in places:
+        runs.write_pictures(samples, places["png"])
+        print(f"pictures {places['png']} ({len(samples.x)} files)")
+
+
+def _places(options: argparse.Namespace, run: runs.Run, name: str) -> dict[str, Path]:
+    """Format -> where it is written; refused before the work where it cannot be."""
+    directory = check_output_directory(output_place(options)) / "samples"
+    places = {"npz": directory / f"{name}.npz", "grid": directory / f"{name}.png", "png": directory / name}
+    chosen = {form: places[form] for form in options.format}
+    for form, place in chosen.items():
+        if form == "png":
+            runs.check_picture_shape(run.model.event_shape, run.model.scaling)
+            check_output_directory(place.parent)
+            runs.check_picture_folder(place)
+        else:
+            check_output_file(place)
+    return chosen
+
+
+def _need_memory(num_samples: int, event_shape: tuple[int, ...]) -> None:
+    """Refuse more samples than this machine's memory holds."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    needed = 4 * num_samples * math.prod(event_shape)
+    if needed > memory:
+        raise ValueError(
+            f"num_samples must fit this machine's memory of {memory / 2**30:.0f} GiB, got {num_samples}, "
+            f"which take {needed / 2**30:,.0f} GiB; draw fewer"
+        )
+
+
+def _tell_replaced(path: Path, run: runs.Run, count: int) -> None:
+    """Say on standard error that a file with other samples goes."""
+    if not path.exists():
+        return
+    try:
+        x, known = runs.load_samples(path)
+    except ValueError:
+        note(f"sde-toolkit: warning: {path}, which is no file of samples, is replaced")
+        return
+    if known["model"] != run.fingerprint or len(x) != count:
+        note(f"sde-toolkit: warning: {path} with {len(x)} samples of weights {known['model']} is replaced")
 
 
 def _condition(options: argparse.Namespace, num_samples: int) -> Condition | None:
@@ -95,7 +177,8 @@ def _condition(options: argparse.Namespace, num_samples: int) -> Condition | Non
 def _suffix(options: argparse.Namespace) -> str:
     if options.labels is None:
         return runs.class_suffix(options.label)
-    more = "-more" if len(options.labels) > NAMED_LABELS else ""
+    many = len(options.labels) > NAMED_LABELS
+    more = f"-more{runs.digest_of(str(options.labels))}" if many else ""
     return "-classes" + "-".join(map(str, options.labels[:NAMED_LABELS])) + more
 
 

@@ -36,7 +36,7 @@ from sde_toolkit.config.loading import (
     parse_config,
     trained_sections,
 )
-from sde_toolkit.config.sampler_fields import SAMPLERS, describe_sampler
+from sde_toolkit.config.sampler_fields import SAMPLERS, changed_fields, describe_sampler
 from sde_toolkit.config.trees import Config
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "build_optimization",
     "build_sampler",
     "build_sde",
+    "changed_fields",
     "checkpoint_config",
     "config_from_json",
     "config_json",

@@ -21,7 +21,7 @@ from sde_toolkit.config.sampler_fields import (
 from sde_toolkit.config.schema import need
 from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import Candidate, Metric
-from sde_toolkit.models import TIME_SCALE, Moments, NetworkModel, ScoreModel
+from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.training import DenoisingLoss, Optimization
@@ -57,18 +57,8 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
     options = _options(config.model)
     del options["predicts"]
     if options.get("fourier"):
-        options["noise_level"] = _noise_level(build_sde(config), data_std)
+        options["noise_level"] = NoiseLevel(build_sde(config), data_std)
     return makers[config.model.name](event_shape, seed=config.seed, **options)
-
-
-def _noise_level(sde: ForwardSDE, data_std: float) -> Callable[[Tensor], Tensor]:
-    """Time feature -> standard deviation of the noise in a state that is scaled to unit variance."""
-
-    def level(c: Tensor) -> Tensor:
-        nsr = sde.nsr(c.double() * (sde.T / TIME_SCALE))
-        return nsr / (data_std**2 + nsr.square()).sqrt()
-
-    return level
 
 
 def build_model(

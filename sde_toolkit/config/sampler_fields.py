@@ -249,6 +249,18 @@ def resolve_entry(text: str, section: Mapping[str, Any]) -> tuple[Preset, dict[s
     return preset, {**{name: section[name] for name in COMMON}, **own, **options}
 
 
+def changed_fields(text: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that have an effect on the sampler of an entry and are not what the entry alone would have.
+
+    The number of steps, and the tolerance of a sampler that chooses its own steps, are left out.
+    """
+    preset, fields = resolve_entry(text, section)
+    _, plain = resolve_entry(text, {**COMMON, "sampler": ""})
+    left_out = ("num_steps",) if preset.kind != "adaptive" else ("rtol",)
+    names = [name for name in effective_fields(preset, fields) if name not in left_out]
+    return {name: fields[name] for name in names if fields[name] != plain[name]}
+
+
 def make_sampler(preset: Preset, s: Mapping[str, Any], num_steps: int, model: ScoreModel | None) -> Sampler:
     """The sampler of a preset with these fields, and what they put around it."""
     options = {name: _value(preset, name, s[name], model) for name in own_fields(preset)}

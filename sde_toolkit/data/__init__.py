@@ -11,6 +11,7 @@ from sde_toolkit.data.dataset import (
 )
 from sde_toolkit.data.scaling import (
     Scaling,
+    scaling_from_tensors,
 )
 from sde_toolkit.data.toy import (
     checkerboard,
@@ -35,5 +36,6 @@ __all__ = [
     "moons",
     "ring",
     "ring_components",
+    "scaling_from_tensors",
     "swissroll",
 ]

@@ -16,6 +16,7 @@ Reference: Theis, van den Oord and Bethge, "A Note on the Evaluation of Generati
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,12 +86,42 @@ class Scaling:
         levels = self._need_levels()
         return self.from_model(x.to(torch.float64)).floor().clamp(0, levels - 1).to(torch.int64)
 
+    def to_data(self, x: Tensor) -> Tensor:
+        """Return ``x`` with shape (B, *) on the raw scale: int64 grey levels, or numbers in the type of x."""
+        return self.from_model(x) if self.levels is None else self.to_levels(x)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint: "scaling_scale", "scaling_shift", and "scaling_levels" for grey levels."""
+        levels = {} if self.levels is None else {"scaling_levels": torch.tensor(self.levels)}
+        return {"scaling_scale": self.scale, "scaling_shift": self.shift, **levels}
+
     def _need_levels(self) -> int:
         if self.levels is None:
             raise ValueError(
                 "scaling must have grey levels for this, got continuous data; use Scaling.grey(levels)"
             )
         return self.levels
+
+
+def scaling_from_tensors(tensors: Mapping[str, Tensor]) -> Scaling | None:
+    """The scaling that ``Scaling.tensors`` gave; None where there is none.
+
+    Raises:
+        ValueError: a part is missing, of another type, or out of range.
+    """
+    scale, shift = tensors.get("scaling_scale"), tensors.get("scaling_shift")
+    levels = tensors.get("scaling_levels")
+    if scale is None and shift is None and levels is None:
+        return None
+    if scale is None or shift is None or {scale.dtype, shift.dtype} != {torch.float64}:
+        raise ValueError("the scaling must have a float64 scale and shift, got another or none")
+    if not bool(torch.isfinite(shift).all()):
+        raise ValueError("the shift of the scaling must be finite, got nan or inf")
+    if levels is None:
+        return Scaling(scale, shift)
+    if levels.dtype != torch.int64 or levels.ndim != 0:
+        raise ValueError("the levels of the scaling must be one int64 number, got another")
+    return Scaling(scale, shift, integer("levels", int(levels), 2))
 
 
 def _float64(value: float) -> Tensor:

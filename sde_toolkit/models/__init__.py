@@ -19,13 +19,16 @@ from sde_toolkit.models.network import (
     IndexedModel,
     ModuleModel,
     NetworkModel,
+    NoiseLevel,
 )
+from sde_toolkit.models.plain import inner_network, plain_parameters, plain_tensors
 from sde_toolkit.models.products import ROW_BLOCK, padded_rows, row_product
 from sde_toolkit.models.score import (
     PREDICTION_ALIASES,
     PREDICTIONS,
     TIME_SCALE,
     Condition,
+    DataScale,
     Prediction,
     ScoreModel,
     check_states,
@@ -44,6 +47,7 @@ __all__ = [
     "ROW_BLOCK",
     "TIME_SCALE",
     "Condition",
+    "DataScale",
     "ExactData",
     "ExactModel",
     "Gaussian",
@@ -53,6 +57,7 @@ __all__ = [
     "ModuleModel",
     "Moments",
     "NetworkModel",
+    "NoiseLevel",
     "Prediction",
     "Rotation",
     "ScoreModel",
@@ -63,10 +68,13 @@ __all__ = [
     "class_moments_from_tensors",
     "class_tensors",
     "conversion",
+    "inner_network",
     "isotropic",
     "known_moments",
     "moments_from_tensors",
     "padded_rows",
+    "plain_parameters",
+    "plain_tensors",
     "prediction_name",
     "row_product",
 ]

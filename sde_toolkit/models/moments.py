@@ -162,8 +162,17 @@ class Moments:
 
 
 def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
-    """The moments that ``Moments.tensors`` gave; without "covariance" they are diagonal."""
+    """The moments that ``Moments.tensors`` gave; without "covariance" they are diagonal.
+
+    Raises:
+        ValueError: a tensor is missing, or of a shape or values that moments have not.
+    """
     covariance = tensors.get("covariance")
+    if "mean" not in tensors or (covariance is None and "std" not in tensors):
+        raise ValueError(
+            'the moments of the data must have "mean" and "std" or "covariance", got '
+            f"{', '.join(sorted(tensors)) or 'none'}"
+        )
     if covariance is None:
         covariance = tensors["std"].double().square()
     return Moments(tensors["mean"], covariance)
@@ -177,11 +186,21 @@ def class_tensors(moments: Sequence[Moments]) -> dict[str, Tensor]:
 
 
 def class_moments_from_tensors(tensors: Mapping[str, Tensor]) -> list[Moments] | None:
-    """The moments that ``class_tensors`` gave; None if there are none."""
+    """The moments that ``class_tensors`` gave; None if there are none.
+
+    Raises:
+        ValueError: a tensor is missing, or of a shape or values that moments have not.
+    """
     parts = {name.removeprefix("class_"): part for name, part in tensors.items() if name.startswith("class_")}
     if not parts:
         return None
-    count = len(parts["mean"])
+    counts = {len(part) if part.ndim else 0 for part in parts.values()}
+    if "mean" not in parts or len(counts) > 1 or 0 in counts:
+        raise ValueError(
+            "the moments of the classes must have one row for every class, got "
+            + ", ".join(f"{name} {tuple(part.shape)}" for name, part in sorted(parts.items()))
+        )
+    count = counts.pop()
     return [moments_from_tensors({name: part[k] for name, part in parts.items()}) for k in range(count)]
 
 

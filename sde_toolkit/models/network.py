@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sde_toolkit.models.moments import Moments
+from sde_toolkit.models.plain import inner_network
 from sde_toolkit.models.score import (
     TIME_SCALE,
     Condition,
@@ -36,6 +38,24 @@ from sde_toolkit.models.score import (
 from sde_toolkit.models.wrappers import GivenModel
 from sde_toolkit.sdes import Chain, ChainSDE, ForwardSDE
 from solvers import expand_like
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Time feature -> standard deviation of the noise in a state that is scaled to unit variance.
+
+    Args:
+        sde: the forward process.
+        data_std: root-mean-square standard deviation of the data.
+    """
+
+    sde: ForwardSDE
+    data_std: float
+
+    def __call__(self, c: Tensor) -> Tensor:
+        """nsr / (data_std^2 + nsr^2)^(1/2) with shape (B,), for c = 1000 t / T with shape (B,)."""
+        nsr = self.sde.nsr(c.double() * (self.sde.T / TIME_SCALE))
+        return nsr / (self.data_std**2 + nsr.square()).sqrt()
 
 
 class ModuleModel(ScoreModel, nn.Module):
@@ -102,20 +122,27 @@ class ModuleModel(ScoreModel, nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Type of the network's parameters, and so of the states."""
-        parameter = next(self.network.parameters(), None)
-        return torch.get_default_dtype() if parameter is None else parameter.dtype
+        """Type of the network's parameters, else of its buffers, and so of the states."""
+        tensor = self._any_tensor()
+        return torch.get_default_dtype() if tensor is None else tensor.dtype
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """Device of the network's parameters."""
+        """Device of the network's parameters, else of its buffers."""
+        tensor = self._any_tensor()
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def _any_tensor(self) -> Tensor | None:
+        """The first parameter, else the first buffer of real numbers."""
         parameter = next(self.network.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        if parameter is not None:
+            return parameter
+        return next((buffer for buffer in self.network.buffers() if buffer.is_floating_point()), None)
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
         """Number of classes K that the network knows; 0 for one without labels."""
-        return int(getattr(self.network, "num_classes", 0))
+        return int(getattr(inner_network(self.network), "num_classes", 0))
 
     def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
         """Labels with shape (count,), K for the null class ("no label"); or rows of ``condition_shape``."""
@@ -197,10 +224,12 @@ class NetworkModel(ModuleModel):
 
     def with_network(self, network: nn.Module) -> NetworkModel:
         """The same model around another network."""
-        return NetworkModel(
+        made = NetworkModel(
             network, self.sde, self.predicts, self.event_shape, self.data_std, self.moments,
             self.class_moments, self.condition_shape,
         )  # fmt: skip
+        made.scaling = self.scaling
+        return made
 
 
 class IndexedModel(ModuleModel):

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -112,6 +112,14 @@ def conversion(
     return (keep, factor) if wanted == "noise" else (-keep / sigma_t, -factor / sigma_t)
 
 
+class DataScale(Protocol):
+    """The map between raw data and model scale, such as ``sde_toolkit.data.Scaling``."""
+
+    def to_data(self, x: Tensor, /) -> Tensor:
+        """Raw data with shape (B, *), for x with shape (B, *) in model scale."""
+        ...
+
+
 class ScoreModel(ABC):
     """Anything that estimates the score under a forward process: a network, or data known in closed form.
 
@@ -122,6 +130,7 @@ class ScoreModel(ABC):
         data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input
             scale.
         moments: mean and covariance of the data; None where they are not known.
+        scaling: from model scale to raw data and back; None where it is not known.
         num_classes: number of classes that a condition may be; 0 for none.
         dtype, device: of the states that the model takes.
     """
@@ -131,6 +140,7 @@ class ScoreModel(ABC):
     event_shape: tuple[int, ...]
     data_std: float
     moments: Moments | None = None
+    scaling: DataScale | None = None
     num_classes: int = 0
     dtype: torch.dtype
     device: torch.device

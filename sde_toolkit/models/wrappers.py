@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.score import Condition, ScoreModel
+from sde_toolkit.models.score import Condition, DataScale, ScoreModel
 from sde_toolkit.sdes import ForwardSDE
 
 
@@ -51,6 +51,11 @@ class Wrapper(ScoreModel):
     def moments(self) -> Moments | None:  # type: ignore[override]
         """Those of the model inside."""
         return self.model.moments
+
+    @property
+    def scaling(self) -> DataScale | None:  # type: ignore[override]
+        """That of the model inside."""
+        return self.model.scaling
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]

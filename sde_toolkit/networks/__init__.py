@@ -3,6 +3,11 @@
 network(x, c, labels) -> prediction shaped like x;   x with shape (B, *), c and labels with shape (B,)
 """
 
+from sde_toolkit.networks.description import (
+    describe_network,
+    described_network,
+    on_meta,
+)
 from sde_toolkit.networks.embeddings import (
     MAX_ANGLE,
 )
@@ -17,4 +22,7 @@ __all__ = [
     "MAX_ANGLE",
     "MLP",
     "UNet",
+    "describe_network",
+    "described_network",
+    "on_meta",
 ]

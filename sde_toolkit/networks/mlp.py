@@ -56,6 +56,9 @@ class MLP(nn.Module):
         num_classes: number of classes; 0 for a network without labels.
         seed: of the initial weights.
 
+    Attributes:
+        arguments: those above by name, as JSON holds them.
+
     Raises:
         ValueError: a size below 1, or max_angle not positive.
     """
@@ -76,6 +79,11 @@ class MLP(nn.Module):
         self.num_frequencies = integer("num_frequencies", num_frequencies, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
         self._angle_rate = angle_rate(max_angle)
+        self.arguments = {
+            "event_shape": list(self.event_shape), "width": width, "depth": depth,
+            "num_frequencies": self.num_frequencies, "max_angle": float(max_angle),
+            "num_classes": self.num_classes, "seed": seed,
+        }  # fmt: skip
         dim = math.prod(self.event_shape)
         with seeded(seed):
             self.embed = nn.Sequential(

@@ -56,6 +56,9 @@ class UNet(nn.Module):
             without it the fine ones are rapidly varying noise wherever s is large.
         seed: of the initial weights.
 
+    Attributes:
+        arguments: those above by name, as JSON holds them, but for ``noise_level``.
+
     Raises:
         ValueError: an event shape that is not (C, H, W) or not divisible, channels that num_groups does
             not divide, a level that does not exist, or max_angle not positive.
@@ -83,6 +86,13 @@ class UNet(nn.Module):
         self.patch_size = integer("patch_size", patch_size, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
+        self.arguments = {
+            "event_shape": list(self.event_shape), "channels": list(channels),
+            "layers_per_block": layers_per_block, "attention_levels": list(attention_levels),
+            "num_groups": num_groups, "patch_size": self.patch_size, "dropout": float(dropout),
+            "fourier": list(self.fourier), "max_angle": float(max_angle), "num_classes": self.num_classes,
+            "noise_level": noise_level, "seed": seed,
+        }  # fmt: skip
         network = _diffusers_unet()
         size, height, width = self.event_shape
         size *= patch_size**2

@@ -11,7 +11,14 @@ from sde_toolkit.runs.comparison import (
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.page import write_report
-from sde_toolkit.runs.samples import displayable, load_samples, picture_of_samples, save_samples
+from sde_toolkit.runs.pictures import (
+    check_picture_folder,
+    check_picture_shape,
+    displayable,
+    picture_of_samples,
+    write_pictures,
+)
+from sde_toolkit.runs.samples import digest_of, load_samples, samples_stem, save_samples
 from sde_toolkit.runs.store import Run, export_run, open_run, open_shipped, saved_step, shipped_path
 from sde_toolkit.runs.training import Start, read_history, train_run
 
@@ -20,8 +27,11 @@ __all__ = [
     "Evaluation",
     "Run",
     "Start",
+    "check_picture_folder",
+    "check_picture_shape",
     "class_suffix",
     "comparison_candidates",
+    "digest_of",
     "displayable",
     "evaluate_likelihood",
     "evaluation_path",
@@ -38,9 +48,11 @@ __all__ = [
     "records_path",
     "run_comparison",
     "samples_path",
+    "samples_stem",
     "save_samples",
     "saved_step",
     "shipped_path",
     "train_run",
+    "write_pictures",
     "write_report",
 ]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sde_toolkit.config import build_candidates, build_dataset, build_metrics, build_sampler
+from sde_toolkit.config import Config, build_candidates, build_metrics, build_sampler
 from sde_toolkit.lab import Candidate, Metric, Record, Reference, compare, load_records, save_records
 from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
-from sde_toolkit.runs.samples import save_samples
+from sde_toolkit.runs.samples import samples_stem, save_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.samplers import Samples
 
@@ -36,9 +36,11 @@ def records_path(directory: Path) -> Path:
     return directory / "records.json"
 
 
-def samples_path(directory: Path, candidate: Candidate, seed: int, label: int | None = None) -> Path:
+def samples_path(
+    directory: Path, config: Config, candidate: Candidate, seed: int, label: int | None = None
+) -> Path:
     """Where the samples of a candidate lie."""
-    return directory / "samples" / f"{candidate.label}{class_suffix(label)}-seed{seed}.npz"
+    return directory / "samples" / f"{samples_stem(candidate, config, class_suffix(label), seed)}.npz"
 
 
 def comparison_candidates(run: Run) -> list[Candidate]:
@@ -81,7 +83,7 @@ def run_comparison(
         on_records(candidate, rows, reused)
 
     def write(candidate: Candidate, samples: Samples) -> None:
-        place = samples_path(directory, candidate, samples.seed, label)
+        place = samples_path(directory, run.config, candidate, samples.seed, label)
         save_samples(place, samples, run.config, run.fingerprint, label)
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -95,9 +97,9 @@ def run_comparison(
 
 def _metrics(run: Run, label: int | None) -> list[Metric]:
     if label is None:
-        return build_metrics(run.config, build_dataset(run.config))
+        return build_metrics(run.config, run.dataset())
     need_classes(run.model)
-    metrics = build_metrics(run.config, examples_of_class(build_dataset(run.config), label))
+    metrics = build_metrics(run.config, examples_of_class(run.dataset(), label))
     return [replace(metric, settings={**metric.settings, "class": label}) for metric in metrics]
 
 

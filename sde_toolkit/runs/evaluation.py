@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.config import BOUNDS, DEQUANTIZERS, Config, build_dataset, likelihood_options, raw_examples
+from sde_toolkit.config import BOUNDS, DEQUANTIZERS, Config, likelihood_options, raw_examples
 from sde_toolkit.data import Dataset
 from sde_toolkit.lab import plus_minus
 from sde_toolkit.likelihood import (
@@ -132,7 +132,7 @@ def evaluate_likelihood(run: Run, directory: Path, label: int | None = None) -> 
     if label is not None:
         need_classes(model)
         model = run.model.given(label)
-    dataset, begin = examples_of_class(build_dataset(run.config), label), time.perf_counter()
+    dataset, begin = examples_of_class(run.dataset(), label), time.perf_counter()
     examples = raw_examples(run.config, dataset)
     compute = _continuous if dataset.levels is None else _discrete
     with launched() as processes:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sde_toolkit.config import build_dataset, config_json
+from sde_toolkit.config import config_json
 from sde_toolkit.data import Dataset
 from sde_toolkit.lab import (
     Candidate,
@@ -29,7 +29,8 @@ from sde_toolkit.lab import (
 from sde_toolkit.runs.classes import examples_of_class
 from sde_toolkit.runs.comparison import Comparison, comparison_candidates, samples_path
 from sde_toolkit.runs.evaluation import Evaluation
-from sde_toolkit.runs.samples import displayable, load_samples
+from sde_toolkit.runs.pictures import displayable
+from sde_toolkit.runs.samples import load_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.runs.training import read_history
 from sde_toolkit.utils import atomic_write
@@ -58,7 +59,7 @@ def write_report(
         commands: shell lines that reproduce the page.
         main: a record and its reference, as the page's first number; the best record when None.
     """
-    dataset = examples_of_class(build_dataset(run.config), found.label)
+    dataset = examples_of_class(run.dataset(), found.label)
     drawn = _figures(run, directory, dataset, found, evaluation)
     folder = directory / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def _figures(
         )
         drawn[name] = figure, caption
     cells = _cells(run, directory, dataset, found.label)
-    real = displayable(dataset.scaled_test()[:SCATTER_SAMPLES], dataset)
+    real = displayable(dataset.scaled_test()[:SCATTER_SAMPLES], dataset.scaling)
     drawn["samples"] = (
         figures.samples_figure(
             cells, real, f"Samples of seed {run.config.comparison.seeds[0]}, not selected"
@@ -138,7 +139,7 @@ def _cells(
         setting = (
             f"{candidate.num_steps} steps" if candidate.num_steps else f"rtol {candidate.settings['rtol']:g}"
         )
-        cells[candidate.name, f"{setting}, NFE {nfe:.4g}"] = displayable(x, dataset)
+        cells[candidate.name, f"{setting}, NFE {nfe:.4g}"] = displayable(x, dataset.scaling)
     return cells
 
 
@@ -146,7 +147,7 @@ def _first_samples(
     run: Run, directory: Path, candidate: Candidate, count: int, label: int | None
 ) -> tuple[Tensor, float]:
     seed = run.config.comparison.seeds[0]
-    path = samples_path(directory, candidate, seed, label)
+    path = samples_path(directory, run.config, candidate, seed, label)
     count = min(count, run.config.comparison.num_samples)
     if path.exists():
         x, note = load_samples(path)
@@ -162,7 +163,7 @@ def _of_class(found: Comparison) -> str:
 
 
 def _lead(run: Run) -> str:
-    dataset = build_dataset(run.config)
+    dataset = run.dataset()
     size = sum(parameter.numel() for parameter in run.model.network.parameters())
     network = {"unet": "A U-Net", "mlp": "An MLP"}.get(run.config.model.name, run.config.model.name)
     return (

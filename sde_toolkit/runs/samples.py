@@ -1,27 +1,46 @@
-"""Files of samples, and samples as pictures.
+"""Files of samples, their names, and what is believed of one that is read.
 
-A file <name>.npz holds two arrays: ``x``, the samples with shape (N, *), and ``note``, JSON with the seed,
-the cost, the sampler's settings, the condition, the configuration and the fingerprint of the weights.
-Nothing in a file is pickled, and nothing is unpickled when one is read.
+A file <name>.npz holds ``x``, the samples with shape (N, *) in model scale; ``data``, the same on the scale
+of the data (integers for grey levels), where the model knows it; and ``note``, JSON with the seed, the cost,
+the sampler's settings, the condition, the configuration and the fingerprint of the weights.  Nothing in a
+file is pickled, and nothing is unpickled when one is read.  How much memory its arrays would take is looked
+at first.
+
+The name says the sampler, its steps or tolerance, every option that is not the default, the classes and the
+seed, so that samples of other options have another name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sde_toolkit.config import Config
-from sde_toolkit.data import Dataset
-from sde_toolkit.lab import figures, plain_condition
+from sde_toolkit.config import Config, changed_fields
+from sde_toolkit.lab import Candidate, plain_condition
 from sde_toolkit.models import Condition
 from sde_toolkit.samplers import Samples
 from sde_toolkit.utils import atomic_write
+
+MAX_BYTES = 16 * 2**30
+"""The largest arrays that are read from a file of samples."""
+
+MAX_RATIO = 1000
+"""The largest compression of an array that is read: more is no file of samples."""
+
+_LONGEST = 80
+_NOTE = {
+    "nfe": (int, float), "seconds": (int, float), "seed": (int,), "first_sample": (int,), "settings": (dict,),
+    "config": (dict,), "model": (str,),
+}  # fmt: skip
 
 
 def save_samples(
@@ -38,34 +57,101 @@ def save_samples(
         "config": config.to_dict(),
         "model": fingerprint,
     }
+    arrays: dict[str, Any] = {"x": _numpy(samples.x)}
+    if samples.scaling is not None:
+        arrays["data"] = _smallest(samples.data)
     stream = io.BytesIO()
-    np.savez_compressed(stream, x=samples.x.cpu().numpy(), note=np.array(json.dumps(note)))
+    np.savez_compressed(stream, **arrays, note=np.array(json.dumps(note)))
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, stream.getvalue())
 
 
-def load_samples(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Samples with shape (N, *) and the note that ``save_samples`` wrote next to them.
+def load_samples(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Samples with shape (N, *) in model scale and the note that ``save_samples`` wrote next to them.
 
     Raises:
-        ValueError: the file is damaged or of another kind.
+        ValueError: the file is damaged, of another kind, or claims more memory than samples take.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["x"]), json.loads(str(arrays["note"]))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        if not path.is_file():
+            raise ValueError("there is no ordinary file of this name")
+        with open(path, "rb") as file:
+            _check_sizes(file)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                note = json.loads(str(arrays["note"]))
+                _check_note(note)
+                x = arrays["x"]
+        if x.ndim < 2 or x.dtype.kind != "f" or len(x) == 0 or not np.isfinite(x).all():
+            raise ValueError(f"x must hold finite numbers with shape (N, *), got {x.dtype} {x.shape}")
+        return torch.from_numpy(x.astype(x.dtype.newbyteorder("="))), note
+    except Exception as error:  # archives break in many ways: zlib, zipfile, JSON, numpy's own
         raise ValueError(f"{path} is not a file of samples ({error}); remove it and sample again") from None
 
 
-def displayable(x: torch.Tensor, dataset: Dataset) -> np.ndarray:
-    """Samples as numpy arrays to draw: images in [0, 1] with shape (N, C, H, W), vectors as they are."""
-    x = x.cpu()
-    if x.ndim == 4 and dataset.levels is not None:
-        return (dataset.scaling.to_levels(x).float() / (dataset.levels - 1)).numpy()
-    return x.numpy()
+def samples_stem(candidate: Candidate, config: Config, condition: str, seed: int) -> str:
+    """The name of a file of samples without its ending, as in "ddim-20-eta1.0-class3-seed0".
+
+    Args:
+        candidate: the sampler.
+        config: of the run, with its overrides.
+        condition: what the name says of the classes, see ``class_suffix``.
+        seed: of the noise.
+    """
+    return f"{candidate.label}{options_suffix(config, candidate.name)}{condition}-seed{seed}"
 
 
-def picture_of_samples(samples: Samples, dataset: Dataset, label: str) -> bytes:
-    """A PNG of all samples in one grid, or as a scatter plot."""
-    title = f"{label}, seed {samples.seed}: {len(samples.x)} samples, {samples.nfe:.4g} evaluations each"
-    return figures.render(figures.grid_figure(displayable(samples.x, dataset), title))
+def options_suffix(config: Config, entry: str) -> str:
+    """What a name says of the options that are not at their defaults; nothing if all are."""
+    changed = changed_fields(entry, config.sampling)
+    if config.dtype != "float32":
+        changed["dtype"] = config.dtype
+    text = "".join(f"-{name}{value}" for name, value in sorted(changed.items()))
+    plain = re.fullmatch(r"[\w.+-]*", text) is not None
+    return text if plain and len(text) <= _LONGEST else f"-options{digest_of(text)}"
+
+
+def digest_of(text: str) -> str:
+    """Eight letters that stand for a text in a file's name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    """A float array; types that numpy lacks become float32."""
+    return (x if x.dtype in (torch.float16, torch.float32, torch.float64) else x.float()).cpu().numpy()
+
+
+def _smallest(data: Tensor) -> np.ndarray:
+    """Grey levels in the smallest type that holds them, other data as they are."""
+    if data.is_floating_point():
+        return _numpy(data)
+    top = int(data.max())
+    kind = np.uint8 if top < 2**8 else np.uint16 if top < 2**16 else np.int64
+    return data.cpu().numpy().astype(kind)
+
+
+def _check_sizes(file: Any) -> None:
+    """Refuse an archive whose arrays would take too much memory, before one is read."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            large = member.file_size > MAX_RATIO * max(member.compress_size, 2**10)
+            if large or member.file_size > MAX_BYTES:
+                raise ValueError(f"{member.filename[:100]!r} claims {member.file_size:,} bytes")
+            with archive.open(member) as array:
+                version = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+                shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(array)
+            claimed = dtype.itemsize
+            for size in shape:
+                claimed *= int(size)
+            if min(shape, default=0) < 0 or claimed > member.file_size:
+                raise ValueError(f"{member.filename[:100]!r} claims the shape {shape} and has fewer bytes")
+
+
+def _check_note(note: object) -> None:
+    if not isinstance(note, dict):
+        raise ValueError(f"note must be a JSON object, got {type(note).__name__}")
+    for name, kinds in _NOTE.items():
+        value = note.get(name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"note must have {name!r}, a {kinds[-1].__name__}, got {type(value).__name__}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from sde_toolkit.models import ScoreModel, Wrapper
+from sde_toolkit.models import DataScale, ScoreModel, Wrapper
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Samples:
         seconds: wall time.
         seed: of the noise; sample i of the batch has the global index first_sample + i.
         settings: the sampler's options, as plain values.
+        scaling: of the model, from its scale to raw data; None where it is not known.
     """
 
     x: Tensor
@@ -29,6 +30,21 @@ class Samples:
     seed: int
     first_sample: int
     settings: Mapping[str, Any]
+    scaling: DataScale | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> Tensor:
+        """The samples as raw data with shape (B, *): integers for grey levels, else numbers in the type of x.
+
+        Raises:
+            ValueError: the model that was sampled knows no scaling.
+        """
+        if self.scaling is None:
+            raise ValueError(
+                "samples on the scale of the data need the model's scaling, got a model without; set "
+                "model.scaling = dataset.scaling before sampling (fit does so), or use samples.x"
+            )
+        return self.scaling.to_data(self.x)
 
 
 @dataclass(frozen=True)

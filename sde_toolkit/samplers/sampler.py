@@ -298,7 +298,8 @@ class PreparedSampler:
             parts.append(self._run(counted, guided, term, given, source, callback, part[0]))
         seconds = time.perf_counter() - start
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return Samples(x, counted.rows / num_samples, seconds, seed, first_sample, sampler.settings)
+        nfe = counted.rows / num_samples
+        return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling)
 
     @torch.no_grad()
     def _run(

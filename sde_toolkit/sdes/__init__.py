@@ -9,6 +9,10 @@ from sde_toolkit.sdes.chain import (
 from sde_toolkit.sdes.chain_sde import (
     ChainSDE,
 )
+from sde_toolkit.sdes.description import (
+    describe_process,
+    described_process,
+)
 from sde_toolkit.sdes.sde import (
     VESDE,
     VPSDE,
@@ -34,4 +38,6 @@ __all__ = [
     "SubVPSDE",
     "Variance",
     "ancestral_coefficients",
+    "describe_process",
+    "described_process",
 ]

@@ -3,13 +3,19 @@
 from sde_toolkit.training.checkpoint import (
     COMPARED_SECTIONS,
     Checkpoint,
+    check_ema,
     config_differences,
     export_checkpoint,
     latest_checkpoint,
     load_ema,
     read_checkpoint,
+    refuse_checkpoint,
     restore,
     save_checkpoint,
+)
+from sde_toolkit.training.description import (
+    describe_model,
+    described_model,
 )
 from sde_toolkit.training.loop import (
     NonFiniteError,
@@ -21,9 +27,16 @@ from sde_toolkit.training.loss import (
     ChainLoss,
     DenoisingLoss,
 )
+from sde_toolkit.training.model_file import (
+    load_model,
+    save_model,
+)
 from sde_toolkit.training.state import (
     Optimization,
     TrainState,
+)
+from sde_toolkit.training.tensor_file import (
+    as_bytes,
 )
 
 __all__ = [
@@ -35,13 +48,20 @@ __all__ = [
     "Optimization",
     "TrainState",
     "UpdateInfo",
+    "as_bytes",
+    "check_ema",
     "config_differences",
+    "describe_model",
+    "described_model",
     "export_checkpoint",
     "fit",
     "latest_checkpoint",
     "load_ema",
+    "load_model",
     "read_checkpoint",
+    "refuse_checkpoint",
     "restore",
     "save_checkpoint",
+    "save_model",
     "train_step",
 ]

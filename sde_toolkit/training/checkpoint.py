@@ -9,25 +9,27 @@ under <workdir>/checkpoints/step-<n>.safetensors.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
+from sde_toolkit.models import plain_tensors
+from sde_toolkit.training.description import describe_model
 from sde_toolkit.training.state import TrainState, as_json, prefixed
-from sde_toolkit.utils import atomic_write, integer, remove_leftovers
-
-FORMAT_VERSION = 1
+from sde_toolkit.training.tensor_file import (
+    check_tensors,
+    copy_tensors,
+    file_kind,
+    need_fields,
+    part_of,
+    read_tensors,
+    write_tensors,
+)
+from sde_toolkit.utils import check_output_file, integer, remove_leftovers
 
 Kind = Literal["training", "inference"]
 
@@ -37,11 +39,13 @@ COMPARED_SECTIONS = ("seed", "data", "sde", "model", "loss", "optimization", "tr
 FREE_FIELDS = ("training.num_steps", "training.checkpoint_every", "training.keep", "training.log_every")
 """Fields in those sections that may change between two parts of one run."""
 
-_HEADER = "sde_toolkit"
 _FIELDS = {"kind": str, "step": int, "config": dict, "run": dict, "metrics": dict, "libraries": dict}
+_KINDS = ("training", "inference")
 _ABSENT = "(absent)"
+_FILE_PATTERN = "step-*.safetensors"
 _FILE_NAME = "step-{step:08d}.safetensors"
-_LIBRARIES = ("sde-toolkit", "torch", "numpy", "safetensors", "diffusers")
+_ATTEMPTS = 20
+"""How often the directory of a run that replaces its checkpoints all the time is looked at again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,7 @@ class Checkpoint:
         config: what the run is, as ``TrainState`` got it.
         run: seed and rule of the updates.
         metrics: what the writer measured, such as the mean loss since the checkpoint before.
+        model: what its model is, see ``sde_toolkit.training.description``; empty in older files.
         libraries: versions of the libraries that wrote it.
         tensors: all tensors under their full names, on the CPU.
     """
@@ -67,11 +72,11 @@ class Checkpoint:
     metrics: dict[str, Any]
     libraries: dict[str, str]
     tensors: dict[str, Tensor] = field(repr=False)
+    model: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part, "model", "ema", "optimizer" or "data", under the rest of their names."""
-        start = name + "."
-        return {key[len(start) :]: value for key, value in self.tensors.items() if key.startswith(start)}
+        return part_of(self.tensors, name)
 
 
 def save_checkpoint(
@@ -94,9 +99,10 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _FILE_NAME.format(step=state.step)
     about = {"step": state.step, "config": state.config, "run": state.run, "metrics": dict(metrics or {})}
-    _write(path, {"kind": "training", **about}, state.tensors())
+    about["model"], tables = describe_model(state.ema)
+    write_tensors(path, {"kind": "training", **about}, state.tensors() | prefixed("sde", tables))
     remove_leftovers(directory)
-    earlier = [other for other in checkpoint_paths(workdir) if other.name < path.name]
+    earlier = [other for other in checkpoint_paths(workdir) if other.name < path.name and _ordinary(other)]
     for other in earlier[: len(earlier) - (keep - 1)]:
         other.unlink()
     return path
@@ -107,10 +113,14 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
 
     Raises:
         OSError: the disk is full or not writable; an earlier file is untouched.
+        ValueError: ``path`` is a directory, a link, a device or a training checkpoint.
     """
+    path = check_output_file(path)
+    refuse_checkpoint(path)
     tensors = {**prefixed("ema", checkpoint.part("ema")), **prefixed("data", checkpoint.part("data"))}
-    about = {name: getattr(checkpoint, name) for name in ("step", "config", "run", "metrics")}
-    _write(Path(path), {"kind": "inference", **about}, tensors)
+    tensors |= prefixed("sde", checkpoint.part("sde"))
+    about = {name: getattr(checkpoint, name) for name in ("step", "config", "run", "metrics", "model")}
+    write_tensors(path, {"kind": "inference", **about}, tensors)
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -121,56 +131,59 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         ValueError: the file is pickled, truncated, or no checkpoint of a format that this version reads.
     """
     path = Path(path)
-    with open(path, "rb") as binary:
-        start = binary.read(9)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        # torch.save's archive, or a bare pickle; a safetensors file has a brace at byte 8
-        if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{"):
-            raise ValueError(
-                f"checkpoint must be a safetensors file, got a pickled one, {path}; it was not loaded, "
-                "because unpickling runs code: save a checkpoint with this library instead"
-            ) from error
+    document, tensors = read_tensors(path)
+    if document.get("kind") == "model":
         raise ValueError(
-            f"checkpoint must be a whole safetensors file, got a truncated or foreign one, {path} ({error}); "
-            "remove it, or copy it again"
-        ) from error
-    document = _parse_header(path, header)
-    return Checkpoint(path=path, tensors=tensors, **document)
+            f"checkpoint must be that of a run, got a saved model, {path}; read it by load_model"
+        )
+    need_fields(path, document, _FIELDS, "checkpoint")
+    if document["kind"] not in _KINDS or document["step"] < 0:
+        raise ValueError(
+            f"checkpoint must be of kind {' or '.join(_KINDS)} and have a step >= 0, got "
+            f"{document['kind']!r} and {document['step']} in {path}; it is of another kind, or damaged"
+        )
+    known = {name: document[name] for name in _FIELDS}
+    model = document.get("model")
+    return Checkpoint(path=path, tensors=tensors, model=model if isinstance(model, dict) else {}, **known)
 
 
 def checkpoint_paths(workdir: Path | str) -> list[Path]:
-    """The training checkpoints below ``workdir``, oldest first."""
-    return sorted(_directory(workdir).glob("step-*.safetensors"))
+    """What has the name of a training checkpoint below ``workdir``, oldest first."""
+    return sorted(_directory(workdir).glob(_FILE_PATTERN))
 
 
 def latest_checkpoint(workdir: Path | str) -> Checkpoint | None:
     """Return the newest training checkpoint below ``workdir`` that can be read, None if there is none.
 
-    Kills leave no broken file, so one that cannot be read was damaged from outside: it is left in place,
-    a RuntimeWarning names it, and the one before it is taken.
+    Kills leave no broken file, so one that cannot be read was damaged from outside, and a directory, a pipe
+    or a dangling link was put there.  It is left in place, a RuntimeWarning names it, and the one before it
+    is taken.  A live run may replace its checkpoints meanwhile.
 
     Raises:
         ValueError: there are checkpoints, but none can be read.
     """
-    problem: ValueError | None = None
-    for path in reversed(checkpoint_paths(workdir)):
-        try:
-            return read_checkpoint(path)
-        except FileNotFoundError:  # a live run has replaced it by a newer one
-            return latest_checkpoint(workdir)
-        except ValueError as error:
-            problem = error
-            warnings.warn(
-                f"going back to the checkpoint before {path.name}: {error}", RuntimeWarning, stacklevel=2
-            )
-    if problem is not None:
+    problems: dict[Path, Exception] = {}
+    for _ in range(_ATTEMPTS):
+        moved = False
+        for path in reversed(checkpoint_paths(workdir)):
+            if path in problems:
+                continue
+            try:
+                return read_checkpoint(path)
+            except (ValueError, OSError) as error:
+                if not path.is_symlink() and not path.exists():  # a live run has replaced it by a newer one
+                    moved = True
+                    break
+                problems[path] = error
+                reason = "it is a link to nothing" if isinstance(error, FileNotFoundError) else error
+                message = f"going back to the checkpoint before {path.name}: {reason}"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+        if not moved:
+            break
+    if problems:
         raise ValueError(
             f"no checkpoint in {_directory(workdir)} can be read; remove them to start anew"
-        ) from problem
+        ) from next(iter(problems.values()))
     return None
 
 
@@ -194,7 +207,8 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             "the former values, or use another workdir"
         )
     targets = state.tensors()
-    _copy({name: target for name, target in targets.items() if not name.startswith("data.")}, checkpoint)
+    trained = {name: target for name, target in targets.items() if not name.startswith("data.")}
+    copy_tensors(trained, checkpoint.tensors, checkpoint.path)
     state.data = checkpoint.part("data")
     state.step, state.updating = checkpoint.step, False
 
@@ -205,7 +219,25 @@ def load_ema(network: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         ValueError: tensors that are missing or of another shape or type; the network has not changed then.
     """
-    _copy(prefixed("ema", network.state_dict()), checkpoint)
+    copy_tensors(prefixed("ema", plain_tensors(network)), checkpoint.tensors, checkpoint.path)
+
+
+def check_ema(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse averaged weights that do not fit a network, which may be on the meta device.
+
+    Raises:
+        ValueError: tensors that are missing or of another shape or type.
+    """
+    check_tensors(prefixed("ema", plain_tensors(network)), checkpoint.tensors, checkpoint.path)
+
+
+def refuse_checkpoint(path: Path, name: str = "output") -> None:
+    """Refuse, with a ValueError, to write over a training checkpoint, or under such a name beside them."""
+    among = path.parent.name == "checkpoints" and path.match(_FILE_PATTERN)
+    if among or file_kind(path) == "training":
+        raise ValueError(
+            f"{name} must not be a training checkpoint, got {path}; a run goes on from it: name another file"
+        )
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -213,6 +245,10 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     a, b = (_flat({key: c[key] for key in COMPARED_SECTIONS if key in c}) for c in map(as_json, (old, new)))
     differing = [n for n in a | b if n not in FREE_FIELDS and a.get(n, _ABSENT) != b.get(n, _ABSENT)]
     return [f"{n}: {a.get(n, _ABSENT)!r} -> {b.get(n, _ABSENT)!r}" for n in differing]
+
+
+def _ordinary(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _directory(workdir: Path | str) -> Path:
@@ -224,57 +260,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         fields.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return fields
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def _write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    document = {"format_version": FORMAT_VERSION, **about, "libraries": _versions()}
-    whole = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    atomic_write(path, safetensors.torch.save(whole, {_HEADER: json.dumps(document)}))
-
-
-def _parse_header(path: Path, header: str | None) -> dict[str, Any]:
-    try:
-        document = json.loads(header or "")
-        found, writer = document.pop("format_version"), document["libraries"]
-        complete = found != FORMAT_VERSION or {name: kind(document[name]) for name, kind in _FIELDS.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"checkpoint must be written by this library, got a safetensors file of another kind, {path}"
-        ) from error
-    if found != FORMAT_VERSION:
-        raise ValueError(
-            f"checkpoint must have format version {FORMAT_VERSION}, got {found} in {path}, written by "
-            f"{writer}; read it with that version of sde-toolkit"
-        )
-    return complete
-
-
-def _copy(targets: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Copy the tensors of these names in place, after a check of them all."""
-    for name, target in targets.items():
-        source = checkpoint.tensors.get(name)
-        if source is None:
-            raise ValueError(
-                f"checkpoint must hold the tensor {name!r}, got {checkpoint.path} without it; build the "
-                "network with the checkpoint's config"
-            )
-        if source.shape != target.shape or source.dtype != target.dtype:
-            raise ValueError(
-                f"tensor {name!r} must have shape {tuple(target.shape)} and type {target.dtype}, got "
-                f"{tuple(source.shape)} and {source.dtype} in {checkpoint.path}; build the network with the "
-                "checkpoint's config"
-            )
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(checkpoint.tensors[name])

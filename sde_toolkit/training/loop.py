@@ -142,8 +142,10 @@ def fit(
     count = state.model.num_classes
     of_classes = class_moments(dataset, count) if count else None
     state.data = dataset.moments.tensors() | (class_tensors(of_classes) if of_classes else {})
+    state.data |= dataset.scaling.tensors()
     for model in (state.model, state.ema):
         model.set_moments(dataset.moments, of_classes)
+        model.scaling = dataset.scaling
     losses: list[float] = []
 
     def save() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import NetworkModel
+from sde_toolkit.models import NetworkModel, plain_parameters, plain_tensors
 from sde_toolkit.training.ema import averaged_copy, decay_at, update_average
 from sde_toolkit.utils import integer
 
@@ -135,9 +135,9 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the run under the names that they have in a checkpoint."""
-        tensors = prefixed("model", self.model.network.state_dict())
-        tensors |= prefixed("ema", self.ema.network.state_dict())
-        for name, parameter in self.model.network.named_parameters():
+        tensors = prefixed("model", plain_tensors(self.model.network))
+        tensors |= prefixed("ema", plain_tensors(self.ema.network))
+        for name, parameter in plain_parameters(self.model.network):
             tensors |= prefixed(f"optimizer.{name}", self.optimizer.state[parameter])
         return tensors | prefixed("data", self.data)
 

@@ -9,6 +9,10 @@ from sde_toolkit.utils.files import (
     atomic_write_text,
     remove_leftovers,
 )
+from sde_toolkit.utils.outputs import (
+    check_output_directory,
+    check_output_file,
+)
 from sde_toolkit.utils.processes import (
     ALONE,
     Processes,
@@ -30,6 +34,8 @@ __all__ = [
     "WorkdirLock",
     "atomic_write",
     "atomic_write_text",
+    "check_output_directory",
+    "check_output_file",
     "integer",
     "launched",
     "leading",

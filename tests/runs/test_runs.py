@@ -165,11 +165,13 @@ def test_pickled_and_broken_samples_are_refused(tmp_path):
 
 def test_displayable_images_lie_in_the_unit_interval():
     dataset = build_dataset(load_config("digits"))
-    shown = runs.displayable(3 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), dataset)
+    shown = runs.displayable(
+        3 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), dataset.scaling
+    )
     assert shown.min() == 0
     assert shown.max() == 1
     vectors = torch.randn(4, 2)
-    assert np.array_equal(runs.displayable(vectors, dataset), vectors.numpy())
+    assert np.array_equal(runs.displayable(vectors, dataset.scaling), vectors.numpy())
 
 
 def test_checkpoint_older_than_a_field_is_opened_and_resumed(workdir, trained):

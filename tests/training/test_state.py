@@ -15,7 +15,6 @@ from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes.sde import VPSDE
 from sde_toolkit.training.checkpoint import (
     COMPARED_SECTIONS,
-    FORMAT_VERSION,
     FREE_FIELDS,
     checkpoint_paths,
     config_differences,
@@ -27,6 +26,7 @@ from sde_toolkit.training.checkpoint import (
     save_checkpoint,
 )
 from sde_toolkit.training.state import Optimization, TrainState
+from sde_toolkit.training.tensor_file import FORMAT_VERSION
 
 CONFIG = {"seed": 0, "model": {"name": "mlp", "width": 4, "sizes": (1, 2)}, "training": {"num_steps": 3}}
 
