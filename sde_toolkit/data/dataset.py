@@ -77,6 +77,13 @@ class Dataset:
             if labels is not None and labels.shape != examples.shape[:1]:
                 raise ValueError(f"{name} must have shape ({len(examples)},), got {tuple(labels.shape)}")
 
+    def __repr__(self) -> str:
+        labels = "" if self.labels_train is None else ", with labels"
+        return (
+            f"Dataset({self.name!r}, {len(self.train):,} training and {len(self.test):,} test examples of "
+            f"shape {self.event_shape}, {self.scaling!r}{labels})"
+        )
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one example."""

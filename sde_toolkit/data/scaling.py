@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils import integer
+from sde_toolkit.utils import integer, same_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,20 @@ class Scaling:
     def __post_init__(self) -> None:
         if not (torch.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError(f"scale must be positive and finite, got {self.scale}; are the data constant?")
+
+    def __repr__(self) -> str:
+        if self.levels is not None:
+            return f"Scaling({self.levels} grey levels)"
+        if self.scale.numel() == self.shift.numel() == 1:
+            return f"Scaling(x = {float(self.scale):.4g} w + {float(self.shift):.4g})"
+        low, high = float(self.scale.min()), float(self.scale.max())
+        return f"Scaling(x = scale w + shift, scale from {low:.4g} to {high:.4g})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scaling) and same_values(vars(self), vars(other))
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.scale.shape), self.levels))
 
     @staticmethod
     def grey(levels: int) -> Scaling:

@@ -40,7 +40,7 @@ from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.products import row_product
 from sde_toolkit.models.score import Condition, ScoreModel, class_labels
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import Stream, same_values
 from solvers.brownian import Normals
 from solvers.terms import expand_like
 
@@ -126,6 +126,22 @@ class ExactData(ABC):
 
     components: Components
     event_shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        many = len(self.components.weights)
+        return (
+            f"{type(self).__name__}({f'{many} components of ' if many > 1 else ''}shape {self.event_shape})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ExactData):
+            return NotImplemented
+        mine, its = self.components, other.components
+        parts = ((c.weights, c.means, c.variances, c.axes) for c in (mine, its))
+        return (type(self), self.event_shape) == (type(other), other.event_shape) and same_values(*parts)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.event_shape, len(self.components.weights)))
 
     @abstractmethod
     def flow(self, y: Tensor, nsr_t: Tensor, nsr_s: Tensor) -> Tensor:
@@ -280,6 +296,9 @@ class ExactModel(ScoreModel):
         self.event_shape, self.data_std = data.event_shape, data.std
         self.dtype, self.device = dtype, torch.device(device)
         self._components = data.components.to(self.dtype, self.device)
+
+    def __repr__(self) -> str:
+        return f"ExactModel({self.data!r}, {self.sde!r})"
 
     @functools.cached_property
     def moments(self) -> Moments:  # type: ignore[override]

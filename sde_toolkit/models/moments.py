@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models.products import row_product
+from sde_toolkit.utils import same_values
 
 MAX_FULL = 1024
 """Largest number of features of which the full covariance is stored: 8 MiB."""
@@ -83,6 +84,14 @@ class Moments:
                 "covariance must be positive semi-definite and not zero, got variances from "
                 f"{float(self._spectrum[0].amin()):.6g} to {float(self._spectrum[0].amax()):.6g}"
             )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return same_values((self.mean, self.covariance), (other.mean, other.covariance))
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.event_shape))
 
     def __repr__(self) -> str:
         return f"Moments({self.kind}, {tuple(self.mean.shape)}, std={self.std:.4g})"

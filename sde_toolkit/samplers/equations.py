@@ -38,6 +38,7 @@ from torch import Tensor
 
 from sde_toolkit.models import ScoreModel, conversion
 from sde_toolkit.sdes import ForwardSDE
+from sde_toolkit.utils import Partial
 from solvers import Form, Scheme, Semilinear, Steps, Term
 from solvers.weights import kernel_weights
 
@@ -61,7 +62,11 @@ def reverse_family(eta: float) -> ReverseEquation:
         ValueError: eta negative or not finite.
     """
     _check_eta(eta)
-    return lambda model: model.sde.reverse(model, eta)
+    return Partial(_reverse, eta)
+
+
+def _reverse(model: ScoreModel, eta: float) -> Term:
+    return model.sde.reverse(model, eta)
 
 
 def probability_flow(model: ScoreModel) -> Term:
@@ -84,7 +89,7 @@ def semilinear(predicts: str, eta: float = 0.0) -> ReverseEquation:
         raise ValueError(f"predicts must be one of {', '.join(SEMILINEAR)}, got {predicts!r}")
     if predicts == "velocity" and eta:
         raise ValueError(f"the velocity form is that of the ODE: eta must be 0, got {eta}; take 'data'")
-    return lambda model: _semilinear_term(model, predicts, eta)
+    return Partial(_semilinear_term, predicts, eta)
 
 
 def _semilinear_term(model: ScoreModel, predicts: str, eta: float) -> Semilinear:
@@ -279,28 +284,28 @@ def scheme(rule: Rule, predicts: str, *, noisy: bool = False) -> ReverseEquation
 
     ``SchemeMethod.prepare`` turns the rule into numbers for one grid.
     """
+    return Partial(_scheme_term, rule, predicts, noisy)
 
-    def equation(model: ScoreModel) -> Term:
-        sde = model.sde
 
-        def scale(t: Tensor) -> tuple[Tensor, Tensor]:
-            drift = predicts == "drift"
-            wanted = "score" if drift else predicts
-            keep, factor = conversion(model.predicts, wanted, sde.alpha(t), sde.sigma(t), model.data_std)
-            if not drift:
-                return keep, factor
-            half = -0.5 * sde.g_squared(t)
-            return sde.f(t) + half * keep, half * factor
+def _scheme_term(model: ScoreModel, rule: Rule, predicts: str, noisy: bool) -> Term:
+    sde = model.sde
 
-        def step(steps: Steps) -> Form:
-            return rule(ReverseSteps(sde, steps, _level(sde, steps.grid)))
+    def scale(t: Tensor) -> tuple[Tensor, Tensor]:
+        drift = predicts == "drift"
+        wanted = "score" if drift else predicts
+        keep, factor = conversion(model.predicts, wanted, sde.alpha(t), sde.sigma(t), model.data_std)
+        if not drift:
+            return keep, factor
+        half = -0.5 * sde.g_squared(t)
+        return sde.f(t) + half * keep, half * factor
 
-        def noiseless(t: Tensor) -> bool:
-            return bool(sde.sigma(t) == 0)
+    def step(steps: Steps) -> Form:
+        return rule(ReverseSteps(sde, steps, _level(sde, steps.grid)))
 
-        return Scheme(lambda t, x, *condition: model.raw(x, t, *condition), step, scale, noisy, noiseless)
+    def noiseless(t: Tensor) -> bool:
+        return bool(sde.sigma(t) == 0)
 
-    return equation
+    return Scheme(lambda t, x, *condition: model.raw(x, t, *condition), step, scale, noisy, noiseless)
 
 
 def _check_eta(eta: float) -> None:

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.sdes import VPSDE, CosineBeta, ForwardSDE
+from sde_toolkit.utils import same_values
 from solvers import FixedGrid
 
 Function = Callable[[Tensor], Tensor]
@@ -265,6 +266,12 @@ class Explicit:
         self.ts = FixedGrid(ts).ts
         if float(self.ts[0]) < float(self.ts[-1]):
             raise ValueError("the times of a sampler's grid must decrease, from noise to data; reverse them")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Explicit) and same_values(self.ts, other.ts)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.ts.tolist()))
 
     def __repr__(self) -> str:
         return f"Explicit({self.ts.tolist()})"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sde_toolkit.models import DataScale, ScoreModel, Wrapper
+from sde_toolkit.samplers.picture import picture
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,18 @@ class Samples:
     first_sample: int
     settings: Mapping[str, Any]
     scaling: DataScale | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        name = self.settings.get("sampler", "a sampler")
+        first = f" from index {self.first_sample}" if self.first_sample else ""
+        return (
+            f"Samples({len(self.x):,} of shape {tuple(self.x.shape[1:])}{first} by {name}, {self.nfe:.4g} "
+            f"evaluations each, {self.seconds:.3g} s, seed {self.seed})"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """The first samples as a picture where they are images, for notebooks."""
+        return picture(self.x if self.scaling is None else self.data)
 
     @property
     def data(self) -> Tensor:

@@ -104,7 +104,7 @@ class Sampler:
     guidance: Guidance | None = None
     rtol: float = 1e-5
     atol: float = 1e-5
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.num_steps is not None and operator.index(self.num_steps) < 1:
@@ -116,6 +116,10 @@ class Sampler:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
         if self.restarts and (whole or self.weak_order is not None):
             raise ValueError(f"restarts need a deterministic sampler on a fixed grid, got {self.name}")
+
+    def __repr__(self) -> str:
+        settings = {name: value for name, value in self._settings.items() if name != "sampler"}
+        return f"Sampler({self.name!r}, {', '.join(f'{name}={value}' for name, value in settings.items())})"
 
     @property
     def order(self) -> int | None:

@@ -33,6 +33,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sde_toolkit.utils import same_values
 from solvers.terms import expand_like
 
 Variance = Literal["small", "large"]
@@ -98,6 +99,16 @@ class Chain:
                 "sigmas / alphas must increase strictly from index 0, with alphas > 0 and sigmas[0] >= 0; "
                 "index 0 is the data end, so flip tables that start at the noise"
             )
+
+    def __repr__(self) -> str:
+        first, last = float(self.sigmas[0]) + 0.0, float(self.sigmas[-1])
+        return f"Chain(num_steps={self.num_steps}, sigmas from {first:.4g} to {last:.4g})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and same_values(vars(self), vars(other))
+
+    def __hash__(self) -> int:
+        return hash((self.num_steps, float(self.sigmas[-1])))
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> Chain:

@@ -41,6 +41,7 @@ from torch import Tensor
 
 import solvers
 from sde_toolkit.sdes.chain import Chain
+from sde_toolkit.utils import same_values
 from solvers.terms import expand_like
 
 Function = Callable[[Tensor], Tensor]
@@ -64,6 +65,15 @@ class ForwardSDE(ABC):
 
     T: float
     prior_std: float
+
+    def __eq__(self, other: object) -> bool:
+        """Processes of one class with equal parts are equal; functions are by identity."""
+        if not isinstance(other, ForwardSDE):
+            return NotImplemented
+        return type(self) is type(other) and same_values(vars(self), vars(other))
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.T, self.prior_std))
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:

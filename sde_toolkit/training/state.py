@@ -118,6 +118,9 @@ class TrainState:
         self.data: dict[str, Tensor] = {}
         self.updating = False
 
+    def __repr__(self) -> str:
+        return f"TrainState(step {self.step:,}, seed {self.seed}, {self.model!r})"
+
     @property
     def run(self) -> dict[str, Any]:
         """What decides the bits of the run besides its model: the seed and the rule of the updates."""

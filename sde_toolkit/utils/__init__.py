@@ -26,9 +26,14 @@ from sde_toolkit.utils.random import (
     seeded,
     step_generator,
 )
+from sde_toolkit.utils.values import (
+    Partial,
+    same_values,
+)
 
 __all__ = [
     "ALONE",
+    "Partial",
     "Processes",
     "Stream",
     "WorkdirLock",
@@ -41,6 +46,7 @@ __all__ = [
     "leading",
     "permutation",
     "remove_leftovers",
+    "same_values",
     "seed_sequence",
     "seeded",
     "step_generator",

@@ -30,6 +30,7 @@ from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import Clock, ReverseSteps, in_lam, in_nsr, in_time, scheme
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler, label
+from sde_toolkit.utils import Partial
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
@@ -54,7 +55,7 @@ def dpm_solver_pp_rule(k: ReverseSteps) -> Form:
 
 def adams_rule(predicts: str, clock: Clock) -> Callable[[ReverseSteps], Form]:
     """Exact integrals of the interpolating polynomial in any clock."""
-    return lambda k: k.adams(predicts, clock)
+    return Partial(ReverseSteps.adams, predicts, clock)
 
 
 ADAMS_BASHFORTH = (
@@ -121,32 +122,32 @@ def b2(h: Tensor) -> Tensor:
     return torch.expm1(h)
 
 
-def unipc_rule(predicts: str, B: BOfH, corrector: bool) -> Callable[[ReverseSteps], Form]:
-    """UniP-p and UniC-p (2302.04867, algorithms 1 and 2), in noise or data predictions."""
-
-    def rule(k: ReverseSteps) -> Form:
-        m, t, s = k.m, k.t, k.s
-        if predicts == "data":
-            hh, scale, x = -k.h, s.alpha, s.sigma / t.sigma * k.x
-        else:
-            hh, scale, x = k.h, s.sigma, s.alpha / t.alpha * k.x
-        x = x - scale * torch.expm1(hh) * m[0]
-        r = [(level.lam - t.lam) / k.h for level in k.past]
-        D = [(m[i] - m[0]) / r_i for i, r_i in enumerate(r, 1)]
-        predicted = x
-        if D:
-            a = [0.5 * torch.ones_like(hh)] if len(D) == 1 else _unipc_weights(hh, r, B)
-            for a_i, D_i in zip(a, D, strict=True):
-                predicted = predicted - scale * B(hh) * a_i * D_i
-        if not corrector or k.last:
-            return predicted
-        r, D = [*r, torch.ones_like(hh)], [*D, k.evaluate_end(predicted) - m[0]]
+def _unipc(k: ReverseSteps, predicts: str, B: BOfH, corrector: bool) -> Form:
+    m, t, s = k.m, k.t, k.s
+    if predicts == "data":
+        hh, scale, x = -k.h, s.alpha, s.sigma / t.sigma * k.x
+    else:
+        hh, scale, x = k.h, s.sigma, s.alpha / t.alpha * k.x
+    x = x - scale * torch.expm1(hh) * m[0]
+    r = [(level.lam - t.lam) / k.h for level in k.past]
+    D = [(m[i] - m[0]) / r_i for i, r_i in enumerate(r, 1)]
+    predicted = x
+    if D:
         a = [0.5 * torch.ones_like(hh)] if len(D) == 1 else _unipc_weights(hh, r, B)
         for a_i, D_i in zip(a, D, strict=True):
-            x = x - scale * B(hh) * a_i * D_i
-        return x
+            predicted = predicted - scale * B(hh) * a_i * D_i
+    if not corrector or k.last:
+        return predicted
+    r, D = [*r, torch.ones_like(hh)], [*D, k.evaluate_end(predicted) - m[0]]
+    a = [0.5 * torch.ones_like(hh)] if len(D) == 1 else _unipc_weights(hh, r, B)
+    for a_i, D_i in zip(a, D, strict=True):
+        x = x - scale * B(hh) * a_i * D_i
+    return x
 
-    return rule
+
+def unipc_rule(predicts: str, B: BOfH, corrector: bool) -> Callable[[ReverseSteps], Form]:
+    """UniP-p and UniC-p (2302.04867, algorithms 1 and 2), in noise or data predictions."""
+    return Partial(_unipc, predicts, B, corrector)
 
 
 def _unipc_weights(hh: Tensor, r: list[Tensor], B: BOfH) -> list[Tensor]:

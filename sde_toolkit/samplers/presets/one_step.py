@@ -35,6 +35,7 @@ from sde_toolkit.samplers.equations import (
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
 from sde_toolkit.sdes import VARIANCES, Variance, ancestral_coefficients
+from sde_toolkit.utils import Partial
 from solvers import (
     EULER_MARUYAMA,
     SRA1,
@@ -51,26 +52,26 @@ ONE_STEP = SchemeMethod(name="one_step", order=1)
 HEUN_STEP = SchemeMethod(name="heun", order=2, nfe_per_step=2)
 
 
+def _ddim(k: ReverseSteps, eta: float) -> Form:
+    t, s, z_hat = k.t, k.s, k.m[0]
+    v = eta * s.sigma * (1 - (s.nsr / t.nsr) ** 2).sqrt()
+    x0_hat = (k.x - t.sigma * z_hat) / t.alpha
+    return s.alpha * x0_hat + (s.sigma**2 - v**2).clamp(min=0).sqrt() * z_hat + v * k.z
+
+
 def ddim_rule(eta: float) -> Callable[[ReverseSteps], Form]:
     """DDIM (2010.02502, eq. 12 and 16)."""
+    return Partial(_ddim, eta)
 
-    def rule(k: ReverseSteps) -> Form:
-        t, s, z_hat = k.t, k.s, k.m[0]
-        v = eta * s.sigma * (1 - (s.nsr / t.nsr) ** 2).sqrt()
-        x0_hat = (k.x - t.sigma * z_hat) / t.alpha
-        return s.alpha * x0_hat + (s.sigma**2 - v**2).clamp(min=0).sqrt() * z_hat + v * k.z
 
-    return rule
+def _ddpm(k: ReverseSteps, variance: Variance) -> Form:
+    a, b, c = ancestral_coefficients(k.t.alpha, k.t.sigma, k.s.alpha, k.s.sigma, variance)
+    return a * k.x + b * k.m[0] + c * k.z
 
 
 def ddpm_rule(variance: Variance) -> Callable[[ReverseSteps], Form]:
     """The posterior's mean at x0_hat with a fixed variance (2006.11239, eq. 7 and section 3.2)."""
-
-    def rule(k: ReverseSteps) -> Form:
-        a, b, c = ancestral_coefficients(k.t.alpha, k.t.sigma, k.s.alpha, k.s.sigma, variance)
-        return a * k.x + b * k.m[0] + c * k.z
-
-    return rule
+    return Partial(_ddpm, variance)
 
 
 def reverse_diffusion_rule(k: ReverseSteps) -> Form:

@@ -20,11 +20,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sde_toolkit.models import ScoreModel
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import ReverseSteps, scheme
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
-from solvers import HEUN, MIDPOINT, RK4, Form, RungeKutta, SchemeMethod
+from sde_toolkit.utils import Partial
+from solvers import HEUN, MIDPOINT, RK4, Form, RungeKutta, SchemeMethod, Term
 
 KUTTA3 = RungeKutta("kutta3", 3, a=((1 / 2,), (-1.0, 2.0)), b=(1 / 6, 2 / 3, 1 / 6), c=(1 / 2, 1.0))
 """Kutta's third-order method, the tableau of DEIS rho-3Kutta."""
@@ -67,18 +69,18 @@ def dpm_solver_pp_2s_rule(k: ReverseSteps) -> Form:
     return s.sigma / t.sigma * k.x - s.alpha * torch.expm1(-h) * D
 
 
+def _rho_rk(k: ReverseSteps, tableau: RungeKutta) -> Form:
+    t, s = k.t, k.s
+    y, length, slopes = k.x / t.alpha, s.nsr - t.nsr, [k.m[0]]
+    for row, c in zip(tableau.a, tableau.c, strict=True):
+        u = s if c == 1 else k.at_nsr(t.nsr + c * length)
+        slopes.append(k.evaluate(u, u.alpha * (y + length * _sum(row, slopes))))
+    return s.alpha * (y + length * _sum(tableau.b, slopes))
+
+
 def rho_rk_rule(tableau: RungeKutta) -> Callable[[ReverseSteps], Form]:
     """An explicit Runge-Kutta method on dy/dn = z_hat, y = x / alpha, n = sigma / alpha."""
-
-    def rule(k: ReverseSteps) -> Form:
-        t, s = k.t, k.s
-        y, length, slopes = k.x / t.alpha, s.nsr - t.nsr, [k.m[0]]
-        for row, c in zip(tableau.a, tableau.c, strict=True):
-            u = s if c == 1 else k.at_nsr(t.nsr + c * length)
-            slopes.append(k.evaluate(u, u.alpha * (y + length * _sum(row, slopes))))
-        return s.alpha * (y + length * _sum(tableau.b, slopes))
-
-    return rule
+    return Partial(_rho_rk, tableau)
 
 
 def _sum(row: tuple[float, ...], slopes: list[Form]) -> Form:
@@ -93,17 +95,26 @@ def edm_rule(k: ReverseSteps) -> Form:
     return _heun(k, k.x / k.t.alpha, k.t.nsr, k.m[0])
 
 
+def _churned(k: ReverseSteps, gamma: Callable[[Tensor], Tensor], s_noise: float, most: float) -> Form:
+    n = k.t.nsr
+    n_hat = torch.maximum(n, torch.minimum(n * (1 + gamma(n)), k.level(torch.full_like(n, most)).nsr))
+    hat = k.at_nsr(n_hat)
+    y_hat = k.x / k.t.alpha + s_noise * (n_hat**2 - n**2).clamp(min=0).sqrt() * k.z
+    return _heun(k, y_hat, n_hat, k.evaluate(hat, hat.alpha * y_hat))
+
+
 def churned_rule(gamma: Callable[[Tensor], Tensor], s_noise: float, most: float) -> Callable[..., Form]:
     """Noise up to n_hat = (1 + gamma) n, then Heun (2206.00364, algorithm 2); n_hat is at most that of T."""
+    return Partial(_churned, gamma, s_noise, most)
 
-    def rule(k: ReverseSteps) -> Form:
-        n = k.t.nsr
-        n_hat = torch.maximum(n, torch.minimum(n * (1 + gamma(n)), k.level(torch.full_like(n, most)).nsr))
-        hat = k.at_nsr(n_hat)
-        y_hat = k.x / k.t.alpha + s_noise * (n_hat**2 - n**2).clamp(min=0).sqrt() * k.z
-        return _heun(k, y_hat, n_hat, k.evaluate(hat, hat.alpha * y_hat))
 
-    return rule
+def _churn(n: Tensor, amount: float, low: float, high: float) -> Tensor:
+    """gamma at the ratios n with shape (N,): ``amount`` from low to high, 0 elsewhere."""
+    return ((n >= low) & (n <= high)).to(n.dtype) * amount
+
+
+def _churned_term(model: ScoreModel, gamma: Callable[[Tensor], Tensor], s_noise: float) -> Term:
+    return scheme(churned_rule(gamma, s_noise, model.sde.T), "noise", noisy=True)(model)
 
 
 def _heun(k: ReverseSteps, y_hat: Form, n_hat: Tensor, d: Form) -> Form:
@@ -200,17 +211,10 @@ def edm(
         method = SchemeMethod(name="edm", order=2, nfe_per_step=2)
         equation = scheme(edm_rule, "noise")
         return Sampler("edm", equation, method, num_steps, t_min, grid, denoise, options=options)
-
-    def gamma(n: Tensor) -> Tensor:
-        inside = (n >= s_tmin) & (n <= s_tmax)
-        return inside.to(n.dtype) * min(s_churn / num_steps, math.sqrt(2) - 1)
-
+    gamma = Partial(_churn, min(s_churn / num_steps, math.sqrt(2) - 1), s_tmin, s_tmax)
     method = SchemeMethod(name="edm_churn", order=2, nodes=0, weak_order=2.0, nfe_per_step=2)
-    return Sampler(
-        "edm",
-        lambda model: scheme(churned_rule(gamma, s_noise, model.sde.T), "noise", noisy=True)(model),
-        method, num_steps, t_min, grid, denoise, options=options,
-    )  # fmt: skip
+    equation = Partial(_churned_term, gamma, s_noise)
+    return Sampler("edm", equation, method, num_steps, t_min, grid, denoise, options=options)
 
 
 __all__ = ["HEUN", "KUTTA3", "MIDPOINT", "RK4", "deis_rho_rk", "dpm_solver", "dpm_solver_pp_2s", "edm"]

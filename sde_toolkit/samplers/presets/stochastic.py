@@ -24,6 +24,7 @@ from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import NoiseLevels, ReverseSteps, scheme
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler, label
+from sde_toolkit.utils import Partial
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
@@ -41,43 +42,45 @@ def sde_dpm_solver_pp_rule(k: ReverseSteps) -> Form:
     return x + 0.5 * s.alpha * gain * (m[0] - m[1]) / r
 
 
+def _sa_solver(
+    k: ReverseSteps, tau: Scale, predictor_steps: int, corrector_steps: int, released: bool
+) -> Form:
+    t, s, tau_t = k.t, k.s, tau(k.t.nsr)
+    kappa = (1 + tau_t**2)[:, None]
+
+    def kernel(lam: Tensor) -> Tensor:
+        return kappa * torch.exp(-kappa * (s.lam[:, None] - lam))
+
+    def step(nodes: list[NoiseLevels], m: list[Form]) -> Form:
+        x = s.sigma / t.sigma * torch.exp(-(tau_t**2) * k.h) * k.x
+        weights = kernel_weights(kernel, [u.lam for u in nodes], t.lam, s.lam)
+        if released and len(nodes) == 2:
+            exact = (torch.expm1(-(a := kappa[:, 0]) * k.h) + a * k.h) / a
+            shift = (a * k.h**2 / 2 - exact) / (nodes[0].lam - nodes[1].lam)
+            weights = [weights[0] + shift, weights[1] - shift]
+        for b, m_j in zip(weights, m, strict=True):
+            x = x + s.alpha * b * m_j
+        return x + s.sigma * (-torch.expm1(-2 * tau_t**2 * k.h)).sqrt() * k.z
+
+    if k.last and min(k.order, predictor_steps) == 1 and not bool(s.sigma.all()):
+        return s.alpha * k.m[0]
+    nodes, m = [t, *k.past], list(k.m)
+    x = step(nodes[:predictor_steps], m[:predictor_steps])
+    if corrector_steps == 0 or k.last:
+        return x
+    return step([s, *nodes[:corrector_steps]], [k.evaluate_end(x), *m[:corrector_steps]])
+
+
 def sa_solver_rule(
     tau: Scale, predictor_steps: int, corrector_steps: int, released: bool
 ) -> Callable[[ReverseSteps], Form]:
     """SA-Predictor and SA-Corrector (2305.14267, algorithm 1), tau constant over a step."""
-
-    def rule(k: ReverseSteps) -> Form:
-        t, s, tau_t = k.t, k.s, tau(k.t.nsr)
-        kappa = (1 + tau_t**2)[:, None]
-
-        def kernel(lam: Tensor) -> Tensor:
-            return kappa * torch.exp(-kappa * (s.lam[:, None] - lam))
-
-        def step(nodes: list[NoiseLevels], m: list[Form]) -> Form:
-            x = s.sigma / t.sigma * torch.exp(-(tau_t**2) * k.h) * k.x
-            weights = kernel_weights(kernel, [u.lam for u in nodes], t.lam, s.lam)
-            if released and len(nodes) == 2:
-                exact = (torch.expm1(-(a := kappa[:, 0]) * k.h) + a * k.h) / a
-                shift = (a * k.h**2 / 2 - exact) / (nodes[0].lam - nodes[1].lam)
-                weights = [weights[0] + shift, weights[1] - shift]
-            for b, m_j in zip(weights, m, strict=True):
-                x = x + s.alpha * b * m_j
-            return x + s.sigma * (-torch.expm1(-2 * tau_t**2 * k.h)).sqrt() * k.z
-
-        if k.last and min(k.order, predictor_steps) == 1 and not bool(s.sigma.all()):
-            return s.alpha * k.m[0]
-        nodes, m = [t, *k.past], list(k.m)
-        x = step(nodes[:predictor_steps], m[:predictor_steps])
-        if corrector_steps == 0 or k.last:
-            return x
-        return step([s, *nodes[:corrector_steps]], [k.evaluate_end(x), *m[:corrector_steps]])
-
-    return rule
+    return Partial(_sa_solver, tau, predictor_steps, corrector_steps, released)
 
 
 def constant_tau(tau: float) -> Scale:
     """The same stochasticity at every noise level."""
-    return lambda nsr: torch.full_like(nsr, tau)
+    return Partial(torch.full_like, tau)
 
 
 def er_scale(n: Tensor) -> Tensor:
@@ -86,33 +89,31 @@ def er_scale(n: Tensor) -> Tensor:
     return n * (torch.exp(n**0.3) + 10)
 
 
+def _er_sde(k: ReverseSteps, phi: Scale) -> Form:
+    m, t, s, n_t, n_s = k.m, k.t, k.s, k.t.nsr, k.s.nsr
+    r = phi(n_s) / phi(n_t)
+    noise = (n_s**2 - (n_t * r) ** 2).clamp(min=0).sqrt()
+    x = s.alpha * (r / t.alpha * k.x + (1 - r) * m[0] + noise * k.z)
+    if k.order == 1:
+        return x
+
+    def integral(function: Scale) -> Tensor:  # from n_s to n_t, of function / phi
+        log_n = (-t.lam,)
+        return kernel_weights(lambda u: u.exp() * function(u.exp()) / phi(u.exp()), log_n, -s.lam, -t.lam)[0]
+
+    D1 = (m[0] - m[1]) / (n_t - k.past[0].nsr)
+    x = x + s.alpha * (n_s - n_t + phi(n_s) * integral(torch.ones_like)) * D1
+    if k.order == 2:
+        return x
+    D1_before = (m[1] - m[2]) / (k.past[0].nsr - k.past[1].nsr)
+    D2 = (D1 - D1_before) / ((n_t - k.past[1].nsr) / 2)
+    second = integral(lambda n: n - n_t[:, None])
+    return x + s.alpha * ((n_s - n_t) ** 2 / 2 + phi(n_s) * second) * D2
+
+
 def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
     """ER-SDE-Solver-1, 2, 3 (2309.06169); its integrals of 1 / phi by quadrature in log n."""
-
-    def rule(k: ReverseSteps) -> Form:
-        m, t, s, n_t, n_s = k.m, k.t, k.s, k.t.nsr, k.s.nsr
-        r = phi(n_s) / phi(n_t)
-        noise = (n_s**2 - (n_t * r) ** 2).clamp(min=0).sqrt()
-        x = s.alpha * (r / t.alpha * k.x + (1 - r) * m[0] + noise * k.z)
-        if k.order == 1:
-            return x
-
-        def integral(function: Scale) -> Tensor:  # from n_s to n_t, of function / phi
-            log_n = (-t.lam,)
-            return kernel_weights(
-                lambda u: u.exp() * function(u.exp()) / phi(u.exp()), log_n, -s.lam, -t.lam
-            )[0]
-
-        D1 = (m[0] - m[1]) / (n_t - k.past[0].nsr)
-        x = x + s.alpha * (n_s - n_t + phi(n_s) * integral(torch.ones_like)) * D1
-        if k.order == 2:
-            return x
-        D1_before = (m[1] - m[2]) / (k.past[0].nsr - k.past[1].nsr)
-        D2 = (D1 - D1_before) / ((n_t - k.past[1].nsr) / 2)
-        second = integral(lambda n: n - n_t[:, None])
-        return x + s.alpha * ((n_s - n_t) ** 2 / 2 + phi(n_s) * second) * D2
-
-    return rule
+    return Partial(_er_sde, phi)
 
 
 def sde_dpm_solver_pp(
