@@ -61,7 +61,7 @@ def add_parser(verbs: Any) -> None:
         "--format",
         type=_formats,
         default=("npz", "grid"),
-        metavar="NAME,...",
+        metavar="F,F,...",
         help="npz (arrays), grid (one picture), png (a folder with a picture of each); else npz,grid",
     )
     parser.add_argument(
