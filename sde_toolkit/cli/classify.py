@@ -8,15 +8,7 @@ import functools
 import json
 from typing import Any
 
-import torch
-
-from sde_toolkit import runs
-from sde_toolkit.cli.common import add_evaluation, add_verb, given, note, open_model, output_directory
-from sde_toolkit.config import held_out, likelihood_options
-from sde_toolkit.lab import plus_minus
-from sde_toolkit.likelihood import classify as classify_by_density
-from sde_toolkit.likelihood import judge, log_likelihood
-from sde_toolkit.utils import atomic_write
+from sde_toolkit.cli.common import add_evaluation, add_verb, given, note, open_model, output_directory, say
 
 EXAMPLES = """examples:
   sde-toolkit classify --config=digits_classes --num_examples=50          # the shipped checkpoint
@@ -30,6 +22,15 @@ def add_parser(verbs: Any) -> None:
 
 def classify(options: argparse.Namespace) -> None:
     """Classify examples by Bayes' rule; write the probabilities, print how good they are."""
+    import torch
+
+    from sde_toolkit import runs
+    from sde_toolkit.config import held_out, likelihood_options
+    from sde_toolkit.lab import plus_minus
+    from sde_toolkit.likelihood import classify as classify_by_density
+    from sde_toolkit.likelihood import judge, log_likelihood
+    from sde_toolkit.utils import atomic_write
+
     overrides = given(options, "likelihood", ("split", "num_examples"))
     run = open_model(options, overrides)
     dataset, split = run.dataset(), run.config.likelihood.split
@@ -48,10 +49,10 @@ def classify(options: argparse.Namespace) -> None:
     judged = judge(found, labels)
     for name in ("accuracy", "negative_log_likelihood", "brier", "calibration_error"):
         estimate = getattr(judged, name)
-        print(f"{name:<24}{plus_minus(estimate.value, estimate.standard_error)}")
-    print(f"{'calibrated_would_have':<24}{judged.floor:.4f}  (calibration error of perfect probabilities)")
+        say(f"{name:<24}{plus_minus(estimate.value, estimate.standard_error)}")
+    say(f"{'calibrated_would_have':<24}{judged.floor:.4f}  (calibration error of perfect probabilities)")
     written = {**dataclasses.asdict(judged), "probabilities": found.probabilities.tolist()}
     written |= {"labels": labels.tolist(), "seconds": found.seconds, "model": run.fingerprint}
     path = directory / f"classification-{split}.json"
     atomic_write(path, json.dumps(written | {"config": run.config.to_dict()}).encode())
-    print(f"per example  {path}")
+    say(f"per example  {path}")

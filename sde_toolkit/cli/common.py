@@ -9,14 +9,18 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from sde_toolkit.runs import Run, open_run, open_shipped
+if TYPE_CHECKING:
+    from sde_toolkit.runs import Run
 
 FALLBACK_CONFIG = "digits"
 FALLBACK_OUTPUT = Path("sde-toolkit-output")
+
+CONFIG_HELP = (
+    "a name that `sde-toolkit configs` lists, or the path of a .json file or of a .py file, which is executed"
+)
+SAMPLERS_HELP = "ddim, heun, default, ...; `sde-toolkit configs --describe sampling` lists all"
 
 
 def add_verb(
@@ -48,7 +52,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose a trained model: ``--workdir``, ``--config``, ``--device``."""
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="of a training run")
+    parser.add_argument("--workdir", type=path_argument, metavar="DIR", help="of a training run")
     parser.add_argument(
         "--config",
         metavar="NAME",
@@ -62,7 +66,9 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--split", metavar="NAME", help="test, train or all")
     parser.add_argument("--num_examples", type=int, metavar="N", help="the first N only; 0 for all")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
+    parser.add_argument(
+        "--output", type=path_argument, metavar="DIR", help="where to write; else the workdir"
+    )
 
 
 def add_label(parser: argparse._ActionsContainer, meaning: str) -> None:
@@ -89,6 +95,8 @@ def open_model(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Run
     Raises:
         ValueError: both are given, or there is no such checkpoint.
     """
+    from sde_toolkit.runs import open_run, open_shipped
+
     if options.workdir is not None and options.config is not None:
         raise ValueError(
             "give --workdir (its checkpoint knows its config) or --config (the package's checkpoint), not "
@@ -106,19 +114,43 @@ def output_place(options: argparse.Namespace) -> Path:
 
 
 def output_directory(options: argparse.Namespace) -> Path:
-    """The directory of ``output_place``, made if need be."""
-    directory = output_place(options)
+    """The directory of ``output_place``, made if need be; refused before the work if it takes no files."""
+    from sde_toolkit.utils import check_output_directory
+
+    directory = check_output_directory(output_place(options))
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
+def printable(text: str) -> str:
+    """The text without characters that a terminal would obey: they appear as in Python's strings."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str = "") -> None:
+    """Print a line of results to standard output."""
+    print(printable(text))
+
+
 def note(text: str) -> None:
     """Print a line about the progress of the work to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def path_argument(text: str) -> Path:
+    """The path that an argument names, ``~`` resolved."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}: {error}") from None
 
 
 def progress_bar(total: int, initial: int, unit: str) -> Any:
     """A progress bar on standard error; it prints few lines where that is not a terminal."""
+    from tqdm import tqdm
+
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(total=total, initial=initial, unit=unit, mininterval=interval, maxinterval=2 * interval,
                 dynamic_ncols=True, smoothing=0.05)  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sde_toolkit import runs
 from sde_toolkit.cli.common import (
+    SAMPLERS_HELP,
     add_label,
     add_model,
     add_verb,
@@ -16,10 +17,14 @@ from sde_toolkit.cli.common import (
     note,
     open_model,
     output_directory,
+    path_argument,
     progress_bar,
+    say,
 )
-from sde_toolkit.config import SAMPLERS
-from sde_toolkit.lab import Candidate, Record, format_table, plus_minus
+
+if TYPE_CHECKING:
+    from sde_toolkit import runs
+    from sde_toolkit.lab import Candidate, Record
 
 EXAMPLES = """examples:
   sde-toolkit compare --config=digits --samplers=ddim,heun --num_steps=5,10,20      # the shipped checkpoint
@@ -34,30 +39,38 @@ def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "compare", compare, "step count against quality, sampler by sampler", EXAMPLES)
     add_model(parser)
-    parser.add_argument("--samplers", metavar="A,B,...", help=", ".join(SAMPLERS))
+    parser.add_argument("--samplers", metavar="A,B,...", help=SAMPLERS_HELP)
     parser.add_argument("--num_steps", metavar="N,M,...", help="step counts; adaptive samplers run once")
     parser.add_argument("--num_samples", type=int, metavar="N", help="for each sampler, step count and seed")
     parser.add_argument("--seeds", metavar="S,T,...")
     parser.add_argument("--metrics", metavar="A,B,...", help="frechet, sliced_wasserstein, energy, mmd")
     add_label(parser, "the class of all samples, compared with the real data of this class")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; else the workdir")
+    parser.add_argument(
+        "--output", type=path_argument, metavar="DIR", help="where to write; else the workdir"
+    )
 
 
 def compare(options: argparse.Namespace) -> None:
     """Compare samplers at several step counts; write records, figures and a page; print the table."""
+    from sde_toolkit import runs
+    from sde_toolkit.lab import format_table
+
     overrides = given(options, "comparison", ("samplers", "num_steps", "num_samples", "seeds", "metrics"))
     run = open_model(options, overrides)
     directory = output_directory(options)
     found = compare_with_bar(run, directory, options.label)
-    print(format_table(found.records, found.references))
-    command = " ".join(["sde-toolkit", *sys.argv[1:]])
+    say(format_table(found.records, found.references))
+    command = shlex.join(["sde-toolkit", *sys.argv[1:]])
     evaluation = runs.load_evaluation(run, directory, options.label)
     for path in runs.write_report(run, directory, found, evaluation, [command]):
-        print(f"wrote  {path}")
+        say(f"wrote  {path}")
 
 
 def compare_with_bar(run: runs.Run, directory: Path, label: int | None = None) -> runs.Comparison:
     """The comparison of the run's configuration with a progress bar; records appear as they are made."""
+    from sde_toolkit import runs
+    from sde_toolkit.lab import plus_minus
+
     candidates = runs.comparison_candidates(run)
     reused = 0
     with progress_bar(len(candidates), 0, "sampler") as bar:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sde_toolkit import runs
-from sde_toolkit.cli.common import add_verb, note
+from sde_toolkit.cli.common import add_verb, note, path_argument, say
 from sde_toolkit.cli.compare import compare_with_bar
 from sde_toolkit.cli.train import train_with_bar
-from sde_toolkit.config import is_adaptive
-from sde_toolkit.lab import Record, Reference, format_table, plus_minus
+
+if TYPE_CHECKING:
+    from sde_toolkit import runs
+    from sde_toolkit.lab import Record, Reference
 
 EXAMPLES = """examples:
   sde-toolkit demo --workdir=runs/demo
@@ -26,13 +28,16 @@ def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "demo", demo, "the whole path on the digits in some minutes", EXAMPLES)
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
+        "--workdir", type=path_argument, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
     )
     parser.add_argument("--config", default="digits", metavar="NAME", help="default: digits")
 
 
 def demo(options: argparse.Namespace) -> None:
     """Run every stage in ``--workdir``; what is there already is reused."""
+    from sde_toolkit import runs
+    from sde_toolkit.lab import format_table
+
     begin = time.perf_counter()
     workdir = options.workdir
     run = train_with_bar(workdir, options.config, options.overrides)
@@ -42,23 +47,23 @@ def demo(options: argparse.Namespace) -> None:
     entries = len(runs.comparison_candidates(run))
     note(f"comparison: {entries} samplers and step counts, {_draws(run)}")
     found = compare_with_bar(run, workdir)
-    again = f"sde-toolkit demo --workdir={workdir} --config={options.config}"
+    again = ["sde-toolkit", "demo", f"--workdir={workdir}", f"--config={options.config}"]
     changes = [f"--config.{name}={value}" for name, value in options.overrides.items()]
     note("as many samples as there are real examples ...")
     main, halves = runs.headline(run, workdir)
-    lines = [" ".join([again, *changes]), *_single_steps(run)]
+    lines = [shlex.join([*again, *changes]), *_single_steps(run)]
     paths = runs.write_report(run, workdir, found, evaluation, lines, (main, halves))
-    print(format_table(found.records, found.references))
-    print()
+    say(format_table(found.records, found.references))
+    say()
     for line in headlines(main, halves, evaluation):
-        print(line)
-    print()
-    print(f"report       {paths[-1]}")
-    print(f"figures      {workdir / 'figures'}")
-    print(f"samples      {workdir / 'samples'}")
-    print(f"records      {runs.records_path(workdir)}")
-    print(f"checkpoint   {run.checkpoint.path}")
-    print(f"total time   {time.perf_counter() - begin:.0f} s")
+        say(line)
+    say()
+    say(f"report       {paths[-1]}")
+    say(f"figures      {workdir / 'figures'}")
+    say(f"samples      {workdir / 'samples'}")
+    say(f"records      {runs.records_path(workdir)}")
+    say(f"checkpoint   {run.checkpoint.path}")
+    say(f"total time   {time.perf_counter() - begin:.0f} s")
 
 
 def _draws(run: runs.Run) -> str:
@@ -69,17 +74,18 @@ def _draws(run: runs.Run) -> str:
 
 def _single_steps(run: runs.Run) -> list[str]:
     """The same, verb by verb."""
+    from sde_toolkit.config import is_adaptive
+
     workdir, name = run.workdir, run.config.sampling.sampler
-    steps = "" if is_adaptive(name) else f" --num_steps={run.config.sampling.num_steps}"
-    return [
-        f"sde-toolkit likelihood --workdir={workdir}",
-        f"sde-toolkit compare --workdir={workdir}",
-        f"sde-toolkit sample --workdir={workdir} --sampler={name}{steps}",
-    ]
+    steps = [] if is_adaptive(name) else [f"--num_steps={run.config.sampling.num_steps}"]
+    verbs = (["likelihood"], ["compare"], ["sample", f"--sampler={name}", *steps])
+    return [shlex.join(["sde-toolkit", verb, f"--workdir={workdir}", *more]) for verb, *more in verbs]
 
 
 def headlines(main: Record, reference: Reference, evaluation: runs.Evaluation) -> list[str]:
     """What the demo shows, in a few lines: quality against real data, and likelihood."""
+    from sde_toolkit.lab import plus_minus
+
     steps = f"{main.num_steps} steps" if main.num_steps else "adaptive steps"
     value = plus_minus(main.value, main.standard_error)
     real = plus_minus(reference.value, reference.standard_error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sde_toolkit import runs
 from sde_toolkit.cli.common import (
     add_evaluation,
     add_label,
@@ -14,9 +13,8 @@ from sde_toolkit.cli.common import (
     note,
     open_model,
     output_directory,
+    say,
 )
-from sde_toolkit.lab import plus_minus
-from sde_toolkit.utils import leading
 
 EXAMPLES = """examples:
   sde-toolkit likelihood --workdir=runs/d --split=test
@@ -33,6 +31,10 @@ def add_parser(verbs: Any) -> None:
 
 def likelihood(options: argparse.Namespace) -> None:
     """Compute the log-likelihoods; write and print them."""
+    from sde_toolkit import runs
+    from sde_toolkit.lab import plus_minus
+    from sde_toolkit.utils import leading
+
     overrides = given(options, "likelihood", ("split", "num_examples"))
     run = open_model(options, overrides)
     directory = output_directory(options)
@@ -41,11 +43,11 @@ def likelihood(options: argparse.Namespace) -> None:
     found, reused = runs.evaluate_likelihood(run, directory, options.label)
     if not leading():
         return
-    print(("reused: " if reused else "") + found.sentence)
+    say(("reused: " if reused else "") + found.sentence)
     if found.budget:
         count = min(run.config.likelihood.num_diagnostic_samples, len(found.bits_per_dim))
-        print(f"errors of a value: mean correction and size, over {count} examples")
-        print("\n".join(f"  {line}" for line in found.budget))
+        say(f"errors of a value: mean correction and size, over {count} examples")
+        say("\n".join(f"  {line}" for line in found.budget))
     for name, mean, error in found.bounds:
-        print(f"  {name:<18}{plus_minus(mean, error)} bits/dim, of the stochastic model")
-    print(f"per example  {runs.evaluation_path(directory, found.split, options.label)}")
+        say(f"  {name:<18}{plus_minus(mean, error)} bits/dim, of the stochastic model")
+    say(f"per example  {runs.evaluation_path(directory, found.split, options.label)}")

@@ -12,12 +12,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sde_toolkit import runs
 from sde_toolkit.cli.common import (
+    SAMPLERS_HELP,
     add_label,
     add_model,
     add_verb,
@@ -26,11 +24,13 @@ from sde_toolkit.cli.common import (
     open_model,
     output_directory,
     output_place,
+    path_argument,
+    say,
 )
-from sde_toolkit.config import SAMPLERS, build_sampler, sampler_options
-from sde_toolkit.lab import Candidate
-from sde_toolkit.models import Condition
-from sde_toolkit.utils import atomic_write, check_output_directory, check_output_file
+
+if TYPE_CHECKING:
+    from sde_toolkit import runs
+    from sde_toolkit.models import Condition
 
 EXAMPLES = """examples:
   sde-toolkit sample --sampler=ddim --num_steps=20        # the digits that ship with the package
@@ -48,7 +48,7 @@ def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "sample", sample, "draw samples: an npz file and a picture", EXAMPLES)
     add_model(parser)
-    parser.add_argument("--sampler", metavar="NAME", help=", ".join(SAMPLERS))
+    parser.add_argument("--sampler", metavar="NAME", help=SAMPLERS_HELP)
     parser.add_argument("--num_steps", type=int, metavar="N", help="not for adaptive samplers")
     parser.add_argument("--num_samples", type=int, metavar="N")
     parser.add_argument("--seed", type=int, metavar="S", help="sample i of a seed is always the same")
@@ -65,7 +65,7 @@ def add_parser(verbs: Any) -> None:
         help="npz (arrays), grid (one picture), png (a folder with a picture of each); else npz,grid",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write; else DIR/samples of the workdir"
+        "--output", type=path_argument, metavar="DIR", help="where to write; else DIR/samples of the workdir"
     )
 
 
@@ -85,6 +85,11 @@ def _formats(text: str) -> tuple[str, ...]:
 
 def sample(options: argparse.Namespace) -> None:
     """Draw samples with one sampler; write them and a picture of them."""
+    from sde_toolkit import runs
+    from sde_toolkit.config import build_sampler
+    from sde_toolkit.lab import Candidate
+    from sde_toolkit.utils import atomic_write
+
     overrides = given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed"))
     run = open_model(options, overrides)
     settings = run.config.sampling
@@ -105,7 +110,7 @@ def sample(options: argparse.Namespace) -> None:
         batch_size=settings.batch_size,
     )
     label = candidate.label
-    print(
+    say(
         f"{len(samples.x)} samples by {label}: {samples.nfe:.4g} network evaluations each, "
         f"{samples.seconds:.1f} s, seed {samples.seed}"
     )
@@ -113,18 +118,21 @@ def sample(options: argparse.Namespace) -> None:
     if "npz" in places:
         _tell_replaced(places["npz"], run, len(samples.x))
         runs.save_samples(places["npz"], samples, run.config, run.fingerprint, condition=condition)
-        print(f"samples  {places['npz']}")
+        say(f"samples  {places['npz']}")
     if "grid" in places:
         places["grid"].parent.mkdir(parents=True, exist_ok=True)
         atomic_write(places["grid"], runs.picture_of_samples(samples, label))
-        print(f"picture  {places['grid']}")
+        say(f"picture  {places['grid']}")
     if "png" in places:
         runs.write_pictures(samples, places["png"])
-        print(f"pictures {places['png']} ({len(samples.x)} files)")
+        say(f"pictures {places['png']} ({len(samples.x)} files)")
 
 
 def _places(options: argparse.Namespace, run: runs.Run, name: str) -> dict[str, Path]:
     """Format -> where it is written; refused before the work where it cannot be."""
+    from sde_toolkit import runs
+    from sde_toolkit.utils import check_output_directory, check_output_file
+
     directory = check_output_directory(output_place(options)) / "samples"
     places = {"npz": directory / f"{name}.npz", "grid": directory / f"{name}.png", "png": directory / name}
     chosen = {form: places[form] for form in options.format}
@@ -154,6 +162,8 @@ def _need_memory(num_samples: int, event_shape: tuple[int, ...]) -> None:
 
 def _tell_replaced(path: Path, run: runs.Run, count: int) -> None:
     """Say on standard error that a file with other samples goes."""
+    from sde_toolkit import runs
+
     if not path.exists():
         return
     try:
@@ -167,6 +177,8 @@ def _tell_replaced(path: Path, run: runs.Run, count: int) -> None:
 
 def _condition(options: argparse.Namespace, num_samples: int) -> Condition | None:
     """One class for all samples, or int64 labels with shape (num_samples,)."""
+    import torch
+
     if options.labels is None:
         label: int | None = options.label
         return label
@@ -175,6 +187,8 @@ def _condition(options: argparse.Namespace, num_samples: int) -> Condition | Non
 
 
 def _suffix(options: argparse.Namespace) -> str:
+    from sde_toolkit import runs
+
     if options.labels is None:
         return runs.class_suffix(options.label)
     many = len(options.labels) > NAMED_LABELS
@@ -183,6 +197,8 @@ def _suffix(options: argparse.Namespace) -> str:
 
 
 def _warn_without_effect(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    from sde_toolkit.config import sampler_options
+
     name = settings["sampler"]
     allowed = {*sampler_options(name, settings), "sampler", "num_samples", "seed", "batch_size"}
     for path in overrides:

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
-import threading
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sde_toolkit import runs
-from sde_toolkit.cli.common import add_device, add_verb, given, note, progress_bar
-from sde_toolkit.config import config_names
-from sde_toolkit.runs import Run, Start
-from sde_toolkit.training import UpdateInfo
+from sde_toolkit.cli.common import (
+    CONFIG_HELP,
+    add_device,
+    add_verb,
+    given,
+    note,
+    path_argument,
+    progress_bar,
+    say,
+)
+from sde_toolkit.cli.process import STOPS, handled
+
+if TYPE_CHECKING:
+    from sde_toolkit.runs import Run, Start
+    from sde_toolkit.training import UpdateInfo
 
 EXAMPLES = """examples:
   sde-toolkit train --config=digits --workdir=runs/d
@@ -31,10 +40,9 @@ A run that was stopped, or killed, goes on from its last checkpoint when the sam
 def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "train", train, "train a score network; resumes by itself", EXAMPLES)
-    names = ", ".join(config_names())
-    parser.add_argument("--config", metavar="NAME", help=f"{names}, or the path of a .py or .json file")
+    parser.add_argument("--config", metavar="NAME", help=CONFIG_HELP)
     parser.add_argument(
-        "--workdir", type=Path, required=True, metavar="DIR", help="made if it does not exist"
+        "--workdir", type=path_argument, required=True, metavar="DIR", help="made if it does not exist"
     )
     add_device(parser)
 
@@ -73,37 +81,37 @@ class TrainingBar:
 
 @contextlib.contextmanager
 def _stops_between_steps() -> Iterator[Callable[[], None]]:
-    """Let SIGINT and SIGTERM wait for the end of a step, where the run can be saved.
+    """Let requests to stop wait for the end of a step, where the run can be saved.
 
-    Yields a check that raises KeyboardInterrupt if a stop was asked for; a second request stops at once.
+    Yields a check that raises KeyboardInterrupt if a stop was asked for.  A second request stops at once, and
+    those that come after either, while the run is being saved, are without effect.
     """
-    asked = False
+    asked = stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
+        raise KeyboardInterrupt
 
     def ask(*_: object) -> None:
         nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
+        if asked and not stopping:
+            stop()
         asked = True
 
     def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
+        if asked and not stopping:
+            stop()
 
-    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    main = threading.current_thread() is threading.main_thread()
-    mine = [number for number, handler in usual.items() if main and signal.getsignal(number) == handler]
-    for number in mine:
-        signal.signal(number, ask)
-    try:
+    with handled(STOPS, ask):
         yield check
         check()
-    finally:
-        for number in mine:
-            signal.signal(number, usual[number])
 
 
 def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, Any]) -> Run:
     """Train, or resume, or reuse, with a progress bar; an interruption says what was saved."""
+    from sde_toolkit import runs
+
     bar = TrainingBar()
     try:
         with _stops_between_steps() as check:
@@ -130,6 +138,6 @@ def train(options: argparse.Namespace) -> None:
     """Train a score network, or go on with a run."""
     begin = time.perf_counter()
     run = train_with_bar(options.workdir, options.config, given(options))
-    print(f"trained {run.step} steps, this time in {time.perf_counter() - begin:.0f} s")
-    print(f"checkpoint  {run.checkpoint.path}")
-    print(f"next        sde-toolkit sample --workdir={options.workdir}")
+    say(f"trained {run.step} steps, this time in {time.perf_counter() - begin:.0f} s")
+    say(f"checkpoint  {run.checkpoint.path}")
+    say(f"next        {shlex.join(['sde-toolkit', 'sample', f'--workdir={options.workdir}'])}")

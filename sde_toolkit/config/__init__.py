@@ -25,6 +25,7 @@ from sde_toolkit.config.builders import (
     resolve_dtype,
     sampler_options,
 )
+from sde_toolkit.config.description import Field, describe_fields, list_fields
 from sde_toolkit.config.likelihood_fields import BOUNDS, DEQUANTIZERS
 from sde_toolkit.config.loading import (
     checkpoint_config,
@@ -45,6 +46,7 @@ __all__ = [
     "SAMPLERS",
     "SCHEMA",
     "Config",
+    "Field",
     "base_config",
     "build_candidates",
     "build_dataset",
@@ -62,10 +64,12 @@ __all__ = [
     "config_json",
     "config_names",
     "configs",
+    "describe_fields",
     "describe_sampler",
     "held_out",
     "is_adaptive",
     "likelihood_options",
+    "list_fields",
     "load_config",
     "override_config",
     "parse_config",

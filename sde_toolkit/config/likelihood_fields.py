@@ -34,11 +34,7 @@ FIELDS = {
     "prior": "gaussian", "endpoint": "none", "dequantization": "uniform", "num_importance": 1,
     "bounds": "none", "batch_size": 256, "num_diagnostic_samples": 8, "seed": 0,
 }  # fmt: skip
-"""The fields with their defaults; ``num_examples`` 0 is all, ``num_steps`` 0 is adaptive.
-
-    endpoint                 what is done about the noise that is left at t_min
-    num_diagnostic_samples   examples on which the error budget is measured, 0 for none
-"""
+"""The fields with their defaults; ``meanings`` explains them."""
 
 BOUNDS: dict[str, tuple[str, ...]] = {
     "none": (),

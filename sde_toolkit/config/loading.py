@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import runpy
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from sde_toolkit import data
 from sde_toolkit.config import configs, likelihood_fields
 from sde_toolkit.config.base import NAMES, SCHEMA
+from sde_toolkit.config.meanings import check_distinct, check_range
 from sde_toolkit.config.names import DISTANCES, DTYPES, REAL
 from sde_toolkit.config.sampler_fields import checked_entry, need_names, parse_entry
 from sde_toolkit.config.schema import (
@@ -38,6 +40,7 @@ from sde_toolkit.config.trees import Config, ConfigDict
 from sde_toolkit.models import PREDICTIONS, prediction_name
 from sde_toolkit.samplers import find_preset
 from sde_toolkit.training import COMPARED_SECTIONS
+from sde_toolkit.utils import reading
 
 
 def config_names() -> list[str]:
@@ -75,12 +78,33 @@ def _read_file(source: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"config file {source} does not exist; valid names: {', '.join(config_names())}")
     if path.suffix == ".json":
-        return read_json(path.read_text(), source)
-    made = runpy.run_path(source).get("get_config")
-    if made is None:
-        raise ValueError(f"config file {source} must define get_config(), which returns a ConfigDict")
-    values = made()
-    return _settled(values) if isinstance(values, (ConfigDict, Config)) else dict(values)
+        with reading(path, "a configuration in JSON"):
+            return read_json(path.read_text(encoding="utf-8"), source)
+    values = _run_file(source)
+    if isinstance(values, (ConfigDict, Config)):
+        return _settled(values)
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise ValueError(
+            f"get_config() in {source} must return a ConfigDict, or a dict of sections, got a "
+            f"{type(values).__name__}"
+        )
+    return dict(values)
+
+
+def _run_file(source: str) -> Any:
+    """What ``get_config()`` of a Python file returns; what goes wrong in the file is told with its line."""
+    try:
+        made = runpy.run_path(source).get("get_config")
+        if callable(made):
+            return made()
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == source]
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        where = "" if line is None else f", line {line}"
+        raise ValueError(
+            f"config file {source}{where} cannot be run: {type(error).__name__}: {error}"
+        ) from error
+    raise ValueError(f"config file {source} must define get_config(), which returns a ConfigDict")
 
 
 def _settled(config: ConfigDict | Config) -> dict[str, Any]:
@@ -174,7 +198,16 @@ def _prediction(name: str) -> str:
 
 
 def _checked(config: ConfigDict) -> Config:
-    """Refuse unknown names inside the sections, which else would surface only when their object is built."""
+    """Refuse unknown names inside the sections, which else would surface only when their object is built, and
+    numbers out of range."""
+    for path, value in flatten(config.to_dict()):
+        check_range(path, value)
+    if len(config.optimization.betas) != 2:
+        raise ValueError(
+            f"config.optimization.betas must be two numbers, as in 0.9,0.99, got {config.optimization.betas}"
+        )
+    for field in ("samplers", "num_steps", "seeds", "metrics"):
+        check_distinct(f"comparison.{field}", config.comparison[field])
     need("config.dtype", config.dtype, DTYPES)
     if config.data.name == "digits":
         need("config.data.training", config.data.training, data.BIN_VARIANCE)

@@ -52,17 +52,7 @@ COMMON: dict[str, Any] = {
     "restart_min": 0.0, "restart_max": 1.0, "restart_num_steps": 5, "restart_repeats": 1,
     "threshold": "none", "threshold_limit": 1.0, "threshold_quantile": 0.995,
 }  # fmt: skip
-"""Fields of ``config.sampling`` that all samplers share, with their defaults.
-
-    grid         a name, or "own": that of the sampler's paper; "explicit": times, from T to t_min;
-                 "calibrated": found for the model on calibration_samples starts, from the sampler's own, and
-                 kept in the directory calibration_cache if one is named
-    corrector    none, langevin or annealed (of few dimensions): corrector_num_steps Langevin steps at every
-                 time, of length corrector_snr
-    restart_min  the nsr at which the run restarts, 0 for none; it goes back to restart_max
-    threshold    none, static (threshold_limit) or dynamic (threshold_quantile, threshold_limit)
-    rtol, atol   of samplers that choose their own steps
-"""
+"""Fields of ``config.sampling`` that all samplers share, with their defaults; ``meanings`` explains them."""
 
 SAMPLER = "default"
 
@@ -191,7 +181,12 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     try:
         call = ast.parse(f"f({match[2] or ''})", mode="eval").body
-    except (SyntaxError, ValueError) as error:  # a null byte is a ValueError in Python 3.10
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # a null byte is a ValueError in Python 3.10
         raise ValueError(wrong) from error
     if not isinstance(call, ast.Call) or call.args:
         raise ValueError(wrong)
@@ -201,7 +196,7 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
         try:
             word = isinstance(keyword.value, ast.Name)
             options[keyword.arg] = keyword.value.id if word else ast.literal_eval(keyword.value)  # type: ignore[attr-defined]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError, MemoryError):
             raise ValueError(f"{wrong}; {keyword.arg} must be a number or a name") from None
     name, more = ALIASES.get(match[1], (match[1].replace(":", "."), {}))
     return name, {**more, **options}

@@ -31,6 +31,7 @@ _WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
+_HUGE = 10**300
 _WANTED = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
 
 
@@ -99,9 +100,9 @@ def coerce(path: str, value: Any, default: Any) -> Any:
     if isinstance(value, str) and kind is not str:
         parsed = _parse(value.strip(), kind)
     if kind is float and type(parsed) is int:
-        parsed = float(parsed)
+        parsed = float(parsed) if abs(parsed) < _HUGE else math.inf
     if type(parsed) is not kind or (kind is float and not math.isfinite(parsed)):
-        raise ValueError(f"{path} must be {_WANTED[kind]} (default {default!r}), got {value!r}")
+        raise ValueError(f"{path} must be {_WANTED[kind]} (default {default!r}), got {shortened(value)}")
     return parsed
 
 
@@ -129,6 +130,15 @@ def split_list(text: str) -> list[str]:
         else:
             parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
+
+
+def shortened(value: object, length: int = 80) -> str:
+    """The value as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of too many digits, or nested too deeply
+        return f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def _parse(text: str, kind: type) -> Any:
@@ -228,8 +238,10 @@ def read_json(text: str, where: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also a number of too many digits
         raise ValueError(f"{where} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{where} is not valid JSON: its brackets are nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold a JSON object of sections, got a {type(values).__name__}")
     return values

@@ -31,6 +31,9 @@ from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import Sampler, Samples
 from sde_toolkit.utils import Stream, atomic_write, integer, permutation
 
+FEWEST_SAMPLES = 10
+"""That a distance can have an error bar of; see ``sde_toolkit.metrics.bootstrap``."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -162,15 +165,20 @@ def compare(
         on_samples: called with every set of samples drawn.
 
     Raises:
-        ValueError: no candidate, metric or seed; repeated seeds; ``num_samples`` below 2.
+        ValueError: no candidate, metric or seed; repeated seeds; ``num_samples`` below 10.
     """
     for name, given in (("candidates", candidates), ("metrics", metrics), ("seeds", seeds)):
         if not given:
             raise ValueError(f"{name} must hold at least one entry, got none")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must differ from each other, got {list(seeds)}")
-    if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2 to measure a distance, got {num_samples}")
+    if num_samples < FEWEST_SAMPLES:
+        raise ValueError(
+            f"num_samples must be at least {FEWEST_SAMPLES} for a distance with an error bar, "
+            f"got {num_samples}"
+        )
+    for seed in seeds:
+        integer("every one of the seeds", seed, 0)
     known = {_key(record): record for record in previous}
     of_model: dict[str, Any] = {"model": fingerprint}
     if condition is not None:

@@ -24,6 +24,8 @@ from sde_toolkit.training.loop import (
     train_step,
 )
 from sde_toolkit.training.loss import (
+    TIME_SAMPLINGS,
+    WEIGHTINGS,
     ChainLoss,
     DenoisingLoss,
 )
@@ -41,6 +43,8 @@ from sde_toolkit.training.tensor_file import (
 
 __all__ = [
     "COMPARED_SECTIONS",
+    "TIME_SAMPLINGS",
+    "WEIGHTINGS",
     "ChainLoss",
     "Checkpoint",
     "DenoisingLoss",

@@ -75,9 +75,11 @@ from solvers.terms import expand_like
 
 Weighting = Literal["noise", "sigma^2", "likelihood"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
+"""Weights of the times, see the module's text."""
 
 TimeSampling = Literal["stratified", "uniform", "log_snr", "moments"]
 TIME_SAMPLINGS: tuple[str, ...] = get_args(TimeSampling)
+"""Laws of the times, see the module's text."""
 
 _NODES, _UNIFORM_SHARE = 257, 0.1
 """Of the table of "moments": its nodes, and the part of the draws that are uniform in lam in any case."""

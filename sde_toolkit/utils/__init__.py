@@ -7,6 +7,7 @@ from sde_toolkit.utils.files import (
     WorkdirLock,
     atomic_write,
     atomic_write_text,
+    reading,
     remove_leftovers,
 )
 from sde_toolkit.utils.outputs import (
@@ -45,6 +46,7 @@ __all__ = [
     "launched",
     "leading",
     "permutation",
+    "reading",
     "remove_leftovers",
     "same_values",
     "seed_sequence",

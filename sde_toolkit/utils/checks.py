@@ -7,6 +7,10 @@ import operator
 
 def integer(name: str, value: int, minimum: int) -> int:
     """Return ``value`` as an int.  Raises ValueError below ``minimum``, TypeError if it is no integer."""
-    if operator.index(value) < minimum:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer >= {minimum}, got {value!r}") from None
+    if whole < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value}")
-    return operator.index(value)
+    return whole

@@ -12,30 +12,47 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-_TEMPORARY = ".{name}.{pid}.tmp"
+_OLD_SECONDS = 3600.0
+"""Age of a temporary file of another machine, or of a process number in use again, that is left over."""
+
+_mine: set[Path] = set()
+_swept: set[tuple[int, Path]] = set()
 
 
 def atomic_write(path: Path | str, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a failure or a kill at any moment leaves the earlier file whole.
 
+    The first write to a directory removes the temporary files that killed processes have left there.
+
     Raises:
         OSError: the disk is full, or the directory is missing or not writable; nothing has changed then.
     """
     path = Path(path)
-    temporary = path.with_name(_TEMPORARY.format(name=path.name, pid=os.getpid()))
+    if (os.getpid(), path.parent) not in _swept:
+        remove_leftovers(path.parent)
+        _swept.add((os.getpid(), path.parent))
+    temporary: Path | None = None
     try:
-        with open(temporary, "wb") as file:
+        temporary, descriptor = _new_temporary(path.parent)
+        with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         if isinstance(error, OSError):
             reason = os.strerror(error.errno) if error.errno else str(error)
             message = (
@@ -44,7 +61,29 @@ def atomic_write(path: Path | str, data: bytes) -> None:
             )
             raise OSError(error.errno, message) from error
         raise
+    finally:
+        if temporary is not None:
+            _mine.discard(temporary)
     _flush_directory(path.parent)
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _new_temporary(directory: Path) -> tuple[Path, int]:
+    """A new file under a name that nobody can foresee, open for writing; never one that was there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    while True:
+        temporary = directory / f".{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+        _mine.add(temporary)
+        try:
+            return temporary, os.open(temporary, flags, 0o666)
+        except FileExistsError:
+            _mine.discard(temporary)
+        except BaseException:
+            _mine.discard(temporary)
+            raise
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
@@ -53,9 +92,78 @@ def atomic_write_text(path: Path | str, text: str) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete the temporary files that killed writers left in ``directory``; the caller is its only writer."""
-    for leftover in directory.glob(_TEMPORARY.format(name="*", pid="*")):
-        leftover.unlink(missing_ok=True)
+    """Delete the temporary files in ``directory`` whose writers have died; those of live ones stay."""
+    try:
+        found = [(name, _NAME.fullmatch(name)) for name in os.listdir(directory)]
+    except OSError:
+        return
+    for name, match in found:
+        if match is not None and _left_over(directory / name, match[1], int(match[2])):
+            with contextlib.suppress(OSError):
+                (directory / name).unlink()
+
+
+_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
+
+
+def _left_over(temporary: Path, machine: str, process: int) -> bool:
+    if machine == _machine():
+        if process == os.getpid():
+            return temporary not in _mine
+        if not _alive(process):
+            return True
+    try:
+        return time.time() - temporary.stat().st_mtime > _OLD_SECONDS
+    except OSError:
+        return False
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this number runs; where the system has no harmless way to ask, yes."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, what: str, remedy: str = "") -> Iterator[None]:
+    """Say of whatever goes wrong while a file is read and taken apart which file it was.
+
+    Args:
+        path: of the file.
+        what: it should be, as in "a file of records".
+        remedy: what to do about it.
+
+    Raises:
+        ValueError: in the place of every other error but a missing file and the like, which stay ``OSError``;
+            a ValueError that names the file already stays as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a library's own complaint about the content
+            raise ValueError(_not(path, what, error, remedy)) from error
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(_not(path, what, error, remedy)) from error
+
+
+def _not(path: Path | str, what: str, error: Exception, remedy: str) -> str:
+    reasons = {
+        KeyError: "it lacks",
+        RecursionError: "it is nested too deeply:",
+        UnicodeDecodeError: "no text:",
+    }
+    reason = f"{reasons.get(type(error), '')} {error or type(error).__name__}".strip()
+    return f"{path} is not {what} ({reason})" + (f"; {remedy}" if remedy else "")
 
 
 class WorkdirLock:

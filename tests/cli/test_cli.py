@@ -193,7 +193,7 @@ def test_configs_are_listed_and_shown(capsys):
         ("train --config=ring --workdir=X --config.training.num_step=3", "did you mean 'num_steps'"),
         (
             "train --config=ring --workdir=X --config.training.num_steps=0",
-            "config.training.num_steps must be an integer >= 1, got 0",
+            "config.training.num_steps must be at least 1, got 0",
         ),
         ("train --config=ring --workdir=X --config.training.num_steps", "needs a value"),
         ("sample --workdir=X", "workdir X does not exist; run `sde-toolkit train"),

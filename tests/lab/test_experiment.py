@@ -144,7 +144,8 @@ def test_real_examples_are_compared_with_the_others(metric):
     [
         ({"seeds": ()}, "seeds must hold at least one"),
         ({"seeds": (1, 1)}, "seeds must differ"),
-        ({"num_samples": 1}, "num_samples must be at least 2"),
+        ({"num_samples": 9}, "num_samples must be at least 10"),
+        ({"seeds": (0, -1)}, "seeds must be an integer >= 0, got -1"),
         ({"steps": ()}, "candidates must hold at least one"),
     ],
 )

@@ -27,6 +27,7 @@ from sde_toolkit.training.checkpoint import (
 )
 from sde_toolkit.training.state import Optimization, TrainState
 from sde_toolkit.training.tensor_file import FORMAT_VERSION
+from sde_toolkit.utils import files
 
 CONFIG = {"seed": 0, "model": {"name": "mlp", "width": 4, "sizes": (1, 2)}, "training": {"num_steps": 3}}
 
@@ -152,8 +153,9 @@ def test_the_last_checkpoints_are_kept(tmp_path):
         "step-00000004.safetensors",
         "step-00000005.safetensors",
     ]
-    leftover = tmp_path / "checkpoints" / ".step-00000006.safetensors.1.tmp"
-    leftover.write_bytes(b"half")
+    leftover, descriptor = files._new_temporary(tmp_path / "checkpoints")
+    os.close(descriptor)
+    files._mine.clear()  # as if its writer had been another process of this number
     save_checkpoint(state, tmp_path, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005.safetensors"]
 
@@ -168,12 +170,13 @@ def test_pruning_never_removes_the_newest_write(tmp_path):
     assert names == ["step-00000003.safetensors", "step-00000009.safetensors"]
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     state = advance(make_state(), 1)
     path = save_checkpoint(state, tmp_path, keep=1)
     before = path.read_bytes()
     advance(state, 1)
-    (path.parent / f".step-00000002.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(files, "_new_temporary", lambda directory: (directory / "none", full))
     with pytest.raises(OSError, match="No space left on device"):
         save_checkpoint(state, tmp_path, keep=1)
     assert os.listdir(path.parent) == [path.name]

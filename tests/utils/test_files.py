@@ -1,11 +1,14 @@
 import errno
 import os
 import resource
+import secrets
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from sde_toolkit.utils import files
 from sde_toolkit.utils.files import WorkdirLock, atomic_write, atomic_write_text, remove_leftovers
 
 
@@ -19,11 +22,14 @@ def test_a_file_is_written_and_replaced_whole(tmp_path):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_full_disk_leaves_the_former_file(tmp_path):
+def test_a_full_disk_leaves_the_former_file(tmp_path, monkeypatch):
     path = tmp_path / "a.bin"
     atomic_write(path, b"good")
-    # The temporary file leads to a device that is always full: a true ENOSPC without a disk of our own.
-    (tmp_path / f".a.bin.{os.getpid()}.tmp").symlink_to("/dev/full")
+    # The device that is always full stands in for new files: a true ENOSPC without a disk of our own.
+    opened = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest: opened("/dev/full", os.O_WRONLY) if rest[1:] else opened(path, *rest)
+    )
     with pytest.raises(
         OSError, match=r"could not write .*a\.bin \(6 bytes\): No space left on device"
     ) as info:
@@ -31,6 +37,30 @@ def test_a_full_disk_leaves_the_former_file(tmp_path):
     assert info.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"good"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_temporary_name_that_is_taken_is_never_written_to(tmp_path, monkeypatch):
+    """Not even through a link that somebody has laid."""
+    words = iter(["0" * 16, "1" * 16])
+    monkeypatch.setattr(secrets, "token_hex", lambda length: next(words))
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    trap = tmp_path / f".{files._machine()}-{os.getpid()}-{'0' * 16}.tmp"
+    files._mine.add(trap)
+    trap.symlink_to(victim)
+    atomic_write(tmp_path / "a.bin", b"good")
+    assert (tmp_path / "a.bin").read_bytes() == b"good"
+    assert victim.read_bytes() == b"precious"
+    assert trap.is_symlink()
+
+
+def test_names_of_temporaries_do_not_repeat(tmp_path):
+    names = set()
+    for _ in range(20):
+        temporary, descriptor = files._new_temporary(tmp_path)
+        os.close(descriptor)
+        names.add(temporary.name)
+    assert len(names) == 20
 
 
 def test_a_write_that_fails_half_way_leaves_the_former_file(tmp_path):
@@ -53,11 +83,30 @@ def test_a_missing_directory_is_named(tmp_path):
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
-    (tmp_path / ".a.bin.123.tmp").write_bytes(b"half")
-    (tmp_path / "a.bin").write_bytes(b"whole")
-    (tmp_path / "notes.tmp").write_bytes(b"mine")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    here, token = files._machine(), "0123456789abcdef"
+    left = [
+        f".{here}-{dead.pid}-{token}.tmp",
+        f".{here}-{os.getpid()}-{token}.tmp",
+        f".ffffffff-1-{token}.tmp",
+    ]
+    kept = [f".{here}-{os.getppid()}-{token}.tmp", f".fffffffe-1-{token}.tmp", "a.bin", "notes.tmp"]
+    for name in (*left, *kept):
+        (tmp_path / name).write_bytes(b"half")
+    os.utime(tmp_path / left[2], (0, 0))  # of another machine, and old
     remove_leftovers(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["a.bin", "notes.tmp"]
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_a_killed_write_is_cleaned_up_by_the_next_one_in_any_directory(tmp_path):
+    code = "import os, signal, sys; from sde_toolkit.utils import files\n"
+    code += "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); files.atomic_write(sys.argv[1], b'x')"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.bin")], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    atomic_write(tmp_path / "b.bin", b"whole")
+    assert os.listdir(tmp_path) == ["b.bin"]
 
 
 def test_a_lock_is_exclusive_and_given_back(tmp_path):

@@ -1,0 +1,175 @@
+"""What every field of a configuration means, and the values that it may have.
+
+    "section.field" -> About(meaning, least, most)
+
+The defaults, and with them the types, stand in ``base.SCHEMA``.  The own fields of a sampler are explained by
+the docstring of its preset.  A test holds that no field is missing here, and that none is here without being
+a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class About:
+    """A field's meaning, and the range of its numbers, both ends included; None for no such end."""
+
+    meaning: str
+    least: float | None = None
+    most: float | None = None
+
+
+_COUNT, _NATURAL, _SEED = 1, 0, 0
+_TOY_COUNT = "examples drawn for "
+_MOST = 10**9
+"""Of everything that is counted; more than any machine does."""
+
+ABOUT: dict[str, About] = {
+    "seed": About("of the training run and of the initial weights", _SEED),
+    "device": About("where the network runs: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps"),
+    "dtype": About("number type of the weights and states"),
+    "data.name": About("the data set"),
+    "data.training": About("where grey levels lie inside their bins while training"),
+    "data.num_train": About(_TOY_COUNT + "training", 2, _MOST),
+    "data.num_test": About(_TOY_COUNT + "testing", 2, _MOST),
+    "data.seed": About("of the draws", _SEED),
+    "data.noise": About("standard deviation of the noise around the curve, in its own units", 0),
+    "sde.name": About("the forward process"),
+    "sde.beta_min": About("rate of the noise at the data end"),
+    "sde.beta_max": About("rate of the noise at the prior end"),
+    "sde.s": About("offset of the cosine table near the data, a small positive number"),
+    "sde.sigma_min": About("standard deviation of the noise at the data end"),
+    "sde.sigma_max": About("standard deviation of the noise at the prior end"),
+    "model.name": About("the network"),
+    "model.predicts": About("what the network puts out; diffusers' names are understood"),
+    "model.num_classes": About("number of classes of a network with labels, 0 for none", _NATURAL, 10**6),
+    "model.max_angle": About("angle of the time features at the prior end; smaller is smoother in time"),
+    "model.channels": About("channels of each level, divisible by num_groups", _COUNT, 10**5),
+    "model.layers_per_block": About("residual layers per level on the way down", _COUNT, 1000),
+    "model.attention_levels": About("the levels with self-attention, counted from 0", _NATURAL),
+    "model.num_groups": About("groups of the group normalisation", _COUNT),
+    "model.patch_size": About("patches of this many pixels squared are folded into channels", _COUNT),
+    "model.dropout": About("probability that a unit is left out while training", 0, 1),
+    "model.fourier": About("exponents k of the input features cos(2^k pi x) and sin(2^k pi x)", -64, 64),
+    "model.width": About("hidden units", _COUNT, 10**5),
+    "model.depth": About("residual blocks of two layers each", _COUNT, 10**4),
+    "model.num_frequencies": About("frequencies of the time features", _COUNT, 10**5),
+    "loss.weighting": About(
+        "weight of the times: DDPM's simple loss, the same as sigma^2, or the likelihood's"
+    ),
+    "loss.time_sampling": About("law of the times; the loss is divided by its density"),
+    "loss.t_min": About("earliest time of the training", 0),
+    "loss.antithetic_nsr": About(
+        "noise-to-signal ratio below which rows come in pairs of opposite noise, 0 for none", 0
+    ),
+    "loss.second_order": About("weight of the second-order term, 0 for none", 0),
+    "loss.levels": About("grey levels whose bins the loss knows, 0 for none", _NATURAL),
+    "optimization.learning_rate": About("after the warm-up"),
+    "optimization.warmup_steps": About("updates over which the learning rate rises, 0 for none", _NATURAL),
+    "optimization.decay_steps": About("updates over which it falls to a hundredth, 0 for never", _NATURAL),
+    "optimization.betas": About(
+        "decay of the optimiser's first and second moment, two numbers in [0, 1)", 0, 1
+    ),
+    "optimization.weight_decay": About("decoupled, per unit of learning rate", 0),
+    "optimization.max_grad_norm": About("the gradient is scaled down to this Euclidean norm"),
+    "optimization.ema_decay": About("largest decay of the moving average of the weights", 0, 1),
+    "training.num_steps": About("updates from the beginning of the run to its end", _COUNT),
+    "training.batch_size": About("examples per update", _COUNT, _MOST),
+    "training.checkpoint_every": About("updates between checkpoints", _COUNT),
+    "training.log_every": About("updates that a row of history.csv is the mean of", _COUNT),
+    "training.keep": About("checkpoints that are kept", _COUNT),
+    "training.label_dropout": About("share of the examples that are trained without their label", 0, 1),
+    "sampling.sampler": About(
+        "the sampler, or the dotted path of a function, with options as in ddim(eta=0.5)"
+    ),
+    "sampling.num_steps": About("steps of the time grid; without effect on adaptive samplers", _COUNT, 10**7),
+    "sampling.num_samples": About("samples to draw", _COUNT),
+    "sampling.seed": About("sample i of a seed is always the same", _SEED),
+    "sampling.batch_size": About("samples computed at once", _COUNT),
+    "sampling.t_min": About("end of the reverse run", 0),
+    "sampling.denoise": About("whether the last state is replaced by its clean prediction"),
+    "sampling.rtol": About("relative tolerance of samplers that choose their own steps", 0),
+    "sampling.atol": About("absolute tolerance of samplers that choose their own steps", 0),
+    "sampling.grid": About(
+        "times of the steps; own: those of the sampler's paper; explicit: those of sampling.times; "
+        "calibrated: found for the model"
+    ),
+    "sampling.times": About("of the grid explicit, from T to t_min", 0),
+    "sampling.calibration_samples": About("starts on which the grid calibrated is found", _COUNT, _MOST),
+    "sampling.calibration_cache": About("directory that keeps calibrated grids; empty for none"),
+    "sampling.corrector": About("Langevin steps at every time, none, or those for few dimensions (annealed)"),
+    "sampling.corrector_snr": About("length of the corrector's steps, as signal-to-noise ratio", 0),
+    "sampling.corrector_num_steps": About("Langevin steps at every time", _COUNT, 10**6),
+    "sampling.restart_min": About("noise-to-signal ratio at which the run restarts, 0 for never", 0),
+    "sampling.restart_max": About("noise-to-signal ratio to which a restart goes back", 0),
+    "sampling.restart_num_steps": About("steps of a restart", _COUNT, 10**6),
+    "sampling.restart_repeats": About("how often it restarts", _COUNT, 10**6),
+    "sampling.threshold": About("how clean predictions are kept in range: not, clipped, or by a quantile"),
+    "sampling.threshold_limit": About("the range is [-limit, limit]", 0),
+    "sampling.threshold_quantile": About("of the absolute values, for the dynamic threshold", 0, 1),
+    "likelihood.split": About("the examples"),
+    "likelihood.num_examples": About("the first so many, 0 for all", _NATURAL),
+    "likelihood.divergence": About("how the divergence of the flow is computed"),
+    "likelihood.num_probes": About("random vectors per example and divergence", _COUNT, _MOST),
+    "likelihood.probe_kind": About("law of the probes"),
+    "likelihood.orthogonal": About("whether the probes of one example are orthogonal"),
+    "likelihood.method": About("solver of the flow"),
+    "likelihood.num_steps": About("steps of the solver, 0 for adaptive ones", _NATURAL, 10**7),
+    "likelihood.rtol": About("relative tolerance of adaptive steps", 0),
+    "likelihood.atol": About("absolute tolerance of adaptive steps", 0),
+    "likelihood.t_min": About("time of the data end", 0),
+    "likelihood.prior": About("density at the prior end"),
+    "likelihood.endpoint": About("what is done about the noise that is left at t_min"),
+    "likelihood.dequantization": About("how grey levels become continuous"),
+    "likelihood.num_importance": About("draws of the dequantisation per example", _COUNT, _MOST),
+    "likelihood.bounds": About("variational bounds that are printed beside"),
+    "likelihood.batch_size": About("examples computed at once", _COUNT),
+    "likelihood.num_diagnostic_samples": About("examples of the error budget, 0 for none", _NATURAL),
+    "likelihood.seed": About("of the probes and the dequantisation", _SEED),
+    "comparison.samplers": About("the samplers, with options as in ddim(eta=0.5)"),
+    "comparison.num_steps": About("step counts; adaptive samplers run once", _COUNT, 10**7),
+    "comparison.num_samples": About("samples for each sampler, step count and seed", 10),
+    "comparison.seeds": About("of the samples", _SEED),
+    "comparison.metrics": About("distances to the real data; the first is the headline"),
+    "comparison.real": About("the real data that samples are compared with"),
+}
+"""Field -> what it means and which values it may have."""
+
+LARGEST_INTEGER = 2**63 - 1
+
+
+def check_range(path: str, value: Any) -> None:
+    """Refuse a number, or a list with one, outside the range of its field; fields unknown here pass.
+
+    Raises:
+        ValueError: the sentence names the field, the end of the range and the value.
+    """
+    about = ABOUT.get(path)
+    numbers: Iterable[Any] = value if isinstance(value, (tuple, list)) else (value,)
+    for number in numbers:
+        if isinstance(number, (bool, str)):
+            continue
+        if about is not None and about.least is not None and number < about.least:
+            raise ValueError(f"config.{path} must be at least {about.least}, got {number}")
+        most = about.most if about is not None else None
+        if most is None and isinstance(number, int):
+            most = LARGEST_INTEGER
+        if most is not None and number > most:
+            raise ValueError(f"config.{path} must be at most {most}, got {_short(number)}")
+
+
+def check_distinct(path: str, values: Iterable[Any]) -> None:
+    """Refuse a list in which an entry stands twice with a ValueError."""
+    listed = [value.strip() if isinstance(value, str) else value for value in values]
+    twice = [value for i, value in enumerate(listed) if value in listed[:i]]
+    if twice:
+        raise ValueError(f"config.{path} must differ from each other, got {twice[0]!r} twice")
+
+
+def _short(number: object) -> str:
+    text = str(number)
+    return text if len(text) <= 40 else f"a number of {len(text)} digits"
