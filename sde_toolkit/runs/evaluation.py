@@ -17,9 +17,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -252,15 +253,50 @@ def load_evaluation(run: Run, directory: Path, label: int | None = None) -> Eval
         ValueError: the file is damaged or of another kind.
     """
     path = evaluation_path(directory, run.config.likelihood.split, label)
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        content = json.loads(path.read_text())
-        found = Evaluation(**content)
-        bounds = tuple((name, float(mean), float(error)) for name, mean, error in found.bounds)
-        found = replace(
-            found, bits_per_dim=tuple(found.bits_per_dim), budget=tuple(found.budget), bounds=bounds
-        )
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        if not path.is_file():
+            raise ValueError("it is no ordinary file")
+        found = _parsed(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a file of likelihoods ({error}); remove it and run again") from None
     return found if found.settings.get("model") == run.fingerprint else None
+
+
+def _parsed(content: object) -> Evaluation:
+    """The content of a file as an evaluation; TypeError or ValueError where a field is missing or wrong."""
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds a {type(content).__name__}, not fields")
+    wanted = {f.name for f in fields(Evaluation)}
+    if set(content) != wanted:
+        raise ValueError(f"its fields differ in {', '.join(sorted(set(content) ^ wanted))}"[:200])
+    for name, kind in (("split", str), ("bits_per_dim", list), ("budget", list), ("bounds", list)):
+        if not isinstance(content[name], kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {type(content[name]).__name__}")
+    if not isinstance(content["settings"], dict) or not content["bits_per_dim"]:
+        raise TypeError("settings must be fields and bits_per_dim must hold numbers")
+    uniform = content["uniform"]
+    bounds = []
+    for bound in content["bounds"]:
+        if not isinstance(bound, list) or len(bound) != 3:
+            raise TypeError(f"bounds must be lists of name, mean and error, got {str(bound)[:80]}")
+        bounds.append((str(bound[0]), _number("bounds", bound[1]), _number("bounds", bound[2], math.inf)))
+    return Evaluation(
+        content["split"],
+        tuple(_number("bits_per_dim", bits) for bits in content["bits_per_dim"]),
+        None if uniform is None else _number("uniform", uniform),
+        _number("nfe", content["nfe"]),
+        _number("seconds", content["seconds"]),
+        tuple(map(str, content["budget"])),
+        tuple(bounds),
+        content["settings"],
+    )
+
+
+def _number(name: str, value: object, *more: float) -> float:
+    """A finite number, or one of ``more``."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not real or not (abs(value) <= 1e300 or value in more):  # type: ignore[arg-type]
+        raise TypeError(f"{name} must hold finite numbers, got {str(value)[:80]}")
+    return float(value)  # type: ignore[arg-type]

@@ -8,10 +8,7 @@ else in it.  Grey level v of L is written as round(255 v / (L - 1)).
 from __future__ import annotations
 
 import io
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from sde_toolkit.data import Scaling
 from sde_toolkit.lab import figures
 from sde_toolkit.models import DataScale
 from sde_toolkit.samplers import Samples
+from sde_toolkit.utils import atomic_folder
 
 DIGITS = 6
 """Digits of an index in a file's name, at least."""
@@ -91,23 +89,10 @@ def write_pictures(samples: Samples, folder: Path) -> None:
     check_picture_shape(tuple(samples.x.shape[1:]), samples.scaling)
     check_picture_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".tmp", dir=folder.parent))
-    try:
-        digits = max(DIGITS, len(str(samples.first_sample + len(samples.x) - 1)))
-        for i, picture in enumerate(_eight_bits(samples)):
-            name = f"{samples.first_sample + i:0{digits}d}.png"
-            (new / name).write_bytes(_png(picture))
-        new.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".tmp", dir=folder.parent))
-            os.replace(folder, old)
-            os.replace(new, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(new, folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    digits = max(DIGITS, len(str(samples.first_sample + len(samples.x) - 1)))
+    with atomic_folder(folder) as new:
+        for i, picture in enumerate(_eight_bits(samples), samples.first_sample):
+            (new / f"{i:0{digits}d}.png").write_bytes(_png(picture))
 
 
 def _eight_bits(samples: Samples) -> np.ndarray:

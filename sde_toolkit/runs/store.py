@@ -199,9 +199,7 @@ def _opened(
         scaling = scaling_from_tensors(checkpoint.part("data"))
         shape, std = moments.event_shape, moments.diagonal().std
         dtype = _weights_type(checkpoint)
-        need_few_parts(config, len(checkpoint.part("ema")))
-        with torch.device("meta"):
-            check_ema(build_network(config, shape, std).to(dtype), checkpoint)
+        need_same_shapes(checkpoint, config)
         model = build_model(config, shape, std, moments, classes)
         model.network.to(dtype)
         load_ema(model.network, checkpoint)
@@ -246,6 +244,19 @@ def _opened_description(
     if "dtype" in overrides:
         model.to(resolve_dtype(config))
     return Run(config, model, checkpoint, workdir, _fingerprint(checkpoint), has_config=False)
+
+
+def need_same_shapes(checkpoint: Checkpoint, config: Config) -> None:
+    """Refuse, before memory is taken, a configuration whose network has other shapes than the checkpoint.
+
+    Raises:
+        ValueError: tensors that are missing or of another shape.
+    """
+    moments = moments_from_tensors(checkpoint.part("data"))
+    need_few_parts(config, len(checkpoint.part("ema")))
+    with torch.device("meta"):
+        network = build_network(config, moments.event_shape, moments.diagonal().std)
+        check_ema(network.to(_weights_type(checkpoint)), checkpoint)
 
 
 def _weights_type(checkpoint: Checkpoint) -> torch.dtype:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,13 +26,12 @@ from sde_toolkit.config import (
     build_loss,
     build_model,
     build_optimization,
-    checkpoint_config,
     config_json,
     load_config,
-    override_config,
     trained_sections,
 )
-from sde_toolkit.runs.store import Run, open_run
+from sde_toolkit.runs.store import Run, need_same_shapes, open_run
+from sde_toolkit.runs.trust import need_confirmed, stored_config
 from sde_toolkit.training import Checkpoint, TrainState, UpdateInfo, fit, latest_checkpoint, restore
 from sde_toolkit.utils import WorkdirLock, atomic_write, integer
 
@@ -73,11 +73,14 @@ def train_run(
         sde_toolkit.training.NonFiniteError: the loss became nan or inf.
     """
     checkpoint = latest_checkpoint(workdir)
-    config = _training_config(workdir, source, overrides, checkpoint)
+    config, unconfirmed = _training_config(workdir, source, overrides, checkpoint)
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
         integer(f"config.training.{name}", config.training[name], 1)
     with WorkdirLock(workdir) as lock:
         _require_room(workdir)
+        need_confirmed(config, unconfirmed)
+        if source is None and checkpoint is not None:
+            need_same_shapes(checkpoint, config)
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
         model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
         state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
@@ -103,12 +106,12 @@ def train_run(
 
 def _training_config(
     workdir: Path, source: str | None, overrides: Mapping[str, Any], checkpoint: Checkpoint | None
-) -> Config:
+) -> tuple[Config, tuple[str, ...]]:
     if source is not None:
-        return load_config(source, overrides)
+        return load_config(source, overrides), ()
     if checkpoint is None:
         raise ValueError(f"config must be given to start a run in {workdir}; add --config=digits")
-    return override_config(checkpoint_config(checkpoint.config), overrides)
+    return stored_config(checkpoint, overrides)
 
 
 def _require_room(workdir: Path) -> None:
@@ -149,11 +152,13 @@ def read_history(workdir: Path) -> list[dict[str, float]]:
     """The training log of a run, by step; lines that a kill cut short are left out."""
     path = workdir / "history.csv"
     rows: dict[float, dict[str, float]] = {}
-    if not path.exists():
+    if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        for line in csv.DictReader(file):
-            with contextlib.suppress(TypeError, ValueError):
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        for text in file:
+            line = dict(zip(HISTORY, text.split(","), strict=False))
+            with contextlib.suppress(KeyError, ValueError):
                 row = {name: float(line[name]) for name in HISTORY}
-                rows[row["step"]] = row
+                if all(map(math.isfinite, row.values())):
+                    rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]

@@ -3,7 +3,7 @@
 Anyone may have written the file that is opened.  So of what stands in its configuration
 
     a directory to write to       is not used
-    a dotted path of a sampler    is not imported
+    a dotted path of a function   is not imported
     a number beyond ``MOST``      is not acted on
 
 A field that is given with the call, as an override or on the command line, is the caller's own and counts.
@@ -11,6 +11,7 @@ A field that is given with the call, as an override or on the command line, is t
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from sde_toolkit.training import COMPARED_SECTIONS, Checkpoint
 MOST = 1_000_000
 """The largest number of examples, samples or steps that a file may ask for by itself."""
 
+_FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 _PATHS = ("sampling.calibration_cache",)
 _REPEATS = ("depth", "layers_per_block")
 
@@ -65,8 +67,8 @@ def need_confirmed(config: Config, unconfirmed: tuple[str, ...]) -> None:
         section, _, name = path.partition(".")
         value = config[section][name]
         raise ValueError(
-            f"config.{path} = {value} stands in the checkpoint and is not acted on by itself, since it is "
-            f"more than {MOST:,}; confirm it with --config.{path}={value}"
+            f"config.{path} = {value} stands in the checkpoint and is not acted on by itself, since "
+            f"{_doubt(path, value)}; confirm it with --config.{path}={value}"
         )
 
 
@@ -85,7 +87,9 @@ def _doubt(path: str, value: object) -> str | None:
     """Why a field is not believed; None if it is."""
     if path in _PATHS:
         return "no path in a file is written to" if value else None
-    name = path.partition(".")[2]
+    section, _, name = path.partition(".")
+    if section == "data" and isinstance(value, str) and _FUNCTION.fullmatch(value):
+        return "nothing that a file names is imported" if not value.startswith("hf:") else None
     if name in ("sampler", "samplers"):
         entries = value if isinstance(value, list) else [value]
         names = [str(entry).partition("(")[0] for entry in entries]

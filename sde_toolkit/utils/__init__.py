@@ -5,6 +5,7 @@ from sde_toolkit.utils.checks import (
 )
 from sde_toolkit.utils.files import (
     WorkdirLock,
+    atomic_folder,
     atomic_write,
     atomic_write_text,
     reading,
@@ -38,6 +39,7 @@ __all__ = [
     "Processes",
     "Stream",
     "WorkdirLock",
+    "atomic_folder",
     "atomic_write",
     "atomic_write_text",
     "check_output_directory",

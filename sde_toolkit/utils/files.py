@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
@@ -86,6 +87,33 @@ def _new_temporary(directory: Path) -> tuple[Path, int]:
             raise
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """A new folder to fill; when the block ends it takes the place of ``path``, and an earlier one goes.
+
+    A failure or a kill while it is filled leaves the earlier folder as it was.  Between the two renames at
+    the end there is, for a moment, none of this name.
+
+    Raises:
+        OSError: the disk is full, or the directory is missing or not writable.
+    """
+    path = Path(path)
+    remove_leftovers(path.parent)
+    new, old = (path.parent / f".{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp" for _ in range(2))
+    _mine.update((new, old))
+    try:
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        for temporary in (new, old):
+            _remove(temporary)
+            _mine.discard(temporary)
+    _flush_directory(path.parent)
+
+
 def atomic_write_text(path: Path | str, text: str) -> None:
     """Write ``text`` in UTF-8 to ``path``, see ``atomic_write``."""
     atomic_write(path, text.encode("utf-8"))
@@ -99,8 +127,16 @@ def remove_leftovers(directory: Path) -> None:
         return
     for name, match in found:
         if match is not None and _left_over(directory / name, match[1], int(match[2])):
-            with contextlib.suppress(OSError):
-                (directory / name).unlink()
+            _remove(directory / name)
+
+
+def _remove(leftover: Path) -> None:
+    """Delete a temporary file, or a temporary folder with what is in it, as far as the system lets us."""
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        leftover.unlink()
 
 
 _NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")

@@ -68,6 +68,39 @@ def test_other_dequantisations_and_more_draws(workdir, tmp_path):
     assert several.mean != once.mean
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits_per_dim": None}, {"bits_per_dim": []}, {"bits_per_dim": ["1"]}, {"bits_per_dim": [math.nan]},
+        {"bounds": None}, {"bounds": [[1]]}, {"bounds": [["a", None, 1.0]]}, {"settings": None},
+        {"settings": []}, {"nfe": "1"}, {"uniform": "4"}, {"budget": None}, {"split": None}, {"more": 1},
+        {"seconds": 10**400}, {"nfe": True},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_null_and_missing_parts_of_a_file_are_named(workdir, tmp_path, change):
+    path = evaluation_path(tmp_path, "test")
+    whole = {
+        "split": "test", "bits_per_dim": [1.0, 2.0], "uniform": None, "nfe": 3.0, "seconds": 0.5,
+        "budget": [],
+        "bounds": [["a", 1.0, math.inf]], "settings": {"model": "x"},
+    }  # fmt: skip
+    path.write_text(json.dumps(whole))
+    assert load_evaluation(open_run(workdir), tmp_path) is None
+    for content in ({**whole, **change}, {k: v for k, v in whole.items() if k not in change} | {"more": 1}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="remove it and run again"):
+            load_evaluation(open_run(workdir), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, None])
+def test_what_is_no_file_of_likelihoods_is_named(workdir, tmp_path, content):
+    path = evaluation_path(tmp_path, "test")
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match="remove it and run again"):
+        load_evaluation(open_run(workdir), tmp_path)
+
+
 def test_a_broken_file_is_named(workdir, tmp_path):
     path = evaluation_path(tmp_path, "test")
     path.write_text(json.dumps({"split": "test"}))

@@ -90,6 +90,9 @@ def test_history_cut_short_by_a_kill_is_read(workdir):
     path.write_text(path.read_text() + "14,0.5,1")
     assert [row["step"] for row in runs.read_history(workdir)] == [2, 4, 6, 8, 10, 12]
     assert runs.read_history(workdir / "nowhere") == []
+    for damage in (b"\xff\xfe,1,2,3,4\n", b"x" * 200_000 + b"\n", b"16,nan,1,1,1\n", b"18,1e999,1,1,1\n"):
+        path.write_bytes(path.read_bytes() + b"\n" + damage)
+        assert [row["step"] for row in runs.read_history(workdir)] == [2, 4, 6, 8, 10, 12]
 
 
 def test_only_fields_that_do_not_bear_on_the_weights_may_change(trained):

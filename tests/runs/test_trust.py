@@ -16,6 +16,7 @@ from sde_toolkit import cli, runs
 from sde_toolkit.data.dataset import from_array
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
+from sde_toolkit.runs.trust import _doubt
 from sde_toolkit.samplers import ddim
 from sde_toolkit.sdes.sde import VPSDE, CustomSDE
 from sde_toolkit.training.checkpoint import checkpoint_paths, read_checkpoint
@@ -103,6 +104,26 @@ def test_numbers_of_the_use_that_a_file_claims_are_left_at_their_defaults(workdi
     with pytest.warns(UserWarning, match="counts only when it is given with the call"):
         config = runs.open_run(workdir).config
     assert (config.sampling.num_samples, config.sampling.seed) == (64, 10**12)
+
+
+def test_a_run_is_resumed_with_the_same_distrust(workdir):
+    rewrite(workdir, lambda d: d["config"]["model"].update(width=12000))
+    with pytest.raises(ValueError, match=r"must have shape \(12000, 64\)"):
+        runs.train_run(workdir, None, {"training.num_steps": 3})
+    rewrite(workdir, lambda d: d["config"]["model"].update(width=8))
+    rewrite(workdir, lambda d: d["config"]["data"].update(num_train=10**8))
+    with pytest.raises(ValueError, match="confirm it"):
+        runs.train_run(workdir, None, {"training.num_steps": 3})
+    rewrite(workdir, lambda d: d["config"]["data"].update(num_train=64))
+    assert runs.train_run(workdir, None, {"training.num_steps": 3}).step == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "believed"),
+    [("antigravity:thing", False), ("a.b:c", False), ("hf:mnist", True), ("a/b.npy", True), ("digits", True)],
+)
+def test_a_function_that_makes_data_is_not_imported(value, believed):
+    assert (_doubt("data.source", value) is None) is believed
 
 
 def drop(name):
