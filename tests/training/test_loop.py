@@ -30,6 +30,7 @@ from sde_toolkit.training.checkpoint import (
 from sde_toolkit.training.loop import NonFiniteError, UpdateInfo, class_moments, fit, train_step
 from sde_toolkit.training.loss import ChainLoss, DenoisingLoss
 from sde_toolkit.training.state import Optimization, TrainState
+from sde_toolkit.utils import files
 from sde_toolkit.utils.files import WorkdirLock
 
 MEANS, STD = [[-1.0, 0.0], [1.0, 0.5]], 0.2
@@ -239,13 +240,13 @@ def test_an_interrupt_in_the_middle_of_an_update_saves_nothing_torn(tmp_path, da
     assert latest_checkpoint(tmp_path).step == 2
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, dataset):
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, dataset, monkeypatch):
     state = make_state()
-    directory = tmp_path / "checkpoints"
 
     def fill(info):
         if info.step == 2:
-            (directory / f".step-00000004.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
+            full = os.open("/dev/full", os.O_WRONLY)
+            monkeypatch.setattr(files, "_new_temporary", lambda directory: (directory / "none", full))
 
     with WorkdirLock(tmp_path) as workdir, pytest.raises(OSError, match="No space left on device"):
         fit(state, dataset, DenoisingLoss(), 9, 8, workdir, checkpoint_every=2, on_step=fill)

@@ -153,7 +153,7 @@ def test_the_last_checkpoints_are_kept(tmp_path):
         "step-00000004.safetensors",
         "step-00000005.safetensors",
     ]
-    leftover, descriptor = files._new_temporary(tmp_path / "checkpoints")
+    _, descriptor = files._new_temporary(tmp_path / "checkpoints")
     os.close(descriptor)
     files._mine.clear()  # as if its writer had been another process of this number
     save_checkpoint(state, tmp_path, keep=1)
