@@ -35,6 +35,9 @@ from sde_toolkit.training.state import prefixed
 from sde_toolkit.training.tensor_file import need_fields, part_of, read_tensors, write_tensors
 from sde_toolkit.utils import check_output_file
 
+_WEIGHTS = {"model": "network", "inference": "ema"}
+"""Kinds of files that hold one model, and the part with its weights."""
+
 
 def save_model(model: ModuleModel, path: Path | str) -> Path:
     """Write a model to one file, atomically, and return its path.
@@ -72,7 +75,8 @@ def load_model(
     sde: ForwardSDE | None = None,
     device: torch.device | str = "cpu",
 ) -> ModuleModel:
-    """The model of a file that ``save_model`` wrote, in evaluation mode: equal by value to the one saved.
+    """The model of a file that ``save_model`` or ``sde-toolkit export`` wrote, in evaluation mode: equal by
+    value to the one saved.
 
     Args:
         path: of the file.
@@ -91,13 +95,14 @@ def load_model(
     if network is not None and not isinstance(network, nn.Module):
         raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
     document, tensors = read_tensors(place, "model file")
-    if document.get("kind") in ("training", "inference"):
+    kind = str(document.get("kind"))
+    if kind not in _WEIGHTS:
         raise ValueError(
-            f"model file must be one of save_model, got a checkpoint of a run, {place}; open the run's "
-            "directory by open_run(workdir)"
+            f"model file must be one of save_model or of sde-toolkit export, got one of kind {kind!r}"[:300]
+            + f", {place}; open the directory of a run by open_run(workdir)"
         )
     need_fields(place, document, {"kind": str, "model": dict}, "model file")
-    tables, weights = part_of(tensors, "sde"), part_of(tensors, "network")
+    tables, weights = part_of(tensors, "sde"), part_of(tensors, _WEIGHTS[kind])
     try:
         made = described_model(document["model"], tables, weights, place, network, sde)
         _set_data(made, part_of(tensors, "data"))

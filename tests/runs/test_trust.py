@@ -19,9 +19,10 @@ from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.runs.trust import _doubt
 from sde_toolkit.samplers import ddim
 from sde_toolkit.sdes.sde import VPSDE, CustomSDE
-from sde_toolkit.training.checkpoint import checkpoint_paths, read_checkpoint
+from sde_toolkit.training.checkpoint import checkpoint_paths
 from sde_toolkit.training.loop import fit
 from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.model_file import load_model
 from sde_toolkit.training.state import TrainState
 from sde_toolkit.training.tensor_file import write_tensors
 from sde_toolkit.utils.files import WorkdirLock
@@ -200,7 +201,21 @@ def test_a_run_that_was_trained_from_python_is_opened(tmp_path, config, capsys):
     assert cli.main(["likelihood", f"--workdir={tmp_path}"]) == 2
     assert "known to its maker alone" in capsys.readouterr().err
     assert runs.export_run(run, tmp_path / "a.safetensors") > 0
-    assert read_checkpoint(tmp_path / "a.safetensors").model["class"] == "NetworkModel"
+    exported = load_model(tmp_path / "a.safetensors")
+    assert torch.equal(ddim(4, eta=1.0).sample(exported, 6, seed=2).data, a.data)
+    with pytest.raises(ValueError, match=r"got one of kind 'training'.*open_run\(workdir\)"):
+        load_model(checkpoint_paths(tmp_path)[-1])
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_classes"])
+def test_the_shipped_checkpoints_are_files_of_one_model(name):
+    run = runs.open_shipped(name)
+    model = load_model(runs.shipped_path(name))
+    assert model.moments == run.model.moments
+    assert model.scaling == run.model.scaling
+    condition = 3 if model.num_classes else None
+    x, y = (ddim(3).sample(m, 2, condition=condition).x for m in (model, run.model))
+    assert torch.equal(x, y)
 
 
 class Own(nn.Module):
