@@ -6,6 +6,8 @@ A verb writes next to the run that it works on (``sde_toolkit.runs`` says where)
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -120,6 +122,20 @@ def output_directory(options: argparse.Namespace) -> Path:
     directory = check_output_directory(output_place(options))
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def need_memory(num_samples: int, event_shape: tuple[int, ...]) -> None:
+    """Refuse more samples than this machine's memory holds."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    needed = 4 * num_samples * math.prod(event_shape)
+    if needed > memory:
+        raise ValueError(
+            f"num_samples must fit this machine's memory of {memory / 2**30:.0f} GiB, got {num_samples}, "
+            f"which take {needed / 2**30:,.0f} GiB; draw fewer"
+        )
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from sde_toolkit.cli.common import (
     add_model,
     add_verb,
     given,
+    need_memory,
     note,
     open_model,
     output_directory,
@@ -58,10 +59,11 @@ def compare(options: argparse.Namespace) -> None:
     overrides = given(options, "comparison", ("samplers", "num_steps", "num_samples", "seeds", "metrics"))
     run = open_model(options, overrides)
     directory = output_directory(options)
+    need_memory(run.config.comparison.num_samples, run.model.event_shape)
+    evaluation = runs.load_evaluation(run, directory, options.label)
     found = compare_with_bar(run, directory, options.label)
     say(format_table(found.records, found.references))
     command = shlex.join(["sde-toolkit", *sys.argv[1:]])
-    evaluation = runs.load_evaluation(run, directory, options.label)
     for path in runs.write_report(run, directory, found, evaluation, [command]):
         say(f"wrote  {path}")
 

@@ -8,8 +8,6 @@ png     a folder with one picture for each, as tools that compare sets of images
 from __future__ import annotations
 
 import argparse
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from sde_toolkit.cli.common import (
     add_model,
     add_verb,
     given,
+    need_memory,
     note,
     open_model,
     output_directory,
@@ -97,7 +96,7 @@ def sample(options: argparse.Namespace) -> None:
     condition = _condition(options, settings.num_samples)
     if condition is not None:
         runs.need_classes(run.model)
-    _need_memory(settings.num_samples, run.model.event_shape)
+    need_memory(settings.num_samples, run.model.event_shape)
     sampler = build_sampler(run.config, model=run.model)
     candidate = Candidate.of(settings.sampler, sampler)
     name = runs.samples_stem(candidate, run.config, _suffix(options), settings.seed)
@@ -144,20 +143,6 @@ def _places(options: argparse.Namespace, run: runs.Run, name: str) -> dict[str, 
         else:
             check_output_file(place)
     return chosen
-
-
-def _need_memory(num_samples: int, event_shape: tuple[int, ...]) -> None:
-    """Refuse more samples than this machine's memory holds."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return
-    needed = 4 * num_samples * math.prod(event_shape)
-    if needed > memory:
-        raise ValueError(
-            f"num_samples must fit this machine's memory of {memory / 2**30:.0f} GiB, got {num_samples}, "
-            f"which take {needed / 2**30:,.0f} GiB; draw fewer"
-        )
 
 
 def _tell_replaced(path: Path, run: runs.Run, count: int) -> None:

@@ -8,6 +8,7 @@ from sde_toolkit.lab.experiment import (
     Reference,
     compare,
     load_records,
+    merge_records,
     plain_condition,
     save_records,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "figures",
     "format_table",
     "load_records",
+    "merge_records",
     "plain_condition",
     "plus_minus",
     "save_records",

@@ -20,6 +20,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from sde_toolkit.metrics import Estimate, bootstrap, over_seeds
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import Sampler, Samples
-from sde_toolkit.utils import Stream, atomic_write, integer, permutation
+from sde_toolkit.utils import Stream, atomic_write, integer, permutation, read_document, reading, turns
 
 FEWEST_SAMPLES = 10
 """That a distance can have an error bar of; see ``sde_toolkit.metrics.bootstrap``."""
@@ -264,6 +265,31 @@ def save_records(path: Path, records: Iterable[Record], references: Iterable[Ref
     atomic_write(path, json.dumps(content, indent=1, default=dict).encode())
 
 
+def merge_records(
+    path: Path, records: Iterable[Record], references: Iterable[Reference] = ()
+) -> tuple[list[Record], list[Reference]]:
+    """Add records and references to those in a file, which other processes may write to at the same time.
+
+    Those given come first, then what else the file holds; a record of the same identity is replaced.
+
+    Returns:
+        What the file holds now.
+
+    Raises:
+        ValueError: the file is not a record file.
+        OSError: it cannot be written.
+    """
+    first, ahead = list(records), list(references)
+    with turns(path):
+        old, old_references = load_records(path)
+        keys = {_key(record) for record in first}
+        known = [(r.metric, r.label, r.settings) for r in ahead]
+        first += [record for record in old if _key(record) not in keys]
+        ahead += [r for r in old_references if (r.metric, r.label, r.settings) not in known]
+        save_records(path, first, ahead)
+    return first, ahead
+
+
 def load_records(path: Path) -> tuple[list[Record], list[Reference]]:
     """Read what ``save_records`` wrote; two empty lists if there is no file.
 
@@ -272,9 +298,34 @@ def load_records(path: Path) -> tuple[list[Record], list[Reference]]:
     """
     if not path.exists():
         return [], []
-    try:
-        content = json.loads(path.read_text())
-        records = [Record(**{**row, "seeds": tuple(row["seeds"])}) for row in content["records"]]
-        return records, [Reference(**row) for row in content["references"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of records ({error}); move it away to start afresh") from None
+    with reading(path, "a file of records", "move it away to start afresh"):
+        content: Any = read_document(path)
+        rows, others = content["records"], content["references"]
+        for kind, listed in ((Record, rows), (Reference, others)):
+            for i, row in enumerate(listed):
+                _check_row(f"{kind.__name__.lower()} {i}", row, kind)
+        return [Record(**{**r, "seeds": tuple(r["seeds"])}) for r in rows], [Reference(**r) for r in others]
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "float": (float, int), "int": (int,), "int | None": (int, type(None)),
+    "tuple[int, ...]": (list,), "Mapping[str, Any]": (dict,),
+}  # fmt: skip
+"""Annotation of a field of a record -> the types that JSON has for it."""
+
+
+def _check_row(name: str, row: Any, kind: type[Record] | type[Reference]) -> None:
+    """Refuse a row of a file that lacks a field, or holds something else than the field's type."""
+    wanted = {part.name: str(part.type) for part in dataclass_fields(kind)}
+    if not isinstance(row, dict) or set(row) != set(wanted):
+        got = sorted(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{name} must have the fields {', '.join(wanted)}, got {got}")
+    for key, annotation in wanted.items():
+        value = row[key]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        right = isinstance(value, _KINDS[annotation]) and not isinstance(value, bool)
+        right = right and not (number and not math.isfinite(value))
+        if annotation == "tuple[int, ...]" and right:
+            right = len(value) > 0 and all(type(seed) is int for seed in value)
+        if not right:
+            raise ValueError(f"{name}: {key} must be {annotation}, got {str(value)[:60]!r}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sde_toolkit.config import Config, build_candidates, build_metrics, build_sampler
-from sde_toolkit.lab import Candidate, Metric, Record, Reference, compare, load_records, save_records
+from sde_toolkit.lab import Candidate, Metric, Record, Reference, compare, load_records, merge_records
 from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
 from sde_toolkit.runs.samples import samples_stem, save_samples
 from sde_toolkit.runs.store import Run
@@ -78,8 +78,7 @@ def run_comparison(
     def keep(candidate: Candidate, rows: list[Record], reused: bool) -> None:
         new.extend(rows)
         if not reused:
-            others = [reference for reference in old_references if reference not in references]
-            save_records(path, new + [row for row in old if row not in new], references + others)
+            merge_records(path, new, references)
         on_records(candidate, rows, reused)
 
     def write(candidate: Candidate, samples: Samples) -> None:
@@ -112,13 +111,13 @@ def headline(run: Run, directory: Path) -> tuple[Record, Reference]:
     sampler = build_sampler(run.config, model=run.model)
     candidate = Candidate.of(run.config.sampling.sampler, sampler)
     path, count = records_path(directory), min(len(metric.real), MOST_SAMPLES)
-    old, references = load_records(path)
+    old, _ = load_records(path)
     (record,) = compare(
         run.model, [candidate], [metric], num_samples=count, seeds=[run.config.sampling.seed],
         batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, previous=old,
     )  # fmt: skip
     if record not in old:
-        save_records(path, [*old, record], references)
+        merge_records(path, [record])
     return record, metric.halves()
 
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sde_toolkit.config import (
     Config,
     build_dataset,
@@ -92,15 +90,9 @@ def train_run(
         if on_start is not None:
             size = sum(parameter.numel() for parameter in model.network.parameters())
             on_start(Start(state.step, settings.num_steps, size))
-        with _history(workdir, state.step, settings.log_every) as log:
-
-            def step(info: UpdateInfo) -> None:
-                log(info)
-                if on_step is not None:
-                    on_step(info)
-
+        with _history(workdir, state, settings.log_every) as log:
             fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
-                settings.checkpoint_every, settings.keep, step, settings.label_dropout)  # fmt: skip
+                settings.checkpoint_every, settings.keep, on_step, settings.label_dropout, log)  # fmt: skip
     return open_run(workdir, overrides)
 
 
@@ -124,32 +116,51 @@ def _require_room(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _history(workdir: Path, step: int, every: int) -> Iterator[Callable[[UpdateInfo], None]]:
-    """A log of the steps after ``step``: the mean loss of every ``every`` of them, appended as they come."""
+def _history(workdir: Path, state: TrainState, every: int) -> Iterator[Callable[[UpdateInfo], None]]:
+    """A log of the steps to come: the mean loss of every ``every`` of them, appended as they come.
+
+    The sums of the steps since the last row are among the notes of ``state``, and so in every checkpoint: the
+    rows are those of a run that was never stopped.
+    """
     path = workdir / "history.csv"
-    kept = [row for row in read_history(workdir) if row["step"] <= step]
+    kept = [row for row in read_history(workdir) if row["step"] <= state.step]
     text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "step": int(row["step"])} for row in kept)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HISTORY)
+    writer.writerows(_cells(row) for row in kept)
     atomic_write(path, text.getvalue().encode())
-    pending: list[UpdateInfo] = []
-    with open(path, "a", newline="") as file:
-        rows = csv.DictWriter(file, HISTORY, lineterminator="\n")
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
 
         def log(info: UpdateInfo) -> None:
-            pending.append(info)
+            sums = _pending(state)
+            sums["count"] += 1
+            for name in HISTORY[1:]:
+                sums[name] += getattr(info, name)
             if info.step % every == 0:
-                means = {name: float(np.mean([getattr(i, name) for i in pending])) for name in HISTORY[1:]}
-                rows.writerow({"step": info.step, **{name: f"{value:.6g}" for name, value in means.items()}})
+                means = {name: sums[name] / sums["count"] for name in HISTORY[1:]}
+                rows.writerow(_cells({"step": info.step, **means}))
                 file.flush()
-                pending.clear()
+                del state.notes["history"]
 
         yield log
 
 
+def _cells(row: Mapping[str, float]) -> list[str]:
+    return [str(int(row["step"])), *(f"{row[name]:.6g}" for name in HISTORY[1:])]
+
+
+def _pending(state: TrainState) -> dict[str, float]:
+    """The sums since the last row, which a checkpoint may hold; fresh ones if it holds something else."""
+    names = ("count", *HISTORY[1:])
+    sums = state.notes.get("history")
+    if not isinstance(sums, dict) or any(type(sums.get(name)) not in (int, float) for name in names):
+        sums = state.notes["history"] = dict.fromkeys(names, 0)
+    return sums
+
+
 def read_history(workdir: Path) -> list[dict[str, float]]:
-    """The training log of a run, by step; lines that a kill cut short are left out."""
+    """The training log of a run, by step; lines that a kill cut short, or that are no rows, are left out."""
     path = workdir / "history.csv"
     rows: dict[float, dict[str, float]] = {}
     if not path.is_file():
@@ -159,6 +170,6 @@ def read_history(workdir: Path) -> list[dict[str, float]]:
             line = dict(zip(HISTORY, text.split(","), strict=False))
             with contextlib.suppress(KeyError, ValueError):
                 row = {name: float(line[name]) for name in HISTORY}
-                if all(map(math.isfinite, row.values())):
+                if all(map(math.isfinite, row.values())) and row["step"].is_integer():
                     rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]

@@ -98,7 +98,8 @@ def save_checkpoint(
     directory = _directory(workdir)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _FILE_NAME.format(step=state.step)
-    about = {"step": state.step, "config": state.config, "run": state.run, "metrics": dict(metrics or {})}
+    measured = {**(metrics or {}), **({"notes": state.notes} if state.notes else {})}
+    about = {"step": state.step, "config": state.config, "run": state.run, "metrics": measured}
     about["model"], tables = describe_model(state.ema)
     write_tensors(path, {"kind": "training", **about}, state.tensors() | prefixed("sde", tables))
     remove_leftovers(directory)
@@ -211,6 +212,8 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     copy_tensors(trained, checkpoint.tensors, checkpoint.path)
     state.data = checkpoint.part("data")
     state.step, state.updating = checkpoint.step, False
+    notes = checkpoint.metrics.get("notes")
+    state.notes = dict(notes) if isinstance(notes, dict) else {}
 
 
 def load_ema(network: nn.Module, checkpoint: Checkpoint) -> None:

@@ -108,6 +108,7 @@ def fit(
     keep: int = 2,
     on_step: Callable[[UpdateInfo], None] | None = None,
     label_dropout: float = 0.1,
+    on_update: Callable[[UpdateInfo], None] | None = None,
 ) -> None:
     """Train until ``num_steps`` updates have been made since the beginning of the run; at once if they have.
 
@@ -123,9 +124,11 @@ def fit(
         checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
             KeyboardInterrupt.
         keep: number of checkpoints to keep.
-        on_step: called after every update.
+        on_step: called after every update, and after the checkpoint of its step.
         label_dropout: share of the examples that a network with classes sees without their label, in [0, 1];
             at 0 the model without a class stays untrained.
+        on_update: called after every update, before the checkpoint of its step, which holds the
+            ``state.notes`` that it leaves.
 
     Raises:
         NonFiniteError: see ``train_step``; the checkpoints are those of before.
@@ -148,10 +151,14 @@ def fit(
         model.scaling = dataset.scaling
     losses: list[float] = []
 
+    saved = state.step
+
     def save() -> None:
-        if workdir is not None:
+        nonlocal saved
+        if workdir is not None and saved < state.step:
             save_checkpoint(state, workdir.path, keep, {"loss": sum(losses) / len(losses)} if losses else {})
             losses.clear()
+            saved = state.step
 
     try:
         while state.step < num_steps:
@@ -159,6 +166,8 @@ def fit(
             labels = _labels(state, dataset, batch_size, label_dropout) if count else None
             info = train_step(state, x0, loss, labels)
             losses.append(info.loss)
+            if on_update is not None:
+                on_update(info)
             if state.step % checkpoint_every == 0 or state.step == num_steps:
                 save()
             if on_step is not None:

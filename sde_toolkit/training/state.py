@@ -86,6 +86,8 @@ class TrainState:
         data: moments of the training data, "mean" and "std", shaped as an event, and "covariance" where it is
             known in full, for a network with classes also "class_mean", ... (``sde_toolkit.models.moments``);
             empty until ``fit`` fills it.
+        notes: JSON values that go into every checkpoint and come back with it, for what a caller counts from
+            step to step.
         updating: whether an update is under way; such a state is not saved.
 
     Raises:
@@ -116,6 +118,7 @@ class TrainState:
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         self.data: dict[str, Tensor] = {}
+        self.notes: dict[str, Any] = {}
         self.updating = False
 
     def __repr__(self) -> str:

@@ -8,8 +8,10 @@ from sde_toolkit.utils.files import (
     atomic_folder,
     atomic_write,
     atomic_write_text,
+    read_document,
     reading,
     remove_leftovers,
+    turns,
 )
 from sde_toolkit.utils.outputs import (
     check_output_directory,
@@ -48,10 +50,12 @@ __all__ = [
     "launched",
     "leading",
     "permutation",
+    "read_document",
     "reading",
     "remove_leftovers",
     "same_values",
     "seed_sequence",
     "seeded",
     "step_generator",
+    "turns",
 ]

@@ -11,6 +11,7 @@ Two processes may replace each other's files; ``WorkdirLock`` keeps a directory 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import re
@@ -192,6 +193,23 @@ def reading(path: Path | str, what: str, remedy: str = "") -> Iterator[None]:
         raise ValueError(_not(path, what, error, remedy)) from error
 
 
+def read_document(path: Path) -> object:
+    """What the JSON of an ordinary file holds; a pipe or a device is not waited for.
+
+    Raises:
+        ValueError: the file is not ordinary, no text in UTF-8, or no JSON (nan and infinity are none).
+        RecursionError: its brackets are nested too deeply.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise ValueError("there is no ordinary file of this name")
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"numbers must be finite, got {word}")
+
+
 def _not(path: Path | str, what: str, error: Exception, remedy: str) -> str:
     reasons = {
         KeyError: "it lacks",
@@ -200,6 +218,24 @@ def _not(path: Path | str, what: str, error: Exception, remedy: str) -> str:
     }
     reason = f"{reasons.get(type(error), '')} {error or type(error).__name__}".strip()
     return f"{path} is not {what} ({reason})" + (f"; {remedy}" if remedy else "")
+
+
+@contextlib.contextmanager
+def turns(path: Path, timeout: float = 60.0) -> Iterator[None]:
+    """Let one process at a time read and replace ``path``; the others wait.
+
+    Raises:
+        ValueError: another process has held it for ``timeout`` seconds.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{path} must be free to be written, but a live process holds its lock") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class WorkdirLock:
