@@ -25,7 +25,6 @@ The noise of sample i of a seed is a function of (seed, i) alone: normals are ke
 from __future__ import annotations
 
 import math
-import operator
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +41,7 @@ from sde_toolkit.samplers.equations import ReverseEquation
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo
 from sde_toolkit.samplers.restarts import Restart, restarted
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import Stream, check_fields
 from solvers import (
     EULER,
     EULER_MARUYAMA,
@@ -107,10 +106,15 @@ class Sampler:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.num_steps is not None and operator.index(self.num_steps) < 1:
+        check_fields(self)
+        if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if not 0 <= self.t_min < math.inf:
             raise ValueError(f"t_min must be a finite time >= 0, got {self.t_min}")
+        if not (0 <= self.rtol < math.inf and 0 <= self.atol < math.inf and self.rtol + self.atol > 0):
+            raise ValueError(
+                f"rtol and atol must be finite, >= 0 and not both 0, got {self.rtol} and {self.atol}"
+            )
         whole = self.num_steps is None or isinstance(self.method, Integrator)
         if self.corrector is not None and whole:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")

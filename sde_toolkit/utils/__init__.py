@@ -1,5 +1,10 @@
 """Files and locks, random streams, processes, checks of arguments."""
 
+from sde_toolkit.utils.arguments import (
+    check_fields,
+    checked,
+    shown,
+)
 from sde_toolkit.utils.checks import (
     integer,
 )
@@ -44,8 +49,10 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "atomic_write_text",
+    "check_fields",
     "check_output_directory",
     "check_output_file",
+    "checked",
     "integer",
     "launched",
     "leading",
@@ -56,6 +63,7 @@ __all__ = [
     "same_values",
     "seed_sequence",
     "seeded",
+    "shown",
     "step_generator",
     "turns",
 ]

@@ -60,6 +60,7 @@ from sde_toolkit.samplers.gaussian.grid import CONSTANTS, NOISY_CONSTANTS, Const
 from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
 from sde_toolkit.sdes import ForwardSDE
+from sde_toolkit.utils import checked
 from solvers import BrownianMotion, FixedGrid, Interval, Method, Semilinear, Step
 from solvers.methods import increment
 from solvers.weights import lagrange
@@ -296,6 +297,7 @@ class ResidualFlow:
         )
 
 
+@checked
 def gaussian_residual(
     model: ScoreModel,
     num_steps: int = 20,
@@ -337,6 +339,7 @@ def gaussian_residual(
     )
 
 
+@checked
 def default(model: ScoreModel, num_steps: int = 20, *, t_min: float = T_MIN, eta: float = 0.0) -> Sampler:
     """The sampler that we recommend: ``gaussian_residual`` with the model's own moments.
 

@@ -12,29 +12,35 @@ from __future__ import annotations
 
 from sde_toolkit.samplers.equations import probability_flow, reverse_family
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.utils import checked
 from solvers import BOSH3, DOP853, DOPRI5, STOCHASTIC_HEUN, TSIT5, Integrator, Method
 
 
+@checked
 def dopri5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
     """Dormand-Prince 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(DOPRI5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
+@checked
 def bosh3(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
     """Bogacki-Shampine 3(2), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(BOSH3, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
+@checked
 def tsit5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
     """Tsitouras 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(TSIT5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
+@checked
 def dop853(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
     """Dormand-Prince 8(5,3), adaptive for every sample on its own, on the probability-flow ODE."""
     return adaptive(DOP853, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
 
 
+@checked
 def adaptive(
     method: Method | Integrator,
     *,
@@ -59,6 +65,7 @@ def adaptive(
     return Sampler(name, probability_flow, method, None, t_min, denoise=denoise, rtol=rtol, atol=atol)
 
 
+@checked
 def adaptive_sde(
     *,
     method: Method = STOCHASTIC_HEUN,

@@ -30,7 +30,7 @@ from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import Clock, ReverseSteps, in_lam, in_nsr, in_time, scheme
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler, label
-from sde_toolkit.utils import Partial
+from sde_toolkit.utils import Partial, checked
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
@@ -191,6 +191,7 @@ def _check_order(order: int, most: int) -> None:
         raise ValueError(f"order must be an integer from 1 to {most}, got {order}")
 
 
+@checked
 def dpm_solver_pp(
     num_steps: int,
     *,
@@ -218,6 +219,7 @@ def dpm_solver_pp(
     )  # fmt: skip
 
 
+@checked
 def deis(
     num_steps: int,
     *,
@@ -246,6 +248,7 @@ def deis(
     )  # fmt: skip
 
 
+@checked
 def lms(
     num_steps: int,
     *,
@@ -270,6 +273,7 @@ def lms(
     )  # fmt: skip
 
 
+@checked
 def exponential_adams(
     num_steps: int,
     *,
@@ -302,6 +306,7 @@ def exponential_adams(
     )  # fmt: skip
 
 
+@checked
 def ipndm(
     num_steps: int,
     *,
@@ -329,6 +334,7 @@ def ipndm(
     )  # fmt: skip
 
 
+@checked
 def pndm(
     num_steps: int,
     *,
@@ -357,6 +363,7 @@ def pndm(
     return Sampler("pndm", scheme(rule, "noise"), method, num_steps, t_min, grid, denoise, options=options)
 
 
+@checked
 def unip(
     num_steps: int,
     *,
@@ -388,6 +395,7 @@ def unip(
     )  # fmt: skip
 
 
+@checked
 def unipc(
     num_steps: int,
     *,
@@ -421,4 +429,4 @@ def unipc(
 
 def _check_unipc(predicts: str) -> None:
     if predicts not in ("noise", "data"):
-        raise ValueError(f"UniPC takes noise or data predictions, got {predicts!r}")
+        raise ValueError(f"predicts: UniPC takes noise or data predictions, got {predicts!r}")

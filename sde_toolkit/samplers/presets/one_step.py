@@ -35,7 +35,7 @@ from sde_toolkit.samplers.equations import (
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
 from sde_toolkit.sdes import VARIANCES, Variance, ancestral_coefficients
-from sde_toolkit.utils import Partial
+from sde_toolkit.utils import Partial, checked
 from solvers import (
     EULER_MARUYAMA,
     SRA1,
@@ -99,6 +99,7 @@ def _classic(
     return Sampler(name, equation, method, num_steps, t_min, grid, denoise, options=options or {})
 
 
+@checked
 def euler_maruyama(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
@@ -106,6 +107,7 @@ def euler_maruyama(
     return _classic("euler_maruyama", reverse_sde, EULER_MARUYAMA, num_steps, t_min, grid, denoise)
 
 
+@checked
 def reverse_diffusion(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
@@ -114,6 +116,7 @@ def reverse_diffusion(
     return _classic("reverse_diffusion", equation, ONE_DRAW, num_steps, t_min, grid, denoise)
 
 
+@checked
 def ancestral(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
@@ -123,6 +126,7 @@ def ancestral(
     return _classic("ancestral", equation, ONE_DRAW, num_steps, t_min, grid, denoise)
 
 
+@checked
 def ddpm(
     num_steps: int,
     *,
@@ -146,6 +150,7 @@ def ddpm(
     return _classic("ddpm", equation, ONE_DRAW, num_steps, t_min, grid, denoise, {"variance": variance})
 
 
+@checked
 def ddim(
     num_steps: int,
     *,
@@ -169,6 +174,7 @@ def ddim(
     return _classic("ddim", equation, method, num_steps, t_min, grid, denoise, {"eta": eta})
 
 
+@checked
 def euler(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
@@ -176,6 +182,7 @@ def euler(
     return _classic("euler", scheme(euler_rule, "drift"), ONE_STEP, num_steps, t_min, grid, denoise)
 
 
+@checked
 def heun(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
@@ -183,6 +190,7 @@ def heun(
     return _classic("heun", scheme(heun_rule, "drift"), HEUN_STEP, num_steps, t_min, grid, denoise)
 
 
+@checked
 def eta_family(
     num_steps: int,
     *,
@@ -207,6 +215,7 @@ def eta_family(
     )
 
 
+@checked
 def exponential_integrator(
     num_steps: int,
     *,
@@ -230,6 +239,7 @@ def exponential_integrator(
     )
 
 
+@checked
 def stochastic_heun(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
@@ -238,6 +248,7 @@ def stochastic_heun(
     return _classic("stochastic_heun", reverse_sde, STOCHASTIC_HEUN, num_steps, t_min, grid, denoise)
 
 
+@checked
 def sra(
     num_steps: int,
     *,

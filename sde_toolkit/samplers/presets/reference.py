@@ -16,9 +16,11 @@ from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import reverse_sde
 from sde_toolkit.samplers.presets.adaptive_steps import adaptive
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.utils import checked
 from solvers import Integrator
 
 
+@checked
 def torchsde_sampler(
     method: Integrator, num_steps: int, *, t_min: float = T_MIN, denoise: bool = True
 ) -> Sampler:

@@ -25,7 +25,7 @@ from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import ReverseSteps, scheme
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
-from sde_toolkit.utils import Partial
+from sde_toolkit.utils import Partial, checked
 from solvers import HEUN, MIDPOINT, RK4, Form, RungeKutta, SchemeMethod, Term
 
 KUTTA3 = RungeKutta("kutta3", 3, a=((1 / 2,), (-1.0, 2.0)), b=(1 / 6, 2 / 3, 1 / 6), c=(1 / 2, 1.0))
@@ -126,6 +126,7 @@ def _heun(k: ReverseSteps, y_hat: Form, n_hat: Tensor, d: Form) -> Form:
     return s.alpha * (y_hat + (s.nsr - n_hat) * (d + d_next) / 2)
 
 
+@checked
 def dpm_solver(
     num_steps: int,
     *,
@@ -150,6 +151,7 @@ def dpm_solver(
     return Sampler("dpm_solver", equation, method, num_steps, t_min, grid, denoise, options={"order": order})
 
 
+@checked
 def dpm_solver_pp_2s(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.log_snr, denoise: bool = True
 ) -> Sampler:
@@ -159,6 +161,7 @@ def dpm_solver_pp_2s(
     return Sampler("dpm_solver_pp_2s", equation, method, num_steps, t_min, grid, denoise)
 
 
+@checked
 def deis_rho_rk(
     num_steps: int,
     *,
@@ -180,6 +183,7 @@ def deis_rho_rk(
                    options={"tableau": tableau.name})  # fmt: skip
 
 
+@checked
 def edm(
     num_steps: int,
     *,

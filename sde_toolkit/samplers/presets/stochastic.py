@@ -24,7 +24,7 @@ from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import NoiseLevels, ReverseSteps, scheme
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.sampler import T_MIN, Sampler, label
-from sde_toolkit.utils import Partial
+from sde_toolkit.utils import Partial, checked
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
@@ -116,6 +116,7 @@ def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
     return Partial(_er_sde, phi)
 
 
+@checked
 def sde_dpm_solver_pp(
     num_steps: int,
     *,
@@ -145,6 +146,7 @@ def sde_dpm_solver_pp(
     return Sampler("sde_dpm_solver_pp", equation, method, num_steps, t_min, grid, denoise, options=options)
 
 
+@checked
 def sa_solver(
     num_steps: int,
     *,
@@ -198,6 +200,7 @@ def sa_solver(
     return Sampler("sa_solver", equation, method, num_steps, t_min, grid, denoise, options=options)
 
 
+@checked
 def er_sde(
     num_steps: int,
     *,

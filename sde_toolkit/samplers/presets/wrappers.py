@@ -11,8 +11,10 @@ from dataclasses import replace
 from sde_toolkit.samplers.correctors import Corrector, Langevin
 from sde_toolkit.samplers.restarts import Restart
 from sde_toolkit.samplers.sampler import Sampler
+from sde_toolkit.utils import checked
 
 
+@checked
 def predictor_corrector(predictor: Sampler, corrector: Corrector | None = None) -> Sampler:
     """A predictor followed at every time by Langevin steps (2011.13456, algorithm 1).
 
@@ -27,6 +29,7 @@ def predictor_corrector(predictor: Sampler, corrector: Corrector | None = None) 
     return replace(predictor, name=f"{predictor.name}+langevin", corrector=corrector)
 
 
+@checked
 def restarting(predictor: Sampler, *restarts: Restart) -> Sampler:
     """A deterministic sampler that goes through intervals of noise levels again (2306.14878).
 
