@@ -78,7 +78,7 @@ from sde_toolkit.likelihood.bound_terms import (
     prior_divergence,
 )
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
-from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, known_moments
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated, known_moments
 from sde_toolkit.sdes import Chain, Variance
 from sde_toolkit.utils import ALONE, Processes, Stream
 from solvers import Normals, expand_like
@@ -159,6 +159,7 @@ class Bound:
         return float(self.standard_error.square().sum().sqrt()) / len(self.nats)
 
 
+@evaluated
 def continuous_bound(
     model: ScoreModel,
     x0: Tensor,
@@ -205,6 +206,7 @@ def continuous_bound(
     return _run(estimate, rows, log_det_per_dim, settings)
 
 
+@evaluated
 def discrete_bound(
     model: ScoreModel,
     x0: Tensor,

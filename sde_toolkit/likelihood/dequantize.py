@@ -43,7 +43,7 @@ from sde_toolkit.data import batch_indices
 from sde_toolkit.likelihood.bins import Dequantizer, VariationalDequantizer
 from sde_toolkit.likelihood.flow import values_only
 from sde_toolkit.metrics import Estimate
-from sde_toolkit.models import Condition, ScoreModel
+from sde_toolkit.models import Condition, ScoreModel, evaluated, evaluating, recording
 from sde_toolkit.utils import integer
 from solvers import Normals
 
@@ -72,6 +72,7 @@ class TimedDensity(Protocol):
         ...
 
 
+@recording()
 def train_dequantizer(
     dequantizer: VariationalDequantizer,
     model: ScoreModel,
@@ -111,7 +112,7 @@ def train_dequantizer(
         rows = batch_indices(len(values), batch_size, step, seed)
         source = Normals(seed, rows.tolist(), model.event_shape, torch.float64)
         x, log_q = dequantizer.draw(values[rows], source, step)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             mine = None if given is None else given[rows.to(given.device)]
             score = model.score(x.to(model.device, model.dtype), t, mine).to(x)
         loss = (log_q - (score * x).flatten(1).sum(1)).mean()
@@ -158,6 +159,7 @@ class DiscreteLogLikelihood:
         return Estimate(float(bits.mean()), spread / math.sqrt(len(bits)), "standard error of the mean")
 
 
+@evaluated
 @torch.no_grad()
 def discrete_log_likelihood(
     model: ScoreModel,
@@ -200,7 +202,8 @@ def discrete_log_likelihood(
     columns: list[list[Tensor]] = [[] for _ in densities]
     nfe: list[Tensor | None] = []
     for index in range(num_samples):
-        x, log_q = dequantizer.draw(values, source, index)
+        with evaluating(getattr(dequantizer, "flow", None)):
+            x, log_q = dequantizer.draw(values, source, index)
         x = x.to(model.device, model.dtype)
         for density, column in zip(densities, columns, strict=True):
             found = density(model, x, t_min=dequantizer.t_min, first_sample=first_sample, **options)

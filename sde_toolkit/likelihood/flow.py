@@ -40,7 +40,7 @@ from sde_toolkit.likelihood.budget import Budget, measure
 from sde_toolkit.likelihood.density import CORRECTIONS, PRIORS, Columns, Correction, FlowDensity, LogDensity
 from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
-from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
+from sde_toolkit.models import Condition, EvaluatedModel, Moments, ScoreModel, check_states, evaluated
 from sde_toolkit.utils import ALONE, Processes
 from solvers import DOPRI5, RK4, Adaptive, FixedGrid, Integrator, Method
 
@@ -175,6 +175,7 @@ class LogLikelihood:
         return self.nats - reach, self.nats + reach
 
 
+@evaluated
 def log_likelihood(
     model: ScoreModel,
     x: Tensor,
@@ -293,7 +294,8 @@ def differentiable_log_likelihood(
     if endpoint.correction != "none":
         raise ValueError(f"correction must be 'none' for gradients, got {endpoint.correction!r}")
     given = model.conditions(condition, len(x))
-    density = _density(model, x[0].numel(), divergence, solver, endpoint, t_min, seed)
+    kept = EvaluatedModel(model)
+    density = _density(kept, x[0].numel(), divergence, solver, endpoint, t_min, seed)
     return density(x, range(len(x)), given, differentiable=True).nats.mean(1).to(x.dtype)
 
 

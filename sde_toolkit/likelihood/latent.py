@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sde_toolkit.likelihood.flow import DEFAULT_SOLVER, FlowSolver
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
-from sde_toolkit.models import Condition, Moments, ScoreModel, check_states
+from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated
 from sde_toolkit.utils import ALONE, Processes
 from solvers import solve
 
@@ -59,6 +59,7 @@ class _Ends(NamedTuple):
     nfe: Tensor
 
 
+@evaluated
 def encode(
     model: ScoreModel,
     x: Tensor,
@@ -104,6 +105,7 @@ def encode(
     return Latents(z, error, end.nfe)
 
 
+@evaluated
 def decode(
     model: ScoreModel,
     z: Tensor,

@@ -6,6 +6,14 @@ from sde_toolkit.models.exact import (
     Gaussian,
     GaussianMixture,
 )
+from sde_toolkit.models.modes import (
+    EvaluatedModel,
+    evaluated,
+    evaluating,
+    ordinary,
+    outside_inference_mode,
+    recording,
+)
 from sde_toolkit.models.moments import (
     MAX_FULL,
     Moments,
@@ -48,6 +56,7 @@ __all__ = [
     "TIME_SCALE",
     "Condition",
     "DataScale",
+    "EvaluatedModel",
     "ExactData",
     "ExactModel",
     "Gaussian",
@@ -68,13 +77,18 @@ __all__ = [
     "class_moments_from_tensors",
     "class_tensors",
     "conversion",
+    "evaluated",
+    "evaluating",
     "inner_network",
     "isotropic",
     "known_moments",
     "moments_from_tensors",
+    "ordinary",
+    "outside_inference_mode",
     "padded_rows",
     "plain_parameters",
     "plain_tensors",
     "prediction_name",
+    "recording",
     "row_product",
 ]

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import ScoreModel
+from sde_toolkit.models import ScoreModel, evaluating
 from sde_toolkit.samplers.grids import Explicit
 from sde_toolkit.samplers.presets.adaptive_steps import dopri5
 from sde_toolkit.samplers.sampler import Sampler
@@ -236,7 +236,9 @@ def _key(
     for share in (0.1, 0.5, 1.0):
         t = torch.tensor(share * model.sde.T, dtype=torch.float64)
         x = model.sde.alpha(t).to(z) * model.data_std * z.flip(0) + model.sde.sigma(t).to(z) * z
-        digest.update(model.noise(x, t).cpu().contiguous().numpy().tobytes())
+        with evaluating(model):
+            z_hat = model.noise(x, t)
+        digest.update(z_hat.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import Condition, ScoreModel
+from sde_toolkit.models import Condition, ScoreModel, evaluating, outside_inference_mode
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.correctors import Corrector
 from sde_toolkit.samplers.equations import ReverseEquation
@@ -183,7 +183,8 @@ class Sampler:
         plan = None
         if isinstance(control, FixedGrid) and isinstance(self.method, Method):
             like = torch.empty((1, *model.event_shape), dtype=model.dtype, device=model.device)
-            plan = self.method.prepare(self.equation(self._guided(model)), control, like)
+            with outside_inference_mode(), evaluating(model):
+                plan = self.method.prepare(self.equation(self._guided(model)), control, like)
         return PreparedSampler(self, model, control, plan)
 
     def sample(
@@ -303,7 +304,8 @@ class PreparedSampler:
             source = noise or Normals(seed, part, model.event_shape, model.dtype, model.device)
             given = None if rows is None else rows[first : first + batch]
             term = equation if given is None else replace(equation, args=(given,))
-            parts.append(self._run(counted, guided, term, given, source, callback, part[0]))
+            with outside_inference_mode(), evaluating(model, guided):
+                parts.append(self._run(counted, guided, term, given, source, callback, part[0]))
         seconds = time.perf_counter() - start
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
         nfe = counted.rows / num_samples

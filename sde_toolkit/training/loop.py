@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.data import Dataset
-from sde_toolkit.models import MAX_FULL, Moments, class_tensors
+from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, recording
 from sde_toolkit.training.checkpoint import save_checkpoint
 from sde_toolkit.training.loss import Loss
 from sde_toolkit.training.state import TrainState
@@ -66,6 +66,7 @@ class UpdateInfo:
         return self.batch_size / self.seconds
 
 
+@recording()
 def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None = None) -> UpdateInfo:
     """Make one update of ``state`` from the examples x0 with shape (B, *) and return what it was.
 
@@ -124,7 +125,8 @@ def fit(
         checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
             KeyboardInterrupt.
         keep: number of checkpoints to keep.
-        on_step: called after every update, and after the checkpoint of its step.
+        on_step: called after every update and the checkpoint of its step, with the networks in evaluation
+            mode, so that looking at them changes nothing.
         label_dropout: share of the examples that a network with classes sees without their label, in [0, 1];
             at 0 the model without a class stays untrained.
         on_update: called after every update, before the checkpoint of its step, which holds the
@@ -171,7 +173,8 @@ def fit(
             if state.step % checkpoint_every == 0 or state.step == num_steps:
                 save()
             if on_step is not None:
-                on_step(info)
+                with evaluating(state.model, state.ema):
+                    on_step(info)
     except KeyboardInterrupt:
         if not state.updating:
             save()

@@ -1,0 +1,113 @@
+"""How a model stands while it is run: in evaluation mode, and outside torch's inference mode.
+
+A run looks at a model and leaves it as it was.  Dropout would make a sample depend on more than its seed, and
+batch normalisation would move its statistics, so that every module goes into evaluation mode for the run and
+back into its own mode after it, also after an error.
+
+Tensors made inside ``torch.inference_mode`` can never take part in a gradient.  A run keeps some (products of
+moments, coefficients), and the same model may be trained or differentiated later: so a run leaves that mode,
+with gradients switched off as before, and copies the inference tensors that it was given.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sde_toolkit.models.score import ScoreModel
+from sde_toolkit.models.wrappers import Wrapper
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def modules_of(*parts: object) -> list[nn.Module]:
+    """The modules in models, in models inside them, and in their attributes, each once."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    left = list(parts)
+    while left:
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, nn.Module):
+            found.update((id(module), module) for module in part.modules())
+        if isinstance(part, (list, tuple)):
+            left.extend(part)
+        elif isinstance(part, Mapping):
+            left.extend(part.values())
+        elif isinstance(part, (ScoreModel, functools.partial)):
+            left.extend(vars(part).values())
+            left.extend((part.func, part.args, part.keywords) if isinstance(part, functools.partial) else ())
+    return list(found.values())
+
+
+@contextmanager
+def evaluating(*models: object) -> Iterator[None]:
+    """Every module of the models in evaluation mode inside, and each in its own mode after it, errors too."""
+    training = [module for module in modules_of(*models) if module.training]
+    modes = [(module, module.training) for module in modules_of(*models)] if training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class EvaluatedModel(Wrapper):
+    """A model that is in evaluation mode whenever it is asked, such as in a backward pass after a run."""
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction with shape (B, *)."""
+        with evaluating(self.model):
+            return self.model.raw(x_t, t, condition)
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Inside, tensors are ordinary ones; gradients stay off where inference mode had switched them off."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Inside, gradients are recorded, whatever was switched off outside: for training."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """x, or its copy where x was made inside inference mode."""
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False), torch.no_grad():
+        return x.clone()
+
+
+def evaluated(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of a model, its first argument, that runs it as this file says."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = args
+        named: dict[str, Any] = kwargs
+        if any(isinstance(x, Tensor) and x.is_inference() for x in (*given, *named.values())):
+            given = tuple(ordinary(x) if isinstance(x, Tensor) else x for x in given)
+            named = {key: ordinary(x) if isinstance(x, Tensor) else x for key, x in named.items()}
+        model = given[0] if given else named.get("model")
+        with evaluating(model), outside_inference_mode():
+            return function(*given, **named)
+
+    return run
