@@ -15,9 +15,11 @@ from . import sdes as sdes
 from . import training as training
 from . import utils as utils
 from .data import Dataset as Dataset
+from .data import ImageOptions as ImageOptions
 from .data import Scaling as Scaling
 from .data import digits as digits
 from .data import from_array as from_array
+from .data import open_data as open_data
 from .guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from .guidance import DynamicThreshold as DynamicThreshold
 from .guidance import StaticThreshold as StaticThreshold
@@ -152,6 +154,7 @@ __all__ = [
     "GaussianMixture",
     "HutchPlusPlus",
     "Hutchinson",
+    "ImageOptions",
     "IndexedModel",
     "Langevin",
     "Latents",
@@ -215,6 +218,7 @@ __all__ = [
     "load_model",
     "log_likelihood",
     "mmd",
+    "open_data",
     "open_run",
     "open_shipped",
     "pndm",

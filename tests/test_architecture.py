@@ -22,7 +22,7 @@ Sources = dict[str, str]
 HEAVY = {"diffusers", "matplotlib", "sklearn"}
 ORDER = ("solvers", *sde_toolkit.ROOMS)
 """Bottom up: each imports from those before it alone."""
-SUBROOMS = ("samplers.presets", "samplers.gaussian", "config.configs")
+SUBROOMS = ("samplers.presets", "samplers.gaussian", "config.configs", "data.sources")
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""
 TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli"}
@@ -210,8 +210,8 @@ def torchsde_has_one_importer(sources: Sources) -> list[str]:
 def dependencies_are_declared(sources: Sources) -> list[str]:
     """Of the dependencies, or of an extra that serves the library; "dev" and "peers" do not."""
     text = (ROOT / "pyproject.toml").read_text()
-    blocks = re.findall(r"^(?:dependencies|images) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+    blocks = re.findall(r"^(?:dependencies|images|tables|hf) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
     declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', "".join(blocks))}
     known = declared | {"solvers", "sde_toolkit", *sys.stdlib_module_names}
     return [

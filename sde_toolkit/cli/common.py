@@ -53,14 +53,20 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose a trained model: ``--workdir``, ``--config``, ``--device``."""
+    """Add the flags that choose a trained model: ``--workdir``, ``--config``, ``--data``, ``--device``."""
     parser.add_argument("--workdir", type=path_argument, metavar="DIR", help="of a training run")
     parser.add_argument(
         "--config",
         metavar="NAME",
         help="without --workdir: use the checkpoint of the package for this name (digits)",
     )
+    add_data(parser, "where the run's own data lie now; needed where a function makes them")
     add_device(parser)
+
+
+def add_data(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Add ``--data`` for data of the user's own, with its meaning for this verb."""
+    parser.add_argument("--data", metavar="SOURCE", help=meaning)
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +94,10 @@ def given(options: argparse.Namespace, section: str = "", names: Sequence[str] =
     """
     flags = {f"{section}.{name}": getattr(options, name) for name in names}
     flags["device"] = getattr(options, "device", None)
+    if getattr(options, "data", None) is not None:
+        from sde_toolkit.data import absolute_source
+
+        flags |= {"data.name": "files", "data.source": absolute_source(options.data)}
     return {**options.overrides, **{name: value for name, value in flags.items() if value is not None}}
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sde_toolkit.cli.common import (
     CONFIG_HELP,
+    add_data,
     add_device,
     add_verb,
     given,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   sde-toolkit train --config=digits --workdir=runs/d
   sde-toolkit train --config=digits --workdir=runs/ve --config.sde.name=ve --config.model.predicts=edm
+  sde-toolkit train --data=points.npy --workdir=runs/own                     # vectors: an MLP
+  sde-toolkit train --data=photographs --workdir=runs/own                 # a folder of images: a U-Net
   sde-toolkit train --workdir=runs/d --config.training.num_steps=4000     # go on with a finished run
 
 A run that was stopped, or killed, goes on from its last checkpoint when the same command is given again."""
@@ -43,6 +46,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--config", metavar="NAME", help=CONFIG_HELP)
     parser.add_argument(
         "--workdir", type=path_argument, required=True, metavar="DIR", help="made if it does not exist"
+    )
+    add_data(
+        parser,
+        "data of your own: .npy, .npz, .csv, .parquet, a folder of images, hf:NAME, package.module:function",
     )
     add_device(parser)
 

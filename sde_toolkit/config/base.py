@@ -25,6 +25,10 @@ from sde_toolkit.config.schema import Schema, Variants, defaults
 from sde_toolkit.config.trees import ConfigDict
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
+_FILES = {"source": "", "digest": "", "layout": "auto", "shape": (), "levels": 0, "key": "", "labels": "",
+          "columns": "", "colour": "auto", "alpha": "raise", "resize": 0, "crop": 0, "on_error": "raise",
+          "scaling": "auto", "held_out": "0.1", "split_seed": 0, "flip": "none",
+          "training": "uniform"}  # fmt: skip
 _NETWORK = {"predicts": "noise", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
 _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 
@@ -34,7 +38,7 @@ SCHEMA: Schema = {
     "dtype": "float32",
     "data": Variants(
         {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY,
-         "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}}
+         "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}, "files": _FILES}
     ),
     "sde": Variants(
         {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0}}

@@ -28,12 +28,25 @@ from sde_toolkit.training import DenoisingLoss, Optimization
 
 
 def build_dataset(config: Config) -> data.Dataset:
-    """The data set of ``config.data``."""
+    """The data set of ``config.data``.
+
+    Raises:
+        ValueError: the source of data of your own is missing, damaged or not that of the configuration.
+    """
+    if config.data.name == "files":
+        options = _options(config.data)
+        images = {name: options.pop(name) for name in ("colour", "alpha", "resize", "crop", "on_error")}
+        return data.open_data(options.pop("source"), images=data.ImageOptions(**images), **options)
     makers: dict[str, Callable[..., data.Dataset]] = {
         "digits": data.digits, "ring": data.ring, "moons": data.moons, "checkerboard": data.checkerboard,
         "swissroll": data.swissroll,
     }  # fmt: skip
     return makers[config.data.name](**_options(config.data))
+
+
+def config_for(event_shape: tuple[int, ...]) -> str:
+    """Name of the configuration that suits data of your own with this event shape."""
+    return "images" if len(event_shape) == 3 else "vectors"
 
 
 def build_sde(config: Config) -> ForwardSDE:

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sde_toolkit import data
 from sde_toolkit.config import likelihood_fields, sampler_fields
 from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.loading import config_names, load_config
 from sde_toolkit.config.meanings import ABOUT
-from sde_toolkit.config.names import DISTANCES, DTYPES, REAL
+from sde_toolkit.config.names import DATA_NAMES, DISTANCES, DTYPES, REAL
 from sde_toolkit.config.schema import Variants, nearest
 from sde_toolkit.config.trees import Config
 from sde_toolkit.models import PREDICTIONS
@@ -158,7 +157,7 @@ def _field(path: str, default: Any, owners: tuple[str, ...] = ()) -> Field:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
-    "data.training": tuple(data.BIN_VARIANCE),
+    **{f"data.{name}": tuple(names) for name, names in DATA_NAMES.items()},
     "model.predicts": tuple(PREDICTIONS),
     "loss.weighting": tuple(WEIGHTINGS),
     "loss.time_sampling": tuple(TIME_SAMPLINGS),

@@ -23,7 +23,7 @@ from sde_toolkit import data
 from sde_toolkit.config import configs, likelihood_fields
 from sde_toolkit.config.base import NAMES, SCHEMA
 from sde_toolkit.config.meanings import check_distinct, check_range
-from sde_toolkit.config.names import DISTANCES, DTYPES, REAL
+from sde_toolkit.config.names import DATA_NAMES, DISTANCES, DTYPES, REAL
 from sde_toolkit.config.sampler_fields import checked_entry, need_names, parse_entry
 from sde_toolkit.config.schema import (
     Change,
@@ -211,6 +211,9 @@ def _checked(config: ConfigDict) -> Config:
     need("config.dtype", config.dtype, DTYPES)
     if config.data.name == "digits":
         need("config.data.training", config.data.training, data.BIN_VARIANCE)
+    if config.data.name == "files":
+        for field, names in DATA_NAMES.items():
+            need(f"config.data.{field}", config.data[field], names)
     need_names("config.sampling.", find_preset(config.sampling.sampler), config.sampling)
     for entry in config.comparison.samplers:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -38,5 +38,11 @@ OWN_GRID = "own"
 
 EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
 """Stand for the times of ``config.sampling.times``, and for those found for the model."""
+
+DATA_NAMES: dict[str, Collection[str]] = {
+    "layout": data.LAYOUTS, "colour": data.COLOURS, "alpha": data.ALPHA, "on_error": data.ON_ERROR,
+    "scaling": data.SCALINGS, "flip": data.FLIPS, "training": data.BIN_VARIANCE,
+}  # fmt: skip
+"""Fields of ``config.data`` for data of your own that hold a name, and the names."""
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}

@@ -5,13 +5,26 @@ from sde_toolkit.data.batches import (
 )
 from sde_toolkit.data.dataset import (
     BIN_VARIANCE,
+    FLIPS,
     Dataset,
+    Flip,
     Training,
     from_array,
 )
 from sde_toolkit.data.scaling import (
     Scaling,
     scaling_from_tensors,
+)
+from sde_toolkit.data.sources import (
+    ALPHA,
+    COLOURS,
+    LAYOUTS,
+    ON_ERROR,
+    SCALINGS,
+    ImageOptions,
+    absolute_source,
+    is_function,
+    open_data,
 )
 from sde_toolkit.data.toy import (
     checkerboard,
@@ -24,16 +37,27 @@ from sde_toolkit.data.toy import (
 )
 
 __all__ = [
+    "ALPHA",
     "BIN_VARIANCE",
+    "COLOURS",
+    "FLIPS",
+    "LAYOUTS",
+    "ON_ERROR",
+    "SCALINGS",
     "Dataset",
+    "Flip",
+    "ImageOptions",
     "Scaling",
     "Training",
+    "absolute_source",
     "batch_indices",
     "checkerboard",
     "digits",
     "from_array",
     "gaussian_mixture",
+    "is_function",
     "moons",
+    "open_data",
     "ring",
     "ring_components",
     "scaling_from_tensors",

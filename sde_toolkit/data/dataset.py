@@ -8,6 +8,9 @@ grey levels the noise u is part of that distribution and enters in closed form:
 
     mean = scale (mean(v) + 1/2) + shift,      covariance = scale^2 (cov(v) + I/12)
 
+Images may be mirrored at random in training, each with probability 1/2 at every use; the moments are then
+those of the examples and their mirror images.
+
 A set may instead be trained on the centres of the bins, u = 1/2, without the I/12.  The noise of the process
 at its earliest time then takes the place of u (``sde_toolkit.likelihood``, dequantisation).
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,6 +41,12 @@ MAX_COVARIANCE_DIM = 4096
 Training = Literal["uniform", "centres"]
 """Where in their bins the grey levels of training lie."""
 
+Flip = Literal["none", "horizontal"]
+"""Whether training mirrors images, left to right, at random."""
+
+FLIPS: tuple[str, ...] = ("none", "horizontal")
+"""The values of ``Flip``."""
+
 BIN_VARIANCE: dict[str, float] = {"uniform": 1 / 12, "centres": 0.0}
 """What that adds to the variance of the levels."""
 
@@ -49,6 +59,8 @@ class Dataset:
     continuous data, and raw integers in {0, ..., levels - 1} if ``scaling.levels`` is given.  Labels have
     shape (N,) and (M,).  ``training`` says where in their bins the grey levels of a batch lie: at uniform
     points or at the centres; ``scaled_train`` and ``scaled_test`` are at uniform points whatever it says.
+    ``flip`` says whether batches are mirrored at random.  ``classes`` and ``columns`` are names of the labels
+    and of the features, () where there are none; ``digest`` identifies the values read from a source.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range examples.
     """
 
@@ -59,10 +71,20 @@ class Dataset:
     labels_train: Tensor | None = field(default=None, repr=False)
     labels_test: Tensor | None = field(default=None, repr=False)
     training: Training = field(default="uniform", repr=False)
+    flip: Flip = field(default="none", repr=False)
+    classes: tuple[str, ...] = field(default=(), repr=False)
+    columns: tuple[str, ...] = field(default=(), repr=False)
+    digest: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if self.training not in BIN_VARIANCE:
             raise ValueError(f"training must be one of {', '.join(BIN_VARIANCE)}, got {self.training!r}")
+        if self.flip not in FLIPS:
+            raise ValueError(f"flip must be one of {', '.join(FLIPS)}, got {self.flip!r}")
+        if self.flip != "none" and self.train.ndim != 4:
+            raise ValueError(
+                f"flip mirrors images (N, C, H, W), got examples with shape {self.train.shape[1:]}"
+            )
         _check_examples("train", self.train, self.scaling.levels)
         _check_examples("test", self.test, self.scaling.levels)
         if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
@@ -102,6 +124,9 @@ class Dataset:
     def batch(self, step: int, batch_size: int, seed: int) -> Tensor:
         """Return x0 in model scale, with shape (batch_size, *): a function of the arguments alone."""
         examples = self.train[batch_indices(len(self.train), batch_size, step, seed)]
+        if self.flip == "horizontal":
+            mirrored = torch.rand(len(examples), generator=step_generator(seed, step, Stream.FLIPS)) < 0.5
+            examples = torch.where(mirrored[:, None, None, None], examples.flip(-1), examples)
         if self.levels is not None and self.training == "centres":
             return self.scaling.dequantize(examples, torch.full((), 0.5), self.dtype)
         return self._model_scale(examples, step_generator(seed, step, Stream.DEQUANTIZATION))
@@ -132,9 +157,8 @@ class Dataset:
     @functools.cached_property
     def variance(self) -> Tensor:
         """The variances of the dequantised training data in model scale, shaped as an event, float64."""
-        raw = torch.stack([(w - self._raw_mean).square().sum(0) for w in self._chunks()]).sum(0) / len(
-            self.train
-        )
+        raw = torch.stack([(w - self._raw_mean).square().sum(0) for w in self._chunks()]).sum(0)
+        raw = raw / self._seen
         if self.levels is None:
             return raw
         return (raw + BIN_VARIANCE[self.training]) * self.scaling.scale.square()
@@ -153,7 +177,7 @@ class Dataset:
         raw = torch.zeros(dim, dim, dtype=torch.float64)
         for w in self._chunks():
             centred = (w - self._raw_mean).flatten(1)
-            raw += centred.T @ centred / len(self.train)
+            raw += centred.T @ centred / self._seen
         if self.levels is None:
             return raw
         scale = self.scaling.scale.expand(self.event_shape).reshape(-1, 1)
@@ -171,18 +195,35 @@ class Dataset:
         """The root mean square, over coordinates, of the standard deviation in model scale."""
         return float(self.variance.mean().sqrt())
 
+    @property
+    def _seen(self) -> int:
+        """Number of examples that training sees, mirror images counted."""
+        return len(self.train) * (1 if self.flip == "none" else 2)
+
     @functools.cached_property
     def _raw_mean(self) -> Tensor:
-        return torch.stack([w.sum(0) for w in self._chunks()]).sum(0) / len(self.train)
+        return torch.stack([w.sum(0) for w in self._chunks()]).sum(0) / self._seen
 
-    def _chunks(self) -> list[Tensor] | map[Tensor]:
-        return map(lambda part: part.to(torch.float64), self.train.split(4096))
+    def _chunks(self) -> Iterator[Tensor]:
+        for part in self.train.split(4096):
+            w = part.to(torch.float64)
+            yield w
+            if self.flip == "horizontal":
+                yield w.flip(-1)
 
     def _model_scale(self, examples: Tensor, generator: torch.Generator) -> Tensor:
         if self.levels is None:
             return examples
         u = torch.rand(examples.shape, dtype=torch.float64, generator=generator)
         return self.scaling.dequantize(examples, u, self.dtype)
+
+
+def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the examples of x with shape (N, *), in float64, part by part."""
+    parts = x.split(4096)
+    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(x)
+    variance = torch.stack([(part.double() - mean).square().sum(0) for part in parts]).sum(0) / len(x)
+    return mean, variance
 
 
 def from_array(

@@ -73,7 +73,12 @@ class Scaling:
         coordinates of different units.  Raises ValueError if a variance is 0.
         """
         w = w.to(torch.float64)
-        mean, variance = w.mean(0), w.var(0, correction=0)
+        return Scaling.standardizing(w.mean(0), w.var(0, correction=0), per_coordinate)
+
+    @staticmethod
+    def standardizing(mean: Tensor, variance: Tensor, per_coordinate: bool = False) -> Scaling:
+        """Return ``standard`` from the mean and the variance of the data, each shaped as an event."""
+        mean, variance = mean.to(torch.float64), variance.to(torch.float64)
         scale = (variance if per_coordinate else variance.mean()).rsqrt()
         return Scaling(scale, -mean * scale)
 

@@ -24,10 +24,13 @@ from sde_toolkit.config import (
     build_loss,
     build_model,
     build_optimization,
+    config_for,
     config_json,
     load_config,
+    override_config,
     trained_sections,
 )
+from sde_toolkit.data import absolute_source
 from sde_toolkit.runs.store import Run, need_same_shapes, open_run
 from sde_toolkit.runs.trust import need_confirmed, stored_config
 from sde_toolkit.training import Checkpoint, TrainState, UpdateInfo, fit, latest_checkpoint, restore
@@ -70,6 +73,7 @@ def train_run(
         OSError: the disk has no room for checkpoints.
         sde_toolkit.training.NonFiniteError: the loss became nan or inf.
     """
+    overrides = _found_from_anywhere(overrides)
     checkpoint = latest_checkpoint(workdir)
     config, unconfirmed = _training_config(workdir, source, overrides, checkpoint)
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
@@ -80,6 +84,8 @@ def train_run(
         if source is None and checkpoint is not None:
             need_same_shapes(checkpoint, config)
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
+        if config.data.name == "files":
+            config = override_config(config, {"data.digest": dataset.digest})
         model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
         state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
         checkpoint = latest_checkpoint(workdir)
@@ -99,11 +105,31 @@ def train_run(
 def _training_config(
     workdir: Path, source: str | None, overrides: Mapping[str, Any], checkpoint: Checkpoint | None
 ) -> tuple[Config, tuple[str, ...]]:
+    """The named configuration; else that of the checkpoint; else one that suits the data that are given; and
+    the fields that want to be confirmed."""
     if source is not None:
-        return load_config(source, overrides), ()
-    if checkpoint is None:
-        raise ValueError(f"config must be given to start a run in {workdir}; add --config=digits")
-    return stored_config(checkpoint, overrides)
+        config = load_config(source, overrides)
+        if config.data.name != "files" or config.data.source == absolute_source(config.data.source):
+            return config, ()
+        return override_config(config, {"data.source": absolute_source(config.data.source)}), ()
+    if checkpoint is not None:
+        return stored_config(checkpoint, overrides)
+    if "data.source" not in overrides:
+        raise ValueError(
+            f"config must be given to start a run in {workdir}; add --config=digits, or --data=PATH for "
+            "data of your own"
+        )
+    about_data = {name: value for name, value in overrides.items() if name.startswith("data.")}
+    dataset = build_dataset(load_config("vectors", about_data))
+    return load_config(config_for(dataset.event_shape), overrides), ()
+
+
+def _found_from_anywhere(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides with an absolute path of the data."""
+    changed = dict(overrides)
+    if "data.source" in changed:
+        changed["data.source"] = absolute_source(str(changed["data.source"]))
+    return changed
 
 
 def _require_room(workdir: Path) -> None:

@@ -36,7 +36,13 @@ Kind = Literal["training", "inference"]
 COMPARED_SECTIONS = ("seed", "data", "sde", "model", "loss", "optimization", "training")
 """Top-level entries of a config that decide what a run's weights are: resuming under others is refused."""
 
-FREE_FIELDS = ("training.num_steps", "training.checkpoint_every", "training.keep", "training.log_every")
+FREE_FIELDS = (
+    "training.num_steps",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.log_every",
+    "data.source",  # data may have moved; the digest of their values is what may not change
+)
 """Fields in those sections that may change between two parts of one run."""
 
 _FIELDS = {"kind": str, "step": int, "config": dict, "run": dict, "metrics": dict, "libraries": dict}

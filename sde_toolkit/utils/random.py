@@ -69,6 +69,7 @@ class Stream(enum.IntEnum):
     PROJECTIONS = _GENERATORS + 8  # directions of the sliced Wasserstein distance
     LABELS = _GENERATORS + 9  # examples that are trained without their label
     RESAMPLING = _GENERATORS + 10  # bootstrap of classification results
+    FLIPS = _GENERATORS + 11  # which images of a batch are mirrored
 
 
 def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:

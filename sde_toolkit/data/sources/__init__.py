@@ -1,0 +1,17 @@
+"""Where data come from: files, folders, tables, named data sets, functions."""
+
+from sde_toolkit.data.sources.folders import ALPHA, COLOURS, ON_ERROR, ImageOptions
+from sde_toolkit.data.sources.layout import LAYOUTS
+from sde_toolkit.data.sources.opening import SCALINGS, absolute_source, is_function, open_data
+
+__all__ = [
+    "ALPHA",
+    "COLOURS",
+    "LAYOUTS",
+    "ON_ERROR",
+    "SCALINGS",
+    "ImageOptions",
+    "absolute_source",
+    "is_function",
+    "open_data",
+]

@@ -1,0 +1,231 @@
+"""One door for every source: read, check, arrange, split, scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_toolkit.data.dataset import Dataset, Flip, Training, moments_of
+from sde_toolkit.data.scaling import Scaling
+from sde_toolkit.data.sources.arrays import read_npy, read_npz
+from sde_toolkit.data.sources.folders import ImageOptions, read_folder
+from sde_toolkit.data.sources.layout import arranged, numbers
+from sde_toolkit.data.sources.named import (
+    FUNCTION,
+    HUGGING_FACE,
+    call_function,
+    raw_from,
+    read_hugging_face,
+)
+from sde_toolkit.data.sources.raw import Raw, label_numbers
+from sde_toolkit.data.sources.tables import read_csv, read_parquet
+from sde_toolkit.utils import Stream, permutation
+
+SCALINGS = ("auto", "common", "per_coordinate", "none")
+"""How continuous data can be scaled."""
+
+KINDS = ".npy, .npz, .csv, .parquet, a folder of images, hf:NAME, or package.module:function"
+
+
+def is_function(source: str) -> bool:
+    """Whether the source names a function, which opening it runs."""
+    return FUNCTION.fullmatch(source) is not None
+
+
+def absolute_source(source: str) -> str:
+    """The source as it is found from any directory: paths made absolute, "~" expanded.
+
+    Raises:
+        ValueError: no name and no path that could exist.
+    """
+    if is_function(source):
+        return source
+    if not source.strip():
+        raise ValueError(f"data source must not be empty, got {source!r}; it may be {KINDS}")
+    prefix = HUGGING_FACE if source.startswith(HUGGING_FACE) else ""
+    try:
+        path = Path(source.removeprefix(prefix)).expanduser().resolve()
+        known = path.exists()
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(f"data source {source!r} must be a path or a name: {error}") from None
+    return source if prefix and not known else prefix + str(path)
+
+
+def open_data(
+    source: str | Path,
+    *,
+    layout: str = "auto",
+    shape: Sequence[int] = (),
+    levels: int = 0,
+    key: str = "",
+    labels: str = "",
+    columns: str = "",
+    images: ImageOptions = ImageOptions(),  # noqa: B008 - frozen
+    scaling: str = "auto",
+    held_out: float | str | Path = 0.1,
+    split_seed: int = 0,
+    flip: Flip = "none",
+    training: Training = "uniform",
+    digest: str = "",
+) -> Dataset:
+    """A data set from a file, a folder, a named data set or a function.
+
+    Args:
+        source: a path (.npy, .npz, .csv, .parquet, or a folder of images), "hf:NAME", "hf:DIRECTORY", or
+            "package.module:function", which is run.
+        layout: how arrays are arranged, "ND", "NHW", "NCHW", "NHWC", or "auto", which refuses to guess.
+        shape: of one example, where arrays hold it flattened.
+        levels: number of grey levels; 0 for 256 with uint8 and for continuous numbers with floats.
+        key: of the examples in an .npz file; their column in a Hugging Face data set.
+        labels: key or column of the labels; "" for the usual names and the sub-folders of a folder, "none"
+            for no labels.
+        columns: of a table, with commas between; "" for all.
+        images: how images in folders are read.
+        scaling: of continuous data: one "common" scale, one "per_coordinate", "none" for data in model scale;
+            "auto" is per_coordinate for tables and common elsewhere.
+        held_out: the share of the examples that is held out for tests, in (0, 1), or a source of its own.
+        split_seed: which examples those are.
+        flip: "horizontal" mirrors images at random in training.
+        training: where in their bins the grey levels of training lie, see ``Dataset``.
+        digest: what ``Dataset.digest`` is expected to be; "" for no check.
+
+    Raises:
+        ValueError: the source is missing or damaged, or does not fit the options; every sentence says what
+            was found and what helps.
+    """
+    name = absolute_source(str(source))
+    made = call_function(name) if is_function(name) else None
+    if isinstance(made, Dataset):
+        found = Raw(
+            made.train.numpy(), None if made.labels_train is None else made.labels_train.numpy()
+        ).digest()
+        _check_digest(source, digest, found)
+        return replace(made, digest=found)
+    raw = raw_from(made, name) if made is not None else _read(name, key, labels, columns, images)
+    x, known = _examples(raw, layout, shape, levels, name)
+    share = _share(held_out)
+    if share is None:
+        other = _read(absolute_source(str(held_out)), key, labels, columns, images)
+        held, _ = _examples(other, layout, shape, known or 0, str(held_out))
+        parts = (x, held, raw.labels, _same_classes(raw, other))
+        found = raw.digest()[:32] + other.digest()[:32]
+    else:
+        train, test = _split(len(x), share, split_seed, name)
+        split = (None, None) if raw.labels is None else (raw.labels[train], raw.labels[test])
+        parts = (x[train], x[test], *split)
+        found = raw.digest()
+    _check_digest(source, digest, found)
+    kind = ("per_coordinate" if raw.table else "common") if scaling == "auto" else scaling
+    try:
+        made_set = _dataset(name, parts, known, kind, training)
+        return replace(made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip)
+    except ValueError as error:  # of the data set itself, which does not know where it comes from
+        raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from None
+
+
+def _check_digest(source: str | Path, expected: str, found: str) -> None:
+    if expected not in ("", found):
+        raise ValueError(
+            f"the data in {source} must be those of the run (digest {expected[:12]}...), got others "
+            f"({found[:12]}...); restore them, or start another run"
+        )
+
+
+def _read(name: str, key: str, labels: str, columns: str, images: ImageOptions) -> Raw:
+    if name.startswith(HUGGING_FACE):
+        return read_hugging_face(name.removeprefix(HUGGING_FACE), images, key, labels)
+    path = Path(name)
+    if path.is_dir():
+        return read_folder(path, images, labels)
+    if not path.is_file():
+        raise ValueError(f"data source {name} does not exist; it may be {KINDS}")
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return Raw(read_npy(path))
+    if suffix == ".npz":
+        return read_npz(path, key, labels)
+    if suffix in (".csv", ".tsv", ".txt"):
+        return read_csv(path, columns, labels)
+    if suffix in (".parquet", ".pq"):
+        return read_parquet(path, columns, labels)
+    raise ValueError(f"data source {name} has an unknown ending {suffix!r}; it may be {KINDS}")
+
+
+def _examples(
+    raw: Raw, layout: str, shape: Sequence[int], levels: int, name: str
+) -> tuple[np.ndarray, int | None]:
+    try:
+        x, known = numbers(arranged(raw.examples, layout, shape), levels)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if raw.labels is not None and len(raw.labels) != len(x):
+        raise ValueError(f"{name} must have one label per example, got {len(raw.labels)} for {len(x)}")
+    return x, known
+
+
+def _share(held_out: float | str | Path) -> float | None:
+    """The fraction that is meant, None for a source."""
+    try:
+        share = float(held_out)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    if not 0 < share < 1:
+        raise ValueError(f"data.held_out must be a fraction in (0, 1) or a path, got {held_out}")
+    return share
+
+
+def _split(count: int, share: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    if count < 2:
+        raise ValueError(
+            f"{name} must hold at least 2 examples, one to train on and one held out, got {count}"
+        )
+    num_test = min(max(round(share * count), 1), count - 1)
+    order = permutation(count, seed, 0, Stream.SPLIT).numpy()
+    return order[num_test:], order[:num_test]
+
+
+def _same_classes(raw: Raw, other: Raw) -> np.ndarray | None:
+    """The held-out labels in the numbers of the training classes."""
+    if raw.labels is None or other.labels is None or raw.classes == other.classes:
+        return other.labels if raw.labels is not None else None
+    names = np.array(other.classes)[other.labels] if other.classes else other.labels.astype(str)
+    unknown = sorted(set(names.tolist()) - set(raw.classes))
+    if unknown:
+        raise ValueError(f"the held-out data have labels that training has not: {', '.join(unknown[:5])}")
+    return label_numbers(np.array([raw.classes.index(name) for name in names]), "labels")[0]
+
+
+def _dataset(
+    name: str,
+    parts: tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None],
+    levels: int | None,
+    scaling: str,
+    training: Training,
+) -> Dataset:
+    if scaling not in SCALINGS:
+        raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
+    train, test = (torch.from_numpy(np.array(part)) for part in parts[:2])
+    labels_train, labels_test = (None if part is None else torch.from_numpy(part) for part in parts[2:])
+    if levels is not None:
+        law = Scaling.grey(levels)
+    else:
+        common = Scaling.identity() if scaling == "none" else _standard(train, scaling, name)
+        law, train, test = common, common.to_model(train), common.to_model(test)
+    return Dataset(name, train, test, law, labels_train, labels_test, training if levels else "uniform")
+
+
+def _standard(train: Tensor, scaling: str, name: str) -> Scaling:
+    mean, variance = moments_of(train)
+    try:
+        return Scaling.standardizing(mean, variance, scaling == "per_coordinate")
+    except ValueError:
+        where = [str(k) for k in (variance.flatten() <= 0).nonzero().flatten()[:5].tolist()]
+        raise ValueError(
+            f"{name} must vary in every feature, got constant values in feature {', '.join(where)}; leave "
+            "constant columns out, or take data.scaling=common"
+        ) from None
