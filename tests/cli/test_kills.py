@@ -1,0 +1,130 @@
+"""Commands that are killed at random moments end, when they are given again, as if nothing had happened.
+
+A helper process imports the library once and forks a child for every trial, so that a trial costs its work
+alone.  The moments are drawn with a fixed seed, from the time that an undisturbed run takes.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sde_toolkit import runs
+from sde_toolkit.lab import load_records
+from sde_toolkit.training import latest_checkpoint
+
+KILLS = 20
+TINY = [
+    *("--config.model.width=8", "--config.model.depth=1", "--config.data.num_train=64"),
+    *("--config.data.num_test=40", "--config.training.batch_size=16", "--config.training.num_steps=240"),
+    *(
+        "--config.training.log_every=7",
+        "--config.training.checkpoint_every=20",
+        "--config.comparison.num_samples=20",
+    ),
+    "--config.comparison.metrics=energy",
+]
+
+HELPER = """
+import json, os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from sde_toolkit import cli, runs
+import matplotlib.pyplot
+words, kills = json.loads(sys.argv[1]), int(sys.argv[2])
+
+def child(words):
+    pid = os.fork()
+    if pid == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)
+        os._exit(cli.main(words))
+    return pid
+
+begin = time.perf_counter()
+assert os.waitstatus_to_exitcode(os.waitpid(child(words["whole"]), 0)[1]) == 0
+length, rng, killed = time.perf_counter() - begin, random.Random(5), 0
+while killed < kills:
+    pid = child(words["killed"])
+    time.sleep(rng.uniform(0, length * (0.3 if words["resumes"] else 1)))
+    os.kill(pid, signal.SIGKILL)
+    killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    if killed == 0 and time.perf_counter() - begin > 200:
+        raise SystemExit("no run was long enough to be killed")
+assert os.waitstatus_to_exitcode(os.waitpid(child(words["killed"]), 0)[1]) == 0
+"""
+
+
+def run_killed(verb: list[str], whole: list[str], killed: list[str], resumes: bool) -> None:
+    """An undisturbed run of ``whole``, and one of ``killed``, killed ``KILLS`` times before its end."""
+    words = {"whole": [*verb, *whole], "killed": [*verb, *killed], "resumes": resumes}
+    subprocess.run([sys.executable, "-c", HELPER, json.dumps(words), str(KILLS)], check=True, timeout=280)
+
+
+def names(directory: Path) -> list[str]:
+    """Every file below, the locks that the system frees with their processes excepted."""
+    found = [path for path in directory.rglob("*") if path.is_file() and not path.name.endswith("lock")]
+    return sorted(str(path.relative_to(directory)) for path in found)
+
+
+def history(directory: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in runs.read_history(directory)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_training_killed_twenty_times_is_the_undisturbed_run(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_killed(["train", "--config=ring", *TINY], [f"--workdir={whole}"], [f"--workdir={killed}"], True)
+    one, other = latest_checkpoint(whole), latest_checkpoint(killed)
+    assert one is not None
+    assert other is not None
+    assert one.step == other.step == 240
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert tensor.numpy().tobytes() == other.tensors[name].numpy().tobytes(), name
+    assert history(killed) == history(whole)
+    assert len(history(whole)) == 34
+    assert names(killed) == names(whole)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kills") / "ring"
+    runs.train_run(path, "ring", dict(word.removeprefix("--config.").split("=") for word in TINY))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_comparison_killed_twenty_times_is_the_undisturbed_one(workdir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    verb = ["compare", f"--workdir={workdir}", "--samplers=ddim,heun", "--num_steps=2,3,4"]
+    run_killed(verb, [f"--output={whole}"], [f"--output={killed}"], False)
+    (one, real), (other, real_again) = (load_records(path / "records.json") for path in (whole, killed))
+
+    def plain(records):
+        return {(r.sampler, r.num_steps): (r.nfe, r.value, r.standard_error, r.settings) for r in records}
+
+    assert plain(one) == plain(other)
+    assert len(one) == len(other) == 6
+    assert real == real_again
+    assert names(killed) == names(whole)
+    for path in whole.rglob("*.npz"):
+        with np.load(path) as a, np.load(killed / path.relative_to(whole)) as b:
+            assert a["x"].tobytes() == b["x"].tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sampling_killed_twenty_times_is_the_undisturbed_run(workdir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    verb = ["sample", f"--workdir={workdir}", "--num_samples=50", "--num_steps=30", "--sampler=heun"]
+    run_killed(verb, [f"--output={whole}"], [f"--output={killed}"], False)
+    assert names(killed) == names(whole)
+    (path,) = whole.rglob("*.npz")
+    with np.load(path) as a, np.load(killed / path.relative_to(whole)) as b:
+        assert a["x"].tobytes() == b["x"].tobytes()
