@@ -128,8 +128,8 @@ def test_values_of_fields(workdir, tmp_path_factory, path, value, verb):
 
 
 FLAGS = ["--workdir", "--config", "--samplers", "--sampler", "--num_steps", "--num_samples", "--seeds",
-         "--seed", "--metrics", "--label", "--labels", "--split", "--num_examples", "--device", "--debu", "--format",
-         "--version", "--describe", "--completion", "--help", "-h", "x"]  # fmt: skip
+         "--seed", "--metrics", "--label", "--labels", "--split", "--num_examples", "--device", "--debu",
+         "--format", "--version", "--describe", "--completion", "--help", "-h", "x"]  # fmt: skip
 VERBS = ["sample", "likelihood", "compare", "classify", "configs", "train", "export", "", "smaple"]
 
 
@@ -183,9 +183,10 @@ def test_documents(workdir, tmp_path_factory, document, name):
 
 @pytest.mark.slow
 @given(
-    cut=st.integers(0, 4000), change=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 4000),
+    change=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=4),
     whole=st.booleans(),
-)  # fmt: skip
+)
 @settings(QUICK, max_examples=300)
 def test_bytes_of_checkpoints(workdir, tmp_path_factory, cut, change, whole):
     place = tmp_path_factory.mktemp("checkpoint")
