@@ -13,6 +13,7 @@ import pytest
 
 from sde_toolkit import cli, runs
 from sde_toolkit.cli.common import printable
+from sde_toolkit.cli.train import _stops_between_steps
 from sde_toolkit.lab import load_records, merge_records
 
 TINY = [
@@ -357,3 +358,18 @@ def test_output_that_cannot_be_written_is_told():
     command = f"{sys.executable} -m sde_toolkit configs digits > /dev/full"
     done = subprocess.run(command, shell=True, timeout=120, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, "No space left" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+def test_further_requests_to_stop_do_not_break_the_save():
+    saved = False
+    with pytest.raises(KeyboardInterrupt), _stops_between_steps() as check:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            check()
+        except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # while the run is being saved
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+            saved = True
+            raise
+    assert saved
