@@ -361,15 +361,19 @@ def test_output_that_cannot_be_written_is_told():
 
 
 def test_further_requests_to_stop_do_not_break_the_save():
-    saved = False
-    with pytest.raises(KeyboardInterrupt), _stops_between_steps() as check:
-        os.kill(os.getpid(), signal.SIGINT)
-        try:
-            check()
-        except KeyboardInterrupt:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # while the run is being saved
-                os.kill(os.getpid(), number)
-                time.sleep(0.01)
-            saved = True
-            raise
+    def stopped_and_saved():
+        with _stops_between_steps() as check:
+            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                check()
+            except KeyboardInterrupt:
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # while the run is being saved
+                    os.kill(os.getpid(), number)
+                    time.sleep(0.01)
+                saved.append(True)
+                raise
+
+    saved = []
+    with pytest.raises(KeyboardInterrupt):
+        stopped_and_saved()
     assert saved
