@@ -225,6 +225,7 @@ def test_a_missing_output_directory_is_refused_before_the_work(workdir, tmp_path
         )
 
 
+@pytest.mark.slow
 def test_two_comparisons_in_one_directory_lose_nothing(workdir, tmp_path):
     words = [sys.executable, "-m", "sde_toolkit", "compare", f"--workdir={workdir}", f"--output={tmp_path}"]
     both = [
@@ -323,7 +324,7 @@ def test_sigterm_in_a_comparison_keeps_what_is_done(workdir, tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at the libraries of a process")
 @pytest.mark.parametrize("request_to_stop", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("library", ["_json", "libtorch", "work"])
+@pytest.mark.parametrize("library", ["_json", "libtorch", pytest.param("work", marks=pytest.mark.slow)])
 def test_a_stop_at_any_moment_is_a_sentence(workdir, tmp_path, library, request_to_stop):
     """While the command line loads, while torch loads, and in the work."""
     words = ["sample", f"--workdir={workdir}", f"--output={tmp_path}", "--num_steps=9000000"]
