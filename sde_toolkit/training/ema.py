@@ -7,6 +7,9 @@ After update n, counted from 0,
 with the theta just updated, so the average includes the last update.  While d_n grows the average spans about
 the last tenth of the run, however long the run is.
 
+The average of parameters of less than 32 bits is float32: in bfloat16, (1 - d_n)(theta - ema) is below half
+a unit in the last place of ema as soon as d_n > 0.99, and the average would stand still.
+
 Reference: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2312.02696).
 """
 
@@ -16,7 +19,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -27,8 +30,17 @@ def decay_at(step: int, ema_decay: float) -> float:
 
 
 def averaged_copy(network: Network) -> Network:
-    """A copy of ``network`` for the average, without gradients and in evaluation mode."""
-    return copy.deepcopy(network).requires_grad_(False).eval()
+    """A copy of ``network`` for the average, without gradients and in evaluation mode, float32 or wider."""
+    average = copy.deepcopy(network).requires_grad_(False).eval()
+    for tensor in (*average.parameters(), *average.buffers()):
+        if is_narrow(tensor):
+            tensor.data = tensor.data.float()
+    return average
+
+
+def is_narrow(tensor: Tensor) -> bool:
+    """Whether the tensor holds floating-point numbers of less than 32 bits."""
+    return tensor.is_floating_point() and tensor.element_size() < 4
 
 
 @torch.no_grad()

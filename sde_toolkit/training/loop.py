@@ -32,12 +32,8 @@ from sde_toolkit.data import Dataset
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, recording
 from sde_toolkit.training.checkpoint import save_checkpoint
 from sde_toolkit.training.loss import Loss
-from sde_toolkit.training.state import TrainState
+from sde_toolkit.training.state import NonFiniteError, TrainState
 from sde_toolkit.utils import Stream, WorkdirLock, integer, step_generator
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss or its gradient is not finite; the state is the one before the step, whole."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,15 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
     The labels with shape (B,), where the network has classes, may be those of the null class.
 
     Raises:
-        NonFiniteError: the loss or the norm of its gradient is not finite; nothing has been updated.
+        NonFiniteError: the loss or the norm of its gradient is not finite, and nothing has been updated; or
+            a weight is not finite after the update, and the state is to be restored.
+        ValueError: a state that such an error or an interruption left in the middle of an update.
     """
     start = time.perf_counter()
+    if state.updating:
+        raise ValueError(
+            "state must be between two updates, got one that was interrupted in an update; restore it"
+        )
     x0 = x0.to(device=state.model.device, dtype=state.model.dtype)
     generator = step_generator(state.seed, state.step, Stream.NOISE)
     state.optimizer.zero_grad(set_to_none=True)

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_toolkit.models import NetworkModel, plain_parameters, plain_tensors
-from sde_toolkit.training.ema import averaged_copy, decay_at, update_average
+from sde_toolkit.training.ema import averaged_copy, decay_at, is_narrow, update_average
 from sde_toolkit.utils import integer
+
+_TRAINABLE = (torch.bfloat16, torch.float32, torch.float64)
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss, its gradient or a weight is not finite.
+
+    After a loss or a gradient the state is the one before the step, whole; after a weight it is ``updating``,
+    is not saved, and goes on once a checkpoint has been restored into it.
+    """
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ class TrainState:
 
     Raises:
         TypeError: ``config`` holds something that JSON has no word for.
+        ValueError: parameters that cannot be trained: float16, inference tensors, or the meta device.
     """
 
     def __init__(
@@ -101,6 +113,7 @@ class TrainState:
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
     ) -> None:
+        _check_trainable(model.network)
         self.model, self.seed, self.step = model, integer("seed", seed, 0), 0
         self.config = as_json(config or {})
         self.optimization = optimization or Optimization()
@@ -115,7 +128,9 @@ class TrainState:
         )
         # AdamW's own initial state, made now so that every tensor of the run always is there to save
         for parameter in model.network.parameters():
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            wide = parameter.detach().float() if is_narrow(parameter) else parameter.detach()
+            moments = {key: torch.zeros_like(wide) for key in ("exp_avg", "exp_avg_sq")}
+            moments |= {"wide": wide} if is_narrow(parameter) else {}
             self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         self.data: dict[str, Tensor] = {}
         self.notes: dict[str, Any] = {}
@@ -130,14 +145,47 @@ class TrainState:
         return as_json({"seed": self.seed, "optimization": asdict(self.optimization)})
 
     def update(self) -> None:
-        """Take one optimiser step with the gradients in place, average the weights, and count the step."""
+        """Take one optimiser step with the gradients in place, average the weights, and count the step.
+
+        Raises:
+            NonFiniteError: a weight is not finite after the step; the average is the one before.
+        """
         self.updating = True
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimization.learning_rate_at(self.step)
-        self.optimizer.step()
-        update_average(self.ema.network, self.model.network, self.optimization.ema_decay_at(self.step))
+        network = self.model.network
+        with self._widened():
+            self.optimizer.step()
+            self._require_finite_weights()
+            update_average(self.ema.network, network, self.optimization.ema_decay_at(self.step))
         self.step += 1
         self.updating = False
+
+    def _require_finite_weights(self) -> None:
+        weights = {name: parameter.detach() for name, parameter in plain_parameters(self.model.network)}
+        if math.isfinite(float(nn.utils.get_total_norm(weights.values(), math.inf))):
+            return
+        bad = next(name for name, weight in weights.items() if not bool(weight.isfinite().all()))
+        raise NonFiniteError(
+            f"the weights must stay finite, got nan or inf in {bad!r} after step {self.step + 1}; restore "
+            "the last checkpoint, and lower the learning rate or lengthen the warm-up"
+        )
+
+    @contextmanager
+    def _widened(self) -> Iterator[None]:
+        """Inside, narrow parameters and their gradients are the float32 ones that the optimiser keeps."""
+        narrow = [p for p in self.model.network.parameters() if is_narrow(p)]
+        types = [p.dtype for p in narrow]
+        try:
+            for parameter in narrow:
+                gradient, parameter.grad = parameter.grad, None
+                parameter.data = self.optimizer.state[parameter]["wide"]
+                parameter.grad = None if gradient is None else gradient.float()
+            yield
+        finally:
+            for parameter, dtype in zip(narrow, types, strict=True):
+                parameter.grad = None
+                parameter.data = parameter.data.to(dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the run under the names that they have in a checkpoint."""
@@ -146,6 +194,27 @@ class TrainState:
         for name, parameter in plain_parameters(self.model.network):
             tensors |= prefixed(f"optimizer.{name}", self.optimizer.state[parameter])
         return tensors | prefixed("data", self.data)
+
+
+def _check_trainable(network: nn.Module) -> None:
+    """Refuse parameters that cannot be trained."""
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype not in _TRAINABLE:
+            raise ValueError(
+                "network must have float32, bfloat16 or float64 parameters to be trained, got "
+                f"{parameter.dtype} for {name!r}, whose gradients underflow; keep float32 parameters and use "
+                "autocast: run the training inside `with torch.autocast(device_type, dtype):`"
+            )
+        if parameter.is_inference():
+            raise ValueError(
+                f"network must have ordinary parameters to be trained, got {name!r} made inside "
+                "torch.inference_mode; build the network outside of it"
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"network must hold its parameters to be trained, got {name!r} on the meta device; use "
+                "network.to_empty(device=...) and initialise it"
+            )
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
