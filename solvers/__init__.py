@@ -20,7 +20,7 @@ from solvers.methods import EULER_MARUYAMA, RECURSION, EulerMaruyama, Method, Re
 from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
 from solvers.saving import END, SaveAt
 from solvers.schemes import SchemeMethod
-from solvers.solution import Solution, SolverError, Stats, Status
+from solvers.solution import Solution, SolverError, Stats, Status, failure
 from solvers.stochastic import (
     MILSTEIN,
     SHARK,
@@ -92,5 +92,6 @@ __all__ = [
     "Steps",
     "Term",
     "expand_like",
+    "failure",
     "solve",
 ]

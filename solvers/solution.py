@@ -72,12 +72,21 @@ def finish(solution: Solution, t: Tensor | None, h: Tensor | None, throw: bool) 
     first = failed[0]
     status = Status(int(solution.status[first]))
     where, length = (float(v[first]) if v is not None else float("nan") for v in (t, h))
+    nfe = int(solution.stats.nfe[first])
+    message = failure(status, tuple(failed), len(solution.status), where, length, nfe)
+    raise SolverError(message, status, tuple(failed), where, length, solution)
+
+
+def failure(
+    status: Status, samples: tuple[int, ...], count: int, t: float, h: float, nfe: int | None = None
+) -> str:
+    """The sentence of a failure: which of ``count`` samples, where, why, and after how many evaluations."""
     cause = {
         Status.NONFINITE: "the state or its derivative became nan or inf",
         Status.STEP_UNDERFLOW: "the step size fell below the spacing of times; loosen rtol and atol",
-        Status.MAX_STEPS: "max_steps was reached; loosen rtol and atol or raise max_steps",
+        Status.MAX_STEPS: f"max_steps was reached after {nfe} evaluations; loosen rtol and atol or raise "
+        "max_steps",
     }[status]
-    shown = ("sample " if len(failed) == 1 else "samples ") + ", ".join(map(str, failed[:8]))
-    shown += (", ..." if len(failed) > 8 else "") + f" of {len(solution.status)} failed"
-    message = f"{status.name}: {shown} at t = {where:.9g}, h = {length:.3g}: {cause}"
-    raise SolverError(message, status, tuple(failed), where, length, solution)
+    shown = ("sample " if len(samples) == 1 else "samples ") + ", ".join(map(str, samples[:8]))
+    shown += (", ..." if len(samples) > 8 else "") + f" of {count} failed"
+    return f"{status.name}: {shown} at t = {t:.9g}, h = {h:.3g}: {cause}"

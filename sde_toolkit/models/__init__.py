@@ -7,12 +7,15 @@ from sde_toolkit.models.exact import (
     GaussianMixture,
 )
 from sde_toolkit.models.modes import (
+    AutocastModel,
     EvaluatedModel,
+    autocast_inside,
     evaluated,
     evaluating,
     ordinary,
     outside_inference_mode,
     recording,
+    without_autocast,
 )
 from sde_toolkit.models.moments import (
     MAX_FULL,
@@ -54,6 +57,7 @@ __all__ = [
     "PREDICTION_ALIASES",
     "ROW_BLOCK",
     "TIME_SCALE",
+    "AutocastModel",
     "Condition",
     "DataScale",
     "EvaluatedModel",
@@ -72,6 +76,7 @@ __all__ = [
     "ScoreModel",
     "Whitening",
     "Wrapper",
+    "autocast_inside",
     "check_states",
     "class_labels",
     "class_moments_from_tensors",
@@ -91,4 +96,5 @@ __all__ = [
     "prediction_name",
     "recording",
     "row_product",
+    "without_autocast",
 ]

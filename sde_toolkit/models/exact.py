@@ -58,6 +58,7 @@ class Components:
         axes: eigenvectors, in columns, with shape (K, n, n); None when the covariances are diagonal.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None) -> None:
         self.weights, self.means, self.variances, self.axes = weights, means, variances, axes
         self._log_weights, self._centres = weights.log(), means
@@ -67,6 +68,7 @@ class Components:
             self._out = axes.mT.flatten(0, 1).contiguous()
             self._centres = torch.einsum("kij,ki->kj", axes, means)
 
+    @torch.inference_mode(False)
     def to(self, dtype: torch.dtype, device: torch.device) -> Components:
         """The same components in another floating-point type, on another device."""
         weights, means, variances = (c.to(device, dtype) for c in (self.weights, self.means, self.variances))
@@ -207,6 +209,7 @@ class Gaussian(ExactData):
         ValueError: shapes that do not fit, or a covariance that is not symmetric positive semi-definite.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, mean: Any, covariance: Any) -> None:
         mean, covariance = _table("mean", mean), _table("covariance", covariance)
         self.event_shape = tuple(mean.shape)
@@ -236,6 +239,7 @@ class GaussianMixture(ExactData):
             symmetric positive semi-definite.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, weights: Any, means: Any, covariances: Any) -> None:
         weights, means = _table("weights", weights), _table("means", means)
         total = float(weights.sum())
@@ -285,6 +289,7 @@ class ExactModel(ScoreModel):
 
     predicts = "score"
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         data: ExactData,
@@ -301,6 +306,7 @@ class ExactModel(ScoreModel):
         return f"ExactModel({self.data!r}, {self.sde!r})"
 
     @functools.cached_property
+    @torch.inference_mode(False)
     def moments(self) -> Moments:  # type: ignore[override]
         """Mean and covariance of the data; diagonal for one Gaussian with a diagonal covariance."""
         c = self.data.components
@@ -355,6 +361,7 @@ class ExactModel(ScoreModel):
 
 def _table(name: str, value: Any) -> Tensor:
     table = torch.as_tensor(value, dtype=torch.float64)
+    table = table.clone() if table.is_inference() else table
     if not bool(table.isfinite().all()):
         raise ValueError(f"{name} must be finite, got {table}")
     return table

@@ -7,13 +7,15 @@ back into its own mode after it, also after an error.
 Tensors made inside ``torch.inference_mode`` can never take part in a gradient.  A run keeps some (products of
 moments, coefficients), and the same model may be trained or differentiated later: so a run leaves that mode,
 with gradients switched off as before, and copies the inference tensors that it was given.
+
+Under autocast the network alone runs in the lower type; a sampler's own products keep that of the state.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -111,3 +113,43 @@ def evaluated(function: Callable[P, R]) -> Callable[P, R]:
             return function(*given, **named)
 
     return run
+
+
+def _autocast() -> dict[str, torch.dtype]:
+    kinds = ("cpu", "cuda")
+    return {kind: torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)}
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside, products keep their type."""
+    with ExitStack() as stack:
+        for kind in _autocast():
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def autocast_inside(model: ScoreModel) -> ScoreModel:
+    """The model itself; inside autocast one that is asked there, and answers in the type of the state."""
+    kinds = _autocast()
+    return AutocastModel(model, kinds) if kinds else model
+
+
+class AutocastModel(Wrapper):
+    """A model that is asked inside autocast and answers in the type of the state.
+
+    Args:
+        model: the model inside.
+        kinds: type of device -> type of its products.
+    """
+
+    def __init__(self, model: ScoreModel, kinds: Mapping[str, torch.dtype]) -> None:
+        super().__init__(model)
+        self.kinds = kinds
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction with the shape and type of x_t, (B, *)."""
+        with ExitStack() as stack:
+            for kind, dtype in self.kinds.items():
+                stack.enter_context(torch.autocast(kind, dtype))
+            return self.model.raw(x_t, t, condition).to(x_t.dtype)

@@ -48,6 +48,12 @@ class Rotation:
         return found if len(self.event_shape) == 1 else found.unflatten(-1, self.event_shape)
 
 
+def _lasting(value: Any) -> Tensor:
+    """In float64 on the host, and no tensor of inference mode, which would break later gradients."""
+    tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 class Moments:
     """Mean and covariance of data with event shape D, in float64 on the host.
 
@@ -63,9 +69,10 @@ class Moments:
             positive semi-definite with a positive trace.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, mean: Any, covariance: Any) -> None:
-        self.mean = torch.as_tensor(mean, dtype=torch.float64, device="cpu")
-        self.covariance = torch.as_tensor(covariance, dtype=torch.float64, device="cpu")
+        self.mean = _lasting(mean)
+        self.covariance = _lasting(covariance)
         shape, n = tuple(self.covariance.shape), self.mean.numel()
         kinds = {(): "scalar", tuple(self.mean.shape): "diagonal", (n, n): "full"}
         if self.mean.ndim < 1 or shape not in kinds:
@@ -102,6 +109,7 @@ class Moments:
         return tuple(self.mean.shape)
 
     @cached_property
+    @torch.inference_mode(False)
     def _spectrum(self) -> tuple[Tensor, Tensor | None]:
         if self.kind == "full":
             variances, axes = torch.linalg.eigh(self.covariance)
@@ -110,25 +118,30 @@ class Moments:
         return (self.covariance.flatten() if self.kind == "diagonal" else self.covariance.expand(n)), None
 
     @cached_property
+    @torch.inference_mode(False)
     def _transposed(self) -> Tensor | None:
         return None if self.axes is None else self.axes.mT.contiguous()
 
     @cached_property
+    @torch.inference_mode(False)
     def variances(self) -> Tensor:
         """Variances along the axes, with shape (n,): the eigenvalues of the covariance."""
         return self._spectrum[0].clamp(min=0)
 
     @cached_property
+    @torch.inference_mode(False)
     def axes(self) -> Tensor | None:
         """The eigenvectors, in columns, with shape (n, n); None where they are the coordinate axes."""
         return self._spectrum[1]
 
     @cached_property
+    @torch.inference_mode(False)
     def std(self) -> float:
         """Root-mean-square standard deviation over the features."""
         return math.sqrt(float(self.variances.mean()))
 
     @cached_property
+    @torch.inference_mode(False)
     def scale(self) -> float:
         """One length for the data, s = (sum l^2 / sum l)^{1/2}: the standard deviation along the axes,
         weighted by their variance."""

@@ -192,6 +192,9 @@ class ModuleModel(ScoreModel, nn.Module):
         """
         raw = self(x_t, t, condition)
         if not isinstance(raw, Tensor) or raw.shape != x_t.shape or raw.dtype != x_t.dtype:
+            lower = torch.is_autocast_enabled(x_t.device.type) and x_t.device.type in ("cpu", "cuda")
+            if lower and isinstance(raw, Tensor) and raw.shape == x_t.shape and raw.is_floating_point():
+                return raw.to(x_t.dtype)
             self._refuse(raw, x_t)
         return cast(Tensor, raw)
 
@@ -199,6 +202,8 @@ class ModuleModel(ScoreModel, nn.Module):
         wanted = f"network must return a tensor of shape {tuple(x_t.shape)} and type {x_t.dtype}"
         if isinstance(raw, Tensor):
             raise TypeError(f"{wanted}, got shape {tuple(raw.shape)} and type {raw.dtype}")
+        if isinstance(getattr(raw, "sample", None), Tensor):
+            raise TypeError(f"{wanted}, got a {type(raw).__name__}; return its .sample")
         if isinstance(raw, (tuple, list)):
             raise TypeError(
                 f"{wanted}, got a {type(raw).__name__} of {len(raw)}; return the prediction alone"

@@ -29,12 +29,16 @@ import operator
 from abc import ABC, abstractmethod
 from typing import Literal, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.models.moments import Moments, isotropic
 from sde_toolkit.sdes import ForwardSDE
+from sde_toolkit.utils import shown
 from solvers.terms import expand_like
+
+_UNSIGNED = tuple(getattr(torch, name) for name in ("uint16", "uint32", "uint64") if hasattr(torch, name))
 
 Condition = int | Tensor
 """What callers give for a condition: a class for all samples, or a tensor with one row per sample."""
@@ -228,15 +232,36 @@ def known_moments(model: ScoreModel) -> Moments:
 def check_states(model: ScoreModel, x: Tensor, name: str = "x") -> None:
     """Refuse states that are not of the model: raises ValueError unless x has shape (B, *D) with B >= 1, the
     model's type, and finite values."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {shown(x)}; convert it with torch.as_tensor({name}, "
+            f"dtype={model.dtype})"
+        )
     wanted = tuple(model.event_shape)
     if x.ndim < 1 or len(x) < 1 or tuple(x.shape[1:]) != wanted:
-        raise ValueError(f"{name} must have shape (B, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have shape (B, {', '.join(map(str, wanted))}), got {tuple(x.shape)}"
+            + _turned(name, tuple(x.shape), wanted)
+        )
     if x.dtype != model.dtype:
         raise ValueError(
             f"{name} must have the model's type {model.dtype}, got {x.dtype}; convert it with {name}.to(...)"
         )
+    if x.device.type != model.device.type:
+        raise ValueError(
+            f"{name} must be on the model's device {model.device}, got {x.device}; move it with "
+            f"{name}.to({str(model.device)!r})"
+        )
     if not bool(x.isfinite().all()):
-        raise ValueError(f"{name} must be finite, got nan or inf")
+        rows = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"{name} must be finite, got nan or inf in {len(rows)} rows, the first {rows[0]}")
+
+
+def _turned(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What to do with a batch of other order, or with one sample alone."""
+    if len(wanted) == 3 and len(shape) == 4 and (shape[3], *shape[1:3]) == wanted:
+        return f"; channels come first: use {name}.permute(0, 3, 1, 2)"
+    return f"; for one sample use {name}[None]" if shape == wanted else ""
 
 
 def class_labels(
@@ -255,8 +280,18 @@ def class_labels(
         ValueError: a class out of range, or labels of another shape.
         TypeError: labels that are no integers.
     """
+    if isinstance(condition, (np.ndarray, list, tuple)):
+        condition = torch.as_tensor(np.asarray(condition))
     if not isinstance(condition, Tensor):
-        condition = torch.full((count,), operator.index(condition))
+        try:
+            condition = torch.full((count,), operator.index(condition))
+        except (TypeError, OverflowError):
+            raise TypeError(
+                f"condition must be a class 0 .. {num_classes - 1} for all samples, or integers with shape "
+                f"({count},), got {shown(condition)}"
+            ) from None
+    elif condition.dtype in _UNSIGNED:
+        condition = condition.to(torch.int64)
     if condition.dtype.is_floating_point or condition.dtype.is_complex or condition.dtype == torch.bool:
         raise TypeError(f"class labels must be integers, got {condition.dtype}; convert them with .long()")
     if tuple(condition.shape) != (count,):

@@ -41,6 +41,7 @@ COMMON = {
     "denoise": "whether the last state is replaced by its clean prediction, one more network evaluation",
     "rtol": "relative tolerance of adaptive steps",
     "atol": "absolute tolerance of adaptive steps",
+    "max_steps": "attempted adaptive steps after which a sample has failed",
     "lower_final": "whether the order falls towards the last step, as a last noise level of 0 needs",
 }
 """Meanings of the parameters that many presets share; a preset's docstring need not repeat them."""

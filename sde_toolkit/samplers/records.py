@@ -23,6 +23,7 @@ class Samples:
         seed: of the noise; sample i of the batch has the global index first_sample + i.
         settings: the sampler's options, as plain values.
         scaling: of the model, from its scale to raw data; None where it is not known.
+        failed: global index -> why, of samples whose run did not reach its end; only with ``throw=False``.
     """
 
     x: Tensor
@@ -32,13 +33,15 @@ class Samples:
     first_sample: int
     settings: Mapping[str, Any]
     scaling: DataScale | None = field(default=None, repr=False)
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         name = self.settings.get("sampler", "a sampler")
         first = f" from index {self.first_sample}" if self.first_sample else ""
         return (
             f"Samples({len(self.x):,} of shape {tuple(self.x.shape[1:])}{first} by {name}, {self.nfe:.4g} "
-            f"evaluations each, {self.seconds:.3g} s, seed {self.seed})"
+            f"evaluations each, {self.seconds:.3g} s, seed {self.seed}"
+            + (f", {len(self.failed)} failed)" if self.failed else ")")
         )
 
     def _repr_png_(self) -> bytes | None:

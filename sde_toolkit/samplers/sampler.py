@@ -34,14 +34,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import Condition, ScoreModel, evaluating, outside_inference_mode
+from sde_toolkit.models import (
+    Condition,
+    ScoreModel,
+    autocast_inside,
+    evaluating,
+    outside_inference_mode,
+    without_autocast,
+)
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.correctors import Corrector
 from sde_toolkit.samplers.equations import ReverseEquation
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo
 from sde_toolkit.samplers.restarts import Restart, restarted
-from sde_toolkit.utils import Stream, check_fields
+from sde_toolkit.utils import Stream, check_fields, integer, require
 from solvers import (
     EULER,
     EULER_MARUYAMA,
@@ -55,12 +62,18 @@ from solvers import (
     NoiseSource,
     Normals,
     SchemeMethod,
+    SolverError,
+    Status,
     Term,
+    failure,
     solve,
 )
 
 T_MIN = 1e-3
 """Default end of the reverse run, score_sde's choice for VP."""
+
+MAX_STEPS = 10_000
+"""Attempted steps of an adaptive sampler after which a sample has failed."""
 
 _NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, Adams(1))
 """Methods that do not evaluate the end of a step; schemes check their evaluations by themselves."""
@@ -82,6 +95,7 @@ class Sampler:
         restarts: intervals that are gone through again, or none.
         guidance: model -> the model that is sampled from, such as one with a threshold or a guided one.
         rtol, atol: tolerances of adaptive methods.
+        max_steps: attempted steps of an adaptive method after which a sample has failed.
         options: what else distinguishes the sampler, for the records.
 
     The facts ``order``, ``strong_order``, ``weak_order`` and ``nfe`` are those that the method declares.
@@ -103,6 +117,7 @@ class Sampler:
     guidance: Guidance | None = None
     rtol: float = 1e-5
     atol: float = 1e-5
+    max_steps: int = MAX_STEPS
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +130,8 @@ class Sampler:
             raise ValueError(
                 f"rtol and atol must be finite, >= 0 and not both 0, got {self.rtol} and {self.atol}"
             )
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
         whole = self.num_steps is None or isinstance(self.method, Integrator)
         if self.corrector is not None and whole:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
@@ -164,6 +181,8 @@ class Sampler:
         common: dict[str, Any] = {"sampler": self.name, "t_min": self.t_min, "denoise": self.denoise}
         if self.num_steps is None:
             steps: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
+            if self.max_steps != MAX_STEPS:
+                steps["max_steps"] = self.max_steps
         else:
             steps = {"num_steps": self.num_steps, "grid": label(self.grid)}
         wrappers = {"corrector": self.corrector, "restarts": self.restarts, "guidance": self.guidance}
@@ -178,12 +197,14 @@ class Sampler:
         Raises:
             ValueError: t_min >= T of the model's process, or an evaluation where there is no noise.
         """
-        self._check(model)
-        control = self._control(model)
-        plan = None
-        if isinstance(control, FixedGrid) and isinstance(self.method, Method):
-            like = torch.empty((1, *model.event_shape), dtype=model.dtype, device=model.device)
-            with outside_inference_mode(), evaluating(model):
+        if not isinstance(model, ScoreModel):
+            require("model", model, ScoreModel)
+        with outside_inference_mode(), evaluating(model), without_autocast():
+            self._check(model)
+            control = self._control(model)
+            plan = None
+            if isinstance(control, FixedGrid) and isinstance(self.method, Method):
+                like = torch.empty((1, *model.event_shape), dtype=model.dtype, device=model.device)
                 plan = self.method.prepare(self.equation(self._guided(model)), control, like)
         return PreparedSampler(self, model, control, plan)
 
@@ -198,6 +219,7 @@ class Sampler:
         first_sample: int = 0,
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
+        throw: bool = True,
     ) -> Samples:
         """Draw samples with the global indices first_sample, ..., first_sample + num_samples - 1.
 
@@ -212,16 +234,20 @@ class Sampler:
             noise: a source of normals for all samples in one batch, instead of the seed's own.
             callback: called with a ``StepInfo`` after every step of every batch; needs a fixed grid.  Where
                 it returns a tensor with the shape of the state, the run goes on from there.
+            throw: raise an error if a sample fails; otherwise all are returned, the failed ones as far as
+                they came, and ``Samples.failed`` tells which they are.
 
         Raises:
+            TypeError: an argument of another type.
             ValueError: an argument out of range, or t_min >= T of the model's process; before any
                 evaluation.
-            solvers.SolverError: a sample became nan or inf, or an adaptive run stalled.
+            solvers.SolverError: a sample became nan or inf, or an adaptive run stalled; its ``samples`` are
+                global indices.
         """
         self._check_draw(num_samples, batch_size, noise, callback)
         return self.prepare(model).sample(
             num_samples, condition=condition, seed=seed, batch_size=batch_size, first_sample=first_sample,
-            noise=noise, callback=callback,
+            noise=noise, callback=callback, throw=throw,
         )  # fmt: skip
 
     def _guided(self, model: ScoreModel) -> ScoreModel:
@@ -235,8 +261,11 @@ class Sampler:
         callback: Callback | None,
     ) -> None:
         """Refuse what cannot work with any model."""
-        if num_samples < 1 or (batch_size is not None and batch_size < 1):
-            raise ValueError(f"num_samples and batch_size must be >= 1, got {num_samples} and {batch_size}")
+        integer("num_samples", num_samples, 1)
+        if batch_size is not None:
+            integer("batch_size", batch_size, 1)
+        if noise is not None and not callable(getattr(noise, "draw", None)):
+            require("noise", noise, NoiseSource)
         if noise is not None and batch_size is not None:
             raise ValueError("a noise source serves one batch: leave batch_size out when noise is given")
         if callback is not None and (self.num_steps is None or isinstance(self.method, Integrator)):
@@ -244,6 +273,11 @@ class Sampler:
 
     def _check(self, model: ScoreModel) -> None:
         """Refuse what cannot work with this model."""
+        if model.device.type == "meta":
+            raise ValueError(
+                "model must hold values, got one on the meta device; load its weights, as in "
+                "network.to_empty(device='cpu') and load_state_dict"
+            )
         if self.t_min >= model.sde.T:
             raise ValueError(f"t_min must be smaller than T = {model.sde.T} of the process, got {self.t_min}")
         # an evaluation at the end of the last step divides by sigma there
@@ -261,8 +295,24 @@ class Sampler:
 
     def _control(self, model: ScoreModel) -> FixedGrid | Adaptive:
         if self.num_steps is None:
-            return Adaptive(model.sde.T, self.t_min, rtol=self.rtol, atol=self.atol)
-        return FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, model.sde.T))
+            return Adaptive(model.sde.T, self.t_min, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
+        grid = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, model.sde.T))
+        self._check_times(grid, model.sde.T)
+        return grid
+
+    def _check_times(self, grid: FixedGrid, T: float) -> None:
+        """Refuse the times of a grid that is not one from noise to data."""
+        first, last = grid.values[0], grid.values[-1]
+        if grid.num_steps != self.num_steps:
+            raise ValueError(
+                f"grid {label(self.grid)} must give num_steps + 1 = {(self.num_steps or 0) + 1} times, got "
+                f"{grid.num_steps + 1}"
+            )
+        if not T * (1 + 1e-9) >= first > last >= 0:
+            raise ValueError(
+                f"grid {label(self.grid)} must fall from T = {T} or below to t_min >= 0, got times from "
+                f"{first} to {last}"
+            )
 
 
 @dataclass(frozen=True)
@@ -291,25 +341,30 @@ class PreparedSampler:
         first_sample: int = 0,
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
+        throw: bool = True,
     ) -> Samples:
         """Draw samples; arguments and errors are those of ``Sampler.sample``."""
         sampler, model = self.sampler, self.model
         sampler._check_draw(num_samples, batch_size, noise, callback)
         rows = model.conditions(condition, num_samples)
-        counted, start = CountedModel(model, callback is not None), time.perf_counter()
+        counted, start = CountedModel(autocast_inside(model), callback is not None), time.perf_counter()
         guided = sampler._guided(counted)
-        equation, batch, parts = sampler.equation(guided), batch_size or num_samples, []
-        for first in range(0, num_samples, batch):
-            part = range(first_sample + first, first_sample + min(first + batch, num_samples))
-            source = noise or Normals(seed, part, model.event_shape, model.dtype, model.device)
-            given = None if rows is None else rows[first : first + batch]
-            term = equation if given is None else replace(equation, args=(given,))
-            with outside_inference_mode(), evaluating(model, guided):
-                parts.append(self._run(counted, guided, term, given, source, callback, part[0]))
+        batch, parts = batch_size or num_samples, []
+        failed: dict[int, str] = {}
+        with outside_inference_mode(), evaluating(model, guided), without_autocast():
+            equation = sampler.equation(guided)
+            for first in range(0, num_samples, batch):
+                part = range(first_sample + first, first_sample + min(first + batch, num_samples))
+                source = noise or Normals(seed, part, model.event_shape, model.dtype, model.device)
+                given = None if rows is None else rows[first : first + batch]
+                term = equation if given is None else replace(equation, args=(given,))
+                x, broken = self._run(counted, guided, term, given, source, callback, part, throw)
+                parts.append(x)
+                failed |= broken
         seconds = time.perf_counter() - start
         x = torch.cat(parts) if len(parts) > 1 else parts[0]
         nfe = counted.rows / num_samples
-        return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling)
+        return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling, failed)
 
     @torch.no_grad()
     def _run(
@@ -320,9 +375,10 @@ class PreparedSampler:
         condition: Tensor | None,
         noise: NoiseSource,
         callback: Callback | None,
-        first_sample: int,
-    ) -> Tensor:
-        """One batch, from the prior to the data."""
+        part: range,
+        throw: bool,
+    ) -> tuple[Tensor, dict[int, str]]:
+        """One batch, the samples of ``part``, from the prior to the data, and which of them failed."""
         sampler, control, before = self.sampler, self.control, counted.rows
 
         def after(interval: Interval, x: Tensor) -> Tensor | None:
@@ -336,18 +392,46 @@ class PreparedSampler:
             if callback is not None:
                 ends = (interval.number, sampler.num_steps or 0, interval.t, interval.s)
                 nfe = (counted.rows - before) / len(x)
-                info = StepInfo(*ends, x.clone(), counted.latest_x0_hat(), nfe, first_sample)
+                info = StepInfo(*ends, x.clone(), counted.latest_x0_hat(), nfe, part[0])
                 returned = callback(info)
                 new = new if returned is None else _checked_state(returned, x)
             return new
 
         hooked = sampler.corrector is not None or sampler.restarts or callback is not None
-        solution = solve(
-            term, model.sde.prior_sample(noise.draw(0, Stream.PRIOR)), sampler.method, control, noise=noise,
-            after_step=after if hooked else None, plan=self.plan,
-        )  # fmt: skip
+        z = noise.draw(0, Stream.PRIOR)
+        if z.shape != (len(part), *model.event_shape) or z.dtype != model.dtype:
+            raise ValueError(
+                f"noise must give normals of {model.dtype} with shape {(len(part), *model.event_shape)} for "
+                f"these samples, got {z.dtype} with shape {tuple(z.shape)}"
+            )
+        try:
+            solution = solve(
+                term, model.sde.prior_sample(z), sampler.method, control, noise=noise,
+                after_step=after if hooked else None, throw=throw, plan=self.plan,
+            )  # fmt: skip
+        except SolverError as error:
+            raise _located(error, part) from None
         x = solution.y
-        return model.denoise(x, solution.ts[-1], condition) if sampler.denoise else x
+        if sampler.denoise:
+            x = model.denoise(x, solution.ts[-1], condition)
+        return x, {} if throw else _failed(solution.status, x, part)
+
+
+def _located(error: SolverError, part: range) -> SolverError:
+    """The error with the samples' global indices."""
+    if part[0] == 0 or not error.samples:
+        return error
+    samples = tuple(part[k] for k in error.samples)
+    nfe = int(error.solution.stats.nfe[error.samples[0]])
+    message = failure(error.status, samples, len(part), error.t, error.h, nfe)
+    return SolverError(message, error.status, samples, error.t, error.h, error.solution)
+
+
+def _failed(status: Tensor, x: Tensor, part: range) -> dict[int, str]:
+    """Global index -> why, of the samples with shape (B, *) whose run did not reach its end."""
+    broken = (status == 0) & ~x.flatten(1).isfinite().all(1).to(status.device)
+    kinds = torch.where(broken, int(Status.NONFINITE), status).tolist()
+    return {i: Status(kind).name for i, kind in zip(part, kinds, strict=True) if kind}
 
 
 def _checked_state(returned: object, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from sde_toolkit.utils.arguments import (
     check_fields,
     checked,
+    require,
     shown,
 )
 from sde_toolkit.utils.checks import (
@@ -60,6 +61,7 @@ __all__ = [
     "read_document",
     "reading",
     "remove_leftovers",
+    "require",
     "same_values",
     "seed_sequence",
     "seeded",

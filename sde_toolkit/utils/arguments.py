@@ -80,6 +80,11 @@ def check_fields(record: Any) -> None:
             object.__setattr__(record, name, fitted)
 
 
+def require(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value that does not fit the annotation ``kind``; raises TypeError."""
+    _fitted(name, value, kind, inspect.Parameter.empty, None)
+
+
 def shown(value: object) -> str:
     """A value as messages show it: what it is, and no more than a line of it."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -138,6 +143,8 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
         return _fit_number(value, hint)
     if hint is collections.abc.Callable or origin is collections.abc.Callable or _called(hint):
         return callable(value) and not isinstance(value, type), value
+    if getattr(hint, "_is_protocol", False):
+        return all(callable(getattr(value, part, None)) for part in vars(hint) if part[0] != "_"), value
     if isinstance(origin or hint, type):
         text = isinstance(value, (str, bytes)) and (origin or hint) is not str
         return isinstance(value, origin or hint) and not text, value

@@ -11,33 +11,61 @@ Models" (2105.14080), whose rule for rejected steps redraws and is not followed.
 from __future__ import annotations
 
 from sde_toolkit.samplers.equations import probability_flow, reverse_family
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.sampler import MAX_STEPS, T_MIN, Sampler
 from sde_toolkit.utils import checked
 from solvers import BOSH3, DOP853, DOPRI5, STOCHASTIC_HEUN, TSIT5, Integrator, Method
 
 
 @checked
-def dopri5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
+def dopri5(
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = MAX_STEPS,
+    t_min: float = T_MIN,
+    denoise: bool = True,
+) -> Sampler:
     """Dormand-Prince 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
-    return adaptive(DOPRI5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
+    return adaptive(DOPRI5, rtol=rtol, atol=atol, max_steps=max_steps, t_min=t_min, denoise=denoise)
 
 
 @checked
-def bosh3(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
+def bosh3(
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = MAX_STEPS,
+    t_min: float = T_MIN,
+    denoise: bool = True,
+) -> Sampler:
     """Bogacki-Shampine 3(2), adaptive for every sample on its own, on the probability-flow ODE."""
-    return adaptive(BOSH3, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
+    return adaptive(BOSH3, rtol=rtol, atol=atol, max_steps=max_steps, t_min=t_min, denoise=denoise)
 
 
 @checked
-def tsit5(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
+def tsit5(
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = MAX_STEPS,
+    t_min: float = T_MIN,
+    denoise: bool = True,
+) -> Sampler:
     """Tsitouras 5(4), adaptive for every sample on its own, on the probability-flow ODE."""
-    return adaptive(TSIT5, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
+    return adaptive(TSIT5, rtol=rtol, atol=atol, max_steps=max_steps, t_min=t_min, denoise=denoise)
 
 
 @checked
-def dop853(*, rtol: float = 1e-5, atol: float = 1e-5, t_min: float = T_MIN, denoise: bool = True) -> Sampler:
+def dop853(
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_steps: int = MAX_STEPS,
+    t_min: float = T_MIN,
+    denoise: bool = True,
+) -> Sampler:
     """Dormand-Prince 8(5,3), adaptive for every sample on its own, on the probability-flow ODE."""
-    return adaptive(DOP853, rtol=rtol, atol=atol, t_min=t_min, denoise=denoise)
+    return adaptive(DOP853, rtol=rtol, atol=atol, max_steps=max_steps, t_min=t_min, denoise=denoise)
 
 
 @checked
@@ -46,6 +74,7 @@ def adaptive(
     *,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    max_steps: int = MAX_STEPS,
     t_min: float = T_MIN,
     denoise: bool = True,
 ) -> Sampler:
@@ -54,6 +83,7 @@ def adaptive(
     Args:
         method: with an error estimate.
         rtol, atol: tolerances.
+        max_steps: attempted steps after which a sample has failed.
         t_min: end of the run.
         denoise: whether the last state is replaced by its clean prediction.
 
@@ -62,7 +92,10 @@ def adaptive(
     """
     name = f"scipy_{method.name.lower()}" if isinstance(method, Integrator) else method.name
     _need_error(method)
-    return Sampler(name, probability_flow, method, None, t_min, denoise=denoise, rtol=rtol, atol=atol)
+    return Sampler(
+        name, probability_flow, method, None, t_min, denoise=denoise, rtol=rtol, atol=atol,
+        max_steps=max_steps,
+    )  # fmt: skip
 
 
 @checked
@@ -72,6 +105,7 @@ def adaptive_sde(
     eta: float = 1.0,
     rtol: float = 1e-2,
     atol: float = 1e-2,
+    max_steps: int = MAX_STEPS,
     t_min: float = T_MIN,
     denoise: bool = True,
 ) -> Sampler:
@@ -90,7 +124,7 @@ def adaptive_sde(
     _need_error(method)
     return Sampler(
         "adaptive_sde", reverse_family(eta), method, None, t_min, denoise=denoise, rtol=rtol, atol=atol,
-        options={"method": method.name, "eta": eta},
+        max_steps=max_steps, options={"method": method.name, "eta": eta},
     )  # fmt: skip
 
 
