@@ -32,6 +32,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sde_toolkit.models import full_precision
 from sde_toolkit.utils import Stream
 from solvers import Normals
 
@@ -281,14 +282,15 @@ class JacobianProducts:
         return torch.stack([self._grad(vector, batched=False) for vector in vectors], dim=1)
 
     def _grad(self, vectors: Tensor, batched: bool) -> Tensor:
-        (found,) = torch.autograd.grad(
-            self._output,
-            self._x,
-            vectors,
-            retain_graph=True,
-            create_graph=self._create_graph,
-            is_grads_batched=batched,
-        )
+        with full_precision(self._output):
+            (found,) = torch.autograd.grad(
+                self._output,
+                self._x,
+                vectors,
+                retain_graph=True,
+                create_graph=self._create_graph,
+                is_grads_batched=batched,
+            )
         return found
 
 

@@ -12,7 +12,6 @@ from sde_toolkit.models.modes import (
     autocast_inside,
     evaluated,
     evaluating,
-    ordinary,
     outside_inference_mode,
     recording,
     without_autocast,
@@ -33,7 +32,7 @@ from sde_toolkit.models.network import (
     NoiseLevel,
 )
 from sde_toolkit.models.plain import inner_network, plain_parameters, plain_tensors
-from sde_toolkit.models.products import ROW_BLOCK, padded_rows, row_product
+from sde_toolkit.models.products import ROW_BLOCK, full_precision, ordinary, padded_rows, row_product
 from sde_toolkit.models.score import (
     PREDICTION_ALIASES,
     PREDICTIONS,
@@ -84,6 +83,7 @@ __all__ = [
     "conversion",
     "evaluated",
     "evaluating",
+    "full_precision",
     "inner_network",
     "isotropic",
     "known_moments",

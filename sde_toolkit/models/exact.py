@@ -37,7 +37,7 @@ from torch import Tensor
 
 import solvers
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.products import row_product
+from sde_toolkit.models.products import full_precision, ordinary, row_product
 from sde_toolkit.models.score import Condition, ScoreModel, class_labels
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, same_values
@@ -60,13 +60,16 @@ class Components:
 
     @torch.inference_mode(False)
     def __init__(self, weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None) -> None:
+        weights, means, variances = ordinary(weights), ordinary(means), ordinary(variances)
+        axes = None if axes is None else ordinary(axes)
         self.weights, self.means, self.variances, self.axes = weights, means, variances, axes
         self._log_weights, self._centres = weights.log(), means
         self._into = self._out = None
         if axes is not None:
             self._into = axes.permute(1, 0, 2).flatten(1).contiguous()
             self._out = axes.mT.flatten(0, 1).contiguous()
-            self._centres = torch.einsum("kij,ki->kj", axes, means)
+            with full_precision(means):
+                self._centres = torch.einsum("kij,ki->kj", axes, means)
 
     @torch.inference_mode(False)
     def to(self, dtype: torch.dtype, device: torch.device) -> Components:

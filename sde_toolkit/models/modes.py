@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sde_toolkit.models.products import ordinary
 from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.models.wrappers import Wrapper
 
@@ -77,25 +78,31 @@ class EvaluatedModel(Wrapper):
 def outside_inference_mode() -> Iterator[None]:
     """Inside, tensors are ordinary ones; gradients stay off where inference mode had switched them off."""
     if not torch.is_inference_mode_enabled():
-        yield
+        with _fresh_casts():
+            yield
         return
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), _fresh_casts():
         yield
 
 
 @contextmanager
 def recording() -> Iterator[None]:
     """Inside, gradients are recorded, whatever was switched off outside: for training."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _fresh_casts():
         yield
 
 
-def ordinary(x: Tensor) -> Tensor:
-    """x, or its copy where x was made inside inference mode."""
-    if not x.is_inference():
-        return x
-    with torch.inference_mode(False), torch.no_grad():
-        return x.clone()
+@contextmanager
+def _fresh_casts() -> Iterator[None]:
+    """Inside, autocast keeps no copies of weights: those of a run without gradients, or of the update before,
+    would be used where gradients or the new weights are wanted."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 def evaluated(function: Callable[P, R]) -> Callable[P, R]:

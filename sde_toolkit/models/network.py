@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.plain import inner_network
+from sde_toolkit.models.products import is_autocast
 from sde_toolkit.models.score import (
     TIME_SCALE,
     Condition,
@@ -191,6 +192,13 @@ class ModuleModel(ScoreModel, nn.Module):
             TypeError: the network returned something else than a tensor with the shape and type of x_t.
         """
         raw = self(x_t, t, condition)
+        if (
+            isinstance(raw, Tensor)
+            and raw.is_floating_point()
+            and raw.dtype != x_t.dtype
+            and is_autocast(raw)
+        ):
+            raw = raw.to(x_t.dtype)
         if not isinstance(raw, Tensor) or raw.shape != x_t.shape or raw.dtype != x_t.dtype:
             lower = torch.is_autocast_enabled(x_t.device.type) and x_t.device.type in ("cpu", "cuda")
             if lower and isinstance(raw, Tensor) and raw.shape == x_t.shape and raw.is_floating_point():

@@ -4,10 +4,14 @@ Linear algebra libraries work through the rows of a product in blocks and treat 
 code, which rounds differently: on Intel's processors for fewer than 4 rows, on AMD's for every number of rows
 that is no multiple of 4.  Rows of zeros up to a multiple of ``ROW_BLOCK`` leave nothing over.
 
+Autocast is for networks: the library's own products keep the type of their arguments under it.
+
 Not promised: equal bits on different processors, or for a factor that is not contiguous.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -19,6 +23,25 @@ ROW_BLOCK = 8
 def padded_rows(count: int) -> int:
     """The least multiple of ``ROW_BLOCK`` that is at least ``count``."""
     return -(-count // ROW_BLOCK) * ROW_BLOCK
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether torch.autocast is on for the device of x."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, products on the device of x keep the type of their factors, under autocast too."""
+    return torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext()
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """x, or its copy where x was made inside inference mode and so could be in no gradient."""
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False), torch.no_grad():
+        return x.clone()
 
 
 def row_product(x: Tensor, factor: Tensor | None, shift: Tensor | None = None) -> Tensor:
@@ -35,5 +58,6 @@ def row_product(x: Tensor, factor: Tensor | None, shift: Tensor | None = None) -
     missing = -count % ROW_BLOCK
     if missing:
         x = torch.cat([x, x.new_zeros(missing, x.shape[1])])
-    found = torch.mm(x, factor) if shift is None else torch.addmm(shift, x, factor)
+    with full_precision(x):
+        found = torch.mm(x, factor) if shift is None else torch.addmm(shift, x, factor)
     return found[:count] if missing else found

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.data import Dataset
-from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, recording
+from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, full_precision, recording
 from sde_toolkit.training.checkpoint import save_checkpoint
 from sde_toolkit.training.loss import Loss
 from sde_toolkit.training.state import NonFiniteError, TrainState
@@ -91,7 +91,8 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
         ).mean()
     value = mean.item()
     _require_finite(state, "loss", value)
-    mean.backward()
+    with full_precision(mean):
+        mean.backward()
     rule = state.optimization
     norm = nn.utils.clip_grad_norm_(state.model.network.parameters(), rule.max_grad_norm).item()
     _require_finite(state, "norm of the gradient", norm)

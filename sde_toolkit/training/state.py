@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.models import NetworkModel, plain_parameters, plain_tensors
+from sde_toolkit.models import NetworkModel, plain_parameters, plain_tensors, recording
 from sde_toolkit.training.ema import averaged_copy, decay_at, is_narrow, update_average
 from sde_toolkit.utils import integer
 
@@ -106,6 +106,7 @@ class TrainState:
         ValueError: parameters that cannot be trained: float16, inference tensors, or the meta device.
     """
 
+    @recording()
     def __init__(
         self,
         model: NetworkModel,
