@@ -192,6 +192,8 @@ class ModuleModel(ScoreModel, nn.Module):
             TypeError: the network returned something else than a tensor with the shape and type of x_t.
         """
         raw = self(x_t, t, condition)
+        if not isinstance(raw, Tensor) and isinstance(getattr(raw, "sample", None), Tensor):
+            raw = raw.sample  # what diffusers' networks return
         if (
             isinstance(raw, Tensor)
             and raw.is_floating_point()
@@ -200,9 +202,6 @@ class ModuleModel(ScoreModel, nn.Module):
         ):
             raw = raw.to(x_t.dtype)
         if not isinstance(raw, Tensor) or raw.shape != x_t.shape or raw.dtype != x_t.dtype:
-            lower = torch.is_autocast_enabled(x_t.device.type) and x_t.device.type in ("cpu", "cuda")
-            if lower and isinstance(raw, Tensor) and raw.shape == x_t.shape and raw.is_floating_point():
-                return raw.to(x_t.dtype)
             self._refuse(raw, x_t)
         return cast(Tensor, raw)
 
@@ -210,8 +209,6 @@ class ModuleModel(ScoreModel, nn.Module):
         wanted = f"network must return a tensor of shape {tuple(x_t.shape)} and type {x_t.dtype}"
         if isinstance(raw, Tensor):
             raise TypeError(f"{wanted}, got shape {tuple(raw.shape)} and type {raw.dtype}")
-        if isinstance(getattr(raw, "sample", None), Tensor):
-            raise TypeError(f"{wanted}, got a {type(raw).__name__}; return its .sample")
         if isinstance(raw, (tuple, list)):
             raise TypeError(
                 f"{wanted}, got a {type(raw).__name__} of {len(raw)}; return the prediction alone"

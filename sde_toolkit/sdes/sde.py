@@ -41,6 +41,7 @@ from torch import Tensor
 
 import solvers
 from sde_toolkit.sdes.chain import Chain
+from sde_toolkit.sdes.functions import OfTime
 from sde_toolkit.utils import same_values
 from solvers.terms import expand_like
 
@@ -218,8 +219,10 @@ class CosineBeta(Beta):
     T: float = 0.9946
 
     def __post_init__(self) -> None:
-        if not (self.s > 0 and 0 < self.T < 1):
-            raise ValueError(f"the cosine rate needs s > 0 and 0 < T < 1, got s = {self.s} and T = {self.T}")
+        if not (0 < self.s <= 1 and 0 < self.T < 1):
+            raise ValueError(
+                f"the cosine rate needs s > 0, s <= 1 and 0 < T < 1, got s = {self.s} and T = {self.T}"
+            )
 
     @property
     def _w(self) -> float:
@@ -387,9 +390,9 @@ class CustomSDE(ForwardSDE):
         self, alpha: Function, sigma: Function, T: float = 1.0, prior_std: float | None = None
     ) -> None:
         _require_positive("T", T)
-        self._alpha, self._sigma, self.T = alpha, sigma, float(T)
+        self._alpha, self._sigma, self.T = OfTime("alpha", alpha), OfTime("sigma", sigma), float(T)
         t = torch.linspace(0, T, self._CHECKED_TIMES, dtype=torch.float64)[1:]
-        a, s = alpha(t), sigma(t)
+        a, s = self._alpha(t), self._sigma(t)
         for name, value in (("alpha", a), ("sigma", s)):
             if value.shape != t.shape:
                 raise ValueError(

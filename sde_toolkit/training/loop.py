@@ -22,18 +22,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sde_toolkit.data import Dataset
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, full_precision, recording
 from sde_toolkit.training.checkpoint import save_checkpoint
 from sde_toolkit.training.loss import Loss
 from sde_toolkit.training.state import NonFiniteError, TrainState
-from sde_toolkit.utils import Stream, WorkdirLock, integer, step_generator
+from sde_toolkit.utils import Stream, WorkdirLock, integer, require, step_generator
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,14 @@ def fit(
     loss: Loss,
     num_steps: int,
     batch_size: int = 128,
-    workdir: WorkdirLock | None = None,
+    workdir: WorkdirLock | Path | str | None = None,
     checkpoint_every: int = 500,
     keep: int = 2,
     on_step: Callable[[UpdateInfo], None] | None = None,
     label_dropout: float = 0.1,
     on_update: Callable[[UpdateInfo], None] | None = None,
-) -> None:
+    progress: bool = False,
+) -> list[UpdateInfo]:
     """Train until ``num_steps`` updates have been made since the beginning of the run; at once if they have.
 
     Args:
@@ -124,7 +127,7 @@ def fit(
         loss: such as ``DenoisingLoss()``.
         num_steps: total number of updates, those made before included.
         batch_size: examples per update.
-        workdir: where checkpoints go, with its lock held; None for no checkpoints.
+        workdir: where checkpoints go, a directory, or its lock, held; None for no checkpoints.
         checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
             KeyboardInterrupt.
         keep: number of checkpoints to keep.
@@ -134,6 +137,10 @@ def fit(
             at 0 the model without a class stays untrained.
         on_update: called after every update, before the checkpoint of its step, which holds the
             ``state.notes`` that it leaves.
+        progress: whether a bar is shown on standard error.
+
+    Returns:
+        What every update of this call was.
 
     Raises:
         NonFiniteError: see ``train_step``; the checkpoints are those of before.
@@ -141,21 +148,23 @@ def fit(
         ValueError: a count or ``label_dropout`` out of range, a data set of another event shape, labels that
             are missing or not among the network's classes, or a lock that is not held.
     """
-    for name, count in (("num_steps", num_steps), ("batch_size", batch_size), ("keep", keep)):
-        integer(name, count, 1)
-    integer("checkpoint_every", checkpoint_every, 1)
-    if not 0 <= label_dropout <= 1:
-        raise ValueError(f"label_dropout must be in [0, 1], got {label_dropout}")
+    if isinstance(workdir, (str, Path)):
+        with WorkdirLock(Path(workdir).expanduser()) as lock:
+            return fit(
+                state, dataset, loss, num_steps, batch_size, lock, checkpoint_every, keep, on_step,
+                label_dropout, on_update, progress,
+            )  # fmt: skip
+    _check_numbers(
+        label_dropout,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        keep=keep,
+        checkpoint_every=checkpoint_every,
+    )
     _check_parts(state, dataset, workdir)
-    count = state.model.num_classes
-    of_classes = class_moments(dataset, count) if count else None
-    state.data = dataset.moments.tensors() | (class_tensors(of_classes) if of_classes else {})
-    state.data |= dataset.scaling.tensors()
-    for model in (state.model, state.ema):
-        model.set_moments(dataset.moments, of_classes)
-        model.scaling = dataset.scaling
+    count = _set_moments(state, dataset)
     losses: list[float] = []
-
+    history: list[UpdateInfo] = []
     saved = state.step
 
     def save() -> None:
@@ -166,11 +175,12 @@ def fit(
             saved = state.step
 
     try:
-        while state.step < num_steps:
+        for _ in _steps(state.step, num_steps, progress):
             x0 = dataset.batch(state.step, batch_size, state.seed)
             labels = _labels(state, dataset, batch_size, label_dropout) if count else None
             info = train_step(state, x0, loss, labels)
             losses.append(info.loss)
+            history.append(info)
             if on_update is not None:
                 on_update(info)
             if state.step % checkpoint_every == 0 or state.step == num_steps:
@@ -182,6 +192,33 @@ def fit(
         if not state.updating:
             save()
         raise
+    return history
+
+
+def _steps(first: int, last: int, progress: bool) -> Iterable[int]:
+    """The steps to make, with a bar on standard error if one is wanted."""
+    steps = range(first, last)
+    return tqdm(steps, initial=min(first, last), total=last, unit="update") if progress else steps
+
+
+def _check_numbers(label_dropout: float, **counts: int) -> None:
+    """Refuse numbers out of range."""
+    for name, number in counts.items():
+        integer(name, number, 1)
+    if not 0 <= label_dropout <= 1:
+        raise ValueError(f"label_dropout must be in [0, 1], got {label_dropout}")
+
+
+def _set_moments(state: TrainState, dataset: Dataset) -> int:
+    """Give the models the moments of the data and of its classes; return the number of classes."""
+    count = state.model.num_classes
+    of_classes = class_moments(dataset, count) if count else None
+    state.data = dataset.moments.tensors() | (class_tensors(of_classes) if of_classes else {})
+    state.data |= dataset.scaling.tensors()
+    for model in (state.model, state.ema):
+        model.set_moments(dataset.moments, of_classes)
+        model.scaling = dataset.scaling
+    return count
 
 
 def class_moments(dataset: Dataset, num_classes: int) -> list[Moments]:
@@ -214,6 +251,7 @@ def _labels(state: TrainState, dataset: Dataset, batch_size: int, label_dropout:
 
 def _check_parts(state: TrainState, dataset: Dataset, workdir: WorkdirLock | None) -> None:
     """Refuse data of another shape, and a directory that is not ours."""
+    require("dataset", dataset, Dataset)
     if dataset.event_shape != state.model.event_shape:
         raise ValueError(
             f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"
