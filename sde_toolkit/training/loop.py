@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from sde_toolkit.data import Dataset
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, full_precision, recording
-from sde_toolkit.training.checkpoint import save_checkpoint
+from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
 from sde_toolkit.training.loss import Loss
 from sde_toolkit.training.state import NonFiniteError, TrainState
 from sde_toolkit.utils import Stream, WorkdirLock, integer, require, step_generator
@@ -126,7 +127,8 @@ def fit(
             classes, become those of ``state.model`` and ``state.ema``, and are stored in ``state.data``.
         loss: such as ``DenoisingLoss()``.
         num_steps: total number of updates, those made before included.
-        batch_size: examples per update.
+        batch_size: examples per update.  A resumed run may have another one: it goes on from batch ``step``
+            of this size, and is not the run that was never stopped.
         workdir: where checkpoints go, a directory, or its lock, held; None for no checkpoints.
         checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
             KeyboardInterrupt.
@@ -149,7 +151,7 @@ def fit(
             are missing or not among the network's classes, or a lock that is not held.
     """
     if isinstance(workdir, (str, Path)):
-        with WorkdirLock(Path(workdir).expanduser()) as lock:
+        with _own_lock(state, workdir) as lock:
             return fit(
                 state, dataset, loss, num_steps, batch_size, lock, checkpoint_every, keep, on_step,
                 label_dropout, on_update, progress,
@@ -193,6 +195,21 @@ def fit(
             save()
         raise
     return history
+
+
+@contextmanager
+def _own_lock(state: TrainState, given: Path | str) -> Iterator[WorkdirLock]:
+    """The lock of a directory without checkpoints of a later step, which would be taken for the newest."""
+    if not str(given):
+        raise ValueError("workdir must be a path, got an empty one; use None for no checkpoints")
+    with WorkdirLock(Path(given).expanduser()) as lock:
+        newest = max((path.stem for path in checkpoint_paths(lock.path)), default="")
+        if newest > f"step-{state.step:08d}":
+            raise ValueError(
+                f"workdir must hold no checkpoint after the state's step {state.step}, got {newest} in "
+                f"{lock.path}; restore(state, latest_checkpoint(workdir)) to go on, or use another one"
+            )
+        yield lock
 
 
 def _steps(first: int, last: int, progress: bool) -> Iterable[int]:
