@@ -218,8 +218,8 @@ def held_out(config: Config, dataset: data.Dataset) -> Tensor:
 def raw_examples(config: Config, dataset: data.Dataset) -> Tensor:
     """The examples of ``config.likelihood``, with shape (M, *): grey levels, or in model scale."""
     splits = {"train": (dataset.train,), "test": (dataset.test,), "all": (dataset.train, dataset.test)}
-    x = torch.cat(splits[config.likelihood.split])
-    return x[: config.likelihood.num_examples] if config.likelihood.num_examples else x
+    count = config.likelihood.num_examples or None
+    return torch.cat([part[:count] for part in splits[config.likelihood.split]])[:count]
 
 
 def likelihood_options(config: Config) -> dict[str, Any]:

@@ -59,7 +59,7 @@ METHODS: dict[str, Method | Integrator] = {
 def _variational(model: ScoreModel, dataset: Dataset, t_min: float) -> Dequantizer:
     """Trained on the spot, on the training data."""
     dequantizer = VariationalDequantizer(PlaceFlow(model.event_shape), dataset.scaling, model.sde)
-    train_dequantizer(dequantizer, model, dataset.train)
+    train_dequantizer(dequantizer, model, dataset.train[:])
     return dequantizer
 
 

@@ -55,6 +55,7 @@ ABOUT: dict[str, About] = {
     "data.held_out": About("share of the examples that is held out, or a source of its own"),
     "data.split_seed": About("of the choice of those examples", _SEED),
     "data.flip": About("mirror images at random while training"),
+    "data.workers": About("processes that read batches ahead, 0 for none; they change no batch", 0, 256),
     "sde.name": About("the forward process"),
     "sde.beta_min": About("rate of the noise at the data end"),
     "sde.beta_max": About("rate of the noise at the prior end"),

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,9 +31,10 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
+from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.models import MAX_FULL, Moments
-from sde_toolkit.utils import Stream, permutation, step_generator
+from sde_toolkit.utils import Stream, integer, permutation, step_generator
 
 MAX_COVARIANCE_DIM = 4096
 """The largest D for which the full (D, D) covariance is formed (128 MB in float64)."""
@@ -61,11 +62,13 @@ class Dataset:
     points or at the centres; ``scaled_train`` and ``scaled_test`` are at uniform points whatever it says.
     ``flip`` says whether batches are mirrored at random.  ``classes`` and ``columns`` are names of the labels
     and of the features, () where there are none; ``digest`` identifies the values read from a source.
+    ``train`` may be ``Rows``, which are read when they are used.  ``workers`` processes read batches ahead;
+    their number changes no batch.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range examples.
     """
 
     name: str
-    train: Tensor = field(repr=False)
+    train: Tensor | Rows = field(repr=False)
     test: Tensor = field(repr=False)
     scaling: Scaling = field(default_factory=Scaling.identity, repr=False)
     labels_train: Tensor | None = field(default=None, repr=False)
@@ -75,6 +78,7 @@ class Dataset:
     classes: tuple[str, ...] = field(default=(), repr=False)
     columns: tuple[str, ...] = field(default=(), repr=False)
     digest: str = field(default="", repr=False)
+    workers: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if self.training not in BIN_VARIANCE:
@@ -85,7 +89,16 @@ class Dataset:
             raise ValueError(
                 f"flip mirrors images (N, C, H, W), got examples with shape {self.train.shape[1:]}"
             )
-        _check_examples("train", self.train, self.scaling.levels)
+        integer("workers", self.workers, 0)
+        if isinstance(self.train, Tensor):
+            _check_examples("train", self.train, self.scaling.levels)
+        if self.flip != "none" and any(
+            t.ndim and t.shape[-1] > 1 for t in (self.scaling.scale, self.scaling.shift)
+        ):
+            raise ValueError(
+                "flip needs a scaling that is the same on the left and on the right, got one for every "
+                "pixel; take data.scaling=common"
+            )
         _check_examples("test", self.test, self.scaling.levels)
         if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
             raise ValueError(
@@ -123,7 +136,10 @@ class Dataset:
 
     def batch(self, step: int, batch_size: int, seed: int) -> Tensor:
         """Return x0 in model scale, with shape (batch_size, *): a function of the arguments alone."""
-        examples = self.train[batch_indices(len(self.train), batch_size, step, seed)]
+        if self.workers:
+            examples = self._ahead.batch(step, batch_size, seed)
+        else:
+            examples = read_batch(self.train, step, batch_size, seed)
         if self.flip == "horizontal":
             mirrored = torch.rand(len(examples), generator=step_generator(seed, step, Stream.FLIPS)) < 0.5
             examples = torch.where(mirrored[:, None, None, None], examples.flip(-1), examples)
@@ -142,7 +158,7 @@ class Dataset:
 
     def scaled_train(self, seed: int = 0) -> Tensor:
         """Return the training examples in model scale, with shape (N, *), dequantised with ``seed``."""
-        return self._model_scale(self.train, step_generator(seed, 0, Stream.EXAMPLES))
+        return self._model_scale(self.train[:], step_generator(seed, 0, Stream.EXAMPLES))
 
     def scaled_test(self, seed: int = 0) -> Tensor:
         """Return the test examples in model scale, with shape (M, *), dequantised with ``seed``."""
@@ -157,8 +173,7 @@ class Dataset:
     @functools.cached_property
     def variance(self) -> Tensor:
         """The variances of the dequantised training data in model scale, shaped as an event, float64."""
-        raw = torch.stack([(w - self._raw_mean).square().sum(0) for w in self._chunks()]).sum(0)
-        raw = raw / self._seen
+        raw = _total((w - self._raw_mean).square() for w in self._chunks()) / self._seen
         if self.levels is None:
             return raw
         return (raw + BIN_VARIANCE[self.training]) * self.scaling.scale.square()
@@ -195,6 +210,10 @@ class Dataset:
         """The root mean square, over coordinates, of the standard deviation in model scale."""
         return float(self.variance.mean().sqrt())
 
+    @functools.cached_property
+    def _ahead(self) -> ReadAhead:
+        return ReadAhead(self.train, self.workers)
+
     @property
     def _seen(self) -> int:
         """Number of examples that training sees, mirror images counted."""
@@ -202,7 +221,7 @@ class Dataset:
 
     @functools.cached_property
     def _raw_mean(self) -> Tensor:
-        return torch.stack([w.sum(0) for w in self._chunks()]).sum(0) / self._seen
+        return _total(self._chunks()) / self._seen
 
     def _chunks(self) -> Iterator[Tensor]:
         for part in self.train.split(4096):
@@ -218,12 +237,15 @@ class Dataset:
         return self.scaling.dequantize(examples, u, self.dtype)
 
 
-def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments_of(x: Tensor | Rows) -> tuple[Tensor, Tensor]:
     """Mean and variance over the examples of x with shape (N, *), in float64, part by part."""
-    parts = x.split(4096)
-    mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(x)
-    variance = torch.stack([(part.double() - mean).square().sum(0) for part in parts]).sum(0) / len(x)
-    return mean, variance
+    mean = _total(part.double() for part in x.split(4096)) / len(x)
+    return mean, _total((part.double() - mean).square() for part in x.split(4096)) / len(x)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum over the examples of all parts."""
+    return torch.stack([part.sum(0) for part in parts]).sum(0)
 
 
 def from_array(

@@ -159,7 +159,7 @@ def train(network: nn.Sequential, dataset: Dataset, recipe: Recipe) -> None:
 
     Raises ValueError if the training split has no labels.
     """
-    x, labels = _centre(dataset.train, dataset.scaling), dataset.labels_train
+    x, labels = _centre(dataset.train[:], dataset.scaling), dataset.labels_train
     if labels is None:
         raise ValueError(f"dataset must have labels to train a classifier, got {dataset.name!r} without")
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay)

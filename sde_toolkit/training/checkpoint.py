@@ -42,6 +42,7 @@ FREE_FIELDS = (
     "training.keep",
     "training.log_every",
     "data.source",  # data may have moved; the digest of their values is what may not change
+    "data.workers",  # the batches are the same
 )
 """Fields in those sections that may change between two parts of one run."""
 

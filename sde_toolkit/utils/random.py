@@ -70,6 +70,7 @@ class Stream(enum.IntEnum):
     LABELS = _GENERATORS + 9  # examples that are trained without their label
     RESAMPLING = _GENERATORS + 10  # bootstrap of classification results
     FLIPS = _GENERATORS + 11  # which images of a batch are mirrored
+    AUGMENTATION = _GENERATORS + 12  # what a data set of the user's own draws when a batch is read
 
 
 def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:

@@ -1,4 +1,4 @@
-"""Arrays in files: .npy, which is mapped into memory and not read, and .npz with a key for each array.
+"""Arrays in files: .npy, which is mapped into memory if it is large, and .npz with a key for each array.
 
 Headers are read before the data: a file that claims more than it holds, or more than ``MAX_BYTES`` for an
 array that must be unpacked, is refused before memory is taken.  Nothing is unpickled.
@@ -13,7 +13,8 @@ from typing import IO
 
 import numpy as np
 
-from sde_toolkit.data.sources.raw import Raw, label_numbers
+from sde_toolkit.data.rows import MappedArray
+from sde_toolkit.data.sources.raw import MAX_IN_MEMORY, Raw, label_numbers
 
 MAX_BYTES = 1 << 34
 """Most bytes of one array inside an .npz file; larger ones belong into .npy files."""
@@ -21,8 +22,8 @@ MAX_BYTES = 1 << 34
 _LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """The array of an .npy file, mapped into memory: pages are read when they are used.
+def read_npy(path: Path) -> np.ndarray | MappedArray:
+    """The array of an .npy file; a large one is mapped into memory and read when it is used.
 
     Raises:
         ValueError: the file is damaged, or holds objects.
@@ -36,7 +37,9 @@ def read_npy(path: Path) -> np.ndarray:
             raise ValueError(f"its header promises shape {shape} of {dtype}, and {room} bytes follow")
         if 0 in shape:
             return np.zeros(shape, dtype)
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        if shape and math.prod(shape) * dtype.itemsize > MAX_IN_MEMORY:
+            return MappedArray(path)
+        return np.load(path, allow_pickle=False)
     except Exception as error:  # numpy and zipfile raise whatever their parsers do
         raise ValueError(f"{path} must be an .npy file of numbers: {error}") from None
 

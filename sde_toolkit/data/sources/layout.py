@@ -11,8 +11,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from sde_toolkit.data.rows import Rows, Stored
+from sde_toolkit.data.sources.raw import chunks_of
 
 LAYOUTS = ("auto", "ND", "NHW", "NCHW", "NHWC")
 """Orders of the dimensions of an array; "auto" where one alone is possible."""
@@ -46,7 +51,7 @@ def arranged(x: np.ndarray, layout: str = "auto", shape: Sequence[int] = ()) -> 
                 f"data.shape {tuple(shape)} must have {math.prod(x.shape[1:])} elements, those of one example"
             )
         x = x.reshape(len(x), *shape)
-    layout = _guess(x) if layout == "auto" else layout
+    layout = guessed(x.shape, x.dtype) if layout == "auto" else layout
     if x.ndim != _DIMENSIONS[layout]:
         raise ValueError(f"data.layout {layout} needs {_DIMENSIONS[layout]} dimensions, got shape {x.shape}")
     if layout == "NHW":
@@ -54,30 +59,67 @@ def arranged(x: np.ndarray, layout: str = "auto", shape: Sequence[int] = ()) -> 
     return np.moveaxis(x, 3, 1) if layout == "NHWC" else x
 
 
-def _guess(x: np.ndarray) -> str:
-    if x.ndim == 2:
+def guessed(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """The layout of an array of this shape and type, where it is certain.
+
+    Raises:
+        ValueError: several are possible.
+    """
+    if len(shape) == 2:
         return "ND"
-    if x.ndim == 3 and x.dtype.kind in "iub":
+    if len(shape) == 3 and dtype.kind in "iub":
         return "NHW"
-    if x.ndim == 4:
-        first, last = (x.shape[k] <= MAX_CHANNELS for k in (1, 3))
+    if len(shape) == 4:
+        first, last = (shape[k] <= MAX_CHANNELS for k in (1, 3))
         if first != last:
             return "NCHW" if first else "NHWC"
     advice = "data.shape gives one example its shape, as in 1,28,28"
-    if x.ndim == 1:
-        raise ValueError(f"data must have shape (N, *), got {x.shape}; save scalars with shape (N, 1)")
+    if len(shape) == 1:
+        raise ValueError(f"data must have shape (N, *), got {shape}; save scalars with shape (N, 1)")
     raise ValueError(
-        f"data with shape {x.shape} may be several things: give data.layout, one of "
+        f"data with shape {shape} may be several things: give data.layout, one of "
         f"{', '.join(LAYOUTS[1:])}; {advice}"
     )
 
 
-def numbers(x: np.ndarray, levels: int = 0) -> tuple[np.ndarray, int | None]:
+def stored_rows(x: Stored, layout: str, shape: Sequence[int], levels: int) -> tuple[Rows, int | None]:
+    """The examples of a store, checked part by part and left there; arguments and errors as in ``arranged``
+    and ``numbers``."""
+    whole = (x.shape[0], *shape) if shape else x.shape
+    layout = guessed(whole, x.dtype) if layout == "auto" else layout
+    event, found, known = (), np.empty(0), None
+    with warnings.catch_warnings():
+        for first, part in chunks_of(x):
+            found, known = numbers(arranged(part, layout, shape), levels, first)
+            event = found.shape[1:]
+            warnings.simplefilter("ignore")  # the first part has warned
+    dtype = torch.from_numpy(found[:0].copy()).dtype
+    arrange = Arrangement(layout, tuple(shape), found.dtype)
+    return Rows(x, arrange, event, dtype, np.arange(x.shape[0])), known
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """From rows as they lie in a store to examples of one layout and type."""
+
+    layout: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The examples with shape (B, D) or (B, C, H, W)."""
+        if len(x) == 0:  # has a shape all the same
+            return self(np.zeros((1, *x.shape[1:]), x.dtype))[:0]
+        return arranged(x, self.layout, self.shape).astype(self.dtype, copy=False)
+
+
+def numbers(x: np.ndarray, levels: int = 0, first: int = 0) -> tuple[np.ndarray, int | None]:
     """The examples as float32 or float64 numbers, or as integer grey levels, and how many levels there are.
 
     Args:
         x: any numbers.
         levels: L, for integers 0, ..., L - 1; 0 takes 256 for uint8, 2 for truth values, and none for floats.
+        first: the number of the first example in x, for errors.
 
     Raises:
         ValueError: objects, text or complex numbers; values that are not finite or no levels; integers
@@ -89,7 +131,7 @@ def numbers(x: np.ndarray, levels: int = 0) -> tuple[np.ndarray, int | None]:
     if levels < 0 or levels == 1 or levels > MAX_LEVELS:
         raise ValueError(f"data.levels must be 0 or lie in 2 to {MAX_LEVELS}, got {levels}")
     if kind == "f":
-        return _floats(x) if levels == 0 else (_as_levels(x, levels), levels)
+        return _floats(x, first) if levels == 0 else (_as_levels(x, levels), levels)
     if levels == 0 and kind != "b" and x.dtype != np.uint8:
         low, high = int(x.min()), int(x.max())
         raise ValueError(
@@ -101,10 +143,11 @@ def numbers(x: np.ndarray, levels: int = 0) -> tuple[np.ndarray, int | None]:
     return _as_levels(x, levels), levels
 
 
-def _floats(x: np.ndarray) -> tuple[np.ndarray, None]:
+def _floats(x: np.ndarray, offset: int) -> tuple[np.ndarray, None]:
     wrong = ~np.isfinite(x)
     if wrong.any():
-        first = tuple(int(k) for k in np.argwhere(wrong)[0])
+        row, *rest = (int(k) for k in np.argwhere(wrong)[0])
+        first = (offset + row, *rest)
         raise ValueError(
             f"data must be finite, got {int(wrong.sum())} nan or inf, the first at index {first}"
         )
@@ -124,4 +167,4 @@ def _as_levels(x: np.ndarray, levels: int) -> np.ndarray:
             f"grey levels must be whole numbers 0, ..., {levels - 1}, got values from {low:g} to {high:g}"
             + (", fractions among them" if low >= 0 and high < levels else "")
         )
-    return x.astype(np.uint8 if levels <= 256 else np.int32)
+    return x.astype(np.uint8 if levels <= 256 else np.int32, copy=False)

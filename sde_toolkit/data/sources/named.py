@@ -1,7 +1,8 @@
 """Data by name: Hugging Face data sets ("hf:NAME", "hf:DIRECTORY") and functions ("package.module:function").
 
 A function is called without arguments and returns examples, (examples, labels), a ``Dataset``, or a torch
-data set whose items are examples or (example, label).  Naming one runs its module.
+data set whose items are examples or (example, label).  Naming one runs its module.  A torch data set that is
+too large for memory is read item by item when it is used.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sde_toolkit.data.rows import generators_at
 from sde_toolkit.data.sources.folders import ImageOptions, array_of_images
-from sde_toolkit.data.sources.raw import Raw, label_numbers
+from sde_toolkit.data.sources.raw import MAX_IN_MEMORY, Raw, label_numbers
 
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 HUGGING_FACE = "hf:"
@@ -56,18 +59,80 @@ def raw_from(made: object, source: str) -> Raw:
         numbers, classes = label_numbers(_array(made[1], source), f"labels of {source}")
         return Raw(_array(made[0], source), numbers, classes)
     if isinstance(made, torch.utils.data.Dataset) and hasattr(made, "__len__"):
-        items: list[Any] = [made[i] for i in range(len(made))]
-        if items and isinstance(items[0], tuple | list) and len(items[0]) == 2:
-            labels, classes = label_numbers(np.array([item[1] for item in items]), f"labels of {source}")
-            return Raw(np.stack([_array(item[0], source) for item in items]), labels, classes)
-        return Raw(np.stack([_array(item, source) for item in items]))
+        return _raw_from_items(made, source)
     return Raw(_array(made, source))
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """The examples of a torch data set, read item by item when they are used.
+
+    Args:
+        dataset: map-style; its items are examples or (example, label).
+        source: names it in errors.
+        shape: (N, *).
+        dtype: of the values.
+    """
+
+    dataset: torch.utils.data.Dataset
+    source: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The items of these indices, with shape (B, *)."""
+        return np.stack([self.item(int(k))[0] for k in indices])
+
+    def item(self, index: int) -> tuple[np.ndarray, object | None]:
+        """One example of the right shape and type, and its label, None without labels."""
+        example, label = _example(self.dataset[index], self.source)
+        if example.shape != self.shape[1:] or example.dtype != self.dtype:
+            raise ValueError(
+                f"data source {self.source} must have items of one shape and type, got {self.shape[1:]} "
+                f"{self.dtype} first and {example.shape} {example.dtype} at {index}"
+            )
+        return example, label
+
+
+def _raw_from_items(dataset: Any, source: str) -> Raw:
+    """A small data set in memory, a large one where it is."""
+    if len(dataset) == 0:
+        raise ValueError(f"data source {source} must return examples, got an empty data set")
+    try:
+        with generators_at(0, 0):
+            first, _ = _example(dataset[0], source)
+            items = Items(dataset, source, (len(dataset), *first.shape), first.dtype)
+            small = first.nbytes * len(dataset) <= MAX_IN_MEMORY
+            parts, labels = [], []
+            for index in range(len(dataset)):
+                example, label = items.item(index)
+                parts += [example] if small else []
+                labels.append(label)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"data source {source!r} failed: {type(error).__name__}: {error}") from error
+    examples = np.stack(parts) if small else items
+    if labels[0] is None:
+        return Raw(examples)
+    numbers, classes = label_numbers(np.array(labels), f"labels of {source}")
+    return Raw(examples, numbers, classes)
+
+
+def _example(item: Any, source: str) -> tuple[np.ndarray, object | None]:
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    example, label = item if pair else (item, None)
+    if isinstance(item, tuple | list) and len(item) == 1:  # of a TensorDataset without labels
+        example = item[0]
+    if isinstance(label, torch.Tensor):
+        label = label.item() if label.numel() == 1 else label.numpy()
+    return _array(example, source), label
 
 
 def _array(made: object, source: str) -> np.ndarray:
     if isinstance(made, torch.Tensor):
         return made.detach().cpu().numpy()
-    if isinstance(made, np.ndarray | np.generic | list):
+    if isinstance(made, np.ndarray | np.generic | list) or hasattr(made, "__array_interface__"):
         return np.asarray(made)
     raise ValueError(
         f"data source {source} must return an array, (array, labels) or a data set, got {type(made).__name__}"

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.dataset import Dataset, Flip, Training, moments_of
+from sde_toolkit.data.rows import Rows
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.sources.arrays import read_npy, read_npz
 from sde_toolkit.data.sources.folders import ImageOptions, read_folder
-from sde_toolkit.data.sources.layout import arranged, numbers
+from sde_toolkit.data.sources.layout import arranged, numbers, stored_rows
 from sde_toolkit.data.sources.named import (
     FUNCTION,
     HUGGING_FACE,
@@ -28,6 +29,9 @@ from sde_toolkit.utils import Stream, permutation
 
 SCALINGS = ("auto", "common", "per_coordinate", "none")
 """How continuous data can be scaled."""
+
+MAX_HELD_OUT = 1 << 32
+"""Most bytes of held-out examples."""
 
 KINDS = ".npy, .npz, .csv, .parquet, a folder of images, hf:NAME, or package.module:function"
 
@@ -71,6 +75,7 @@ def open_data(
     split_seed: int = 0,
     flip: Flip = "none",
     training: Training = "uniform",
+    workers: int = 0,
     digest: str = "",
 ) -> Dataset:
     """A data set from a file, a folder, a named data set or a function.
@@ -92,6 +97,7 @@ def open_data(
         split_seed: which examples those are.
         flip: "horizontal" mirrors images at random in training.
         training: where in their bins the grey levels of training lie, see ``Dataset``.
+        workers: processes that read batches ahead of their use, 0 for none.  It changes no batch.
         digest: what ``Dataset.digest`` is expected to be; "" for no check.
 
     Raises:
@@ -101,29 +107,36 @@ def open_data(
     name = absolute_source(str(source))
     made = call_function(name) if is_function(name) else None
     if isinstance(made, Dataset):
-        found = Raw(
-            made.train.numpy(), None if made.labels_train is None else made.labels_train.numpy()
-        ).digest()
+        train = made.train[:].numpy()
+        found = Raw(train, None if made.labels_train is None else made.labels_train.numpy()).digest()
         _check_digest(source, digest, found)
-        return replace(made, digest=found)
+        return replace(made, digest=found, workers=workers or made.workers)
     raw = raw_from(made, name) if made is not None else _read(name, key, labels, columns, images)
     x, known = _examples(raw, layout, shape, levels, name)
     share = _share(held_out)
     if share is None:
         other = _read(absolute_source(str(held_out)), key, labels, columns, images)
         held, _ = _examples(other, layout, shape, known or 0, str(held_out))
-        parts = (x, held, raw.labels, _same_classes(raw, other))
-        found = raw.digest()[:32] + other.digest()[:32]
+        digests = raw.digest(), other.digest()
+        if digests[0] == digests[1]:
+            raise ValueError(
+                f"data.held_out must hold other examples than those of training, got the same in {held_out} "
+                f"and {name}; give a share such as 0.1, or another source"
+            )
+        parts = (_parts(x), _parts(held), raw.labels, _same_classes(raw, other))
+        found = digests[0][:32] + digests[1][:32]
     else:
         train, test = _split(len(x), share, split_seed, name)
         split = (None, None) if raw.labels is None else (raw.labels[train], raw.labels[test])
-        parts = (x[train], x[test], *split)
+        parts = (_parts(x, train), _parts(x, test), *split)
         found = raw.digest()
     _check_digest(source, digest, found)
     kind = ("per_coordinate" if raw.table else "common") if scaling == "auto" else scaling
     try:
         made_set = _dataset(name, parts, known, kind, training)
-        return replace(made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip)
+        return replace(
+            made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip, workers=workers
+        )
     except ValueError as error:  # of the data set itself, which does not know where it comes from
         raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from None
 
@@ -158,14 +171,25 @@ def _read(name: str, key: str, labels: str, columns: str, images: ImageOptions) 
 
 def _examples(
     raw: Raw, layout: str, shape: Sequence[int], levels: int, name: str
-) -> tuple[np.ndarray, int | None]:
+) -> tuple[np.ndarray | Rows, int | None]:
+    x: np.ndarray | Rows
     try:
-        x, known = numbers(arranged(raw.examples, layout, shape), levels)
+        if isinstance(raw.examples, np.ndarray):
+            x, known = numbers(arranged(raw.examples, layout, shape), levels)
+        else:
+            x, known = stored_rows(raw.examples, layout, shape, levels)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if raw.labels is not None and len(raw.labels) != len(x):
         raise ValueError(f"{name} must have one label per example, got {len(raw.labels)} for {len(x)}")
     return x, known
+
+
+def _parts(x: np.ndarray | Rows, indices: np.ndarray | None = None) -> Tensor | Rows:
+    """The examples of these indices, all without: in memory, or in their store."""
+    if isinstance(x, Rows):
+        return x if indices is None else x.take(indices)
+    return torch.from_numpy(np.array(x if indices is None else x[indices]))
 
 
 def _share(held_out: float | str | Path) -> float | None:
@@ -202,25 +226,39 @@ def _same_classes(raw: Raw, other: Raw) -> np.ndarray | None:
 
 def _dataset(
     name: str,
-    parts: tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None],
+    parts: tuple[Tensor | Rows, Tensor | Rows, np.ndarray | None, np.ndarray | None],
     levels: int | None,
     scaling: str,
     training: Training,
 ) -> Dataset:
     if scaling not in SCALINGS:
         raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
-    train, test = (torch.from_numpy(np.array(part)) for part in parts[:2])
+    train, test = parts[0], _in_memory(parts[1], name)
     labels_train, labels_test = (None if part is None else torch.from_numpy(part) for part in parts[2:])
     if levels is not None:
         law = Scaling.grey(levels)
     else:
         common = Scaling.identity() if scaling == "none" else _standard(train, scaling, name)
-        law, train, test = common, common.to_model(train), common.to_model(test)
+        law, test = common, common.to_model(test)
+        train = common.to_model(train) if isinstance(train, Tensor) else train.scaled(common)
     return Dataset(name, train, test, law, labels_train, labels_test, training if levels else "uniform")
 
 
-def _standard(train: Tensor, scaling: str, name: str) -> Scaling:
+def _in_memory(held: Tensor | Rows, name: str) -> Tensor:
+    """The held-out examples, which are always read whole."""
+    size = held.numel() * held.dtype.itemsize
+    if size > MAX_HELD_OUT:
+        raise ValueError(
+            f"{name}: the held-out examples must fit into {MAX_HELD_OUT >> 30} GiB of memory, got "
+            f"{size / 2**30:.1f} GiB; give a smaller share, as data.held_out={MAX_HELD_OUT / size / 20:.2g}"
+        )
+    return held[:]
+
+
+def _standard(train: Tensor | Rows, scaling: str, name: str) -> Scaling:
     mean, variance = moments_of(train)
+    if scaling == "common" and train.ndim == 4:  # one shift for all pixels, so that a mirror image is one
+        mean, variance = mean.mean(), variance.mean() + mean.var(correction=0)
     try:
         return Scaling.standardizing(mean, variance, scaling == "per_coordinate")
     except ValueError:

@@ -7,13 +7,16 @@ labels: it depends on the values alone, not on the file that they lie in.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-_CHUNK = 1 << 24
-"""Bytes that are read at once."""
+from sde_toolkit.data.rows import CHUNK_BYTES, Stored, generators_at
+
+MAX_IN_MEMORY = 1 << 28
+"""Bytes of examples above which they stay in their file or data set and are read when they are used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +24,14 @@ class Raw:
     """Examples as they lie in a source.
 
     Attributes:
-        examples: with shape (N, *); may be a memory map.
+        examples: with shape (N, *), in memory, or where they are read from when they are used.
         labels: integers with shape (N,), or None.
         classes: names of the labels 0, 1, ..., where the source has names.
         columns: names of the features, where the source has names.
         table: whether the features are columns with units of their own.
     """
 
-    examples: np.ndarray = field(repr=False)
+    examples: np.ndarray | Stored = field(repr=False)
     labels: np.ndarray | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -39,16 +42,24 @@ class Raw:
         found = hashlib.sha256()
         for array in (self.examples, self.labels):
             if array is not None:
-                found.update(f"{array.dtype.str} {array.shape} ".encode())
-                for part in _chunks(array):
+                found.update(f"{array.dtype.str} {tuple(array.shape)} ".encode())
+                for _, part in chunks_of(array):
                     found.update(np.ascontiguousarray(part).tobytes())
         return found.hexdigest()
 
 
-def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    rows = max(1, _CHUNK // max(1, array[:1].nbytes))
-    for first in range(0, len(array), rows):
-        yield array[first : first + rows]
+def chunks_of(array: np.ndarray | Stored) -> Iterator[tuple[int, np.ndarray]]:
+    """All rows in parts, each with the number of its first row."""
+    size = math.prod(array.shape[1:]) * array.dtype.itemsize
+    rows = max(1, CHUNK_BYTES // max(1, size))
+    for first in range(0, array.shape[0], rows):
+        last = min(first + rows, array.shape[0])
+        if isinstance(array, np.ndarray):
+            yield first, array[first:last]
+            continue
+        with generators_at(0, first):
+            part = array.rows(np.arange(first, last))
+        yield first, part
 
 
 def label_numbers(values: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
