@@ -105,6 +105,11 @@ def open_data(
             was found and what helps.
     """
     name = absolute_source(str(source))
+    if digest and not is_function(name) and not name.startswith(HUGGING_FACE) and not Path(name).exists():
+        raise ValueError(
+            f"the data of the run are missing: {name} does not exist; put them back there, or say where they "
+            "are now with --data=PATH"
+        )
     made = call_function(name) if is_function(name) else None
     if isinstance(made, Dataset):
         train = made.train[:].numpy()
