@@ -108,7 +108,7 @@ def test_a_folder_of_photographs(tmp_path, capsys) -> None:
 
 def test_written_digits_with_labels(tmp_path, capsys) -> None:
     data = written_digits(tmp_path / "digits.npz", 200, every=2)
-    options = ["--config.data.shape=1,14,14", "--config.model.num_classes=10"]
+    options = ["--config.model.patch_size=1", "--config.data.shape=1,14,14", "--config.model.num_classes=10"]
     whole_path(data, tmp_path / "run", FEW + IMAGES + options, capsys)
     shell("sample", f"--workdir={tmp_path / 'run'}", "--label=3", *BRIEF["sample"])
 
