@@ -18,7 +18,6 @@ from sde_toolkit.training.description import (
     described_model,
 )
 from sde_toolkit.training.loop import (
-    NonFiniteError,
     UpdateInfo,
     fit,
     train_step,
@@ -34,6 +33,7 @@ from sde_toolkit.training.model_file import (
     save_model,
 )
 from sde_toolkit.training.state import (
+    NonFiniteError,
     Optimization,
     TrainState,
 )
