@@ -11,7 +11,7 @@ from benchmarks.preset_orders import cases, measure
 from benchmarks.sampler_table import complaints, table, table_in
 from sde_toolkit import config as c
 from sde_toolkit import samplers
-from sde_toolkit.cli import build_parser
+from sde_toolkit.cli import main
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.samplers import COMMON, PRESETS, find_preset, presets
 from sde_toolkit.sdes import VPSDE
@@ -113,7 +113,7 @@ def test_presets_are_attributes_of_the_room():
     assert not {"adaptive", "torchsde_sampler", "predictor_corrector", "restarting"} & set(PRESETS)
 
 
-def test_a_new_file_is_a_new_sampler_everywhere(new_preset):
+def test_a_new_file_is_a_new_sampler_everywhere(new_preset, capsys):
     assert "mine" in PRESETS
     # the configuration, its hints, and its way to JSON
     config = c.load_config("ring", {"sampling.sampler": "mine", "sampling.strength": "0.5"})
@@ -126,8 +126,10 @@ def test_a_new_file_is_a_new_sampler_everywhere(new_preset):
     entries = c.override_config(config, {"comparison.samplers": "ddim,mine(strength=2)"})
     assert c.build_candidates(entries)[-1].sampler.settings["strength"] == 2.0
     # the command line
-    (verbs,) = build_parser()._subparsers._group_actions
-    assert ", mine" in verbs.choices["sample"].format_help().replace("\n", " ").replace("  ", "")
+    assert main(["configs", "--describe", "sampling"]) == 0
+    assert ", mine" in capsys.readouterr().out.replace("\n", " ").replace("  ", "")
+    assert main(["configs", "--describe", "mine"]) == 0
+    assert "strength=0.0" in capsys.readouterr().out
     # the check of the README
     assert complaints(README) == ["README lacks the row | `mine(strength)` | A copy of DDIM | 1 | 1 |"]
     # the order benchmark, which measures what the sampler claims
