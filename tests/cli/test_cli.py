@@ -303,6 +303,7 @@ def test_module_runs_like_the_command():
     assert "digits" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_to_stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )

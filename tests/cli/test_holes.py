@@ -310,6 +310,7 @@ def started(words, ready, **options):
     return process
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_comparison_keeps_what_is_done(workdir, tmp_path):
     words = ["compare", f"--workdir={workdir}", f"--output={tmp_path}", "--num_steps=2,3000000"]
     process = started(words, (tmp_path / "records.json").exists)
@@ -348,6 +349,7 @@ def test_a_stop_at_any_moment_is_a_sentence(workdir, tmp_path, library, request_
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closing", ["<&- >&- 2>&-", pytest.param("2>/dev/full", marks=pytest.mark.slow)])
 def test_closed_streams_are_survived(workdir, tmp_path, closing):
     command = f"{sys.executable} -m sde_toolkit compare --workdir={workdir} --output={tmp_path} {closing}"

@@ -238,6 +238,7 @@ def without_diffusers(code, tmp_path, *paths):
     return run.stdout
 
 
+@pytest.mark.slow
 def test_a_unet_without_diffusers_says_what_to_install_and_the_rest_works(tmp_path):
     code = """
 import sys
@@ -259,6 +260,7 @@ assert cli.main(["sample", "--config=digits", "--num_samples=1"]) == 2
     assert "pip install 'sde-toolkit[images]'" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     [

@@ -304,6 +304,7 @@ def kill_and_compare(tmp_path, num_steps, checkpoint_every, kills):
     return begins
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     begins = kill_and_compare(tmp_path, num_steps=120, checkpoint_every=7, kills=[(25, 0.003)])
     assert begins[0] == 0
@@ -319,6 +320,7 @@ def test_a_run_killed_many_times_at_random_ends_with_the_same_bits(tmp_path, see
     kill_and_compare(tmp_path, num_steps=300, checkpoint_every=1, kills=kills)
 
 
+@pytest.mark.slow
 def test_reading_beside_a_writer_never_sees_a_broken_file(tmp_path):
     """The latest checkpoint can be read at any moment of a run that writes one at every step."""
     steps = set()
