@@ -36,6 +36,7 @@ from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, ful
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
 from sde_toolkit.training.loss import Loss
 from sde_toolkit.training.state import NonFiniteError, TrainState
+from sde_toolkit.training.suitability import warn_if_unsuitable
 from sde_toolkit.utils import Stream, WorkdirLock, integer, require, step_generator
 
 
@@ -164,6 +165,7 @@ def fit(
         checkpoint_every=checkpoint_every,
     )
     _check_parts(state, dataset, workdir)
+    warn_if_unsuitable(dataset, state.model.sde)
     count = _set_moments(state, dataset)
     losses: list[float] = []
     history: list[UpdateInfo] = []
