@@ -43,6 +43,14 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "likelihood": {},
 }
+JUDGED_BY: dict[str, Any] = {
+    "likelihood.method": "dopri5",
+    "likelihood.num_steps": 0,
+    "likelihood.num_probes": 8,
+}
+"""Steps by tolerance: the likelihood arm's network is not smooth enough near the data for few steps of order 4
+(.017 bits/dim); and probes enough that their noise is below that of the examples."""
+
 DRAWS = 64
 WANTED = 0.1
 """Bits per dimension by which the likelihood weighting has to be better."""
@@ -57,7 +65,7 @@ def train(name: str, directory: Path, overrides: dict[str, Any]) -> Run:
                 f"  {name}: step {info.step}, loss {info.loss:.4f}, gradient {info.grad_norm:.3f}", flush=True
             )
 
-    return train_run(directory / name, CONFIG, overrides, on_step=report)
+    return train_run(directory / name, CONFIG, overrides | JUDGED_BY, on_step=report)
 
 
 def judge(run: Run) -> dict[str, Tensor]:
@@ -106,6 +114,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         "arms": ARMS,
         "runs": {name: run.config.to_dict() for name, run in runs.items()},
         "examples": len(found["noise"]["flow"]),
+        "judged_by": JUDGED_BY,
         "draws": DRAWS,
     }
     write_result("likelihood_training", settings, rows)

@@ -16,5 +16,7 @@ def get_config() -> ConfigDict:
     config.loss.time_sampling = "moments"
     config.loss.antithetic_nsr = 0.3
     config.loss.levels = 17
+    config.likelihood.method = "dopri5"  # 24 steps of order 4 are off by .017 bits/dim here
+    config.likelihood.num_steps = 0
     config.optimization.max_grad_norm = 25.0  # this loss is 24 times as large as the mean squared error
     return config
