@@ -48,8 +48,8 @@ JUDGED_BY: dict[str, Any] = {
     "likelihood.num_steps": 0,
     "likelihood.num_probes": 8,
 }
-"""Steps by tolerance: the likelihood arm's network is not smooth enough near the data for few steps of order 4
-(.017 bits/dim); and probes enough that their noise is below that of the examples."""
+"""Steps by tolerance: the likelihood arm's network is not smooth enough near the data for few steps of order
+4 (.017 bits/dim); and probes enough that their noise is below that of the examples."""
 
 DRAWS = 64
 WANTED = 0.1
