@@ -244,8 +244,12 @@ def moments_of(x: Tensor | Rows) -> tuple[Tensor, Tensor]:
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:
-    """The sum over the examples of all parts."""
-    return torch.stack([part.sum(0) for part in parts]).sum(0)
+    """The sum over the examples of all parts, kept in one tensor: a list of sums would hold memory apart."""
+    rest = iter(parts)
+    total = next(rest).sum(0)
+    for part in rest:
+        total += part.sum(0)
+    return total
 
 
 def from_array(

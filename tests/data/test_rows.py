@@ -3,13 +3,16 @@
 import copy
 import pickle
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sde_toolkit.data import Dataset, Scaling, open_data
-from sde_toolkit.data.rows import MappedArray, ReadAhead, Rows
+from sde_toolkit.data.rows import CHUNK_BYTES, MappedArray, ReadAhead, Rows
 from sde_toolkit.data.sources import arrays, named, raw
 
 RNG = np.random.default_rng(0)
@@ -184,3 +187,31 @@ def test_mirror_images_need_a_scaling_that_mirrors(tmp_path) -> None:
     assert open_data(tmp_path / "x.npy", flip="horizontal").scaling.shift.ndim == 0
     with pytest.raises(ValueError, match=r"take data.scaling=common"):
         open_data(tmp_path / "x.npy", flip="horizontal", scaling="per_coordinate")
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from sde_toolkit import open_data
+
+def own_memory():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+
+before = own_memory()
+dataset = open_data(sys.argv[1], held_out=0.001)
+dataset.moments
+dataset.batch(0, 64, 0)
+print(own_memory() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_opening_a_large_array_takes_the_memory_of_a_few_parts(tmp_path) -> None:
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (400_000, 256))
+    for first in range(0, len(x), 50_000):
+        x[first : first + 50_000] = RNG.normal(size=(50_000, 256))
+    x.flush()
+    words = [sys.executable, "-c", MEMORY, str(tmp_path / "x.npy")]
+    taken = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    assert taken < 12 * CHUNK_BYTES < x.nbytes / 2  # some parts at once, however many there are
