@@ -9,7 +9,7 @@ scipy.integrate.solve_ivp and torchsde.sdeint to the same call.
 """
 
 from solvers.brownian import BrownianMotion, NoiseSource, Normals, StepNormals
-from solvers.control import Adaptive, FixedGrid
+from solvers.control import MAX_STEPS, Adaptive, FixedGrid
 from solvers.dense import DenseOutput
 from solvers.exponential import ETD_RK2, ETD_RK3, ExponentialRungeKutta
 from solvers.forms import Form, Steps
@@ -20,7 +20,7 @@ from solvers.methods import EULER_MARUYAMA, RECURSION, EulerMaruyama, Method, Re
 from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
 from solvers.saving import END, SaveAt
 from solvers.schemes import SchemeMethod
-from solvers.solution import Solution, SolverError, Stats, Status, failure
+from solvers.solution import Solution, SolverError, Stats, Status
 from solvers.stochastic import (
     MILSTEIN,
     SHARK,
@@ -48,6 +48,7 @@ __all__ = [
     "EULER",
     "EULER_MARUYAMA",
     "HEUN",
+    "MAX_STEPS",
     "MIDPOINT",
     "MILSTEIN",
     "ODE",
@@ -92,6 +93,5 @@ __all__ = [
     "Steps",
     "Term",
     "expand_like",
-    "failure",
     "solve",
 ]

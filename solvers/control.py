@@ -38,6 +38,10 @@ _PER_OCTAVE, _LOWEST, _HIGHEST = 8, -60, 140  # of E^2, in powers of 2
 _SMOOTH = 3  # from this order on the safety factor is enough
 
 
+MAX_STEPS = 10_000
+"""Attempted adaptive steps after which a sample has failed, by default."""
+
+
 def _increasing_or_decreasing(ts: Tensor) -> bool:
     steps = ts.diff()
     return bool((steps > 0).all() or (steps < 0).all())
@@ -109,7 +113,7 @@ class Adaptive:
     rtol: float = 1e-5
     atol: float = 1e-5
     first_step: float | None = None
-    max_steps: int = 10_000
+    max_steps: int = MAX_STEPS
     safety: float = 0.9
     min_factor: float = 0.2
     max_factor: float = 5.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -38,6 +40,22 @@ class SolverError(RuntimeError):
     ) -> None:
         super().__init__(message)
         self.status, self.samples, self.t, self.h, self.solution = status, samples, t, h, solution
+
+    def located(self, samples: Sequence[int], time: Callable[[float], float] | None = None) -> SolverError:
+        """The same failure in the caller's numbers of the samples and in its own time.
+
+        Args:
+            samples: the number of every sample of the batch.
+            time: maps times of the run to the caller's; None where they are the same.
+        """
+        t, h = self.t, self.h
+        if time is not None:
+            t = time(self.t)
+            h = time(self.t + self.h) - t if math.isfinite(self.h) else self.h
+        mine = tuple(samples[k] for k in self.samples)
+        nfe = int(self.solution.stats.nfe[self.samples[0]])
+        message = failure(self.status, mine, len(self.solution.status), t, h, nfe)
+        return SolverError(message, self.status, mine, t, h, self.solution)
 
 
 @dataclass(frozen=True)
@@ -89,4 +107,5 @@ def failure(
     }[status]
     shown = ("sample " if len(samples) == 1 else "samples ") + ", ".join(map(str, samples[:8]))
     shown += (", ..." if len(samples) > 8 else "") + f" of {count} failed"
-    return f"{status.name}: {shown} at t = {t:.9g}, h = {h:.3g}: {cause}"
+    length = "" if math.isnan(h) else f", h = {h:.3g}"
+    return f"{status.name}: {shown} at t = {t:.9g}{length}: {cause}"

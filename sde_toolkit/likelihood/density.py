@@ -36,7 +36,7 @@ from torch import Tensor
 from sde_toolkit.likelihood.divergence import Divergence
 from sde_toolkit.likelihood.whitened import Levels, WhitenedFlow
 from sde_toolkit.utils import Stream
-from solvers import Adaptive, FixedGrid, Integrator, Method, Normals, solve
+from solvers import Adaptive, FixedGrid, Integrator, Method, Normals
 
 Correction = Literal["none", "tweedie", "reconstruction"]
 CORRECTIONS: tuple[str, ...] = get_args(Correction)
@@ -116,7 +116,7 @@ class FlowDensity:
         count = self.divergence.columns(n)
         term = flow.densities(self.divergence, self.levels, probes, condition, differentiable)
         state = torch.cat([u, u.new_zeros(len(u), count)], dim=1)
-        solution = solve(term, state, self.method, self.steps, checkpoint=differentiable)
+        solution = flow.solve(term, state, self.method, self.steps, samples, checkpoint=differentiable)
         u, change = solution.y[:, :n], solution.y[:, n:]
         nats = self.log_prior(u)[:, None] + change - flow.log_scale(flow.start) + offset
         return Columns(nats, u, solution.stats.nfe + extra)

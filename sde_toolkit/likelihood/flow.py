@@ -41,8 +41,8 @@ from sde_toolkit.likelihood.density import CORRECTIONS, PRIORS, Columns, Correct
 from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, EvaluatedModel, Moments, ScoreModel, check_states, evaluated
-from sde_toolkit.utils import ALONE, Processes
-from solvers import DOPRI5, RK4, Adaptive, FixedGrid, Integrator, Method
+from sde_toolkit.utils import ALONE, Processes, check_fields
+from solvers import DOPRI5, MAX_STEPS, RK4, Adaptive, FixedGrid, Integrator, Method
 
 DIAGNOSTIC_SAMPLES = 8
 """Default number of samples that the budget is measured on."""
@@ -56,18 +56,23 @@ class FlowSolver:
         method: of ``solvers``; it needs an error estimate unless ``num_steps`` is given.
         rtol, atol: tolerances of an adaptive run, on the whitened state, whose entries are of order one, and
             on the integral of the divergence, in nats.
+        max_steps: attempted steps of an adaptive run after which a sample has failed.
         num_steps: so many equal steps in the flow's clock, without tolerances; None for an adaptive run.
 
     Raises:
-        ValueError: no steps, or a method without an error estimate and no number of steps.
+        TypeError: an argument of another type.
+        ValueError: no steps, tolerances out of range, or a method without an error estimate and no number of
+            steps.
     """
 
     method: Method | Integrator = DOPRI5
     rtol: float = 1e-5
     atol: float = 1e-5
     num_steps: int | None = None
+    max_steps: int = MAX_STEPS
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.num_steps is None and isinstance(self.method, Method) and not self.method.has_error:
             raise ValueError(
                 f"method {self.method.name} has no error estimate for tolerances; give num_steps, or take "
@@ -75,6 +80,7 @@ class FlowSolver:
             )
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        self.steps(0.0, 1.0)
 
     def steps(self, start: float, end: float) -> Adaptive | FixedGrid:
         """The rule for the steps from one time of the flow's clock to another.
@@ -83,13 +89,15 @@ class FlowSolver:
             ValueError: tolerances out of range.
         """
         if self.num_steps is None:
-            return Adaptive(start, end, rtol=self.rtol, atol=self.atol)
+            return Adaptive(start, end, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
         return FixedGrid(torch.linspace(start, end, self.num_steps + 1, dtype=torch.float64))
 
     @property
     def settings(self) -> dict[str, Any]:
         """The options that have an effect, as plain values."""
-        known = {"rtol": self.rtol, "atol": self.atol}
+        known: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
+        if self.max_steps != MAX_STEPS:
+            known["max_steps"] = self.max_steps
         return {
             "method": self.method.name,
             **(known if self.num_steps is None else {"num_steps": self.num_steps}),

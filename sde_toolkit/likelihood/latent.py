@@ -31,7 +31,6 @@ from sde_toolkit.likelihood.flow import DEFAULT_SOLVER, FlowSolver
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated
 from sde_toolkit.utils import ALONE, Processes
-from solvers import solve
 
 _SMALL_ANGLE = 1e-6
 
@@ -146,7 +145,8 @@ def _run(
 
     def run(first: int, rows: Tensor) -> _Ends:
         given = None if condition is None else condition[first : first + len(rows)]
-        solution = solve(flow.states(levels, given), rows, solver.method, steps)
+        samples = range(first, first + len(rows))
+        solution = flow.solve(flow.states(levels, given), rows, solver.method, steps, samples)
         return _Ends(solution.y, solution.stats.nfe)
 
     with torch.no_grad():

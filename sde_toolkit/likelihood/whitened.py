@@ -38,7 +38,7 @@ References: Song et al., "Score-Based Generative Modeling through Stochastic Dif
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ from torch import Tensor
 
 from sde_toolkit.likelihood.divergence import Divergence, JacobianProducts, Product
 from sde_toolkit.models import ROW_BLOCK, Moments, ScoreModel, Whitening, known_moments
-from solvers import ODE, Adaptive, FixedGrid, expand_like
+from solvers import ODE, Adaptive, FixedGrid, Integrator, Method, Solution, SolverError, expand_like, solve
 
 LIKELIHOOD_T_MIN = 1e-5
 """Default earliest time of likelihoods, bounds and latents; sigma there is .001 under VP."""
@@ -172,6 +172,31 @@ class WhitenedFlow:
             return self.level(tau) if found is None else found
 
         return look_up
+
+    def solve(
+        self,
+        term: ODE,
+        state: Tensor,
+        method: Method | Integrator,
+        steps: Adaptive | FixedGrid,
+        samples: Sequence[int],
+        checkpoint: bool = False,
+    ) -> Solution:
+        """``solvers.solve`` in the clock; a failure names the times of the process.
+
+        Args:
+            term, state, method, steps, checkpoint: as for ``solvers.solve``.
+            samples: the numbers of the rows, for failures.
+        """
+        try:
+            return solve(term, state, method, steps, checkpoint=checkpoint)
+        except SolverError as error:
+            raise error.located(samples, self._time) from None
+
+    def _time(self, tau: float) -> float:
+        """The time of the process."""
+        inside = min(max(tau, self.tau_min), self.tau_max)
+        return float(self.level(torch.tensor(inside, dtype=torch.float64)).time)
 
     def whiten(self, x: Tensor, level: WhitenedLevel) -> Tensor:
         """u with shape (B, n), for x with shape (B, *)."""

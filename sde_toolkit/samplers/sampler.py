@@ -52,6 +52,7 @@ from sde_toolkit.utils import Stream, check_fields, integer, require
 from solvers import (
     EULER,
     EULER_MARUYAMA,
+    MAX_STEPS,
     RECURSION,
     Adams,
     Adaptive,
@@ -62,18 +63,16 @@ from solvers import (
     NoiseSource,
     Normals,
     SchemeMethod,
+    Solution,
     SolverError,
     Status,
     Term,
-    failure,
     solve,
 )
+from solvers.solution import finish
 
 T_MIN = 1e-3
 """Default end of the reverse run, score_sde's choice for VP."""
-
-MAX_STEPS = 10_000
-"""Attempted steps of an adaptive sampler after which a sample has failed."""
 
 _NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, Adams(1))
 """Methods that do not evaluate the end of a step; schemes check their evaluations by themselves."""
@@ -409,22 +408,23 @@ class PreparedSampler:
                 term, model.sde.prior_sample(z), sampler.method, control, noise=noise,
                 after_step=after if hooked else None, throw=throw, plan=self.plan,
             )  # fmt: skip
+            x = solution.y
+            if sampler.denoise:
+                x = model.denoise(x, solution.ts[-1], condition)
+                _check_end(x, solution, throw)
         except SolverError as error:
-            raise _located(error, part) from None
-        x = solution.y
-        if sampler.denoise:
-            x = model.denoise(x, solution.ts[-1], condition)
+            raise (error.located(part) if part[0] else error) from None
         return x, {} if throw else _failed(solution.status, x, part)
 
 
-def _located(error: SolverError, part: range) -> SolverError:
-    """The error with the samples' global indices."""
-    if part[0] == 0 or not error.samples:
-        return error
-    samples = tuple(part[k] for k in error.samples)
-    nfe = int(error.solution.stats.nfe[error.samples[0]])
-    message = failure(error.status, samples, len(part), error.t, error.h, nfe)
-    return SolverError(message, error.status, samples, error.t, error.h, error.solution)
+def _check_end(x: Tensor, solution: Solution, throw: bool) -> None:
+    """Refuse clean predictions with shape (B, *) that are nan or inf."""
+    if not throw or not math.isnan(float((x * 0).sum())):
+        return
+    broken = ~x.flatten(1).isfinite().all(1)
+    status = torch.where(broken, int(Status.NONFINITE), int(Status.SUCCESS))
+    t = solution.ts[-1].expand(len(x))
+    finish(replace(solution, ys=x[None], status=status), t, torch.zeros_like(t), throw)
 
 
 def _failed(status: Tensor, x: Tensor, part: range) -> dict[int, str]:

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from sde_toolkit import samplers
-from sde_toolkit.likelihood import log_likelihood
+from sde_toolkit.likelihood import (
+    Endpoint,
+    FlowSolver,
+    differentiable_log_likelihood,
+    encode,
+    log_likelihood,
+)
 from sde_toolkit.models import ExactModel, Gaussian, Moments, NetworkModel
 from sde_toolkit.sdes import VPSDE
 from solvers import Normals, SolverError
@@ -87,6 +93,50 @@ def test_the_limit_of_steps_is_an_option_and_its_failure_tells_the_cost():
     with pytest.raises(SolverError, match="max_steps was reached after 14 evaluations"):
         sampler.sample(model, 3)
     assert set(sampler.sample(model, 3, throw=False).failed.values()) == {"MAX_STEPS"}
+
+
+def test_failures_of_likelihoods_and_latents_tell_times_of_the_process_and_indices_of_all_samples():
+    model = Breaking(GAUSSIAN, VPSDE())
+    x = torch.zeros(6, 2, dtype=torch.float64)
+    x[4, 0] = 3.0
+    runs = [
+        lambda: log_likelihood(model, x, first_sample=100, batch_size=2, num_diagnostic_samples=0),
+        lambda: encode(model, x, batch_size=2),
+        lambda: differentiable_log_likelihood(model, x),
+    ]
+    for run, sample in zip(runs, (104, 4, 4), strict=True):
+        with pytest.raises(SolverError, match=rf"NONFINITE: sample {sample} of \d failed at t = \d") as error:
+            run()
+        assert error.value.samples == (sample,)
+        assert 0 < error.value.t < 1 - error.value.h
+
+
+def test_the_limit_of_steps_of_a_flow_is_an_option_and_its_failure_tells_the_cost():
+    model, x = ExactModel(GAUSSIAN, VPSDE()), torch.ones(3, 2, dtype=torch.float64)
+    moments = Moments(torch.zeros(2), 9.0)
+    options = {"solver": FlowSolver(max_steps=2), "endpoint": Endpoint(moments=moments)}
+    with pytest.raises(SolverError, match="max_steps was reached after 14 evaluations"):
+        log_likelihood(model, x, num_diagnostic_samples=0, **options)
+    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        FlowSolver(max_steps=0)
+    with pytest.raises(TypeError, match="method must be a Method or an Integrator, got 'dopri5'"):
+        FlowSolver("dopri5")
+
+
+class BreakingAtTheEnd(ExactModel):
+    """Inf in the last evaluation of some samples."""
+
+    def raw(self, x_t, t, condition=None):
+        return torch.where((x_t[:, :1] > 0.5) & (t <= 0.001), torch.inf, super().raw(x_t, t, condition))
+
+
+def test_a_clean_prediction_that_is_not_finite_is_a_failure():
+    model = BreakingAtTheEnd(GAUSSIAN, VPSDE())
+    found = samplers.ddim(5).sample(model, 8, throw=False)
+    with pytest.raises(SolverError, match=r"NONFINITE: .* at t = 0.001") as error:
+        samplers.ddim(5).sample(model, 8)
+    assert 0 < len(found.failed) < 8
+    assert error.value.samples == tuple(found.failed)
 
 
 @pytest.mark.parametrize(
