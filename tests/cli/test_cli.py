@@ -140,6 +140,7 @@ def test_compare_prints_a_table_and_writes_a_page(workdir, capsys):
     assert json.loads((workdir / "records.json").read_text())["records"]
 
 
+@pytest.mark.slow
 def test_demo_does_everything_and_then_reuses_it(tmp_path, capsys):
     words = ["demo", f"--workdir={tmp_path / 'demo'}", "--config=ring", *TINY]
     assert cli.main(words) == 0

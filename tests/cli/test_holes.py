@@ -357,6 +357,7 @@ def test_closed_streams_are_survived(workdir, tmp_path, closing):
     assert load_records(tmp_path / "records.json")[0]
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_is_told():
     command = f"{sys.executable} -m sde_toolkit configs digits > /dev/full"
     done = subprocess.run(command, shell=True, timeout=120, stderr=subprocess.PIPE, text=True)

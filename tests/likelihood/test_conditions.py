@@ -208,6 +208,7 @@ with launched() as processes:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_values_of_one(tmp_path: Path) -> None:
     script = tmp_path / "share.py"
     script.write_text(SCRIPT.format(root=str(Path(__file__).parents[2])))
