@@ -29,6 +29,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_NO_HOLDERS = (Tensor, str, int, float, type(None))
+"""What holds no module, told first: the checks for abstract classes take most of the search."""
+
+
 def modules_of(*parts: object) -> list[nn.Module]:
     """The modules in models, in models inside them, and in their attributes, each once."""
     found: dict[int, nn.Module] = {}
@@ -36,7 +40,7 @@ def modules_of(*parts: object) -> list[nn.Module]:
     left = list(parts)
     while left:
         part = left.pop()
-        if id(part) in seen:
+        if isinstance(part, _NO_HOLDERS) or id(part) in seen:
             continue
         seen.add(id(part))
         if isinstance(part, nn.Module):
