@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import Moments, full_precision, padded_rows
+from sde_toolkit.models import Moments, padded_rows
 from sde_toolkit.samplers.gaussian.plan import Tables
 
 MOST_AXES = 12
@@ -94,8 +94,7 @@ class FoldedPlan:
             places[place + 1].copy_(raw if flat else raw.flatten(1))
         if z is not None:
             places[2 * self.places].copy_(z if flat else z.flatten(1))
-        with full_precision(rows):
-            found = torch.mm(rows, (self.moved if replaced else self.usual)[i])
+        found = torch.mm(rows, (self.moved if replaced else self.usual)[i])  # runs are outside autocast
         if found.shape[0] != x.shape[0]:
             found = found[: x.shape[0]]
         if replaced:
