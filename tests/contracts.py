@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_toolkit.sdes.sde import ForwardSDE
+from sde_toolkit.sdes import ForwardSDE
 
 FUNCTIONS = ("alpha", "log_alpha", "sigma", "f", "g", "g_squared", "nsr", "lam")
 EVENT_SHAPES = ((1,), (5,), (3, 2), (1, 4, 4))

@@ -13,7 +13,7 @@ import torch
 
 from sde_toolkit.models import Wrapper
 from sde_toolkit.models.exact import ExactData, Gaussian, GaussianMixture
-from sde_toolkit.sdes.sde import VESDE, VPSDE, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
 
 ALPHA = 1e-5
 """False-alarm rate of every statistical test."""

@@ -25,6 +25,7 @@ from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.training import DenoisingLoss, Optimization
+from sde_toolkit.utils import as_device
 
 
 def build_dataset(config: Config) -> data.Dataset:
@@ -98,16 +99,7 @@ def resolve_device(config: Config) -> torch.device:
     if config.device == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"config.device {config.device!r} is not usable on this machine ({reason}); "
-            "take auto, cpu, cuda, cuda:1 or mps"
-        ) from None
-    return device
+    return as_device("config.device", config.device)
 
 
 def resolve_dtype(config: Config) -> torch.dtype:

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
-from sde_toolkit.data.scaling import Scaling
+from sde_toolkit.data.scaling import Scaling, warn_if_levels
 from sde_toolkit.models import MAX_FULL, Moments
-from sde_toolkit.utils import Stream, integer, permutation, step_generator
+from sde_toolkit.utils import Stream, check_fields, checked, integer, permutation, shown, step_generator
 
 MAX_COVARIANCE_DIM = 4096
 """The largest D for which the full (D, D) covariance is formed (128 MB in float64)."""
@@ -81,6 +81,7 @@ class Dataset:
     workers: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.training not in BIN_VARIANCE:
             raise ValueError(f"training must be one of {', '.join(BIN_VARIANCE)}, got {self.training!r}")
         if self.flip not in FLIPS:
@@ -252,6 +253,7 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
     return total
 
 
+@checked
 def from_array(
     x: Tensor | np.ndarray,
     scaling: Scaling | None = None,
@@ -269,7 +271,7 @@ def from_array(
     own, build ``Dataset`` itself.  ``labels`` are integers with shape (N,).
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range data.
     """
-    x = torch.as_tensor(x)
+    x = _signed(_tensor("x", x))
     _check_examples("x", x, None if scaling is None else scaling.levels)
     if not 0 < test_fraction < 1 or len(x) < 2:
         raise ValueError(
@@ -278,16 +280,41 @@ def from_array(
     num_test = min(max(round(test_fraction * len(x)), 1), len(x) - 1)
     order = permutation(len(x), seed, 0, Stream.SPLIT)
     train, test = order[num_test:], order[:num_test]
+    if scaling is None or scaling.levels is None:
+        warn_if_levels(x.numpy(), "scaling=Scaling.grey(256)")
     if scaling is None:
+        if not bool((x[train].double() != x[train[0]].double()).any()):
+            raise ValueError(
+                "x must vary, got equal examples; give scaling=Scaling.identity() for constant data"
+            )
         scaling = Scaling.standard(x[train])
     if scaling.levels is None:
         x = scaling.to_model(x, dtype)
     if labels is None:
         return Dataset(name, x[train], x[test], scaling)
-    labels = torch.as_tensor(labels).to(torch.int64)
+    labels = _tensor("labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}; convert them with .long()")
+    labels = labels.to(torch.int64)
     if labels.shape != (len(x),):
         raise ValueError(f"labels must have shape ({len(x)},), one per example, got {tuple(labels.shape)}")
     return Dataset(name, x[train], x[test], scaling, labels[train], labels[test])
+
+
+def _tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
+    """A tensor of the values; raises TypeError for arrays that hold no numbers."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "iufb":
+        raise TypeError(f"{name} must hold real numbers, got {shown(value)}")
+    return torch.as_tensor(value)
+
+
+def _signed(x: Tensor) -> Tensor:
+    """Unsigned integers of 16 bits and more, with which torch does not compute, as int64."""
+    if x.dtype not in (torch.uint16, torch.uint32, torch.uint64):
+        return x
+    if x.dtype == torch.uint64 and x.numel() and bool((x.view(torch.int64) < 0).any()):
+        raise ValueError("x must hold grey levels below 2^63, got larger integers; scale them to floats")
+    return x.to(torch.int64)
 
 
 def _check_examples(name: str, x: Tensor, levels: int | None) -> None:

@@ -16,13 +16,15 @@ Reference: Theis, van den Oord and Bethge, "A Note on the Evaluation of Generati
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils import integer, same_values
+from sde_toolkit.utils import check_fields, integer, same_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,10 @@ class Scaling:
     levels: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("scale", "shift"):
+            if not getattr(self, name).is_floating_point():
+                raise ValueError(f"{name} must hold real numbers, got {getattr(self, name).dtype}")
         if not (torch.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError(f"scale must be positive and finite, got {self.scale}; are the data constant?")
 
@@ -57,7 +63,7 @@ class Scaling:
     @staticmethod
     def grey(levels: int) -> Scaling:
         """Return the scaling of integers 0, ..., levels - 1: x = 2 (v + u) / levels - 1, in [-1, 1)."""
-        levels = integer("levels", levels, 2)
+        levels = integer("levels", levels, 2, 1 << 31)
         return Scaling(_float64(2.0 / levels), _float64(-1.0), levels)
 
     @staticmethod
@@ -120,6 +126,21 @@ class Scaling:
                 "scaling must have grey levels for this, got continuous data; use Scaling.grey(levels)"
             )
         return self.levels
+
+
+def warn_if_levels(x: np.ndarray, mend: str) -> None:
+    """Warn of images, x with shape (N, H, W) or (N, *), whose floats are whole numbers from 0 to 255.
+
+    Args:
+        x: floats.
+        mend: what takes them as grey levels.
+    """
+    if x.ndim > 2 and x.max() > 2 and x.min() >= 0 and x.max() <= 255 and bool((x == np.rint(x)).all()):
+        warnings.warn(
+            f"data are whole numbers from {x.min():g} to {x.max():g} of type {x.dtype} and are taken as "
+            f"continuous; {mend} takes them as grey levels",
+            stacklevel=4,
+        )
 
 
 def scaling_from_tensors(tensors: Mapping[str, Tensor]) -> Scaling | None:

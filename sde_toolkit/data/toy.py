@@ -22,11 +22,15 @@ from torch import Tensor
 
 from sde_toolkit.data.dataset import Dataset, Training, from_array
 from sde_toolkit.data.scaling import Scaling
-from sde_toolkit.utils import Stream, integer, seed_sequence
+from sde_toolkit.utils import Stream, checked, host_tensor, integer, seed_sequence
+
+_LARGE = 1e30
+"""What lengths stay below, so that float32 holds their squares."""
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray | None]]
 
 
+@checked
 def digits(training: Training = "uniform") -> Dataset:
     """Return scikit-learn's digits, labelled: 1500 to train, 297 to test, shape (1, 8, 8), 17 grey levels.
 
@@ -40,6 +44,7 @@ def digits(training: Training = "uniform") -> Dataset:
     return replace(made, training=training)
 
 
+@checked
 def gaussian_mixture(
     means: Tensor | np.ndarray,
     std: float,
@@ -54,12 +59,12 @@ def gaussian_mixture(
 
     The examples are in model scale as they are drawn, so the mixture's closed forms apply to them unchanged.
     """
-    means = np.asarray(means, dtype=np.float64)
-    if means.ndim != 2 or not np.isfinite(means).all():
+    means = host_tensor("means", means).numpy()
+    if means.ndim != 2 or not means.size or not np.isfinite(means).all():
         raise ValueError(f"means must be finite with shape (K, D), got shape {means.shape}")
-    if not 0 < std < math.inf:
+    if not 0 < std < _LARGE:
         raise ValueError(f"std must be positive and finite, got {std}")
-    p = np.ones(len(means)) if weights is None else np.asarray(weights, dtype=np.float64)
+    p = np.ones(len(means)) if weights is None else host_tensor("weights", weights).numpy()
     if p.shape != (len(means),) or not (np.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
         raise ValueError(
             f"weights must be {len(means)} finite numbers >= 0 with a positive sum, got {weights}"
@@ -79,15 +84,18 @@ def ring_components() -> tuple[Tensor, float]:
     return math.sqrt(2 - 2 * std**2) * torch.stack([angle.cos(), angle.sin()], 1), std
 
 
+@checked
 def ring(num_train: int = 8192, num_test: int = 2048, seed: int = 0) -> Dataset:
     """Return eight Gaussians of equal weight on a circle, labelled; event shape (2,)."""
     means, std = ring_components()
     return gaussian_mixture(means, std, num_train=num_train, num_test=num_test, seed=seed, name="ring")
 
 
+@checked
 def moons(num_train: int = 8192, num_test: int = 2048, seed: int = 0, noise: float = 0.05) -> Dataset:
     """Return two interleaved half circles plus noise, labelled; ``noise`` in units of their radius."""
     # E|w|^2 per coordinate is 1 and 5/8 - 1/pi; the mean is (1/2, 1/4).
+    _check_noise(noise)
     std = math.sqrt((1 + 5 / 8 - 1 / math.pi - 1 / 4 - 1 / 16) / 2 + noise**2)
 
     def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -100,6 +108,7 @@ def moons(num_train: int = 8192, num_test: int = 2048, seed: int = 0, noise: flo
     return _drawn("moons", draw, num_train, num_test, seed)
 
 
+@checked
 def checkerboard(num_train: int = 8192, num_test: int = 2048, seed: int = 0) -> Dataset:
     """Return draws that are uniform on the 8 dark squares of a 4 x 4 board; event shape (2,)."""
     side = math.sqrt(3) / 2  # a uniform coordinate on [-2 side, 2 side] has variance (4 side)^2 / 12 = 1
@@ -112,8 +121,10 @@ def checkerboard(num_train: int = 8192, num_test: int = 2048, seed: int = 0) -> 
     return _drawn("checkerboard", draw, num_train, num_test, seed)
 
 
+@checked
 def swissroll(num_train: int = 8192, num_test: int = 2048, seed: int = 0, noise: float = 0.5) -> Dataset:
     """Return the planar spiral a (cos a, sin a), a ~ U[3 pi/2, 9 pi/2], plus noise; event shape (2,)."""
+    _check_noise(noise)
     low, high = 1.5 * math.pi, 4.5 * math.pi
     # Integrals of a cos a, a sin a and a^2 over [low, high]; cos vanishes at both ends, sin is -1 and 1.
     mean = np.array([(high + low) / (high - low), 2 / (high - low)])
@@ -126,6 +137,11 @@ def swissroll(num_train: int = 8192, num_test: int = 2048, seed: int = 0, noise:
         return (w - mean) / std, None
 
     return _drawn("swissroll", draw, num_train, num_test, seed)
+
+
+def _check_noise(noise: float) -> None:
+    if not 0 <= noise < _LARGE:
+        raise ValueError(f"noise must lie in [0, {_LARGE:g}), got {noise}")
 
 
 def _drawn(name: str, draw: Draw, num_train: int, num_test: int, seed: int) -> Dataset:

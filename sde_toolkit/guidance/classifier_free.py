@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.samplers import Sampler
+from sde_toolkit.utils import check_fields, checked
 
 
 class ClassifierFree(Wrapper):
@@ -35,6 +36,7 @@ class ClassifierFree(Wrapper):
         ValueError: a model without classes, or a scale that is not finite.
     """
 
+    @checked
     def __init__(self, model: ScoreModel, scale: float) -> None:
         super().__init__(model)
         if not model.num_classes:
@@ -60,11 +62,15 @@ class ClassifierFreeGuidance:
 
     scale: float
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, model: ScoreModel) -> ClassifierFree:
         """The guided model."""
         return ClassifierFree(model, self.scale)
 
 
+@checked
 def guided(sampler: Sampler, scale: float) -> Sampler:
     """Any sampler on the guided prediction (2207.12598); give ``sample`` a condition.
 

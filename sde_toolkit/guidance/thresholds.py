@@ -18,10 +18,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.samplers import Sampler
+from sde_toolkit.utils import check_fields, checked
 from solvers import expand_like
 
 
@@ -45,6 +47,7 @@ class StaticThreshold(Threshold):
     limit: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_limit(self.limit)
 
     def __call__(self, x0_hat: Tensor) -> Tensor:
@@ -60,15 +63,25 @@ class DynamicThreshold(Threshold):
     limit: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_limit(self.limit)
         if not 0 < self.quantile <= 1:
             raise ValueError(f"quantile must lie in (0, 1], got {self.quantile}")
 
     def __call__(self, x0_hat: Tensor) -> Tensor:
         """The prediction in [-limit, limit], with shape (B, *)."""
-        size = x0_hat.abs().flatten(1)
-        s = expand_like(size.quantile(self.quantile, dim=1).clamp(min=self.limit), x0_hat)
+        size = _quantile(x0_hat.abs().flatten(1), self.quantile)
+        s = expand_like(size.clamp(min=self.limit), x0_hat)
         return self.limit / s * x0_hat.clamp(-s, s)
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """The q-quantile of every row of (B, n) with shape (B,), linear between two values; for any n, where
+    ``torch.quantile`` ends at 2^24."""
+    place = q * (values.shape[1] - 1)
+    low = math.floor(place)
+    ordered = values.sort(dim=1).values
+    return torch.lerp(ordered[:, low], ordered[:, min(low + 1, values.shape[1] - 1)], place - low)
 
 
 class Thresholded(Wrapper):
@@ -76,6 +89,7 @@ class Thresholded(Wrapper):
 
     predicts = "data"
 
+    @checked
     def __init__(self, model: ScoreModel, threshold: Threshold) -> None:
         super().__init__(model)
         self._threshold = threshold
@@ -91,11 +105,15 @@ class Thresholding:
 
     threshold: Threshold
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, model: ScoreModel) -> Thresholded:
         """The thresholded model."""
         return Thresholded(model, self.threshold)
 
 
+@checked
 def thresholded(sampler: Sampler, threshold: Threshold) -> Sampler:
     """Any sampler with its clean predictions kept inside the range of the data (2205.11487, section 2.3)."""
     return replace(sampler, guidance=Thresholding(threshold))

@@ -213,7 +213,9 @@ def _blank(
 
 def plain_condition(condition: Condition | None) -> int | list[Any] | None:
     """A condition as JSON holds it: a number, nested lists, or None."""
-    return condition.tolist() if isinstance(condition, Tensor) else condition
+    if condition is None or isinstance(condition, int):
+        return condition
+    return condition.tolist() if isinstance(condition, (Tensor, np.ndarray)) else list(condition)
 
 
 def _key(record: Record) -> str:

@@ -43,7 +43,7 @@ from sde_toolkit.likelihood.dequantize import HasNats
 from sde_toolkit.likelihood.flow import values_only
 from sde_toolkit.metrics import Estimate
 from sde_toolkit.models import ScoreModel
-from sde_toolkit.utils import Stream, integer, step_generator
+from sde_toolkit.utils import Stream, check_fields, checked, host_tensor, integer, returned, step_generator
 
 RESAMPLES = 500
 """Draws behind the standard error and the floor of the calibration error."""
@@ -82,6 +82,9 @@ class Classification:
     log_joint: Tensor = field(repr=False)
     temperature: float = 1.0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def log_probabilities(self) -> Tensor:
@@ -134,6 +137,7 @@ class Judgement:
     bins: tuple[Bin, ...]
 
 
+@checked
 def classify(
     model: ConditionalModel,
     x: Tensor,
@@ -157,7 +161,7 @@ def classify(
     count = model.num_classes
     if count < 1:
         raise ValueError("model must have classes, got one without; build its network with num_classes")
-    weights = torch.full((count,), 1 / count) if priors is None else torch.as_tensor(priors)
+    weights = torch.full((count,), 1 / count) if priors is None else host_tensor("priors", priors)
     weights = weights.to("cpu", torch.float64)
     if weights.shape != (count,) or not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-6:
         raise ValueError(
@@ -165,11 +169,15 @@ def classify(
             "counts by their sum"
         )
     start = time.perf_counter()
-    columns = [log_likelihood(model.given(label), x).nats for label in range(count)]
+    columns = [
+        returned("log_likelihood", log_likelihood(model.given(label), x), "nats").nats
+        for label in range(count)
+    ]
     log_joint = torch.stack([column.to("cpu", torch.float64) for column in columns], 1) + weights.log()
     return Classification(log_joint, seconds=time.perf_counter() - start)
 
 
+@checked
 def fit_temperature(found: Classification, labels: Tensor) -> float:
     """The temperature T with the smallest negative log-likelihood of the labels with shape (B,).
 
@@ -188,6 +196,7 @@ def fit_temperature(found: Classification, labels: Tensor) -> float:
     return math.exp(-0.5 * (low + high))
 
 
+@checked
 def tempered(found: Classification, temperature: float) -> Classification:
     """The same classification at another temperature, positive; the prediction does not change."""
     if not 0 < temperature < math.inf:
@@ -195,6 +204,7 @@ def tempered(found: Classification, temperature: float) -> Classification:
     return replace(found, temperature=temperature)
 
 
+@checked
 def judge(found: Classification, labels: Tensor, num_bins: int = 15, seed: int = 0) -> Judgement:
     """Compare a classification with the true labels with shape (B,).
 

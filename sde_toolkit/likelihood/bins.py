@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from sde_toolkit.data import Scaling
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream, integer, seeded
+from sde_toolkit.utils import Stream, checked, integer, seeded
 from solvers import NoiseSource
 
 RATIO = 3.0
@@ -92,6 +92,7 @@ class UniformDequantizer(Dequantizer):
         t_min: the time of the density.
     """
 
+    @checked
     def __init__(self, scaling: Scaling, sde: ForwardSDE, t_min: float = LIKELIHOOD_T_MIN) -> None:
         super().__init__(scaling, sde, t_min)
 
@@ -113,6 +114,7 @@ class TruncatedNormalDequantizer(Dequantizer):
         ValueError: a process that has more noise than that at its start.
     """
 
+    @checked
     def __init__(
         self, scaling: Scaling, sde: ForwardSDE, ratio: float = RATIO, t_min: float | None = None
     ) -> None:
@@ -134,8 +136,8 @@ class TruncatedNormalDequantizer(Dequantizer):
 
 def _bin_time(scaling: Scaling, sde: ForwardSDE, ratio: float) -> float:
     """The time at which half of the smallest bin is ``ratio`` sigma / alpha."""
-    if not 0 < ratio < math.inf:
-        raise ValueError(f"ratio must be positive and finite, got {ratio}; try {RATIO}")
+    if not 1e-6 < ratio < 1e6:
+        raise ValueError(f"ratio must be positive and finite, from 1e-6 to 1e6, got {ratio}; try {RATIO}")
     nsr, start = (
         0.5 * float(scaling.scale.min()) / ratio,
         float(sde.nsr(torch.zeros((), dtype=torch.float64))),
@@ -160,6 +162,7 @@ class VariationalDequantizer(Dequantizer):
             far below the bins its errors exceed the signal many times.
     """
 
+    @checked
     def __init__(
         self, flow: PlaceFlow, scaling: Scaling, sde: ForwardSDE, t_min: float | None = None
     ) -> None:
@@ -188,11 +191,12 @@ class PlaceFlow(nn.Module):
         ValueError: a size below 1.
     """
 
+    @checked
     def __init__(
         self, event_shape: tuple[int, ...], num_maps: int = 1, width: int = 32, seed: int = 0
     ) -> None:
         super().__init__()
-        integer("num_maps", num_maps, 1)
+        integer("num_maps", num_maps, 1, 1024)
         integer("width", width, 1)
         self.event_shape = tuple(event_shape)
         with seeded(seed):

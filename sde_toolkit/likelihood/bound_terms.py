@@ -23,6 +23,7 @@ from torch import Tensor
 from sde_toolkit.data import Scaling
 from sde_toolkit.models import Moments, row_product
 from sde_toolkit.sdes import VARIANCES, Chain, ForwardSDE, Variance
+from sde_toolkit.utils import check_called, shown
 from solvers.terms import expand_like
 
 BoundTimes = Literal["log_snr", "uniform"]
@@ -216,7 +217,9 @@ class Discrete(Path):
     def __init__(
         self, chain: Chain, variance: Variance | LearnedVariance, num_terms: int | None, num_features: int
     ) -> None:
-        if not callable(variance) and variance not in VARIANCES:
+        if callable(variance):
+            check_called("variance", variance, 2, more=1)
+        elif variance not in VARIANCES:
             raise ValueError(
                 f"variance must be one of {', '.join(VARIANCES)} or a callable, got {variance!r}"
             )
@@ -300,7 +303,13 @@ class Discrete(Path):
 
     @staticmethod
     def _fraction(learned: LearnedVariance, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:
-        v = (learned(x, i) if condition is None else learned(x, i, condition)).double()
+        v = learned(x, i) if condition is None else learned(x, i, condition)
+        if not isinstance(v, Tensor) or v.shape not in (x.shape, x.shape[:1]):
+            raise TypeError(
+                f"variance must return a tensor with shape {tuple(x.shape)} or {tuple(x.shape[:1])}, got "
+                f"{shown(v)}"
+            )
+        v = v.double()
         return expand_like(v, x.double()) if v.ndim < 2 else v
 
 

@@ -80,7 +80,7 @@ from sde_toolkit.likelihood.bound_terms import (
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated, known_moments
 from sde_toolkit.sdes import Chain, Variance
-from sde_toolkit.utils import ALONE, Processes, Stream
+from sde_toolkit.utils import ALONE, Processes, Stream, check_fields, checked, integer
 from solvers import Normals, expand_like
 
 
@@ -110,6 +110,7 @@ class BoundDraws:
     control: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.time_sampling not in BOUND_TIMES:
             raise ValueError(
                 f"time_sampling must be one of {', '.join(BOUND_TIMES)}, got {self.time_sampling!r}"
@@ -159,6 +160,7 @@ class Bound:
         return float(self.standard_error.square().sum().sqrt()) / len(self.nats)
 
 
+@checked
 @evaluated
 def continuous_bound(
     model: ScoreModel,
@@ -194,7 +196,7 @@ def continuous_bound(
     Raises:
         ValueError, TypeError: an argument out of range or of the wrong shape or type; before any evaluation.
     """
-    _check(model, x0, batch_size, scaling, log_det_per_dim)
+    _check(model, x0, batch_size, scaling, log_det_per_dim, first_sample)
     num_draws, multiple = 32 if draws.num_draws is None else draws.num_draws, PAIR * (1 + draws.antithetic)
     if num_draws < multiple or num_draws % multiple:
         raise ValueError(f"num_draws must be a positive multiple of {multiple}, got {num_draws}")
@@ -206,6 +208,7 @@ def continuous_bound(
     return _run(estimate, rows, log_det_per_dim, settings)
 
 
+@checked
 @evaluated
 def discrete_bound(
     model: ScoreModel,
@@ -242,7 +245,7 @@ def discrete_bound(
         ValueError, TypeError: an argument out of range or of the wrong shape or type, or a chain with fewer
             than two terms; before any evaluation.
     """
-    _check(model, x0, batch_size, scaling, log_det_per_dim)
+    _check(model, x0, batch_size, scaling, log_det_per_dim, first_sample)
     num_terms = draws.num_draws
     if num_terms is not None and (num_terms < PAIR or num_terms % PAIR):
         raise ValueError(f"num_draws must be a positive even number, or None for all terms, got {num_terms}")
@@ -429,8 +432,10 @@ def _check(
     batch_size: int | None,
     scaling: Scaling | None,
     log_det_per_dim: float,
+    first_sample: int,
 ) -> None:
     check_states(model, x0, "x0")
+    integer("first_sample", first_sample, 0)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if scaling is None:

@@ -44,7 +44,7 @@ from sde_toolkit.likelihood.bins import Dequantizer, VariationalDequantizer
 from sde_toolkit.likelihood.flow import values_only
 from sde_toolkit.metrics import Estimate
 from sde_toolkit.models import Condition, ScoreModel, evaluated, evaluating, recording
-from sde_toolkit.utils import integer
+from sde_toolkit.utils import UNSIGNED, check_called, checked, integer, returned
 from solvers import Normals
 
 
@@ -72,6 +72,7 @@ class TimedDensity(Protocol):
         ...
 
 
+@checked
 @recording()
 def train_dequantizer(
     dequantizer: VariationalDequantizer,
@@ -104,6 +105,8 @@ def train_dequantizer(
             not take; before any evaluation.
     """
     integer("num_steps", num_steps, 1)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a finite positive number, got {learning_rate}")
     _check_values(values, dequantizer, model)
     t = torch.tensor(dequantizer.t_min, dtype=torch.float64)
     given = model.conditions(condition, len(values))
@@ -159,6 +162,7 @@ class DiscreteLogLikelihood:
         return Estimate(float(bits.mean()), spread / math.sqrt(len(bits)), "standard error of the mean")
 
 
+@checked
 @evaluated
 @torch.no_grad()
 def discrete_log_likelihood(
@@ -193,6 +197,10 @@ def discrete_log_likelihood(
             the model does not take; before any evaluation.
     """
     integer("num_samples", num_samples, 1)
+    integer("first_sample", first_sample, 0)
+    for name, density in (("log_likelihood", log_likelihood), ("second", second)):
+        if density is not None:
+            check_called(name, density, 2, ("t_min", "first_sample"))
     _check_values(values, dequantizer, model)
     start, given = time.perf_counter(), model.conditions(condition, len(values))
     rows = range(first_sample, first_sample + len(values))
@@ -205,8 +213,9 @@ def discrete_log_likelihood(
         with evaluating(getattr(dequantizer, "flow", None)):
             x, log_q = dequantizer.draw(values, source, index)
         x = x.to(model.device, model.dtype)
-        for density, column in zip(densities, columns, strict=True):
+        for name, density, column in zip(("log_likelihood", "second"), densities, columns, strict=False):
             found = density(model, x, t_min=dequantizer.t_min, first_sample=first_sample, **options)
+            returned(name, found, "nats")
             column.append(found.nats.to(log_q) - log_q)
             nfe.append(getattr(found, "nfe", None))
     spent = [count for count in nfe if count is not None]
@@ -252,7 +261,7 @@ def _check_values(values: Tensor, dequantizer: Dequantizer, model: ScoreModel) -
         raise ValueError(
             f"values must have shape (B, {', '.join(map(str, wanted))}), got {tuple(values.shape)}"
         )
-    if values.dtype.is_floating_point or values.dtype == torch.bool:
+    if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype in (torch.bool, *UNSIGNED):
         raise ValueError(f"values must be integer grey levels, got {values.dtype}; use Scaling.to_levels")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= dequantizer.levels:

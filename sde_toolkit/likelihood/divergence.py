@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import full_precision
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import Stream, check_fields
 from solvers import Normals
 
 ProbeKind = Literal["rademacher", "gaussian"]
@@ -42,6 +42,10 @@ PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
 
 Product = Callable[[Tensor], Tensor]
 """v with shape (B, k, n) -> A^T v with shape (B, k, n)."""
+
+
+MOST_FEATURES = 1 << 14
+"""Most features of which the divergence is found exactly."""
 
 
 class Divergence(ABC):
@@ -97,7 +101,7 @@ class Divergence(ABC):
 
 @dataclass(frozen=True)
 class ExactDivergence(Divergence):
-    """n products, one for each feature.
+    """n products, one for each feature, for at most ``MOST_FEATURES``.
 
     Args:
         chunk: features per batched product; less memory with fewer.
@@ -109,10 +113,17 @@ class ExactDivergence(Divergence):
     chunk: int = 64
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _at_least_one("chunk", self.chunk)
 
     def columns(self, num_features: int) -> int:
-        """1."""
+        """1; raises ValueError for more than ``MOST_FEATURES``."""
+        if num_features > MOST_FEATURES:
+            raise ValueError(
+                f"divergence must be estimated for {num_features} features: the exact one takes as many "
+                f"derivatives of the network at every evaluation, and at most {MOST_FEATURES} are allowed; "
+                "give a number of Hutchinson's probes, as in divergence=16"
+            )
         return 1
 
     def probes(self, source: Normals) -> None:
@@ -125,10 +136,11 @@ class ExactDivergence(Divergence):
     def trace(self, product: Product, probes: Tensor | None, like: Tensor) -> Tensor:
         """The trace with shape (B, 1)."""
         batch, n = like.shape
-        eye = torch.eye(n, dtype=like.dtype, device=like.device)
         total = like.new_zeros(batch)
         for first in range(0, n, self.chunk):
-            rows = eye[first : first + self.chunk]
+            count = min(self.chunk, n - first)
+            rows = like.new_zeros(count, n)
+            rows[:, first : first + count].fill_diagonal_(1.0)
             found = product(rows.expand(batch, -1, -1))
             total = total + (found * rows).sum((1, 2))
         return total[:, None]
@@ -159,6 +171,7 @@ class Hutchinson(Divergence):
     control: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _at_least_one("num_probes", self.num_probes)
         if self.kind not in PROBE_KINDS:
             raise ValueError(f"kind must be one of {', '.join(PROBE_KINDS)}, got {self.kind!r}")
@@ -217,6 +230,7 @@ class HutchPlusPlus(Divergence):
     control: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _at_least_one("num_probes", self.num_probes)
         _at_least_one("sketch", self.size)
         if self.kind not in PROBE_KINDS:

@@ -41,7 +41,7 @@ from sde_toolkit.likelihood.density import CORRECTIONS, PRIORS, Columns, Correct
 from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, EvaluatedModel, Moments, ScoreModel, check_states, evaluated
-from sde_toolkit.utils import ALONE, Processes, check_fields
+from sde_toolkit.utils import ALONE, Processes, check_fields, checked, integer
 from solvers import DOPRI5, MAX_STEPS, RK4, Adaptive, FixedGrid, Integrator, Method
 
 DIAGNOSTIC_SAMPLES = 8
@@ -124,11 +124,15 @@ class Endpoint:
     moments: Moments | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.prior, str) and self.prior not in PRIORS:
             raise ValueError(f"prior must be one of {', '.join(PRIORS)} or a log-density, got {self.prior!r}")
         if self.correction not in CORRECTIONS:
             raise ValueError(f"correction must be one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
 
+
+MOST_PROBES = 1 << 20
+"""Most random probes."""
 
 DEFAULT_SOLVER = FlowSolver()
 """Adaptive steps of Dormand and Prince, with tolerances of 1e-5."""
@@ -183,6 +187,7 @@ class LogLikelihood:
         return self.nats - reach, self.nats + reach
 
 
+@checked
 @evaluated
 def log_likelihood(
     model: ScoreModel,
@@ -222,6 +227,7 @@ def log_likelihood(
     """
     check_states(model, x)
     _check_counts(batch_size, num_diagnostic_samples)
+    integer("first_sample", first_sample, 0)
     given = model.conditions(condition, len(x))
     start, dims = time.perf_counter(), x[0].numel()
     density = _density(model, dims, divergence, solver, endpoint, t_min, seed)
@@ -269,6 +275,7 @@ values_only = functools.partial(log_likelihood, num_diagnostic_samples=0)
 """``log_likelihood`` without a budget, for computations that call it many times."""
 
 
+@checked
 def differentiable_log_likelihood(
     model: ScoreModel,
     x: Tensor,
@@ -318,7 +325,8 @@ def _density(
 ) -> FlowDensity:
     """The density that these options name; raises ValueError for those that do not fit the model."""
     if not isinstance(divergence, Divergence):
-        divergence = ExactDivergence() if divergence is None else Hutchinson(divergence)
+        count = None if divergence is None else integer("divergence", divergence, 1, MOST_PROBES)
+        divergence = ExactDivergence() if count is None else Hutchinson(count)
     divergence.columns(dims)
     flow = WhitenedFlow(model, t_min, endpoint.moments)
     steps = solver.steps(flow.tau_min, flow.tau_max)

@@ -30,7 +30,7 @@ from torch import Tensor
 from sde_toolkit.likelihood.flow import DEFAULT_SOLVER, FlowSolver
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated
-from sde_toolkit.utils import ALONE, Processes
+from sde_toolkit.utils import ALONE, Processes, checked, host_tensor
 
 _SMALL_ANGLE = 1e-6
 
@@ -58,6 +58,7 @@ class _Ends(NamedTuple):
     nfe: Tensor
 
 
+@checked
 @evaluated
 def encode(
     model: ScoreModel,
@@ -104,6 +105,7 @@ def encode(
     return Latents(z, error, end.nfe)
 
 
+@checked
 @evaluated
 def decode(
     model: ScoreModel,
@@ -153,6 +155,7 @@ def _run(
         return processes.map(run, u, batch_size or len(u))
 
 
+@checked
 def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     """Points on the great circles from z_a to z_b, each with shape (B, *); returns shape (W, B, *).
 
@@ -163,10 +166,15 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> 
     Raises:
         ValueError: shapes that differ.
     """
+    if not (z_a.is_floating_point() and z_b.is_floating_point()):
+        raise ValueError(f"z_a and z_b must hold real numbers, got {z_a.dtype} and {z_b.dtype}")
     if z_a.shape != z_b.shape or z_a.ndim < 2:
         raise ValueError(
             f"z_a and z_b must have one shape (B, *), got {tuple(z_a.shape)} and {tuple(z_b.shape)}"
         )
+    weights = host_tensor("weights", weights)
+    if weights.numel() == 0:
+        raise ValueError("weights must hold at least one number, got none")
     a, b = z_a.flatten(1), z_b.flatten(1)
     norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     tiny = torch.finfo(a.dtype).tiny
@@ -178,7 +186,7 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> 
     straight = theta.sin() < _SMALL_ANGLE
     sine = torch.where(straight, 1.0, theta.sin())
     points = []
-    for w in torch.as_tensor(weights, dtype=a.dtype, device=a.device).flatten():
+    for w in weights.to(a.device, a.dtype).flatten():
         turned = (((1 - w) * theta).sin() * unit_a + (w * theta).sin() * unit_b) / sine
         curve = ((1 - w) * norm_a + w * norm_b) * turned
         points.append(torch.where(straight, (1 - w) * a + w * b, curve))

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils import Stream, integer, step_generator
+from sde_toolkit.utils import Stream, check_fields, checked, integer, step_generator
 
 MEDIAN_POINTS = 500
 """At most this many points of each set enter the median heuristic, evenly spaced in the set."""
@@ -71,6 +71,7 @@ class SlicedWasserstein(Distance):
     order: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         integer("num_projections", self.num_projections, 1)
         integer("seed", self.seed, 0)
         if self.order not in (1, 2):
@@ -111,6 +112,7 @@ class MMD(Distance):
     bandwidths: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.bandwidths is not None and not (
             len(self.bandwidths) and all(0 < h < math.inf for h in self.bandwidths)
         ):
@@ -144,11 +146,15 @@ class OnFeatures(Distance):
     features: Callable[[Tensor], Tensor]
     distance: Distance
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
         """See ``Distance``: features are computed once."""
         return self.distance.on_subsets(*checked_sets(self.features(x), self.features(y)), keep_x, keep_y)
 
 
+@checked
 def sliced_wasserstein(
     x: Tensor, y: Tensor, num_projections: int = 128, seed: int = 0, order: int = 1
 ) -> float:
@@ -156,21 +162,25 @@ def sliced_wasserstein(
     return SlicedWasserstein(num_projections, seed, order)(x, y)
 
 
+@checked
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """Return the unbiased energy distance of ``x`` with shape (n, *) and ``y`` with shape (m, *)."""
     return EnergyDistance()(x, y)
 
 
+@checked
 def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float] | None = None) -> float:
     """Return the unbiased squared MMD of ``x`` with shape (n, *) and ``y`` with shape (m, *), see ``MMD``."""
     return MMD(None if bandwidths is None else tuple(bandwidths))(x, y)
 
 
+@checked
 def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
     """Return the Frechet distance (squared, as in FID) of features with shapes (n, F) and (m, F)."""
-    return FrechetDistance()(features_x, features_y)
+    return FrechetDistance()(*checked_sets(features_x, features_y, ("features_x", "features_y")))
 
 
+@checked
 def gaussian_w2(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> float:
     """Return the 2-Wasserstein distance of Gaussians with means of shape (D,) and covariances (D, D).
 
@@ -182,7 +192,10 @@ def gaussian_w2(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> flo
     for name, a in zip(("mean0", "cov0", "mean1", "cov1"), moments, strict=True):
         wanted = moments[0].shape[:1] * (1 if name.startswith("mean") else 2)
         if moments[0].ndim != 1 or a.shape != wanted or not torch.isfinite(a).all():
-            raise ValueError(f"{name} must be finite with shape {tuple(wanted)}, got shape {tuple(a.shape)}")
+            raise ValueError(
+                f"{name} must be finite with shape {tuple(wanted)}, for mean0 with shape "
+                f"{tuple(moments[0].shape)}, got shape {tuple(a.shape)}"
+            )
         if a.ndim == 2:
             low, tolerance = float(torch.linalg.eigvalsh(a)[0]), 1e-6 * float(a.abs().max())
             if low < -tolerance or (a - a.T).abs().max() > tolerance:
@@ -204,10 +217,10 @@ def median_distance(x: Tensor, y: Tensor) -> float:
     return median
 
 
-def checked_sets(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def checked_sets(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
     """Return both sets as float64 on the host, or raise ValueError."""
     x, y = (torch.as_tensor(s).detach().to("cpu", torch.float64) for s in (x, y))
-    for name, s in (("x", x), ("y", y)):
+    for name, s in zip(names, (x, y), strict=True):
         if s.ndim < 1 or len(s) < 2 or s.numel() == 0:
             raise ValueError(
                 f"{name} must have shape (B, *) with at least 2 samples, got shape {tuple(s.shape)}"
@@ -216,7 +229,10 @@ def checked_sets(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             count = int((~torch.isfinite(s)).sum())
             raise ValueError(f"{name} must be finite, got {count} NaN or infinite values")
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"y must have the event shape of x, {tuple(x.shape[1:])}, got {tuple(y.shape[1:])}")
+        raise ValueError(
+            f"{names[1]} must have the event shape of {names[0]}, {tuple(x.shape[1:])}, got "
+            f"{tuple(y.shape[1:])}"
+        )
     return (x[:, None], y[:, None]) if x.ndim == 1 else (x, y)
 
 

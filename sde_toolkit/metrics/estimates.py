@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.metrics.distances import Distance, checked_sets
-from sde_toolkit.utils import Stream, integer, permutation
+from sde_toolkit.utils import Stream, checked, integer, permutation
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Estimate:
     how: str
 
 
+@checked
 def bootstrap(
     distance: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, num_resamples: int = 100, seed: int = 0
 ) -> Estimate:
@@ -72,6 +73,7 @@ def bootstrap(
     return Estimate(float(t[0]), float(variance.sqrt()), f"delete-group jackknife, {num_groups} groups")
 
 
+@checked
 def over_seeds(values: Sequence[float]) -> Estimate:
     """Return the mean of the values of independent runs and its standard error, std / sqrt(number of runs).
 

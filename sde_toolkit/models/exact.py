@@ -35,90 +35,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import solvers
+from sde_toolkit.models.components import (
+    Components,
+    components_of,
+    integrated_flow,
+    monotone_flow,
+    table_of,
+)
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.products import full_precision, ordinary, row_product
-from sde_toolkit.models.score import Condition, ScoreModel, class_labels
+from sde_toolkit.models.score import Condition, ScoreModel, class_labels, of_states
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream, same_values
+from sde_toolkit.utils import Stream, as_device, as_tensor, checked, same_values
 from solvers.brownian import Normals
 from solvers.terms import expand_like
 
-_BISECTIONS = 200
-_FLOW_TOLERANCE = 1e-10
-
-
-class Components:
-    """K Gaussians in their eigenbases: the mathematics of the module's head, on flattened scale-free states.
-
-    Args:
-        weights: with shape (K,), summing to 1.
-        means: with shape (K, n), n the number of features.
-        variances: eigenvalues of the covariances with shape (K, n).
-        axes: eigenvectors, in columns, with shape (K, n, n); None when the covariances are diagonal.
-    """
-
-    @torch.inference_mode(False)
-    def __init__(self, weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None) -> None:
-        weights, means, variances = ordinary(weights), ordinary(means), ordinary(variances)
-        axes = None if axes is None else ordinary(axes)
-        self.weights, self.means, self.variances, self.axes = weights, means, variances, axes
-        self._log_weights, self._centres = weights.log(), means
-        self._into = self._out = None
-        if axes is not None:
-            self._into = axes.permute(1, 0, 2).flatten(1).contiguous()
-            self._out = axes.mT.flatten(0, 1).contiguous()
-            with full_precision(means):
-                self._centres = torch.einsum("kij,ki->kj", axes, means)
-
-    @torch.inference_mode(False)
-    def to(self, dtype: torch.dtype, device: torch.device) -> Components:
-        """The same components in another floating-point type, on another device."""
-        weights, means, variances = (c.to(device, dtype) for c in (self.weights, self.means, self.variances))
-        axes = None if self.axes is None else self.axes.to(device, dtype)
-        return Components(weights, means, variances, axes)
-
-    def project(self, y: Tensor) -> Tensor:
-        """U_k^T (y - m_k) with shape (B, K, n), for y with shape (B, n)."""
-        if self._into is None:
-            return y.unsqueeze(1) - self._centres
-        return row_product(y, self._into).unflatten(-1, self.means.shape) - self._centres
-
-    def embed(self, r: Tensor) -> Tensor:
-        """Sum over k of U_k r_k with shape (B, n), for r with shape (B, K, n)."""
-        return r.sum(1) if self._out is None else row_product(r.flatten(1), self._out)
-
-    def _pull(self, y: Tensor, nsr: Tensor) -> tuple[Tensor, Tensor]:
-        """(C_k + n^2)^{-1} (y - m_k) in the eigenbasis; log w_k N(y; m_k, C_k + n^2) up to a constant."""
-        r = self.project(y)
-        v = self.variances + expand_like(nsr.square(), r)
-        pull = r / v
-        return pull, (self._log_weights - 0.5 * v.log().sum(-1)) - 0.5 * (r * pull).sum(-1)
-
-    def log_prob(self, y: Tensor, nsr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log p_n(y), in nats, with shape (B,), for y with shape (B, n) and nsr with shape () or (B,).
-
-        With labels (B,) it is log p_n(y | k).
-        """
-        _, logits = self._pull(y, nsr)
-        if labels is None:
-            joint = logits.logsumexp(-1)
-        else:
-            joint = (logits - self._log_weights).gather(-1, labels[:, None])[:, 0]
-        return joint - 0.5 * y.shape[1] * math.log(2 * math.pi)
-
-    def score(self, y: Tensor, nsr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """grad log p_n(y) with shape (B, n), for y with shape (B, n) and nsr with shape () or (B,).
-
-        With labels (B,) it is grad log p_n(y | k): that of every row's own component.
-        """
-        pull, logits = self._pull(y, nsr)
-        if labels is not None:
-            chosen = torch.nn.functional.one_hot(labels, len(self.weights)).to(pull)
-            return -self.embed(chosen.unsqueeze(-1) * pull)
-        # A softmax written out: the library's is slow along a short dimension.
-        share = (logits - logits.amax(-1, keepdim=True).detach()).exp()
-        return self.embed(share.unsqueeze(-1) * pull) / -share.sum(-1, keepdim=True)
+MOST_COVARIANCE = 8192
+"""Most features of which the full covariance is formed: 512 MiB."""
 
 
 class ExactData(ABC):
@@ -164,13 +96,30 @@ class ExactData(ABC):
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the flattened data with shape (n, n)."""
+        """Covariance of the flattened data with shape (n, n).
+
+        Raises ValueError for more than ``MOST_COVARIANCE`` features.
+        """
         c = self.components
+        n = c.means.shape[1]
+        if n > MOST_COVARIANCE:
+            raise ValueError(
+                f"covariance must have at most {MOST_COVARIANCE} features, got {n}, which would take "
+                f"{n * n * 8 / 1e9:.0f} GB; use the model's moments, which keep the variances alone there"
+            )
         away = c.means - self.mean.flatten()
         between = torch.einsum("k,ki,kj->ij", c.weights, away, away)
         if c.axes is None:
             return between + (c.weights @ c.variances).diag()
         return between + torch.einsum("k,kij,kj,klj->il", c.weights, c.axes, c.variances, c.axes)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances of the features with shape D."""
+        c = self.components
+        each = c.variances if c.axes is None else torch.einsum("kij,kj->ki", c.axes.square(), c.variances)
+        between = (c.means - self.mean.flatten()).square()
+        return (c.weights @ (each + between)).reshape(self.event_shape)
 
     @property
     def std(self) -> float:
@@ -181,8 +130,15 @@ class ExactData(ABC):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the data, in nats, at x with shape (B, *); returns shape (B,)."""
+        x = as_tensor("x", x)
+        if tuple(x.shape[1:]) != self.event_shape or not x.is_floating_point():
+            raise ValueError(
+                f"x must hold real numbers with shape (B, {', '.join(map(str, self.event_shape))}), got "
+                f"{x.dtype} with shape {tuple(x.shape)}"
+            )
         return self.components.to(x.dtype, x.device).log_prob(x.flatten(1), x.new_zeros(()))
 
+    @checked
     def sample(self, num_samples: int, seed: int) -> Tensor:
         """Draw data with shape (num_samples, *D), float64; sample i of a seed is one for every num_samples.
 
@@ -212,11 +168,12 @@ class Gaussian(ExactData):
         ValueError: shapes that do not fit, or a covariance that is not symmetric positive semi-definite.
     """
 
+    @checked
     @torch.inference_mode(False)
     def __init__(self, mean: Any, covariance: Any) -> None:
-        mean, covariance = _table("mean", mean), _table("covariance", covariance)
+        mean, covariance = table_of("mean", mean), table_of("covariance", covariance)
         self.event_shape = tuple(mean.shape)
-        self.components = _components(
+        self.components = components_of(
             mean.new_ones(1), mean.unsqueeze(0), covariance.unsqueeze(0), name="covariance"
         )
 
@@ -242,9 +199,10 @@ class GaussianMixture(ExactData):
             symmetric positive semi-definite.
     """
 
+    @checked
     @torch.inference_mode(False)
     def __init__(self, weights: Any, means: Any, covariances: Any) -> None:
-        weights, means = _table("weights", weights), _table("means", means)
+        weights, means = table_of("weights", weights), table_of("means", means)
         total = float(weights.sum())
         if weights.ndim != 1 or not bool((weights > 0).all()) or abs(total - 1) > 1e-6:
             raise ValueError(
@@ -252,8 +210,8 @@ class GaussianMixture(ExactData):
                 f"and sum {total:.6g}; divide them by their sum"
             )
         self.event_shape = tuple(means.shape[1:])
-        covariances = _table("covariances", covariances)
-        self.components = _components(weights / total, means, covariances, name="covariances")
+        covariances = table_of("covariances", covariances)
+        self.components = components_of(weights / total, means, covariances, name="covariances")
 
     def component(self, label: int) -> Gaussian:
         """The Gaussian number ``label``, 0 to K - 1; raises IndexError for another."""
@@ -275,9 +233,9 @@ class GaussianMixture(ExactData):
         c = self.components.to(torch.float64, y.device)
         n_t, n_s = (nsr.to(flat).expand(len(flat)) for nsr in (nsr_t, nsr_s))
         if flat.shape[1] == 1:
-            moved = _monotone_flow(c, flat, n_t, n_s)
+            moved = monotone_flow(c, flat, n_t, n_s)
         else:
-            moved = _integrated_flow(c, flat, n_t, n_s, self.mean.flatten().to(flat), self.std)
+            moved = integrated_flow(c, flat, n_t, n_s, self.mean.flatten().to(flat), self.std)
         return moved.to(y.dtype).reshape(y.shape)
 
 
@@ -292,6 +250,7 @@ class ExactModel(ScoreModel):
 
     predicts = "score"
 
+    @checked
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -302,7 +261,7 @@ class ExactModel(ScoreModel):
     ) -> None:
         self.data, self.sde = data, sde
         self.event_shape, self.data_std = data.event_shape, data.std
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device = dtype, as_device("device", device)
         self._components = data.components.to(self.dtype, self.device)
 
     def __repr__(self) -> str:
@@ -311,11 +270,11 @@ class ExactModel(ScoreModel):
     @functools.cached_property
     @torch.inference_mode(False)
     def moments(self) -> Moments:  # type: ignore[override]
-        """Mean and covariance of the data; diagonal for one Gaussian with a diagonal covariance."""
+        """Mean and covariance of the data; diagonal for one Gaussian with a diagonal covariance, and for more
+        than ``MOST_COVARIANCE`` features."""
         c = self.data.components
-        diagonal = c.axes is None and len(c.weights) == 1
-        covariance = c.variances[0].reshape(self.event_shape) if diagonal else self.data.covariance
-        return Moments(self.data.mean, covariance)
+        diagonal = c.axes is None and (len(c.weights) == 1 or c.means.shape[1] > MOST_COVARIANCE)
+        return Moments(self.data.mean, self.data.variance if diagonal else self.data.covariance)
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -345,6 +304,7 @@ class ExactModel(ScoreModel):
         y, alpha_t = self._scale_free(x_t, t)
         return (self._components.score(y, self.sde.nsr(t), condition) / alpha_t).reshape(x_t.shape)
 
+    @of_states
     def log_prob(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """log p_t(x_t), with labels (B,) log p_t(x_t | k), in nats, with shape (B,)."""
         y, _ = self._scale_free(x_t, t)
@@ -353,6 +313,7 @@ class ExactModel(ScoreModel):
 
     def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Carry x_t with shape (B, *) by the probability flow from t to s, each with shape () or (B,)."""
+        x_t, t, s = as_tensor("x_t", x_t), as_tensor("t", t), as_tensor("s", s)
         y = x_t / expand_like(self.sde.alpha(t), x_t)
         return expand_like(self.sde.alpha(s), x_t) * self.data.flow(y, self.sde.nsr(t), self.sde.nsr(s))
 
@@ -360,86 +321,3 @@ class ExactModel(ScoreModel):
         flat = x_t.flatten(1)
         alpha_t = expand_like(self.sde.alpha(t), flat)
         return flat / alpha_t, alpha_t
-
-
-def _table(name: str, value: Any) -> Tensor:
-    table = torch.as_tensor(value, dtype=torch.float64)
-    table = table.clone() if table.is_inference() else table
-    if not bool(table.isfinite().all()):
-        raise ValueError(f"{name} must be finite, got {table}")
-    return table
-
-
-def _components(weights: Tensor, means: Tensor, covariances: Tensor, name: str) -> Components:
-    """Components from means with shape (K, *D) and covariances in one of the three forms."""
-    count, event_shape, shape = len(weights), tuple(means.shape[1:]), tuple(covariances.shape)
-    if not event_shape or len(means) != count:
-        raise ValueError(
-            f"means must have shape (K, *D) with K = {count} and D of one dimension or more, got "
-            f"{tuple(means.shape)}; numbers are data with shape (1,)"
-        )
-    n, axes = math.prod(event_shape), None
-    if shape == (count, *event_shape):
-        variances = covariances.flatten(1)
-    elif shape == (count,):
-        variances = covariances.unsqueeze(1).expand(count, n).contiguous()
-    elif shape == (count, n, n):
-        if not torch.allclose(covariances, covariances.mT):
-            raise ValueError(f"{name} must be symmetric; use (C + C.mT) / 2")
-        variances, axes = torch.linalg.eigh(covariances)
-        # What rounding leaves of a null direction is nothing.
-        variances = torch.where(variances.abs() < 1e-14 * n * variances[:, -1:].abs(), 0.0, variances)
-    else:
-        raise ValueError(
-            f"{name} must be full ({n}, {n}), diagonal {event_shape} or a number, for each of {count} "
-            f"component(s), got shape {shape}"
-        )
-    if not bool((variances >= 0).all()):
-        raise ValueError(
-            f"{name} must be positive semi-definite, got the variance {float(variances.min()):.6g}"
-        )
-    return Components(weights, means.flatten(1), variances, axes)
-
-
-def _log_tails(c: Components, y: Tensor, nsr: Tensor) -> tuple[Tensor, Tensor]:
-    """log P(Y < y) and log P(Y > y) at ratio nsr with shape (B,), for one-dimensional y with shape (B,)."""
-    q = (y.unsqueeze(1) - c.means[:, 0]) / (c.variances[:, 0] + nsr.square().unsqueeze(1)).sqrt()
-    below, above = (c.weights.log() + torch.special.log_ndtr(side) for side in (q, -q))
-    return below.logsumexp(1), above.logsumexp(1)
-
-
-def _monotone_flow(c: Components, y: Tensor, nsr_t: Tensor, nsr_s: Tensor) -> Tensor:
-    """F_s^{-1}(F_t(y)) by bisection, on the logarithm of the smaller tail: no digit is lost far out."""
-    means, variances = c.means[:, 0], c.variances[:, 0]
-    std_t, std_s = ((variances + nsr.square().unsqueeze(1)).sqrt() for nsr in (nsr_t, nsr_s))
-    # F_t(y) lies between Phi(q) for the smallest and the largest q = (y - m_k) / std_k, and a quantile of the
-    # mixture lies between the same quantiles of its components.
-    q = (y - means) / std_t
-    low = (means + std_s * q.amin(1, keepdim=True)).amin(1)
-    high = (means + std_s * q.amax(1, keepdim=True)).amax(1)
-    below_t, above_t = _log_tails(c, y[:, 0], nsr_t)
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        below, above = _log_tails(c, middle, nsr_s)
-        left = torch.where(below_t < above_t, below < below_t, above > above_t)
-        low, high = torch.where(left, middle, low), torch.where(left, high, middle)
-    return (0.5 * (low + high)).unsqueeze(1)
-
-
-def _integrated_flow(
-    c: Components, y: Tensor, nsr_t: Tensor, nsr_s: Tensor, mean: Tensor, std: float
-) -> Tensor:
-    """DOP853 in tau, where every sample has a range of its own, mapped to fractions of it from 0 to 1."""
-    from solvers.reference import SciPy  # scipy.integrate and torchsde: heavy
-
-    start, end = (nsr_t / std).asinh().unsqueeze(1), (nsr_s / std).asinh().unsqueeze(1)
-
-    def rate(fraction: Tensor, u: Tensor) -> Tensor:
-        n = std * torch.sinh(start + fraction * (end - start))
-        norm = (std**2 + n.square()).sqrt()
-        return (start - end) * n * (c.score(mean + norm * u, n.squeeze(1)) + u / norm)
-
-    u = (y - mean) / (std**2 + nsr_t.square()).sqrt().unsqueeze(1)
-    control = solvers.Adaptive(0.0, 1.0, rtol=_FLOW_TOLERANCE, atol=_FLOW_TOLERANCE)
-    u = solvers.solve(solvers.ODE(rate), u, SciPy("DOP853"), control).y
-    return mean + (std**2 + nsr_s.square()).sqrt().unsqueeze(1) * u

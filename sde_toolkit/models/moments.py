@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models.products import row_product
-from sde_toolkit.utils import same_values
+from sde_toolkit.utils import checked, host_tensor, same_values
 
 MAX_FULL = 1024
 """Largest number of features of which the full covariance is stored: 8 MiB."""
@@ -48,9 +48,9 @@ class Rotation:
         return found if len(self.event_shape) == 1 else found.unflatten(-1, self.event_shape)
 
 
-def _lasting(value: Any) -> Tensor:
+def _lasting(name: str, value: Any) -> Tensor:
     """In float64 on the host, and no tensor of inference mode, which would break later gradients."""
-    tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    tensor = host_tensor(name, value)
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -69,10 +69,11 @@ class Moments:
             positive semi-definite with a positive trace.
     """
 
+    @checked
     @torch.inference_mode(False)
     def __init__(self, mean: Any, covariance: Any) -> None:
-        self.mean = _lasting(mean)
-        self.covariance = _lasting(covariance)
+        self.mean = _lasting("mean", mean)
+        self.covariance = _lasting("covariance", covariance)
         shape, n = tuple(self.covariance.shape), self.mean.numel()
         kinds = {(): "scalar", tuple(self.mean.shape): "diagonal", (n, n): "full"}
         if self.mean.ndim < 1 or shape not in kinds:
@@ -195,6 +196,9 @@ def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
             'the moments of the data must have "mean" and "std" or "covariance", got '
             f"{', '.join(sorted(tensors)) or 'none'}"
         )
+    for name in ("mean", "std", "covariance"):
+        if name in tensors and not tensors[name].is_floating_point():
+            raise ValueError(f"the moments' {name} must hold real numbers, got {tensors[name].dtype}")
     if covariance is None:
         covariance = tensors["std"].double().square()
     return Moments(tensors["mean"], covariance)

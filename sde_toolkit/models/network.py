@@ -18,7 +18,7 @@ for the input scale; Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appen
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,18 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.plain import inner_network
+from sde_toolkit.models.plain import as_module, inner_network
 from sde_toolkit.models.products import is_autocast
 from sde_toolkit.models.score import (
     TIME_SCALE,
     Condition,
     Prediction,
     ScoreModel,
+    check_states,
     class_labels,
     prediction_name,
 )
 from sde_toolkit.models.wrappers import GivenModel
 from sde_toolkit.sdes import Chain, ChainSDE, ForwardSDE
+from sde_toolkit.utils import as_device, check_fields, checked, shown
 from solvers import expand_like
 
 
@@ -53,6 +55,9 @@ class NoiseLevel:
     sde: ForwardSDE
     data_std: float
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, c: Tensor) -> Tensor:
         """nsr / (data_std^2 + nsr^2)^(1/2) with shape (B,), for c = 1000 t / T with shape (B,)."""
         nsr = self.sde.nsr(c.double() * (self.sde.T / TIME_SCALE))
@@ -63,8 +68,9 @@ class ModuleModel(ScoreModel, nn.Module):
     """A score model that is a module around a network; ``arguments`` says how the network is called.
 
     Args:
-        network: returns a tensor with the shape and type of its first argument.  It takes a condition as
-            third argument if it has an attribute ``num_classes`` > 0, or where ``condition_shape`` is given.
+        network: a module or a function that returns a tensor with the shape and type of its first argument.
+            It takes a condition as third argument if it has an attribute ``num_classes`` > 0, or where
+            ``condition_shape`` is given.
         sde: the forward process.
         predicts: what the network puts out, a name of ``PREDICTIONS`` or of diffusers.
         event_shape: the shape D of one sample.
@@ -72,16 +78,21 @@ class ModuleModel(ScoreModel, nn.Module):
         moments: mean and covariance of the data, for the samplers that use them.
         class_moments: those of every class.
         condition_shape: the shape of one sample's condition, for conditions that are no classes.
+        dtype, device: of the states, for networks without parameters and buffers of real numbers; the default
+            type and the host when None.
 
     Raises:
         ValueError: an unknown prediction, ``data_std`` not positive, moments of another event shape, or of
-            another number of classes than the network has.
-        TypeError: a network that is no ``nn.Module``.
+            another number of classes than the network has, or a type that is not the network's own.
+        TypeError: a network that is neither a module nor a function.
     """
 
+    _like: Tensor
+
+    @checked
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Callable[..., Tensor],
         sde: ForwardSDE,
         predicts: Prediction | str,
         event_shape: tuple[int, ...],
@@ -89,17 +100,37 @@ class ModuleModel(ScoreModel, nn.Module):
         moments: Moments | None = None,
         class_moments: Sequence[Moments] | None = None,
         condition_shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
         if not 0 < data_std < float("inf"):
             raise ValueError(f"data_std must be a finite positive number, got {data_std}")
-        self.network, self.sde, self.predicts = network, sde, prediction_name(predicts)
+        if not event_shape or min(event_shape) < 1:
+            raise ValueError(f"event_shape must have dimensions of at least 1, got {tuple(event_shape)}")
+        self.network, self.sde, self.predicts = as_module(network), sde, prediction_name(predicts)
         self.event_shape, self.data_std = tuple(event_shape), float(data_std)
+        self._place(dtype, device)
         self.condition_shape = None if condition_shape is None else tuple(condition_shape)
         self.set_moments(moments, class_moments)
 
+    def _place(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+        """Keep the type and the device of states; refuse a type that is not the network's own."""
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a type of real numbers such as torch.float32, got {dtype}")
+        like = torch.empty(0, dtype=dtype, device=None if device is None else as_device("device", device))
+        self.register_buffer("_like", like, persistent=False)
+        if dtype is not None and self.dtype != dtype:
+            raise ValueError(
+                f"dtype must be the network's own, {self.dtype}, got {dtype}; use network.to({dtype})"
+            )
+        if device is not None and self.device != like.device:
+            raise ValueError(
+                f"device must be the network's own, {self.device}, got {device}; use "
+                f"network.to({str(device)!r})"
+            )
+
+    @checked
     def set_moments(self, moments: Moments | None, class_moments: Sequence[Moments] | None = None) -> None:
         """Set the moments of the data and of every class; raises ValueError for those of other data."""
         for law in (*([] if moments is None else [moments]), *(class_moments or ())):
@@ -123,22 +154,21 @@ class ModuleModel(ScoreModel, nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Type of the network's parameters, else of its buffers, and so of the states."""
-        tensor = self._any_tensor()
-        return torch.get_default_dtype() if tensor is None else tensor.dtype
+        """Type of the network's parameters, else of its buffers, else the one given; and so of the states."""
+        return self._any_tensor().dtype
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """Device of the network's parameters, else of its buffers."""
-        tensor = self._any_tensor()
-        return torch.device("cpu") if tensor is None else tensor.device
+        """Device of the network's parameters, else of its buffers, else the one given."""
+        return self._any_tensor().device
 
-    def _any_tensor(self) -> Tensor | None:
-        """The first parameter, else the first buffer of real numbers."""
+    def _any_tensor(self) -> Tensor:
+        """The network's first parameter, else its first buffer of real numbers, else that of the model."""
         parameter = next(self.network.parameters(), None)
         if parameter is not None:
             return parameter
-        return next((buffer for buffer in self.network.buffers() if buffer.is_floating_point()), None)
+        buffers = (buffer for buffer in self.network.buffers() if buffer.is_floating_point())
+        return next(buffers, self._like)
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -153,7 +183,7 @@ class ModuleModel(ScoreModel, nn.Module):
             return class_labels(condition, count, self.num_classes, self.device, null=True)
         wanted = (count, *self.condition_shape)
         if not isinstance(condition, Tensor) or tuple(condition.shape) != wanted:
-            got = tuple(condition.shape) if isinstance(condition, Tensor) else repr(condition)
+            got = tuple(condition.shape) if isinstance(condition, Tensor) else shown(condition)
             raise ValueError(f"condition must be a tensor with shape {wanted}, one row per sample, got {got}")
         return condition.to(self.device, self.dtype if condition.is_floating_point() else None)
 
@@ -191,6 +221,8 @@ class ModuleModel(ScoreModel, nn.Module):
         Raises:
             TypeError: the network returned something else than a tensor with the shape and type of x_t.
         """
+        if x_t.shape[1:] != self.event_shape:
+            check_states(self, x_t, "x_t")
         raw = self(x_t, t, condition)
         if not isinstance(raw, Tensor) and isinstance(getattr(raw, "sample", None), Tensor):
             raw = raw.sample  # what diffusers' networks return
@@ -232,12 +264,13 @@ class NetworkModel(ModuleModel):
         c_noise = (TIME_SCALE / self.sde.T * t).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
         return expand_like(c_in, x_t) * x_t, c_noise
 
-    def with_network(self, network: nn.Module) -> NetworkModel:
-        """The same model around another network."""
+    def with_network(self, network: nn.Module | Callable[..., Tensor]) -> NetworkModel:
+        """The same model around another network; one without tensors takes its type and device."""
         made = NetworkModel(
             network, self.sde, self.predicts, self.event_shape, self.data_std, self.moments,
             self.class_moments, self.condition_shape,
         )  # fmt: skip
+        made._like = torch.empty(0, dtype=self.dtype, device=self.device)
         made.scaling = self.scaling
         return made
 
@@ -254,17 +287,18 @@ class IndexedModel(ModuleModel):
         fractional: whether times between two indices are passed on as fractions.
         data_std: root-mean-square standard deviation of the data.
         moments: mean and covariance of the data, for the samplers that use them.
-        condition_shape: as for ``ModuleModel``.
+        condition_shape, dtype, device: as for ``ModuleModel``.
 
     Raises:
-        ValueError: an unknown prediction.
+        ValueError, TypeError: as for ``ModuleModel``.
     """
 
     sde: ChainSDE
 
+    @checked
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Callable[..., Tensor],
         chain: Chain,
         predicts: Prediction | str,
         event_shape: tuple[int, ...],
@@ -272,6 +306,8 @@ class IndexedModel(ModuleModel):
         data_std: float = 1.0,
         moments: Moments | None = None,
         condition_shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -281,6 +317,8 @@ class IndexedModel(ModuleModel):
             data_std,
             moments,
             condition_shape=condition_shape,
+            dtype=dtype,
+            device=device,
         )
         self.fractional = fractional
 

@@ -8,16 +8,49 @@ itself, so that it does not depend on how it was run:
     parallel        module.first.weight        -> first.weight
     a part of it    blocks._orig_mod.0.weight  -> blocks.0.weight
 
-A network of yours with a part that is called "module" keeps this name.
+A network of yours with a part that is called "module" keeps this name.  A plain function is made a module by
+``as_module``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+from sde_toolkit.utils import shown
+
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class FunctionNetwork(nn.Module):
+    """A function as a module without parameters.
+
+    Args:
+        function: called with the arguments of a network.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def extra_repr(self) -> str:
+        """The function's name."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        """What the function returns."""
+        return self.function(*arguments)
+
+
+def as_module(network: nn.Module | Callable[..., Tensor]) -> nn.Module:
+    """The network as a module; raises TypeError for what is neither a module nor a function."""
+    if isinstance(network, nn.Module):
+        return network
+    if isinstance(network, type) or not callable(network):
+        made = f"; make one, as in {network.__name__}(...)" if isinstance(network, type) else ""
+        raise TypeError(f"network must be a torch.nn.Module or a function, got {shown(network)}{made}")
+    return FunctionNetwork(network)
 
 
 def inner_network(network: nn.Module) -> nn.Module:

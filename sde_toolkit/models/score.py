@@ -25,9 +25,11 @@ References: Salimans and Ho, "Progressive Distillation" (2202.00512) for the vel
 
 from __future__ import annotations
 
+import functools
 import operator
 from abc import ABC, abstractmethod
-from typing import Literal, Protocol, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -35,13 +37,13 @@ from torch import Tensor
 
 from sde_toolkit.models.moments import Moments, isotropic
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import shown
+from sde_toolkit.utils import as_tensor, as_times, shown
 from solvers.terms import expand_like
 
 _UNSIGNED = tuple(getattr(torch, name) for name in ("uint16", "uint32", "uint64") if hasattr(torch, name))
 
-Condition = int | Tensor
-"""What callers give for a condition: a class for all samples, or a tensor with one row per sample."""
+Condition = int | Tensor | np.ndarray | Sequence[int]
+"""What callers give for a condition: a class for all samples, or one row per sample."""
 
 Prediction = Literal["noise", "data", "velocity", "score", "edm"]
 """What a network puts out."""
@@ -124,8 +126,47 @@ class DataScale(Protocol):
         ...
 
 
+def of_states(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A model's function of x_t, t and condition, for arrays and numbers too.
+
+    What fails with an error of torch's is looked at again: arguments that are not of the model are refused by
+    name, with ValueError or TypeError.
+    """
+
+    @functools.wraps(method)
+    def call(self: Any, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        if not (isinstance(x_t, Tensor) and isinstance(t, Tensor)):
+            x_t, t = (
+                as_tensor("x_t", x_t, self.dtype, self.device),
+                t if isinstance(t, Tensor) else as_times("t", t),
+            )
+        if condition is not None and not isinstance(condition, Tensor):
+            condition = self.conditions(condition, len(x_t))
+        try:
+            return method(self, x_t, t) if condition is None else method(self, x_t, t, condition)
+        except (RuntimeError, IndexError, AttributeError) as error:
+            _explain(self, x_t, t, condition, error)
+            raise
+
+    return call
+
+
+def _explain(model: ScoreModel, x_t: Tensor, t: Tensor, condition: Tensor | None, error: Exception) -> None:
+    """Raise the sentence for what is not of the model; nothing if all is."""
+    try:
+        _check_kind(model, x_t, "x_t")
+        if t.ndim and t.shape != x_t.shape[:1]:
+            raise ValueError(f"t must have shape () or ({len(x_t)},), got {tuple(t.shape)}")
+        if condition is not None:
+            model.conditions(condition, len(x_t))
+    except (ValueError, TypeError) as sentence:
+        raise sentence from error
+
+
 class ScoreModel(ABC):
     """Anything that estimates the score under a forward process: a network, or data known in closed form.
+
+    States and times are tensors; arrays, and numbers for times, are taken as well.
 
     Attributes:
         sde: the forward process.
@@ -148,6 +189,12 @@ class ScoreModel(ABC):
     num_classes: int = 0
     dtype: torch.dtype
     device: torch.device
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Every model's ``raw`` takes arrays and numbers."""
+        super().__init_subclass__(**options)
+        if "raw" in vars(cls):
+            cls.raw = of_states(cls.raw)  # type: ignore[method-assign]
 
     @abstractmethod
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -188,6 +235,7 @@ class ScoreModel(ABC):
             raw, predicts = expand_like(-sigma_t, raw) * raw, "noise"
         return raw, alpha_t, sigma_t, *prediction_coefficients(predicts, alpha_t, sigma_t, self.data_std)
 
+    @of_states
     def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x0_hat = E[x0 | x_t] with shape (B, *)."""
         if self.predicts == "data":
@@ -196,6 +244,7 @@ class ScoreModel(ABC):
         d = a * sigma_t - alpha_t * b
         return expand_like(sigma_t / d, raw) * raw - expand_like(b / d, x_t) * x_t
 
+    @of_states
     def noise(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_hat = E[z | x_t] with shape (B, *)."""
         if self.predicts == "noise":
@@ -207,6 +256,7 @@ class ScoreModel(ABC):
         d = a * sigma_t - alpha_t * b
         return expand_like(a / d, x_t) * x_t - expand_like(alpha_t / d, raw) * raw
 
+    @of_states
     def score(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """grad log p_t(x_t) = -z_hat / sigma_t with shape (B, *)."""
         if self.predicts == "score":
@@ -214,6 +264,7 @@ class ScoreModel(ABC):
         z_hat = self.noise(x_t, t, condition)
         return expand_like(-1 / self.sde.sigma(t), z_hat) * z_hat
 
+    @of_states
     def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """v_hat = alpha_t z_hat - sigma_t x0_hat with shape (B, *)."""
         if self.predicts == "velocity":
@@ -237,6 +288,14 @@ def check_states(model: ScoreModel, x: Tensor, name: str = "x") -> None:
             f"{name} must be a torch.Tensor, got {shown(x)}; convert it with torch.as_tensor({name}, "
             f"dtype={model.dtype})"
         )
+    _check_kind(model, x, name)
+    if not bool(x.isfinite().all()):
+        rows = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"{name} must be finite, got nan or inf in {len(rows)} rows, the first {rows[0]}")
+
+
+def _check_kind(model: ScoreModel, x: Tensor, name: str) -> None:
+    """Refuse states of another shape, type or device than the model's."""
     wanted = tuple(model.event_shape)
     if x.ndim < 1 or len(x) < 1 or tuple(x.shape[1:]) != wanted:
         raise ValueError(
@@ -252,9 +311,6 @@ def check_states(model: ScoreModel, x: Tensor, name: str = "x") -> None:
             f"{name} must be on the model's device {model.device}, got {x.device}; move it with "
             f"{name}.to({str(model.device)!r})"
         )
-    if not bool(x.isfinite().all()):
-        rows = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"{name} must be finite, got nan or inf in {len(rows)} rows, the first {rows[0]}")
 
 
 def _turned(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
@@ -281,11 +337,12 @@ def class_labels(
         TypeError: labels that are no integers.
     """
     if isinstance(condition, (np.ndarray, list, tuple)):
-        condition = torch.as_tensor(np.asarray(condition))
+        found = as_tensor("condition", condition)
+        condition = found.long() if bool((found == found.round()).all()) else found
     if not isinstance(condition, Tensor):
         try:
-            condition = torch.full((count,), operator.index(condition))
-        except (TypeError, OverflowError):
+            condition = torch.full((count,), operator.index(condition))  # type: ignore[arg-type]
+        except (TypeError, OverflowError, RuntimeError):
             raise TypeError(
                 f"condition must be a class 0 .. {num_classes - 1} for all samples, or integers with shape "
                 f"({count},), got {shown(condition)}"
@@ -293,21 +350,25 @@ def class_labels(
     elif condition.dtype in _UNSIGNED:
         condition = condition.to(torch.int64)
     if condition.dtype.is_floating_point or condition.dtype.is_complex or condition.dtype == torch.bool:
-        raise TypeError(f"class labels must be integers, got {condition.dtype}; convert them with .long()")
+        raise TypeError(
+            f"condition: class labels must be integers, got {condition.dtype}; convert them with .long()"
+        )
     if tuple(condition.shape) != (count,):
         raise ValueError(
-            f"class labels must have shape ({count},), one per sample, got {tuple(condition.shape)}"
+            f"condition: class labels must have shape ({count},), one per sample, got "
+            f"{tuple(condition.shape)}"
         )
     low, high = (int(condition.min()), int(condition.max())) if count else (0, 0)
     if low < 0 or high >= num_classes + null:
         none = f", or {num_classes} for none" if null else ""
         raise ValueError(
-            f"class labels must be among 0 .. {num_classes - 1}{none}, got {low if low < 0 else high}"
+            f"condition: class labels must be among 0 .. {num_classes - 1}{none}, got "
+            f"{low if low < 0 else high}"
         )
     return condition.to(device, torch.int64)
 
 
 def _shown(condition: Condition) -> str:
     return (
-        f"a tensor with shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else repr(condition)
+        f"a tensor with shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else shown(condition)
     )

@@ -57,7 +57,9 @@ def labels_or_null(labels: Tensor | None, num_classes: int, x: Tensor) -> Tensor
     if labels is None:
         return torch.full((len(x),), num_classes, device=x.device) if num_classes else None
     if not num_classes:
-        raise ValueError("labels must be left out for a network without classes; build it with num_classes")
+        raise ValueError(
+            "labels (the condition) must be left out for a network without classes; build it with num_classes"
+        )
     if labels.shape != x.shape[:1]:
         raise ValueError(f"labels must have shape ({len(x)},), one per sample, got {tuple(labels.shape)}")
     return labels.to(x.device, torch.int64)

@@ -28,7 +28,10 @@ from sde_toolkit.networks.embeddings import (
     labels_or_null,
     time_features,
 )
-from sde_toolkit.utils import integer, seeded
+from sde_toolkit.utils import checked, integer, seeded
+
+MOST_BLOCKS = 1024
+"""Most residual blocks."""
 
 
 class _ResidualBlock(nn.Module):
@@ -63,6 +66,7 @@ class MLP(nn.Module):
         ValueError: a size below 1, or max_angle not positive.
     """
 
+    @checked
     def __init__(
         self,
         event_shape: tuple[int, ...],
@@ -74,7 +78,7 @@ class MLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        width, depth = integer("width", width, 1), integer("depth", depth, 1)
+        width, depth = integer("width", width, 1), integer("depth", depth, 1, MOST_BLOCKS)
         self.event_shape = tuple(integer("event_shape", size, 1) for size in event_shape)
         self.num_frequencies = integer("num_frequencies", num_frequencies, 1)
         self.num_classes = integer("num_classes", num_classes, 0)

@@ -29,7 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.networks.embeddings import MAX_ANGLE, angle_rate, check_event_shape, labels_or_null
-from sde_toolkit.utils import integer, seeded
+from sde_toolkit.utils import checked, integer, seeded
+
+MOST_LAYERS = 64
+"""Most residual layers of a level."""
 
 
 class UNet(nn.Module):
@@ -65,6 +68,7 @@ class UNet(nn.Module):
         ImportError: diffusers is not installed, or cannot be imported.
     """
 
+    @checked
     def __init__(
         self,
         event_shape: tuple[int, ...],
@@ -85,6 +89,7 @@ class UNet(nn.Module):
         self.noise_level, self._angle_rate = noise_level, angle_rate(max_angle)
         self.patch_size = integer("patch_size", patch_size, 1)
         self.num_classes = integer("num_classes", num_classes, 0)
+        integer("num_groups", num_groups, 1)
         _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
         self.arguments = {
             "event_shape": list(self.event_shape), "channels": list(channels),
@@ -105,7 +110,7 @@ class UNet(nn.Module):
                 in_channels=size * (1 + 2 * len(self.fourier)),
                 out_channels=size,
                 block_out_channels=tuple(channels),
-                layers_per_block=integer("layers_per_block", layers_per_block, 1),
+                layers_per_block=integer("layers_per_block", layers_per_block, 1, MOST_LAYERS),
                 down_block_types=down,
                 up_block_types=up,
                 add_attention=levels[-1] in attention_levels,

@@ -58,7 +58,7 @@ from sde_toolkit.training import (
     read_checkpoint,
     refuse_checkpoint,
 )
-from sde_toolkit.utils import check_output_file
+from sde_toolkit.utils import check_output_file, checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +113,7 @@ def shipped_path(name: str) -> Path:
     return Path(__file__).parent.parent / "checkpoints" / f"{name}.safetensors"
 
 
+@checked
 def open_run(
     workdir: Path | str,
     overrides: Mapping[str, Any] | None = None,
@@ -151,12 +152,15 @@ def open_run(
     return _opened(checkpoint, config, workdir, unconfirmed)
 
 
+@checked
 def open_shipped(source: str = "digits", overrides: Mapping[str, Any] | None = None) -> Run:
     """The checkpoint of the package for the configuration of this name.
 
     Raises:
         ValueError: there is none for this name, or an override bears on the weights.
     """
+    if source not in config_names():
+        raise ValueError(f"source must be one of {', '.join(config_names())}, got {source!r}")
     config = load_config(source, overrides)
     path = shipped_path(source)
     if source not in config_names() or not path.is_file():

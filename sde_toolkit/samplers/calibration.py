@@ -38,7 +38,7 @@ from sde_toolkit.models import ScoreModel, evaluating
 from sde_toolkit.samplers.grids import Explicit
 from sde_toolkit.samplers.presets.adaptive_steps import dopri5
 from sde_toolkit.samplers.sampler import Sampler
-from sde_toolkit.utils import Stream, atomic_write_text
+from sde_toolkit.utils import Stream, atomic_write_text, checked
 from solvers import Normals
 
 FORMAT_VERSION = 1
@@ -73,6 +73,7 @@ class Calibration:
         return Explicit(self.times)
 
 
+@checked
 def calibrate(
     sampler: Sampler,
     model: ScoreModel,
@@ -117,6 +118,7 @@ def calibrate(
     return found
 
 
+@checked
 def calibrated(sampler: Sampler, model: ScoreModel, **options: Any) -> Sampler:
     """The sampler on the grid that ``calibrate`` finds for it, with the same options."""
     return replace(sampler, grid=calibrate(sampler, model, **options).grid)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sde_toolkit.models import ScoreModel
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import Stream, check_fields
 from solvers import Interval, NoiseSource, expand_like
 
 
@@ -75,6 +75,7 @@ class Langevin(Corrector):
     num_steps: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check()
 
     def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:
@@ -101,6 +102,7 @@ class AnnealedLangevin(Corrector):
     num_steps: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check()
 
     def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ indices.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,7 +41,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.sdes import VPSDE, CosineBeta, ForwardSDE
-from sde_toolkit.utils import same_values
+from sde_toolkit.utils import check_fields, host_tensor, integer, same_values
 from solvers import FixedGrid
 
 Function = Callable[[Tensor], Tensor]
@@ -116,6 +117,12 @@ def log_snr(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None =
     return _spaced(sde, num_steps, (t_min, t_max), sde.lam, lambda lam: sde.inverse_nsr((-lam).exp()))
 
 
+MOST_GAIN = 100.0
+"""Largest factor on errors of the predicted noise in the first step that raises no warning."""
+
+_LITTLE_SIGNAL = 1e-3
+
+
 def _require_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite positive number, got {value}")
@@ -128,6 +135,7 @@ class Karras:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.rho > 0:
             raise ValueError(f"rho must be positive, got {self.rho}")
 
@@ -152,6 +160,7 @@ class Arctan:
     scale: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require_positive("scale", self.scale)
 
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
@@ -168,6 +177,7 @@ class Arcsinh:
     scale: float = 0.05
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require_positive("scale", self.scale)
 
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
@@ -198,6 +208,10 @@ class Trailing:
 
     num_indices: int = 1000
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        integer("num_indices", self.num_indices, 1)
+
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,).
 
@@ -221,6 +235,10 @@ class Leading:
     num_indices: int = 1000
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        integer("num_indices", self.num_indices, 1)
+
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,).
 
@@ -237,6 +255,10 @@ class Linspace:
     """n indices from N to 1 at equal distances, rounded, then t_min."""
 
     num_indices: int = 1000
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        integer("num_indices", self.num_indices, 1)
 
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,).
@@ -263,7 +285,10 @@ class Explicit:
     """
 
     def __init__(self, ts: Tensor | Sequence[float]) -> None:
-        self.ts = FixedGrid(ts).ts
+        try:
+            self.ts = FixedGrid(host_tensor("ts", ts)).ts
+        except ValueError as error:
+            raise ValueError(str(error) if str(error).startswith("ts") else f"ts: {error}") from None
         if float(self.ts[0]) < float(self.ts[-1]):
             raise ValueError("the times of a sampler's grid must decrease, from noise to data; reverse them")
 
@@ -283,6 +308,39 @@ class Explicit:
         if float(self.ts[0]) > sde.T or float(self.ts[-1]) < 0:
             raise ValueError(f"the times of the grid must lie in [0, {sde.T}], got {self.ts.tolist()}")
         return self.ts
+
+
+def warn_of_start(sde: ForwardSDE, ts: Tensor, name: str) -> None:
+    """Warn of times that begin where the signal is still larger than the noise."""
+    ratio = float(sde.nsr(ts[0]))
+    if ratio < 1:
+        warnings.warn(
+            f"{name} begins at t = {float(ts[0]):.4g}, where the noise is {ratio:.3g} times the signal, but "
+            f"sampling starts from noise alone; let the grid begin at T = {sde.T}",
+            stacklevel=5,
+        )
+
+
+def warn_of_first_step(sde: ForwardSDE, ts: Tensor, name: str) -> None:
+    """Warn of a first step that multiplies errors of the predicted noise by more than ``MOST_GAIN``.
+
+    From t to s the noise enters with the factor alpha_s (nsr_t - nsr_s), which is about 1 / alpha_t where
+    next to nothing of the signal is left at t.
+
+    Args:
+        sde: the forward process.
+        ts: the times of the run.
+        name: of the sampler.
+    """
+    t, s = ts[0], ts[1]
+    alpha, gain = float(sde.alpha(t)), float(sde.alpha(s) * (sde.nsr(t) - sde.nsr(s)))
+    if alpha < _LITTLE_SIGNAL and gain > MOST_GAIN:
+        warnings.warn(
+            f"{name} multiplies errors of the predicted noise by {gain:.3g} in its first step, because alpha "
+            f"is {alpha:.2g} at t = {float(t):.4g}; predict the velocity or the data, let the grid begin "
+            "where alpha is larger, or take ddim, which is exact there for such predictions",
+            stacklevel=5,
+        )
 
 
 def _require_noise(sde: ForwardSDE, t_min: float, name: str) -> None:

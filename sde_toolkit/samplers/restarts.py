@@ -22,7 +22,7 @@ from torch import Tensor
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import Stream, check_fields
 from solvers import Adaptive, FixedGrid, Integrator, Interval, Method, NoiseSource, Term, solve
 
 
@@ -51,6 +51,7 @@ class Restart:
     stream: int = Stream.RESTART
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.nsr_min < self.nsr_max < math.inf:
             raise ValueError(
                 f"a restart needs 0 < nsr_min < nsr_max, got {self.nsr_min} and {self.nsr_max}; the run goes "

@@ -43,12 +43,14 @@ from sde_toolkit.models import (
     without_autocast,
 )
 from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.checks import check_draw, check_end, checked_state, failures
 from sde_toolkit.samplers.correctors import Corrector
 from sde_toolkit.samplers.equations import ReverseEquation
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo
 from sde_toolkit.samplers.restarts import Restart, restarted
-from sde_toolkit.utils import Stream, check_fields, integer, require
+from sde_toolkit.samplers.snapped import Snapped
+from sde_toolkit.utils import Stream, check_fields, require
 from solvers import (
     EULER,
     EULER_MARUYAMA,
@@ -63,13 +65,10 @@ from solvers import (
     NoiseSource,
     Normals,
     SchemeMethod,
-    Solution,
     SolverError,
-    Status,
     Term,
     solve,
 )
-from solvers.solution import finish
 
 T_MIN = 1e-3
 """Default end of the reverse run, score_sde's choice for VP."""
@@ -243,32 +242,18 @@ class Sampler:
             solvers.SolverError: a sample became nan or inf, or an adaptive run stalled; its ``samples`` are
                 global indices.
         """
-        self._check_draw(num_samples, batch_size, noise, callback)
+        check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw)
         return self.prepare(model).sample(
             num_samples, condition=condition, seed=seed, batch_size=batch_size, first_sample=first_sample,
             noise=noise, callback=callback, throw=throw,
         )  # fmt: skip
 
-    def _guided(self, model: ScoreModel) -> ScoreModel:
-        return model if self.guidance is None else self.guidance(model)
-
-    def _check_draw(
-        self,
-        num_samples: int,
-        batch_size: int | None,
-        noise: NoiseSource | None,
-        callback: Callback | None,
-    ) -> None:
-        """Refuse what cannot work with any model."""
-        integer("num_samples", num_samples, 1)
-        if batch_size is not None:
-            integer("batch_size", batch_size, 1)
-        if noise is not None and not callable(getattr(noise, "draw", None)):
-            require("noise", noise, NoiseSource)
-        if noise is not None and batch_size is not None:
-            raise ValueError("a noise source serves one batch: leave batch_size out when noise is given")
+    def _check_callback(self, callback: Callback | None) -> None:
         if callback is not None and (self.num_steps is None or isinstance(self.method, Integrator)):
             raise ValueError(f"a callback needs a fixed grid, but {self.name} does the whole run by itself")
+
+    def _guided(self, model: ScoreModel) -> ScoreModel:
+        return model if self.guidance is None else self.guidance(model)
 
     def _check(self, model: ScoreModel) -> None:
         """Refuse what cannot work with this model."""
@@ -297,6 +282,9 @@ class Sampler:
             return Adaptive(model.sde.T, self.t_min, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
         grid = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, model.sde.T))
         self._check_times(grid, model.sde.T)
+        grids.warn_of_start(model.sde, grid.ts, self.name)
+        if model.predicts == "noise" or self.name == "pndm":
+            grids.warn_of_first_step(model.sde, grid.ts, self.name)
         return grid
 
     def _check_times(self, grid: FixedGrid, T: float) -> None:
@@ -311,6 +299,12 @@ class Sampler:
             raise ValueError(
                 f"grid {label(self.grid)} must fall from T = {T} or below to t_min >= 0, got times from "
                 f"{first} to {last}"
+            )
+        own_ends = isinstance(self.grid, (grids.Explicit, Snapped))
+        if not own_ends and abs(last - self.t_min) > 1e-9 * T:
+            raise ValueError(
+                f"grid {label(self.grid)} must end at t_min = {self.t_min}, got {last}; give t_min={last}, "
+                "or times of your own as grids.Explicit(times)"
             )
 
 
@@ -344,7 +338,16 @@ class PreparedSampler:
     ) -> Samples:
         """Draw samples; arguments and errors are those of ``Sampler.sample``."""
         sampler, model = self.sampler, self.model
-        sampler._check_draw(num_samples, batch_size, noise, callback)
+        check_draw(
+            num_samples,
+            batch_size,
+            noise,
+            callback,
+            seed,
+            first_sample,
+            throw,
+        )
+        sampler._check_callback(callback)
         rows = model.conditions(condition, num_samples)
         counted, start = CountedModel(autocast_inside(model), callback is not None), time.perf_counter()
         guided = sampler._guided(counted)
@@ -393,7 +396,7 @@ class PreparedSampler:
                 nfe = (counted.rows - before) / len(x)
                 info = StepInfo(*ends, x.clone(), counted.latest_x0_hat(), nfe, part[0])
                 returned = callback(info)
-                new = new if returned is None else _checked_state(returned, x)
+                new = new if returned is None else checked_state(returned, x)
             return new
 
         hooked = sampler.corrector is not None or sampler.restarts or callback is not None
@@ -411,37 +414,10 @@ class PreparedSampler:
             x = solution.y
             if sampler.denoise:
                 x = model.denoise(x, solution.ts[-1], condition)
-                _check_end(x, solution, throw)
+                check_end(x, solution, throw)
         except SolverError as error:
             raise (error.located(part) if part[0] else error) from None
-        return x, {} if throw else _failed(solution.status, x, part)
-
-
-def _check_end(x: Tensor, solution: Solution, throw: bool) -> None:
-    """Refuse clean predictions with shape (B, *) that are nan or inf."""
-    if not throw or not math.isnan(float((x * 0).sum())):
-        return
-    broken = ~x.flatten(1).isfinite().all(1)
-    status = torch.where(broken, int(Status.NONFINITE), int(Status.SUCCESS))
-    t = solution.ts[-1].expand(len(x))
-    finish(replace(solution, ys=x[None], status=status), t, torch.zeros_like(t), throw)
-
-
-def _failed(status: Tensor, x: Tensor, part: range) -> dict[int, str]:
-    """Global index -> why, of the samples with shape (B, *) whose run did not reach its end."""
-    broken = (status == 0) & ~x.flatten(1).isfinite().all(1).to(status.device)
-    kinds = torch.where(broken, int(Status.NONFINITE), status).tolist()
-    return {i: Status(kind).name for i, kind in zip(part, kinds, strict=True) if kind}
-
-
-def _checked_state(returned: object, x: Tensor) -> Tensor:
-    if not isinstance(returned, Tensor) or returned.shape != x.shape or returned.dtype != x.dtype:
-        got = f"{tuple(returned.shape)} {returned.dtype}" if isinstance(returned, Tensor) else repr(returned)
-        raise ValueError(
-            f"a callback must return None or a state with shape {tuple(x.shape)} and type {x.dtype}, "
-            f"got {got}"
-        )
-    return returned
+        return x, {} if throw else failures(solution.status, x, part)
 
 
 def label(function: object) -> str:

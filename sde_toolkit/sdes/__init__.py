@@ -1,5 +1,10 @@
 """Forward processes: how data turn into noise, in continuous time and on the indices of a discrete chain."""
 
+from sde_toolkit.sdes.beta import (
+    Beta,
+    CosineBeta,
+    LinearBeta,
+)
 from sde_toolkit.sdes.chain import (
     VARIANCES,
     Chain,
@@ -16,11 +21,8 @@ from sde_toolkit.sdes.description import (
 from sde_toolkit.sdes.sde import (
     VESDE,
     VPSDE,
-    Beta,
-    CosineBeta,
     CustomSDE,
     ForwardSDE,
-    LinearBeta,
     SubVPSDE,
 )
 

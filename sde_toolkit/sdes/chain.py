@@ -33,7 +33,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils import same_values
+from sde_toolkit.utils import as_tensor, check_fields, same_values
 from solvers.terms import expand_like
 
 Variance = Literal["small", "large"]
@@ -85,6 +85,7 @@ class Chain:
     times: Tensor
 
     def __post_init__(self) -> None:
+        check_fields(self)
         shapes = [tuple(table.shape) for table in (self.alphas, self.sigmas, self.times)]
         if len(set(shapes)) != 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
             raise ValueError(
@@ -117,8 +118,8 @@ class Chain:
         Raises:
             ValueError: betas not one-dimensional, or outside (0, 1).
         """
-        betas = betas.double()
-        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+        betas = as_tensor("betas", betas).double()
+        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError(f"betas must have shape (N,) with values in (0, 1), got {betas}")
         log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
         times = torch.linspace(0, 1, len(betas) + 1, dtype=torch.float64)
@@ -137,12 +138,23 @@ class Chain:
 
     def q_marginal(self, x0: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean with shape (B, *) and standard deviation, broadcastable to it, of q(x_i | x0)."""
-        index = self._index(i, first=0)
+        index, x0 = self._index(i, first=0), as_tensor("x0", x0)
+        if index.ndim and index.shape != x0.shape[:1]:
+            raise ValueError(
+                f"i must have shape () or that of the samples of x0, {tuple(x0.shape[:1])}, got "
+                f"{tuple(index.shape)}"
+            )
         return _spread(self.alphas[index], x0) * x0, _spread(self.sigmas[index], x0)
 
     def q_sample(self, x0: Tensor, i: int | Tensor, z: Tensor) -> Tensor:
         """Draw x_i = alpha_i x0 + sigma_i z with shape (B, *), for standard normals z with shape (B, *)."""
         mean, std = self.q_marginal(x0, i)
+        z = as_tensor("z", z)
+        if z.shape != mean.shape or z.device != mean.device:
+            raise ValueError(
+                f"z must have the shape and the device of x0, {tuple(mean.shape)} on {mean.device}, got "
+                f"{tuple(z.shape)} on {z.device}"
+            )
         return mean + std * z
 
     def q_posterior(self, x0: Tensor, x_i: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
@@ -176,8 +188,17 @@ class Chain:
         )
 
     def _index(self, i: int | Tensor, first: int) -> Tensor:
-        index = torch.as_tensor(i, device=self.alphas.device)
-        if index.is_floating_point() or not bool(((index >= first) & (index <= self.num_steps)).all()):
+        index = as_tensor("i", i)
+        if index.is_meta:
+            raise ValueError("i must hold values, got a tensor on the meta device; give one with data")
+        index = index.to(self.alphas.device)
+        if not isinstance(i, Tensor) and bool((index == index.round()).all()):
+            index = index.long()
+        if (
+            index.dtype == torch.bool
+            or index.is_floating_point()
+            or not bool(((index >= first) & (index <= self.num_steps)).all())
+        ):
             raise ValueError(f"i must hold integers from {first} to num_steps = {self.num_steps}, got {i}")
         return index
 

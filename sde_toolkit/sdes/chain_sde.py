@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.sde import ForwardSDE
+from sde_toolkit.utils import checked
 
 
 class ChainSDE(ForwardSDE):
@@ -35,6 +36,7 @@ class ChainSDE(ForwardSDE):
         ValueError: other times.
     """
 
+    @checked
     def __init__(self, chain: Chain) -> None:
         if float(chain.times[0]) != 0 or not bool((chain.times.diff() > 0).all()):
             raise ValueError(f"the times of the chain must increase strictly from 0, got {chain.times}")

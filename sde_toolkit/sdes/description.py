@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.sdes.beta import Beta, CosineBeta, LinearBeta
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.chain_sde import ChainSDE
-from sde_toolkit.sdes.sde import VESDE, VPSDE, Beta, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
+from sde_toolkit.sdes.sde import VESDE, VPSDE, ForwardSDE, SubVPSDE
 
 _NUM_TIMES = 17
 _TOLERANCE = 1e-6

@@ -20,8 +20,8 @@ lambda). The variance-preserving processes are written with B(t), the integral o
 VE keeps sigma(0) = sigma_min, not 0: at t = 0 its state is data plus noise of that level, and samplers and
 likelihoods treat it so.
 
-Times are tensors of shape () or (B,); every function of t returns the shape and the dtype of t.  A model is
-any object with a score.
+Times are tensors of shape () or (B,); every function of t returns the shape and the dtype of t.  Numbers,
+arrays and integers are taken as float64.  A model is any object with a score.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456); Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672) for the
@@ -33,19 +33,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 import solvers
+from sde_toolkit.sdes.beta import Beta, LinearBeta, require_positive
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.functions import OfTime
-from sde_toolkit.utils import same_values
+from sde_toolkit.utils import as_tensor, checked, same_values, takes_numbers
 from solvers.terms import expand_like
 
 Function = Callable[[Tensor], Tensor]
+
+_OF_TIME = ("log_alpha", "alpha", "sigma", "f", "g_squared", "g", "nsr", "lam", "inverse_nsr")
+"""The functions of time that a process may define."""
 
 
 class HasScore(Protocol):
@@ -66,6 +69,12 @@ class ForwardSDE(ABC):
 
     T: float
     prior_std: float
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """The functions of time of every process take numbers."""
+        super().__init_subclass__(**options)
+        for name in set(_OF_TIME) & set(vars(cls)):
+            setattr(cls, name, takes_numbers(vars(cls)[name]))
 
     def __eq__(self, other: object) -> bool:
         """Processes of one class with equal parts are equal; functions are by identity."""
@@ -100,28 +109,42 @@ class ForwardSDE(ABC):
     def inverse_nsr(self, nsr: Tensor) -> Tensor:
         """Time at which the noise-to-signal ratio has the given value; values with any shape."""
 
+    @takes_numbers
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale alpha_t, with the shape of t."""
         return self.log_alpha(t).exp()
 
+    @takes_numbers
     def g(self, t: Tensor) -> Tensor:
         """Diffusion g(t), with the shape of t."""
         return self.g_squared(t).sqrt()
 
+    @takes_numbers
     def lam(self, t: Tensor) -> Tensor:
         """Half the log signal-to-noise ratio, log(alpha / sigma), with the shape of t."""
         return -self.nsr(t).log()
 
     def perturb(self, x0: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """Return x_t = alpha_t x0 + sigma_t z with shape (B, *), for x0 and z with shape (B, *)."""
+        x0, z, t = as_tensor("x0", x0), as_tensor("z", z), as_tensor("t", t)
+        if x0.shape != z.shape or not (t.ndim == 0 or t.shape == x0.shape[:1]):
+            raise ValueError(
+                f"x0 and z must have one shape (B, *) and t the shape () or (B,), got x0 {tuple(x0.shape)}, "
+                f"z {tuple(z.shape)} and t {tuple(t.shape)}"
+            )
+        if x0.device != z.device:
+            raise ValueError(f"x0 and z must be on one device, got {x0.device} and {z.device}")
         return expand_like(self.alpha(t), x0) * x0 + expand_like(self.sigma(t), x0) * z
 
     def prior_sample(self, z: Tensor) -> Tensor:
         """Turn standard normals z with shape (B, *) into draws of the prior N(0, prior_std^2 I)."""
-        return self.prior_std * z
+        return self.prior_std * as_tensor("z", z)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior N(0, prior_std^2 I), in nats with shape (B,), at x with shape (B, *)."""
+        x = as_tensor("x", x)
+        if x.ndim < 2:
+            raise ValueError(f"x must have shape (B, *), got {tuple(x.shape)}; for one sample use x[None]")
         flat = x.flatten(1)
         constant = flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
         return -0.5 * (flat / self.prior_std).square().sum(1) - constant
@@ -135,13 +158,14 @@ class ForwardSDE(ABC):
 
         return solvers.ODE(drift)
 
+    @checked
     def reverse(self, model: HasScore, eta: float = 1.0) -> solvers.SDE:
         """The reverse SDE with stochasticity ``eta``: 1 is Anderson's, 0 the probability flow without noise.
 
         Raises:
             ValueError: ``eta`` is negative or not finite.
         """
-        if not (math.isfinite(eta) and eta >= 0):
+        if not 0 <= eta <= 1e100:
             raise ValueError(
                 f"eta must be a finite number >= 0, got {eta}; 1 is the reverse SDE, 0 the probability flow"
             )
@@ -153,6 +177,7 @@ class ForwardSDE(ABC):
 
         return solvers.SDE(drift, diffusion=lambda t: eta * self.g(t))
 
+    @checked
     def discretize(self, num_steps: int) -> Chain:
         """The process at the ``num_steps`` + 1 times i T / num_steps: DDPM for VP, SMLD for VE."""
         if num_steps < 1:
@@ -161,109 +186,18 @@ class ForwardSDE(ABC):
         return Chain(self.alpha(t), self.sigma(t), times=t)
 
 
-class Beta(ABC):
-    """The rate beta(t) of a variance-preserving process on [0, T], its integral B(t), and B's inverse."""
-
-    T: float
-
-    @abstractmethod
-    def rate(self, t: Tensor) -> Tensor:
-        """beta(t), per unit of time, with the shape of t."""
-
-    @abstractmethod
-    def integral(self, t: Tensor) -> Tensor:
-        """B(t), the integral of beta from 0 to t, with the shape of t."""
-
-    @abstractmethod
-    def inverse_integral(self, b: Tensor) -> Tensor:
-        """The time at which B has the given value, any shape."""
-
-
-@dataclass(frozen=True)
-class LinearBeta(Beta):
-    """beta(t) = beta_min + t (beta_max - beta_min) on [0, 1] (2011.13456, eq. 32)."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    T: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max < math.inf:
-            raise ValueError(
-                f"the linear rate needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}"
-            )
-        _require_positive("T", self.T)
-
-    def rate(self, t: Tensor) -> Tensor:
-        """beta_min + t (beta_max - beta_min), with the shape of t."""
-        return self.beta_min + t * (self.beta_max - self.beta_min)
-
-    def integral(self, t: Tensor) -> Tensor:
-        """beta_min t + (beta_max - beta_min) t^2 / 2, with the shape of t."""
-        return t * (self.beta_min + t * (0.5 * (self.beta_max - self.beta_min)))
-
-    def inverse_integral(self, b: Tensor) -> Tensor:
-        """The positive root of the quadratic B(t) = b, in the form that does not cancel."""
-        slope = self.beta_max - self.beta_min
-        return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * slope * b).sqrt())
-
-
-@dataclass(frozen=True)
-class CosineBeta(Beta):
-    """alpha(t) = cos(w (t + s)) / cos(w s), w = pi / (2 (1 + s)) (2102.09672, eq. 17).
-
-    The rate diverges at t = 1, so the process stops at T = 0.9946, as in DPM-Solver (2206.00927).
-    """
-
-    s: float = 0.008
-    T: float = 0.9946
-
-    def __post_init__(self) -> None:
-        if not (0 < self.s <= 1 and 0 < self.T < 1):
-            raise ValueError(
-                f"the cosine rate needs s > 0, s <= 1 and 0 < T < 1, got s = {self.s} and T = {self.T}"
-            )
-
-    @property
-    def _w(self) -> float:
-        return math.pi / (2 * (1 + self.s))
-
-    def rate(self, t: Tensor) -> Tensor:
-        """2 w tan(w (t + s)), with the shape of t."""
-        return 2 * self._w * torch.tan(self._w * (t + self.s))
-
-    def integral(self, t: Tensor) -> Tensor:
-        """-2 log alpha(t), with the shape of t, written so that it is exact near t = 0."""
-        # cos(w(t+s)) / cos(ws) = cos(wt) - tan(ws) sin(wt) = 1 - [2 sin^2(wt/2) + tan(ws) sin(wt)]
-        wt = self._w * t
-        return -2 * torch.log1p(
-            -(2 * torch.sin(0.5 * wt).square() + math.tan(self._w * self.s) * torch.sin(wt))
-        )
-
-    def inverse_integral(self, b: Tensor) -> Tensor:
-        """The time at which alpha = exp(-b/2)."""
-        # 1 - exp(-b/2) = 1 - cos(wt) + tan(ws) sin(wt): a quadratic in tan(wt/2) without cancellation
-        a = -torch.expm1(-0.5 * b)
-        k = math.tan(self._w * self.s)
-        return 2 * torch.atan(a / (k + (k**2 + a * (2 - a)).sqrt())) / self._w
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a finite positive number, got {value}")
-
-
 class _VariancePreserving(ForwardSDE):
-    """What VP and sub-VP share: alpha = exp(-B/2) and f = -beta/2."""
+    """What VP and sub-VP share: alpha = exp(-B/2) and f = -beta/2.
+
+    Args:
+        beta: the rate, such as LinearBeta(0.1, 20.0) or CosineBeta(); LinearBeta() when None.
+    """
 
     prior_std = 1.0
 
+    @checked
     def __init__(self, beta: Beta | None = None) -> None:
         self.beta = LinearBeta() if beta is None else beta
-        if not isinstance(self.beta, Beta):
-            raise TypeError(
-                f"beta must be a Beta such as LinearBeta(0.1, 20.0) or CosineBeta(), got {beta!r}"
-            )
         self.T = self.beta.T
 
     def __repr__(self) -> str:
@@ -280,7 +214,11 @@ class _VariancePreserving(ForwardSDE):
 
 class VPSDE(_VariancePreserving):
     """The variance-preserving process dx = -beta x dt / 2 + sqrt(beta) dW (2011.13456, eq. 11); DDPM's
-    limit."""
+    limit.
+
+    Args:
+        beta: the rate, such as LinearBeta(0.1, 20.0) or CosineBeta(); LinearBeta() when None.
+    """
 
     def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - exp(-B)), with the shape of t."""
@@ -300,7 +238,11 @@ class VPSDE(_VariancePreserving):
 
 
 class SubVPSDE(_VariancePreserving):
-    """The sub-variance-preserving process (2011.13456, eq. 12): alpha of VP, sigma = 1 - alpha^2."""
+    """The sub-variance-preserving process (2011.13456, eq. 12): alpha of VP, sigma = 1 - alpha^2.
+
+    Args:
+        beta: the rate, such as LinearBeta(0.1, 20.0) or CosineBeta(); LinearBeta() when None.
+    """
 
     def sigma(self, t: Tensor) -> Tensor:
         """1 - exp(-B), with the shape of t."""
@@ -326,10 +268,17 @@ class VESDE(ForwardSDE):
 
     sigma(0) = sigma_min and not 0: at time 0 the state is the data plus noise of that level.  The prior is
     N(0, sigma_max^2 I).
+
+    Args:
+        sigma_min, sigma_max: noise levels at t = 0 and t = 1.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
     """
 
     T = 1.0
 
+    @checked
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(
@@ -386,10 +335,11 @@ class CustomSDE(ForwardSDE):
     _CHECKED_TIMES = 129
     _BISECTIONS = 70
 
+    @checked
     def __init__(
         self, alpha: Function, sigma: Function, T: float = 1.0, prior_std: float | None = None
     ) -> None:
-        _require_positive("T", T)
+        require_positive("T", T)
         self._alpha, self._sigma, self.T = OfTime("alpha", alpha), OfTime("sigma", sigma), float(T)
         t = torch.linspace(0, T, self._CHECKED_TIMES, dtype=torch.float64)[1:]
         a, s = self._alpha(t), self._sigma(t)
@@ -402,10 +352,11 @@ class CustomSDE(ForwardSDE):
                 raise ValueError(f"{name}(t) must be finite and positive for 0 < t <= T = {T}")
         if not bool(((s / a).diff() > 0).all()):
             raise ValueError(
-                f"sigma(t) / alpha(t) must increase strictly on (0, {T}]; swap or correct the functions"
+                f"sigma(t) / alpha(t) must increase strictly on (0, T] with T = {T}; swap or correct "
+                "the functions"
             )
         self.prior_std = float(s[-1]) if prior_std is None else float(prior_std)
-        _require_positive("prior_std", self.prior_std)
+        require_positive("prior_std", self.prior_std)
 
     def __repr__(self) -> str:
         return f"CustomSDE(T={self.T}, prior_std={self.prior_std:.6g})"

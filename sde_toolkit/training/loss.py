@@ -70,7 +70,7 @@ from torch import Tensor
 
 from sde_toolkit.models import ScoreModel, known_moments
 from sde_toolkit.sdes import Chain, ForwardSDE
-from sde_toolkit.utils import integer
+from sde_toolkit.utils import check_fields, integer
 from solvers.terms import expand_like
 
 Weighting = Literal["noise", "sigma^2", "likelihood"]
@@ -116,6 +116,7 @@ class DenoisingLoss:
     levels: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_word("weighting", self.weighting, WEIGHTINGS)
         _check_word("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         if not 0 <= self.t_min < math.inf:
@@ -198,6 +199,9 @@ class ChainLoss:
 
     chain: Chain
     stratified: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self, model: ScoreModel, x0: Tensor, generator: torch.Generator, condition: Tensor | None = None

@@ -33,12 +33,13 @@ from sde_toolkit.training.checkpoint import refuse_checkpoint
 from sde_toolkit.training.description import describe_model, described_model
 from sde_toolkit.training.state import prefixed
 from sde_toolkit.training.tensor_file import need_fields, part_of, read_tensors, write_tensors
-from sde_toolkit.utils import check_output_file
+from sde_toolkit.utils import as_device, check_output_file, checked
 
 _WEIGHTS = {"model": "network", "inference": "ema"}
 """Kinds of files that hold one model, and the part with its weights."""
 
 
+@checked
 def save_model(model: ModuleModel, path: Path | str) -> Path:
     """Write a model to one file, atomically, and return its path.
 
@@ -68,6 +69,7 @@ def save_model(model: ModuleModel, path: Path | str) -> Path:
     return place
 
 
+@checked
 def load_model(
     path: Path | str,
     network: nn.Module | None = None,
@@ -91,7 +93,9 @@ def load_model(
             needed, or do not fit; a given network has not changed then.
         TypeError: ``network`` is no module.
     """
-    place = Path(path).expanduser()
+    if not str(path):
+        raise ValueError("path must name a file, got an empty one")
+    place, where = Path(path).expanduser(), as_device("device", device)
     if network is not None and not isinstance(network, nn.Module):
         raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
     document, tensors = read_tensors(place, "model file")
@@ -108,7 +112,7 @@ def load_model(
         _set_data(made, part_of(tensors, "data"))
     except ValueError as error:
         raise ValueError(f"{place} cannot be loaded: {error}") from error
-    return made.eval().to(device)
+    return made.eval().to(where)
 
 
 def _data_tensors(model: ModuleModel) -> dict[str, Tensor]:

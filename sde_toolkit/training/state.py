@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.models import NetworkModel, plain_parameters, plain_tensors, recording
 from sde_toolkit.training.ema import averaged_copy, decay_at, is_narrow, update_average
-from sde_toolkit.utils import integer
+from sde_toolkit.utils import check_fields, checked, integer
 
 _TRAINABLE = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -58,6 +58,7 @@ class Optimization:
     ema_decay: float = 0.9995
 
     def __post_init__(self) -> None:
+        check_fields(self)
         integer("warmup_steps", self.warmup_steps, 0)
         integer("decay_steps", self.decay_steps, 0)
         for name in ("learning_rate", "max_grad_norm"):
@@ -106,6 +107,7 @@ class TrainState:
         ValueError: parameters that cannot be trained: float16, inference tensors, or the meta device.
     """
 
+    @checked
     @recording()
     def __init__(
         self,

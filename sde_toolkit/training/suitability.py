@@ -34,6 +34,8 @@ def warn_if_unsuitable(dataset: Dataset, sde: ForwardSDE) -> None:
         dataset: its mean and variances are used, in model scale.
         sde: the forward process.
     """
+    if not float(dataset.variance.amax()) > 0:
+        raise ValueError("dataset must hold examples that differ, got equal ones: there is no law to learn")
     T = torch.tensor(sde.T, dtype=torch.float64)
     alpha, sigma = float(sde.alpha(T)), float(sde.sigma(T))
     shift = alpha * float(dataset.mean.abs().amax()) / sde.prior_std

@@ -1,10 +1,15 @@
 """Files and locks, random streams, processes, checks of arguments."""
 
+from sde_toolkit.utils.annotations import (
+    check_called,
+    has_method,
+    shown,
+)
 from sde_toolkit.utils.arguments import (
     check_fields,
     checked,
     require,
-    shown,
+    returned,
 )
 from sde_toolkit.utils.checks import (
     integer,
@@ -36,6 +41,14 @@ from sde_toolkit.utils.random import (
     seeded,
     step_generator,
 )
+from sde_toolkit.utils.tensors import (
+    UNSIGNED,
+    as_device,
+    as_tensor,
+    as_times,
+    host_tensor,
+    takes_numbers,
+)
 from sde_toolkit.utils.values import (
     Partial,
     same_values,
@@ -43,17 +56,24 @@ from sde_toolkit.utils.values import (
 
 __all__ = [
     "ALONE",
+    "UNSIGNED",
     "Partial",
     "Processes",
     "Stream",
     "WorkdirLock",
+    "as_device",
+    "as_tensor",
+    "as_times",
     "atomic_folder",
     "atomic_write",
     "atomic_write_text",
+    "check_called",
     "check_fields",
     "check_output_directory",
     "check_output_file",
     "checked",
+    "has_method",
+    "host_tensor",
     "integer",
     "launched",
     "leading",
@@ -62,10 +82,12 @@ __all__ = [
     "reading",
     "remove_leftovers",
     "require",
+    "returned",
     "same_values",
     "seed_sequence",
     "seeded",
     "shown",
     "step_generator",
+    "takes_numbers",
     "turns",
 ]

@@ -1,19 +1,11 @@
 """Arguments checked by their annotations, before any work starts.
 
 ``checked`` wraps a function, ``check_fields`` serves the ``__post_init__`` of a dataclass.  Both read the
-annotations once, and compare every argument with its own:
+annotations once, and compare every argument with its own, as ``sde_toolkit.utils.annotations`` says.
 
-    int                  integers, those of numpy included, but no truth values
-    float                real numbers, not nan
-    bool                 truth values
-    Literal["a", "b"]    strings; which ones, the function says
-    a class              its instances
-    a function's type    anything that can be called
-    A | B                either
-
-Numbers of numpy become Python's own.  What does not fit raises TypeError (nan: ValueError) with the
-argument's name, what was wanted, what came, and what to write instead where that is known: an object for
-its name, a part for the whole that holds it.  Ranges stay with the function.
+What does not fit raises TypeError (nan, and integers of too many bits: ValueError) with the argument's name,
+what was wanted, what came, and what to write instead where that is known: an object for its name, a part for
+the whole that holds it.  Ranges stay with the function.  Where memory runs out, large counts are named.
 """
 
 from __future__ import annotations
@@ -22,28 +14,38 @@ import collections.abc
 import difflib
 import functools
 import inspect
-import math
 import numbers
-import operator
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+
+from sde_toolkit.utils.annotations import (
+    KINDS,
+    arity,
+    fit_to,
+    is_union,
+    look_up,
+    most_bits,
+    shown,
+    too_large,
+    wanted_words,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_SHOWN = 80
-_KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
+_MANY = 1 << 16
+"""Counts above are named where memory runs out."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """The function, with its arguments compared with their annotations at every call."""
     signature = inspect.signature(function)
+    method = function.__name__ == "__init__"
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -51,18 +53,40 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{function.__name__}() takes {_takes(signature)}, but: {error}") from None
+            owner = type(args[0]) if method else function
+            raise TypeError(f"{owner.__name__}() takes {_takes(signature)}, but: {error}") from None
+        owner = type(args[0]) if method else function
         for name, value in bound.arguments.items():
             parameter = signature.parameters[name]
             if name not in hints or parameter.kind is parameter.VAR_KEYWORD:
                 continue
             if parameter.kind is parameter.VAR_POSITIONAL:
-                bound.arguments[name] = tuple(_fitted(name, v, hints[name], None, function) for v in value)
+                bound.arguments[name] = tuple(_fitted(name, v, hints[name], None, owner) for v in value)
             else:
-                bound.arguments[name] = _fitted(name, value, hints[name], parameter.default, function)
-        return function(*bound.args, **bound.kwargs)
+                bound.arguments[name] = _fitted(name, value, hints[name], parameter.default, owner)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except (RuntimeError, MemoryError) as error:
+            _explain_memory(owner, bound.arguments, error)
+            raise
 
     return call
+
+
+def _explain_memory(owner: Any, arguments: collections.abc.Mapping[str, Any], error: Exception) -> None:
+    """Raise the sentence for memory that ran out under large counts; nothing where that is not the cause."""
+    text = str(error).lower()
+    out = (
+        isinstance(error, MemoryError)
+        or "allocate" in text
+        or "out of memory" in text
+        or "storage size" in text
+    )
+    many = [f"{k} = {v}" for k, v in arguments.items() if type(v) is int and v > _MANY and "seed" not in k]
+    if out and many:
+        raise ValueError(
+            f"{owner.__name__} needs more memory than there is; lower {' or '.join(many)}"
+        ) from error
 
 
 def check_fields(record: Any) -> None:
@@ -85,17 +109,11 @@ def require(name: str, value: Any, kind: Any) -> None:
     _fitted(name, value, kind, inspect.Parameter.empty, None)
 
 
-def shown(value: object) -> str:
-    """A value as messages show it: what it is, and no more than a line of it."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"a {type(value).__name__} of {value.dtype} with shape {tuple(value.shape)}"
-    try:
-        text = repr(value)
-    except Exception:  # a repr is the caller's own code
-        return f"a {type(value).__name__}"
-    if len(text) > _SHOWN or "\n" in text or " object at 0x" in text:
-        return f"a {type(value).__name__}"
-    return text
+def returned(name: str, value: R, part: str) -> R:
+    """What a given function returned, which must have the attribute ``part``; raises TypeError otherwise."""
+    if look_up(value, part) is None:
+        raise TypeError(f"{name} must return an object with .{part}, got {shown(value)}")
+    return value
 
 
 @functools.cache
@@ -107,96 +125,36 @@ def _hints(owner: Any) -> dict[str, Any]:
 
 
 def _takes(signature: inspect.Signature) -> str:
-    return ", ".join(signature.parameters) or "no arguments"
+    return ", ".join(name for name in signature.parameters if name != "self") or "no arguments"
 
 
 def _fitted(name: str, value: Any, hint: Any, default: Any, owner: Any) -> Any:
     """The value, numbers of numpy as Python's own."""
     if value is default and default is not inspect.Parameter.empty:
         return value
-    fits, fitted = _fit(value, hint)
+    fits, fitted = fit_to(value, hint)
+    if fits and isinstance(fitted, int) and too_large(name, fitted):
+        fits = False
+    if fits and look_up(value, "is_meta") is True:
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device; give one with data")
     if fits:
         return fitted
-    wanted = _wanted(hint)
-    kind = ValueError if isinstance(value, numbers.Real) and value != value else TypeError
+    wanted = wanted_words(hint)
+    out_of_range = isinstance(value, numbers.Real) and (value != value or too_large(name, value))
+    kind = ValueError if out_of_range else TypeError
     raise kind(f"{name} must be {wanted}, got {shown(value)}{_mend(name, value, hint, default, owner)}")
-
-
-def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
-    """Whether the value fits the annotation, and the value to go on with."""
-    origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
-        return _fit(value, typing.get_args(hint)[0])
-    if hint is Any or isinstance(hint, TypeVar):
-        return True, value
-    if hint is None or hint is type(None):
-        return value is None, value
-    if origin in (typing.Union, types.UnionType):
-        for part in typing.get_args(hint):
-            fits, fitted = _fit(value, part)
-            if fits:
-                return True, fitted
-        return False, value
-    if origin is Literal:
-        return any(isinstance(value, type(choice)) for choice in typing.get_args(hint)), value
-    if hint in (int, float, bool):
-        return _fit_number(value, hint)
-    if hint is collections.abc.Callable or origin is collections.abc.Callable or _called(hint):
-        return callable(value) and not isinstance(value, type), value
-    if getattr(hint, "_is_protocol", False):
-        return all(callable(getattr(value, part, None)) for part in vars(hint) if part[0] != "_"), value
-    if isinstance(origin or hint, type):
-        text = isinstance(value, (str, bytes)) and (origin or hint) is not str
-        return isinstance(value, origin or hint) and not text, value
-    return True, value
-
-
-def _fit_number(value: Any, hint: type) -> tuple[bool, Any]:
-    truth = isinstance(value, (bool, np.bool_))
-    if hint is bool or truth:
-        return hint is bool and truth, bool(value) if truth else value
-    if hint is int:
-        try:
-            return not hasattr(value, "shape") or not value.shape, operator.index(value)
-        except TypeError:
-            return False, value
-    if not isinstance(value, numbers.Real):
-        return False, value
-    try:
-        number = float(value)
-    except OverflowError:
-        return False, value
-    return not math.isnan(number), value if type(value) in (int, float) else number
-
-
-def _called(hint: Any) -> bool:
-    """Whether the annotation is a protocol of things that are called."""
-    return bool(getattr(hint, "_is_protocol", False)) and "__call__" in vars(hint)
-
-
-def _wanted(hint: Any) -> str:
-    """The annotation in words."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _wanted(parts[0])
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_wanted(part) for part in parts))
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, parts))
-    if hint in _KINDS:
-        return _KINDS[hint]
-    if hint is None or hint is type(None):
-        return "None"
-    if origin is collections.abc.Callable or hint is collections.abc.Callable:
-        return "a function"
-    name = getattr(origin or hint, "__name__", str(hint))
-    return f"a{'n' if name[0] in 'AEIOU' else ''} {name}"
 
 
 def _mend(name: str, value: Any, hint: Any, default: Any, owner: Any) -> str:
     """What to write instead, as far as it can be read from the value, the default and the docstring."""
     if isinstance(value, numbers.Real) and value != value:
         return "; give a finite number"
+    if isinstance(value, numbers.Real) and too_large(name, value):
+        return f"; it stays below 2^{most_bits(name)}"
+    if any(kind.__name__ == "Tensor" for kind in _kinds(hint)) and isinstance(
+        value, (np.ndarray, np.generic, list, tuple, int, float)
+    ):
+        return f"; convert it with torch.as_tensor({name})"
     if hint is int and isinstance(value, float) and value.is_integer():
         return f"; give {int(value)}"
     if isinstance(value, str):
@@ -205,12 +163,20 @@ def _mend(name: str, value: Any, hint: Any, default: Any, owner: Any) -> str:
             return f"; give the object and not its name, as in {name}={near}"
         if hint in (int, float, bool):
             return f"; leave out the quotes, as in {name}={value.strip() or 1}" if _number(value) else ""
+    arities = [arity(part) for part in (typing.get_args(hint) if is_union(hint) else (hint,))]
+    counts = [str(count) for count in arities if count is not None]
+    if counts and callable(value) and not isinstance(value, type):
+        return f"; it is called with {' or '.join(counts)} argument(s)"
     kinds = _kinds(hint)
+    try:
+        inside = {} if isinstance(value, type) else dict(vars(value))
+    except Exception:  # no attributes, or a stranger's
+        inside = {}
     held = [
         f"its .{part}"
-        for part, inner in vars(value).items()
+        for part, inner in inside.items()
         if any(isinstance(inner, kind) for kind in kinds) and part[0] != "_"
-    ] if hasattr(value, "__dict__") and not isinstance(value, type) else []  # fmt: skip
+    ]
     if held:
         return f"; give {' or '.join(held)}"
     if isinstance(value, type) and any(issubclass(value, kind) for kind in kinds):
@@ -223,8 +189,11 @@ def _kinds(hint: Any) -> list[type]:
     """The classes of the annotation, beside those of plain values."""
     return [
         kind
-        for kind in typing.get_args(hint) or (hint,)
-        if isinstance(kind, type) and kind not in _KINDS and kind is not type(None) and not _called(kind)
+        for kind in (typing.get_args(hint) if is_union(hint) else (typing.get_origin(hint) or hint,))
+        if isinstance(kind, type)
+        and kind not in KINDS
+        and kind is not type(None)
+        and not getattr(kind, "_is_protocol", False)
     ]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import gaussian_table as table
 from benchmarks.record import RESULTS
 from sde_toolkit.models.exact import ExactModel, Gaussian
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers.brownian import STEPS
 

@@ -9,7 +9,7 @@ from benchmarks import likelihood_table, likelihood_training
 from sde_toolkit.config.loading import load_config
 from sde_toolkit.data.toy import digits
 from sde_toolkit.likelihood import UniformDequantizer
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from solvers import Normals
 
 

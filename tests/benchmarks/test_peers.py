@@ -21,7 +21,7 @@ from benchmarks.peers import ours as peer_ours
 from benchmarks.peers import parity as peer_parity
 from benchmarks.record import RESULTS
 from sde_toolkit.models.exact import ExactData, ExactModel, Gaussian
-from sde_toolkit.sdes.sde import VESDE, VPSDE
+from sde_toolkit.sdes import VESDE, VPSDE
 from solvers import Normals
 
 pytestmark = [  # of diffusers, about itself

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from sde_toolkit import config as c
 from sde_toolkit import networks
 from sde_toolkit.likelihood import Endpoint, ExactDivergence, Hutchinson, HutchPlusPlus
-from sde_toolkit.sdes.sde import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_toolkit.training.loss import DenoisingLoss
 from sde_toolkit.training.state import Optimization
 from solvers import AB4

@@ -8,7 +8,7 @@ from sde_toolkit import guidance, samplers
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.samplers import grids, in_nsr
 from sde_toolkit.samplers.correctors import AnnealedLangevin, Langevin
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from solvers import RK4, SHARK
 
 

@@ -48,5 +48,5 @@ def test_what_cannot_be_guided_is_refused() -> None:
     without = NetworkModel(MLP((2,), width=8, depth=1), VPSDE(), "noise", (2,))
     with pytest.raises(ValueError, match="guidance needs a model with classes"):
         guided(samplers.ddim(3), 2.0).sample(without, 2)
-    with pytest.raises(ValueError, match="scale must be a finite number"):
+    with pytest.raises(ValueError, match=r"scale must be a (finite )?number"):
         guided(samplers.ddim(3), float("nan")).sample(model(), 2, condition=0)

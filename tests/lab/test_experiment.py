@@ -23,7 +23,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.samplers.presets.adaptive_steps import dopri5
 from sde_toolkit.samplers.presets.one_step import ddim
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils.random import Stream, permutation
 
 

@@ -29,7 +29,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.runs.store import open_shipped
 from sde_toolkit.samplers.presets.one_step import ddim
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 
 FLOAT64 = torch.float64
 SDE = VPSDE()

@@ -22,7 +22,7 @@ from sde_toolkit.likelihood import (
 from sde_toolkit.likelihood.bound_terms import GaussianControl
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian
-from sde_toolkit.sdes.sde import VPSDE, CustomSDE
+from sde_toolkit.sdes import VPSDE, CustomSDE
 
 FLOAT64 = torch.float64
 LIMIT = stats.norm.isf(ALPHA / 2)

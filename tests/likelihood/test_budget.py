@@ -11,7 +11,7 @@ from torch import Tensor
 from sde_toolkit.likelihood import Budget, Endpoint, Entry, FlowSolver, Hutchinson, log_likelihood
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import isotropic
-from sde_toolkit.sdes.sde import VESDE, VPSDE, LinearBeta
+from sde_toolkit.sdes import VESDE, VPSDE, LinearBeta
 
 FLOAT64 = torch.float64
 SONG = {name: SDES[name] for name in ("vp-linear", "vp-cosine", "sub-vp", "ve")}

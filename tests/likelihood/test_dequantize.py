@@ -23,7 +23,7 @@ from sde_toolkit.likelihood import (
     train_dequantizer,
 )
 from sde_toolkit.models.exact import ExactModel, GaussianMixture
-from sde_toolkit.sdes.sde import VESDE, VPSDE
+from sde_toolkit.sdes import VESDE, VPSDE
 from sde_toolkit.utils import Stream
 from solvers import Normals
 

@@ -121,3 +121,8 @@ def test_jacobian_products_of_an_operation_without_a_rule_for_batches():
 def test_bad_arguments_are_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_the_exact_divergence_of_too_many_features_is_refused():
+    with pytest.raises(ValueError, match=r"divergence must be estimated for 196608 features.*divergence=16"):
+        ExactDivergence().columns(196608)

@@ -23,7 +23,7 @@ from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.models.moments import isotropic
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from solvers import AB3, AB4, EULER, RK4, TSIT5, FixedGrid, SolverError
 from solvers.reference import SciPy
 
@@ -255,7 +255,7 @@ def test_bits_per_dim_use_the_scale_of_the_data():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (lambda: {"divergence": 0}, "num_probes"),
+        (lambda: {"divergence": 0}, "divergence must be an integer >= 1, got 0"),
         (lambda: {"t_min": 1.0}, "t_min"),
         (lambda: {"t_min": -0.1}, "t_min"),
         (lambda: {"t_min": 0.0}, "raise t_min"),

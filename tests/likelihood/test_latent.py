@@ -10,7 +10,7 @@ from scipy import stats
 from sde_toolkit.likelihood import FlowSolver, decode, encode, interpolate
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import isotropic
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 
 FLOAT64 = torch.float64
 

@@ -11,7 +11,7 @@ from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.likelihood import FlowSolver, log_likelihood
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
-from sde_toolkit.sdes.sde import VESDE, VPSDE
+from sde_toolkit.sdes import VESDE, VPSDE
 from sde_toolkit.training.loop import fit
 from sde_toolkit.training.loss import DenoisingLoss
 from sde_toolkit.training.state import Optimization, TrainState

@@ -280,8 +280,12 @@ def test_subsets_get_the_value_of_the_subset(distance):
         (normal(5, 2), normal(0, 2), "y must have shape .* with at least 2 samples"),
         (normal(5, 0), normal(5, 0), "x must have shape .* with at least 2 samples"),
         (torch.tensor(1.0), normal(5), "x must have shape .* with at least 2 samples"),
-        (normal(5, 2), normal(5, 3), r"y must have the event shape of x, \(2,\), got \(3,\)"),
-        (normal(5, 2, 3), normal(5, 6), r"y must have the event shape of x, \(2, 3\), got \(6,\)"),
+        (normal(5, 2), normal(5, 3), r"y must have the event shape of (features_)?x, \(2,\), got \(3,\)"),
+        (
+            normal(5, 2, 3),
+            normal(5, 6),
+            r"y must have the event shape of .*x, \(2, 3\), got \(6,\)",
+        ),
     ],
 )
 def test_bad_shapes_are_refused(function, x, y, message):
@@ -319,7 +323,10 @@ def test_other_bad_settings_are_refused():
     with pytest.raises(ValueError, match="x and y must hold distinct points"):
         mmd(torch.zeros(5, 2), torch.zeros(5, 2))
     eye, zero = torch.eye(2), torch.zeros(2)
-    with pytest.raises(ValueError, match=r"mean1 must be finite with shape \(2,\), got shape \(3,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"mean1 must be finite with shape \(2,\), for mean0 with shape \(2,\), got shape \(3,\)",
+    ):
         gaussian_w2(zero, eye, torch.zeros(3), eye)
     with pytest.raises(ValueError, match=r"cov0 must be finite with shape \(2, 2\)"):
         gaussian_w2(zero, eye * math.nan, zero, eye)

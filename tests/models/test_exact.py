@@ -12,7 +12,7 @@ from problems import ALPHA, DATA, DIAGONAL, GAUSSIAN, LINE, MIXTURE, RING, SDES
 from torch import Tensor
 
 from sde_toolkit.models.exact import ExactData, ExactModel, Gaussian, GaussianMixture
-from sde_toolkit.sdes.sde import VPSDE, ForwardSDE
+from sde_toolkit.sdes import VPSDE, ForwardSDE
 from solvers.brownian import Normals
 
 ALL = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
@@ -423,3 +423,19 @@ def test_num_samples_must_be_positive(num_samples: int):
 def test_data_are_abstract():
     with pytest.raises(TypeError, match="abstract"):
         ExactData()
+
+
+def test_a_covariance_that_no_memory_holds_is_refused_and_not_needed():
+    shape = (3, 256, 256)
+    data = GaussianMixture([0.5, 0.5], torch.zeros(2, *shape), [1.0, 3.0])
+    with pytest.raises(ValueError, match=r"got 196608, which would take 309 GB; use the model's moments"):
+        _ = data.covariance
+    moments = ExactModel(data, VPSDE()).moments
+    assert (moments.kind, moments.event_shape) == ("diagonal", shape)
+    assert torch.allclose(moments.variances, torch.full((196608,), 2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("covariances", [[0.5, 2.0], torch.rand(2, 3) + 0.1, torch.eye(3).expand(2, 3, 3)])
+def test_variances_are_the_diagonal_of_the_covariance(covariances):
+    data = GaussianMixture([0.3, 0.7], [[0.0, 1.0, 2.0], [3.0, -1.0, 2.0]], covariances)
+    assert torch.allclose(data.variance, data.covariance.diagonal(), rtol=1e-12)

@@ -14,7 +14,7 @@ from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.models.wrappers import Wrapper
 from sde_toolkit.samplers import calibrate, ddim, heun
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from solvers import HEUN
 
 GRID = FlowSolver(HEUN, num_steps=3)

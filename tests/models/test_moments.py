@@ -10,7 +10,7 @@ from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import Moments, isotropic, moments_from_tensors
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:

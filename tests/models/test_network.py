@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.models import IndexedModel, Moments, NetworkModel
 from sde_toolkit.networks import MLP
+from sde_toolkit.samplers import ddim
 from sde_toolkit.sdes import VPSDE
 
 X, T = torch.linspace(-1, 1, 8).reshape(4, 2), torch.tensor([0.1, 0.3, 0.5, 0.9])
@@ -102,9 +103,26 @@ def test_outputs_of_another_shape_or_type_get_a_sentence(function, words) -> Non
             model.score(X, T)
 
 
-def test_something_that_is_no_module_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"network must be a torch.nn.Module, got function"):
-        NetworkModel(lambda x, c: x, VPSDE(), "noise", (2,))
+def test_a_function_is_a_network_with_the_type_that_is_given() -> None:
+    model = NetworkModel(lambda x, c: -x, VPSDE(), "noise", (2,), dtype=torch.float64, device="cpu")
+    assert (model.dtype, str(model.device)) == (torch.float64, "cpu")
+    assert ddim(3).sample(model, 4).x.dtype == torch.float64
+    assert model.float().dtype == torch.float32
+    assert model.with_network(lambda x, c: x).dtype == torch.float32
+
+
+def test_a_type_that_is_not_the_networks_own_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"dtype must be the network's own, torch.float32, got torch.float64"
+    ):
+        NetworkModel(MLP((2,), width=4, depth=1), VPSDE(), "noise", (2,), dtype=torch.float64)
+    with pytest.raises(ValueError, match="device 'nowhere' is not usable"):
+        NetworkModel(MLP((2,), width=4, depth=1), VPSDE(), "noise", (2,), device="nowhere")
+
+
+def test_something_that_is_no_network_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"network must be a Module or a function, got 3"):
+        NetworkModel(3, VPSDE(), "noise", (2,))
 
 
 class Shifted(nn.Module):

@@ -19,7 +19,7 @@ from sde_toolkit.data.dataset import from_array
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.samplers import Samples, ddim
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 
 TINY = ["--config.model.width=8", "--config.model.depth=1", "--config.data.num_train=64",
         "--config.data.num_test=40",

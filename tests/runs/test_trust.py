@@ -18,7 +18,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.runs.trust import _doubt
 from sde_toolkit.samplers import ddim
-from sde_toolkit.sdes.sde import VPSDE, CustomSDE
+from sde_toolkit.sdes import VPSDE, CustomSDE
 from sde_toolkit.training.checkpoint import checkpoint_paths
 from sde_toolkit.training.loop import fit
 from sde_toolkit.training.loss import DenoisingLoss

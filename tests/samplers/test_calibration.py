@@ -10,7 +10,7 @@ from sde_toolkit import samplers
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.samplers.calibration import calibrate, calibrated
 from sde_toolkit.samplers.grids import uniform
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 
 FINE = samplers.dopri5(rtol=1e-6, atol=1e-6)
 

@@ -20,7 +20,7 @@ from sde_toolkit.samplers.equations import (
     scheme,
     semilinear,
 )
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers import Adams, ExponentialRungeKutta, FixedGrid, Normals, solve
 

@@ -18,7 +18,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.samplers.correctors import AnnealedLangevin
 from sde_toolkit.samplers.gaussian.grid import CONSTANTS, ResidualGrid
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers import Normals
 

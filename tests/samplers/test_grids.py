@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from problems import SDES
 
 from sde_toolkit.samplers import grids
-from sde_toolkit.sdes.sde import VESDE, VPSDE
+from sde_toolkit.sdes import VESDE, VPSDE
 
 GRIDS = {
     "uniform": grids.uniform,
@@ -79,9 +79,9 @@ def test_indices_are_those_of_discrete_time_code(name):
 
 
 def test_constants_of_grids_are_checked():
-    with pytest.raises(ValueError, match="scale must be a finite positive number"):
+    with pytest.raises(ValueError, match=r"scale must be a (finite positive )?number"):
         grids.Arctan(0.0)
-    with pytest.raises(ValueError, match="scale must be a finite positive number"):
+    with pytest.raises(ValueError, match=r"scale must be a (finite positive )?number"):
         grids.Arcsinh(float("nan"))
     with pytest.raises(ValueError, match="offset must keep the indices at or below 1000"):
         grids.Leading(1000, offset=200)(VPSDE(), 10, 0.0)

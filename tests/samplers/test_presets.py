@@ -17,7 +17,7 @@ from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.models.exact import ExactModel, Gaussian, GaussianMixture
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.correctors import AnnealedLangevin, Langevin
-from sde_toolkit.sdes.sde import VESDE, VPSDE, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, SubVPSDE
 from sde_toolkit.utils import Stream
 from solvers import DOPRI5, EULER, SHARK, SRA1, Normals
 from solvers.reference import TorchSDE

@@ -17,7 +17,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.correctors import AnnealedLangevin, Langevin
-from sde_toolkit.sdes.sde import VESDE, VPSDE, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, SubVPSDE
 from sde_toolkit.utils import Stream
 from solvers import Interval, Normals, SolverError
 from solvers.brownian import STEPS

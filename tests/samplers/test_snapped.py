@@ -10,9 +10,9 @@ from sde_toolkit.models import IndexedModel
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.snapped import Snapped
+from sde_toolkit.sdes import VESDE, VPSDE
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.chain_sde import ChainSDE
-from sde_toolkit.sdes.sde import VESDE, VPSDE
 
 FLOAT64 = torch.float64
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=FLOAT64)

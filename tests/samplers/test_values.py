@@ -33,9 +33,9 @@ from sde_toolkit.samplers import (
     restarting,
     sa_solver,
 )
+from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, CustomSDE, LinearBeta, SubVPSDE
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.chain_sde import ChainSDE
-from sde_toolkit.sdes.sde import VESDE, VPSDE, CosineBeta, CustomSDE, LinearBeta, SubVPSDE
 from sde_toolkit.training.description import describe_model
 from sde_toolkit.training.loop import fit
 from sde_toolkit.training.loss import DenoisingLoss

@@ -10,8 +10,8 @@ from problems import SDES
 from torch import Tensor
 
 from sde_toolkit.models.exact import ExactModel, Gaussian
+from sde_toolkit.sdes import VPSDE, ForwardSDE
 from sde_toolkit.sdes.chain import VARIANCES, Chain, ancestral_coefficients
-from sde_toolkit.sdes.sde import VPSDE, ForwardSDE
 
 ALL = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 LINEAR = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

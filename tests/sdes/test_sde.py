@@ -9,7 +9,7 @@ from problems import DATA, MIXTURE, SDES
 
 import solvers
 from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.sdes.sde import VESDE, VPSDE, Beta, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, Beta, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
 
 
 def time(value: float) -> torch.Tensor:
@@ -190,13 +190,13 @@ def test_bad_parameters_are_refused_in_a_sentence(build, said: str):
 
 @pytest.mark.parametrize("build", [VPSDE, SubVPSDE])
 def test_beta_must_be_an_object(build):
-    with pytest.raises(TypeError, match=r"beta must be a Beta such as LinearBeta.*got 0\.1"):
+    with pytest.raises(TypeError, match=r"beta must be a Beta or None, got 0\.1; .*LinearBeta"):
         build(0.1)
 
 
 @given(eta=st.one_of(st.floats(max_value=0.0, exclude_max=True), st.just(math.inf), st.just(math.nan)))
 def test_eta_must_be_finite_and_not_negative(eta: float):
-    with pytest.raises(ValueError, match="eta must be a finite number >= 0, got"):
+    with pytest.raises(ValueError, match=r"eta must be a (finite )?number"):
         VPSDE().reverse(ExactModel(MIXTURE, VPSDE()), eta)
 
 

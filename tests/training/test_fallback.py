@@ -11,7 +11,7 @@ import torch
 
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.checkpoint import (
     export_checkpoint,
     latest_checkpoint,

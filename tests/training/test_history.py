@@ -8,7 +8,7 @@ import torch
 from sde_toolkit.data.toy import gaussian_mixture
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.checkpoint import latest_checkpoint, restore
 from sde_toolkit.training.loop import fit
 from sde_toolkit.training.loss import DenoisingLoss

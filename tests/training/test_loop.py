@@ -19,7 +19,7 @@ from sde_toolkit.models.moments import class_moments_from_tensors
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.networks.unet import UNet
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.checkpoint import (
     checkpoint_paths,
     latest_checkpoint,

@@ -10,7 +10,7 @@ from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.networks.mlp import MLP
-from sde_toolkit.sdes.sde import VESDE, VPSDE
+from sde_toolkit.sdes import VESDE, VPSDE
 from sde_toolkit.training.loss import TIME_SAMPLINGS, WEIGHTINGS, ChainLoss, DenoisingLoss, noise_given_levels
 from tests.problems import ALPHA, DIAGONAL, GAUSSIAN, SDES
 

@@ -7,7 +7,7 @@ from sde_toolkit.data.toy import gaussian_mixture
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.samplers import ddim
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.checkpoint import latest_checkpoint, read_checkpoint, restore
 from sde_toolkit.training.loop import NonFiniteError, fit, train_step
 from sde_toolkit.training.loss import DenoisingLoss

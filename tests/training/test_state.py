@@ -12,7 +12,7 @@ from torch import nn
 
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.checkpoint import (
     COMPARED_SECTIONS,
     FREE_FIELDS,
@@ -359,7 +359,7 @@ def test_a_state_in_the_middle_of_an_update_is_not_saved(tmp_path):
     ("options", "words"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
         ({"learning_rate": float("inf")}, "learning_rate must be"),
         ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0"),
         ({"betas": (0.9, 1.0)}, r"betas and ema_decay must be in \[0, 1\)"),

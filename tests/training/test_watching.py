@@ -6,7 +6,7 @@ from torch import nn
 from sde_toolkit.data.toy import gaussian_mixture
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.samplers import ddim
-from sde_toolkit.sdes.sde import VPSDE
+from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.loop import fit
 from sde_toolkit.training.loss import DenoisingLoss
 from sde_toolkit.training.state import TrainState

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sde_toolkit.data.sources.raw import Raw
+from sde_toolkit.utils import check_fields
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Endings of the files that are taken for images."""
@@ -53,6 +54,7 @@ class ImageOptions:
     on_error: str = "raise"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, valid in (("colour", COLOURS), ("alpha", ALPHA), ("on_error", ON_ERROR)):
             if getattr(self, name) not in valid:
                 raise ValueError(
@@ -79,7 +81,7 @@ def read_folder(folder: Path, options: ImageOptions, labels: str = "") -> Raw:
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
-        raise ValueError(f"{folder} must hold images ({', '.join(SUFFIXES)}), got none")
+        raise ValueError(f"data source {folder} must hold images ({', '.join(SUFFIXES)}), got none")
     images, kept = _readable(paths, options)
     examples = _stacked(images, kept, options)
     owners = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in kept]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sde_toolkit.data.rows import Rows, Stored
+from sde_toolkit.data.scaling import warn_if_levels
 from sde_toolkit.data.sources.raw import chunks_of
 
 LAYOUTS = ("auto", "ND", "NHW", "NCHW", "NHWC")
@@ -151,12 +152,7 @@ def _floats(x: np.ndarray, offset: int) -> tuple[np.ndarray, None]:
         raise ValueError(
             f"data must be finite, got {int(wrong.sum())} nan or inf, the first at index {first}"
         )
-    if x.ndim > 2 and x.max() > 2 and x.min() >= 0 and x.max() <= 255 and (x == np.rint(x)).all():
-        warnings.warn(
-            f"data are whole numbers from {x.min():g} to {x.max():g} of type {x.dtype} and are taken as "
-            "continuous; data.levels=256 takes them as grey levels",
-            stacklevel=2,
-        )
+    warn_if_levels(x, "data.levels=256")
     return (x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)), None
 
 

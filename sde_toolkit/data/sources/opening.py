@@ -25,7 +25,7 @@ from sde_toolkit.data.sources.named import (
 )
 from sde_toolkit.data.sources.raw import Raw, label_numbers
 from sde_toolkit.data.sources.tables import read_csv, read_parquet
-from sde_toolkit.utils import Stream, permutation
+from sde_toolkit.utils import Stream, checked, integer, permutation
 
 SCALINGS = ("auto", "common", "per_coordinate", "none")
 """How continuous data can be scaled."""
@@ -60,6 +60,7 @@ def absolute_source(source: str) -> str:
     return source if prefix and not known else prefix + str(path)
 
 
+@checked
 def open_data(
     source: str | Path,
     *,
@@ -104,12 +105,10 @@ def open_data(
         ValueError: the source is missing or damaged, or does not fit the options; every sentence says what
             was found and what helps.
     """
+    integer("split_seed", split_seed, 0)
     name = absolute_source(str(source))
-    if digest and not is_function(name) and not name.startswith(HUGGING_FACE) and not Path(name).exists():
-        raise ValueError(
-            f"the data of the run are missing: {name} does not exist; put them back there, or say where they "
-            "are now with --data=PATH"
-        )
+    if digest:
+        _check_there(name)
     made = call_function(name) if is_function(name) else None
     if isinstance(made, Dataset):
         train = made.train[:].numpy()
@@ -120,7 +119,7 @@ def open_data(
     x, known = _examples(raw, layout, shape, levels, name)
     share = _share(held_out)
     if share is None:
-        other = _read(absolute_source(str(held_out)), key, labels, columns, images)
+        other = _read_held_out(str(held_out), key, labels, columns, images)
         held, _ = _examples(other, layout, shape, known or 0, str(held_out))
         digests = raw.digest(), other.digest()
         if digests[0] == digests[1]:
@@ -144,6 +143,22 @@ def open_data(
         )
     except ValueError as error:  # of the data set itself, which does not know where it comes from
         raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from None
+
+
+def _check_there(name: str) -> None:
+    """Refuse data of a run that are gone."""
+    if not is_function(name) and not name.startswith(HUGGING_FACE) and not Path(name).exists():
+        raise ValueError(
+            f"the data of the run are missing: {name} does not exist; put them back there, or say where they "
+            "are now with --data=PATH"
+        )
+
+
+def _read_held_out(source: str, key: str, labels: str, columns: str, images: ImageOptions) -> Raw:
+    try:
+        return _read(absolute_source(source), key, labels, columns, images)
+    except ValueError as error:
+        raise ValueError(f"data.held_out: {error}") from None
 
 
 def _check_digest(source: str | Path, expected: str, found: str) -> None:

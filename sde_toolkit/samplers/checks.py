@@ -1,0 +1,72 @@
+"""Arguments, callbacks and ends of a sampler's runs: what is refused, and what failed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.samplers.records import Callback
+from sde_toolkit.utils import has_method, integer, require
+from solvers import NoiseSource, Solution, Status
+from solvers.solution import finish
+
+_SEEDS = 1 << 64
+_INDICES = 1 << 63
+
+
+def check_draw(
+    num_samples: int,
+    batch_size: int | None,
+    noise: NoiseSource | None,
+    callback: Callback | None,
+    seed: int,
+    first_sample: int,
+    throw: bool,
+) -> None:
+    """Refuse, with TypeError or ValueError, arguments of ``sample`` that cannot work with any model."""
+    count = integer("num_samples", num_samples, 1)
+    if batch_size is not None:
+        integer("batch_size", batch_size, 1)
+    if integer("seed", seed, 0) >= _SEEDS:
+        raise ValueError("seed must be below 2^64, got a larger integer")
+    if integer("first_sample", first_sample, 0) + count >= _INDICES:
+        raise ValueError("first_sample + num_samples must be below 2^63, got a larger integer")
+    if not isinstance(throw, bool):
+        require("throw", throw, bool)
+    if noise is not None and not has_method(noise, "draw"):
+        require("noise", noise, NoiseSource)
+    if noise is not None and batch_size is not None:
+        raise ValueError("a noise source serves one batch: leave batch_size out when noise is given")
+    if callback is not None:
+        require("callback", callback, Callback)
+
+
+def check_end(x: Tensor, solution: Solution, throw: bool) -> None:
+    """Refuse clean predictions with shape (B, *) that are nan or inf."""
+    if not throw or not math.isnan(float((x * 0).sum())):
+        return
+    broken = ~x.flatten(1).isfinite().all(1)
+    status = torch.where(broken, int(Status.NONFINITE), int(Status.SUCCESS))
+    t = solution.ts[-1].expand(len(x))
+    finish(replace(solution, ys=x[None], status=status), t, torch.zeros_like(t), throw)
+
+
+def failures(status: Tensor, x: Tensor, part: range) -> dict[int, str]:
+    """Global index -> why, of the samples with shape (B, *) whose run did not reach its end."""
+    broken = (status == 0) & ~x.flatten(1).isfinite().all(1).to(status.device)
+    kinds = torch.where(broken, int(Status.NONFINITE), status).tolist()
+    return {i: Status(kind).name for i, kind in zip(part, kinds, strict=True) if kind}
+
+
+def checked_state(returned: object, x: Tensor) -> Tensor:
+    """The state that a callback returned, with the shape and the type of x; raises ValueError for others."""
+    if not isinstance(returned, Tensor) or returned.shape != x.shape or returned.dtype != x.dtype:
+        got = f"{tuple(returned.shape)} {returned.dtype}" if isinstance(returned, Tensor) else repr(returned)
+        raise ValueError(
+            f"a callback must return None or a state with shape {tuple(x.shape)} and type {x.dtype}, "
+            f"got {got}"
+        )
+    return returned

@@ -1,0 +1,267 @@
+"""A small valid call of every public function and class: where tests of all arguments start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import sde_toolkit as sde
+from sde_toolkit import data, likelihood, metrics, samplers
+
+VP = sde.VPSDE()
+NORMAL = sde.Gaussian(torch.zeros(2), torch.eye(2))
+MIXTURE = sde.GaussianMixture([0.5, 0.5], torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), [0.1, 0.2])
+MODEL, CLASSES = sde.ExactModel(NORMAL, VP), sde.ExactModel(MIXTURE, VP)
+CHAIN = VP.discretize(10)
+X = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)
+LEVELS, LABELS = torch.arange(12).reshape(6, 2) % 8, torch.tensor([0, 1, 0, 1, 0, 1])
+EYE, HALF = torch.eye(2, dtype=torch.float64), torch.tensor(0.5)
+GREY = data.Scaling.grey(8)
+POINTS = sde.from_array(torch.arange(80.0).reshape(40, 2).sin(), dtype=torch.float64)
+SOLVER = sde.FlowSolver(rtol=1e-2, atol=1e-2)
+DRAWS = sde.BoundDraws(num_draws=2)
+
+Maker = Callable[[], dict[str, Any]]
+
+
+class Recipe(NamedTuple):
+    """A call that works: what is called, and its arguments by name, made afresh for every call."""
+
+    call: Callable[..., Any]
+    arguments: Maker
+
+
+def network_model() -> sde.NetworkModel:
+    """A small network for vectors, in float64."""
+    network = sde.MLP((2,), width=4, depth=1, num_frequencies=2).double()
+    return sde.NetworkModel(network, VP, "noise", (2,))
+
+
+def dequantizer() -> sde.VariationalDequantizer:
+    """A small one."""
+    return sde.VariationalDequantizer(likelihood.PlaceFlow((2,), width=4), GREY, VP)
+
+
+def _quick(*args: Any, **options: Any) -> Any:
+    return likelihood.values_only(*args, **{"solver": SOLVER, **options})
+
+
+def _the(**arguments: Any) -> Maker:
+    return lambda: dict(arguments)
+
+
+def _presets() -> dict[str, Recipe]:
+    first = {"fixed": _the(num_steps=3), "model": _the(model=MODEL, num_steps=3), "adaptive": dict}
+    return {
+        name: Recipe(preset.function, first[preset.kind]) for name, preset in samplers.PRESETS.items()
+    } | {
+        "adaptive": Recipe(sde.adaptive, _the(method=samplers.dopri5().method)),
+        "gaussian_residual": Recipe(
+            samplers.gaussian_residual, _the(model=MODEL, num_steps=3, moments=sde.Moments([0.0, 0.0], EYE))
+        ),
+        "predictor_corrector": Recipe(sde.predictor_corrector, _the(predictor=samplers.euler_maruyama(3))),
+        "guided": Recipe(sde.guided, _the(sampler=samplers.ddim(3), scale=1.0)),
+        "thresholded": Recipe(
+            sde.thresholded, _the(sampler=samplers.ddim(3), threshold=sde.StaticThreshold())
+        ),
+        "Sampler": Recipe(
+            sde.Sampler,
+            lambda: {f: getattr(samplers.ddim(3), f) for f in ("name", "equation", "method", "num_steps")},
+        ),
+        "calibrate": Recipe(samplers.calibrate, _calibration),
+        "calibrated": Recipe(samplers.calibrated, _calibration),
+        "Sampler.sample": Recipe(samplers.ddim(2).sample, _the(model=MODEL, num_samples=2)),
+        "Sampler.prepare": Recipe(samplers.ddim(2).prepare, _the(model=MODEL)),
+        "PreparedSampler.sample": Recipe(samplers.ddim(2).prepare(MODEL).sample, _the(num_samples=2)),
+    }
+
+
+def _calibration() -> dict[str, Any]:
+    return {
+        "sampler": samplers.ddim(2), "model": MODEL, "num_samples": 4, "sweeps": 1,
+        "reference": samplers.ddim(4),
+    }  # fmt: skip
+
+
+def _parts() -> dict[str, Recipe]:
+    """What samplers, processes and losses are made of."""
+    return {
+        "AnnealedLangevin": Recipe(sde.AnnealedLangevin, dict),
+        "Langevin": Recipe(sde.Langevin, dict),
+        "Restart": Recipe(sde.Restart, _the(nsr_min=0.1, nsr_max=1.0)),
+        "Karras": Recipe(samplers.grids.Karras, dict),
+        "Arctan": Recipe(samplers.grids.Arctan, dict),
+        "Leading": Recipe(samplers.grids.Leading, dict),
+        "Explicit": Recipe(samplers.grids.Explicit, _the(ts=[1.0, 0.5, 0.0])),
+        "ClassifierFreeGuidance": Recipe(sde.ClassifierFreeGuidance, _the(scale=1.0)),
+        "DynamicThreshold": Recipe(sde.DynamicThreshold, dict),
+        "StaticThreshold": Recipe(sde.StaticThreshold, dict),
+        "Chain": Recipe(sde.Chain, _the(alphas=CHAIN.alphas, sigmas=CHAIN.sigmas, times=CHAIN.times)),
+        "Chain.from_betas": Recipe(sde.Chain.from_betas, _the(betas=torch.full((5,), 0.1))),
+        "Chain.q_sample": Recipe(CHAIN.q_sample, _the(x0=X, i=3, z=X)),
+        "ChainSDE": Recipe(sde.ChainSDE, _the(chain=CHAIN)),
+        "CosineBeta": Recipe(sde.CosineBeta, dict),
+        "LinearBeta": Recipe(sde.LinearBeta, dict),
+        "CustomSDE": Recipe(sde.CustomSDE, _the(alpha=lambda t: 1 - t, sigma=lambda t: t, T=0.9)),
+        "SubVPSDE": Recipe(sde.SubVPSDE, dict),
+        "VESDE": Recipe(sde.VESDE, dict),
+        "VPSDE": Recipe(sde.VPSDE, dict),
+        "sde.alpha": Recipe(VP.alpha, _the(t=HALF)),
+        "sde.sigma": Recipe(VP.sigma, _the(t=HALF)),
+        "sde.nsr": Recipe(VP.nsr, _the(t=HALF)),
+        "sde.lam": Recipe(VP.lam, _the(t=HALF)),
+        "sde.inverse_nsr": Recipe(VP.inverse_nsr, _the(nsr=HALF)),
+        "sde.perturb": Recipe(VP.perturb, _the(x0=X, t=HALF, z=X)),
+        "sde.prior_sample": Recipe(VP.prior_sample, _the(z=X)),
+        "sde.prior_log_prob": Recipe(VP.prior_log_prob, _the(x=X)),
+        "sde.reverse": Recipe(VP.reverse, _the(model=MODEL, eta=1.0)),
+        "sde.discretize": Recipe(VP.discretize, _the(num_steps=3)),
+    }
+
+
+def _models() -> dict[str, Recipe]:
+    made = {
+        "ExactModel": Recipe(sde.ExactModel, _the(data=NORMAL, sde=VP)),
+        "Gaussian": Recipe(sde.Gaussian, _the(mean=[0.0, 1.0], covariance=[[1.0, 0.0], [0.0, 1.0]])),
+        "GaussianMixture": Recipe(
+            sde.GaussianMixture,
+            _the(weights=[0.5, 0.5], means=[[0.0], [1.0]], covariances=[0.1, 0.2]),
+        ),
+        "Moments": Recipe(sde.Moments, _the(mean=[0.0, 1.0], covariance=[1.0, 2.0])),
+        "NetworkModel": Recipe(
+            sde.NetworkModel,
+            lambda: {"network": network_model().network, "sde": VP, "predicts": "noise", "event_shape": (2,)},
+        ),
+        "IndexedModel": Recipe(
+            sde.IndexedModel,
+            lambda: {"network": network_model().network, "chain": CHAIN, "predicts": "noise",
+                     "event_shape": (2,)},
+        ),
+        "MLP": Recipe(sde.MLP, _the(event_shape=(2,), width=4, depth=1)),
+        "UNet": Recipe(sde.UNet, _the(event_shape=(1, 4, 4), channels=(8, 8))),
+        "Gaussian.sample": Recipe(NORMAL.sample, _the(num_samples=3, seed=0)),
+        "Gaussian.log_prob": Recipe(NORMAL.log_prob, _the(x=X)),
+        "network.score": Recipe(network_model().score, _the(x_t=X, t=HALF)),
+        "network.raw": Recipe(network_model().raw, _the(x_t=X, t=HALF)),
+        "classes.score": Recipe(CLASSES.score, _the(x_t=X, t=HALF, condition=LABELS)),
+    }  # fmt: skip
+    for name in ("score", "noise", "denoise", "velocity", "raw", "log_prob"):
+        made[f"model.{name}"] = Recipe(getattr(MODEL, name), _the(x_t=X, t=HALF))
+    return made
+
+
+def _likelihoods() -> dict[str, Recipe]:
+    found = likelihood.classify(CLASSES, X, log_likelihood=_quick)
+    flow = {"model": MODEL, "x": X}
+    return {
+        "BoundDraws": Recipe(sde.BoundDraws, _the(num_draws=4)),
+        "Classification": Recipe(sde.Classification, _the(log_joint=found.log_joint)),
+        "Endpoint": Recipe(sde.Endpoint, dict),
+        "ExactDivergence": Recipe(sde.ExactDivergence, dict),
+        "FlowSolver": Recipe(sde.FlowSolver, dict),
+        "HutchPlusPlus": Recipe(sde.HutchPlusPlus, dict),
+        "Hutchinson": Recipe(sde.Hutchinson, dict),
+        "PlaceFlow": Recipe(likelihood.PlaceFlow, _the(event_shape=(2,), width=4)),
+        "TruncatedNormalDequantizer": Recipe(sde.TruncatedNormalDequantizer, _the(scaling=GREY, sde=VP)),
+        "UniformDequantizer": Recipe(sde.UniformDequantizer, _the(scaling=GREY, sde=VP)),
+        "VariationalDequantizer": Recipe(
+            sde.VariationalDequantizer,
+            lambda: {"flow": likelihood.PlaceFlow((2,), width=4), "scaling": GREY, "sde": VP},
+        ),
+        "classify": Recipe(likelihood.classify, _the(model=CLASSES, x=X, log_likelihood=_quick)),
+        "continuous_bound": Recipe(likelihood.continuous_bound, _the(model=MODEL, x0=X, draws=DRAWS)),
+        "decode": Recipe(sde.decode, _the(model=MODEL, z=X, solver=SOLVER)),
+        "differentiable_log_likelihood": Recipe(sde.differentiable_log_likelihood, _the(**flow)),
+        "discrete_bound": Recipe(
+            sde.discrete_bound, _the(model=MODEL, x0=X, chain=CHAIN, draws=DRAWS)
+        ),
+        "discrete_log_likelihood": Recipe(
+            sde.discrete_log_likelihood,
+            lambda: {"model": MODEL, "values": LEVELS, "log_likelihood": _quick,
+                     "dequantizer": sde.UniformDequantizer(GREY, VP)},
+        ),
+        "encode": Recipe(sde.encode, _the(**flow, solver=SOLVER)),
+        "fit_temperature": Recipe(sde.fit_temperature, _the(found=found, labels=LABELS)),
+        "interpolate": Recipe(sde.interpolate, _the(z_a=X, z_b=X + 1, weights=[0.0, 0.5, 1.0])),
+        "judge": Recipe(likelihood.judge, _the(found=found, labels=LABELS)),
+        "log_likelihood": Recipe(sde.log_likelihood, _the(**flow, solver=SOLVER)),
+        "tempered": Recipe(likelihood.tempered, _the(found=found, temperature=2.0)),
+        "train_dequantizer": Recipe(
+            sde.train_dequantizer,
+            lambda: {"dequantizer": dequantizer(), "model": MODEL, "values": LEVELS, "num_steps": 1,
+                     "batch_size": 2},
+        ),
+    }  # fmt: skip
+
+
+def _data(folder: Path) -> dict[str, Recipe]:
+    few = {"num_train": 8, "num_test": 4}
+    np.save(folder / "points.npy", X.numpy())
+    return {
+        "Dataset": Recipe(sde.Dataset, _the(name="mine", train=X, test=X[:2])),
+        "ImageOptions": Recipe(sde.ImageOptions, dict),
+        "Scaling": Recipe(sde.Scaling, _the(scale=torch.ones(()), shift=torch.zeros(()))),
+        "Scaling.grey": Recipe(data.Scaling.grey, _the(levels=8)),
+        "checkerboard": Recipe(data.checkerboard, _the(**few)),
+        "digits": Recipe(sde.digits, dict),
+        "from_array": Recipe(sde.from_array, _the(x=X)),
+        "gaussian_mixture": Recipe(data.gaussian_mixture, _the(means=X[:2], std=0.1, **few)),
+        "moons": Recipe(data.moons, _the(**few)),
+        "open_data": Recipe(sde.open_data, _the(source=folder / "points.npy", held_out=0.5)),
+        "ring": Recipe(data.ring, _the(**few)),
+        "swissroll": Recipe(data.swissroll, _the(**few)),
+    }
+
+
+def _training(folder: Path) -> dict[str, Recipe]:
+    model = sde.save_model(network_model(), folder / "model.safetensors")
+    return {
+        "ChainLoss": Recipe(sde.ChainLoss, _the(chain=CHAIN)),
+        "DenoisingLoss": Recipe(sde.DenoisingLoss, dict),
+        "Optimization": Recipe(sde.Optimization, dict),
+        "TrainState": Recipe(sde.TrainState, lambda: {"model": network_model()}),
+        "fit": Recipe(
+            sde.fit,
+            lambda: {"state": sde.TrainState(network_model()), "dataset": POINTS, "num_steps": 1,
+                     "loss": sde.DenoisingLoss(), "batch_size": 4},
+        ),
+        "load_model": Recipe(sde.load_model, _the(path=model)),
+        "open_run": Recipe(sde.open_run, _the(workdir=folder)),
+        "open_shipped": Recipe(sde.open_shipped, dict),
+        "save_model": Recipe(
+            sde.save_model, lambda: {"model": network_model(), "path": folder / "other.safetensors"}
+        ),
+    }  # fmt: skip
+
+
+def _metrics() -> dict[str, Recipe]:
+    two = {"x": X, "y": X + 1}
+    return {
+        "MMD": Recipe(metrics.MMD, dict),
+        "OnFeatures": Recipe(metrics.OnFeatures, _the(features=torch.abs, distance=metrics.MMD())),
+        "SlicedWasserstein": Recipe(metrics.SlicedWasserstein, dict),
+        "bootstrap": Recipe(
+            metrics.bootstrap,
+            _the(
+                distance=sde.energy_distance,
+                x=torch.cat([X, X + 2]),
+                y=torch.cat([X, X + 1]),
+                num_resamples=20,
+            ),
+        ),
+        "energy_distance": Recipe(sde.energy_distance, _the(**two)),
+        "frechet_distance": Recipe(sde.frechet_distance, _the(features_x=X, features_y=X + 1)),
+        "gaussian_w2": Recipe(metrics.gaussian_w2, _the(mean0=X[0], cov0=EYE, mean1=X[1], cov1=EYE)),
+        "mmd": Recipe(sde.mmd, _the(**two)),
+        "over_seeds": Recipe(metrics.over_seeds, _the(values=[1.0, 2.0])),
+        "sliced_wasserstein": Recipe(sde.sliced_wasserstein, _the(**two, num_projections=4)),
+    }
+
+
+def recipes(folder: Path) -> dict[str, Recipe]:
+    """Recipes by name; files lie in ``folder``."""
+    return _presets() | _parts() | _models() | _likelihoods() | _data(folder) | _training(folder) | _metrics()
