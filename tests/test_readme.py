@@ -16,12 +16,14 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9
     assert len(COMMANDS) == 7
 
 
 @pytest.mark.parametrize(
-    "block", BLOCKS, ids=["own", "vectors", "digits", "file", "exact", "samplers", "likelihoods", "solvers"]
+    "block",
+    BLOCKS,
+    ids=["own", "vectors", "given", "digits", "file", "exact", "samplers", "likelihoods", "solvers"],
 )
 def test_block_runs_in_fifteen_lines(block, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -61,5 +63,5 @@ def test_every_public_name_exists_and_is_documented():
 
 def test_block_on_exact_models_is_as_accurate_as_it_says():
     scope: dict = {}
-    exec(BLOCKS[4], scope)
+    exec(BLOCKS[5], scope)
     assert float((scope["result"].nats - scope["mixture"].log_prob(scope["x"])).abs().max()) < 1e-3

@@ -22,9 +22,12 @@ from sde_toolkit.data.sources import (
     ON_ERROR,
     SCALINGS,
     ImageOptions,
+    TrainingData,
     absolute_source,
+    batch_size_of,
     is_function,
     open_data,
+    training_data,
 )
 from sde_toolkit.data.toy import (
     checkerboard,
@@ -49,8 +52,10 @@ __all__ = [
     "ImageOptions",
     "Scaling",
     "Training",
+    "TrainingData",
     "absolute_source",
     "batch_indices",
+    "batch_size_of",
     "checkerboard",
     "digits",
     "from_array",
@@ -62,4 +67,5 @@ __all__ = [
     "ring_components",
     "scaling_from_tensors",
     "swissroll",
+    "training_data",
 ]

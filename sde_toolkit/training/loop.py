@@ -24,20 +24,23 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sde_toolkit.data import Dataset
+from sde_toolkit.data import Dataset, TrainingData, batch_size_of, training_data
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, full_precision, recording
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
 from sde_toolkit.training.loss import Loss
 from sde_toolkit.training.state import NonFiniteError, TrainState
 from sde_toolkit.training.suitability import warn_if_unsuitable
-from sde_toolkit.utils import Stream, WorkdirLock, integer, require, step_generator
+from sde_toolkit.utils import Stream, WorkdirLock, check_called, checked, integer, returned, step_generator
+
+DEFAULT_BATCH_SIZE = 128
+"""Examples per update where nothing says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,8 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
     with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only
         torch.default_generator.set_state(step_generator(state.seed, state.step, Stream.DROPOUT).get_state())
         condition = state.model.conditions(labels, len(x0))
-        mean = (
-            loss(state.model, x0, generator)
-            if condition is None
-            else loss(state.model, x0, generator, condition)
-        ).mean()
+        rest = () if condition is None else (condition,)
+        mean = returned("loss", loss(state.model, x0, generator, *rest), "mean").mean()
     value = mean.item()
     _require_finite(state, "loss", value)
     with full_precision(mean):
@@ -105,12 +105,13 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
     return UpdateInfo(state.step, value, norm, learning_rate, len(x0), time.perf_counter() - start)
 
 
+@checked
 def fit(
     state: TrainState,
-    dataset: Dataset,
+    dataset: TrainingData,
     loss: Loss,
     num_steps: int,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     workdir: WorkdirLock | Path | str | None = None,
     checkpoint_every: int = 500,
     keep: int = 2,
@@ -124,12 +125,15 @@ def fit(
     Args:
         state: the run, trained in place; restore the latest checkpoint into it to go on with an
             interrupted one.
-        dataset: where the batches come from; its moments, and those of its classes if the network has
-            classes, become those of ``state.model`` and ``state.ema``, and are stored in ``state.data``.
+        dataset: where the batches come from, a ``Dataset``, or data in model scale: examples with shape
+            (N, *), (examples, labels), a torch data set or a ``DataLoader`` (``data.training_data``).  Its
+            moments, and those of its classes if the network has classes, become those of ``state.model`` and
+            ``state.ema``, and are stored in ``state.data``.
         loss: such as ``DenoisingLoss()``.
         num_steps: total number of updates, those made before included.
-        batch_size: examples per update.  A resumed run may have another one: it goes on from batch ``step``
-            of this size, and is not the run that was never stopped.
+        batch_size: examples per update; that of a loader, else 128, when None.  A resumed run may have
+            another one: it goes on from batch ``step`` of this size, and is not the run that was never
+            stopped.
         workdir: where checkpoints go, a directory, or its lock, held; None for no checkpoints.
         checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
             KeyboardInterrupt.
@@ -151,12 +155,9 @@ def fit(
         ValueError: a count or ``label_dropout`` out of range, a data set of another event shape, labels that
             are missing or not among the network's classes, or a lock that is not held.
     """
-    if isinstance(workdir, (str, Path)):
-        with _own_lock(state, workdir) as lock:
-            return fit(
-                state, dataset, loss, num_steps, batch_size, lock, checkpoint_every, keep, on_step,
-                label_dropout, on_update, progress,
-            )  # fmt: skip
+    batch_size = batch_size_of(dataset, DEFAULT_BATCH_SIZE) if batch_size is None else batch_size
+    dataset = training_data(dataset)
+    check_called("loss", loss, 3 + (state.model.num_classes > 0))
     _check_numbers(
         label_dropout,
         num_steps=num_steps,
@@ -164,39 +165,59 @@ def fit(
         keep=keep,
         checkpoint_every=checkpoint_every,
     )
-    _check_parts(state, dataset, workdir)
-    warn_if_unsuitable(dataset, state.model.sde)
-    count = _set_moments(state, dataset)
-    losses: list[float] = []
-    history: list[UpdateInfo] = []
-    saved = state.step
-
-    def save() -> None:
-        nonlocal saved
-        if workdir is not None and saved < state.step:
-            save_checkpoint(state, workdir.path, keep, {"loss": sum(losses) / len(losses)} if losses else {})
-            losses.clear()
-            saved = state.step
-
-    try:
-        for _ in _steps(state.step, num_steps, progress):
-            x0 = dataset.batch(state.step, batch_size, state.seed)
-            labels = _labels(state, dataset, batch_size, label_dropout) if count else None
-            info = train_step(state, x0, loss, labels)
-            losses.append(info.loss)
-            history.append(info)
-            if on_update is not None:
-                on_update(info)
-            if state.step % checkpoint_every == 0 or state.step == num_steps:
-                save()
-            if on_step is not None:
-                with evaluating(state.model, state.ema):
-                    on_step(info)
-    except KeyboardInterrupt:
-        if not state.updating:
-            save()
-        raise
+    with _locked(state, workdir) as lock:
+        _check_parts(state, dataset, lock)
+        warn_if_unsuitable(dataset, state.model.sde)
+        count, history = _set_moments(state, dataset), []
+        saver = _Saver(state, lock, keep, state.step)
+        try:
+            for _ in _steps(state.step, num_steps, progress):
+                x0 = dataset.batch(state.step, batch_size, state.seed)
+                labels = _labels(state, dataset, batch_size, label_dropout) if count else None
+                info = train_step(state, x0, loss, labels)
+                saver.losses.append(info.loss)
+                history.append(info)
+                if on_update is not None:
+                    on_update(info)
+                if state.step % checkpoint_every == 0 or state.step == num_steps:
+                    saver.save()
+                if on_step is not None:
+                    with evaluating(state.model, state.ema):
+                        on_step(info)
+        except KeyboardInterrupt:
+            if not state.updating:
+                saver.save()
+            raise
     return history
+
+
+@dataclass
+class _Saver:
+    """Checkpoints of a run, each with the mean loss since the one before; none without a directory."""
+
+    state: TrainState
+    lock: WorkdirLock | None
+    keep: int
+    saved: int
+    losses: list[float] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Write the checkpoint of this step if there is none yet."""
+        if self.lock is not None and self.saved < self.state.step:
+            mean = {"loss": sum(self.losses) / len(self.losses)} if self.losses else {}
+            save_checkpoint(self.state, self.lock.path, self.keep, mean)
+            self.losses.clear()
+            self.saved = self.state.step
+
+
+@contextmanager
+def _locked(state: TrainState, workdir: WorkdirLock | Path | str | None) -> Iterator[WorkdirLock | None]:
+    """The lock that is given, or that of the directory that is given."""
+    if isinstance(workdir, (str, Path)):
+        with _own_lock(state, workdir) as lock:
+            yield lock
+    else:
+        yield workdir
 
 
 @contextmanager
@@ -270,7 +291,6 @@ def _labels(state: TrainState, dataset: Dataset, batch_size: int, label_dropout:
 
 def _check_parts(state: TrainState, dataset: Dataset, workdir: WorkdirLock | None) -> None:
     """Refuse data of another shape, and a directory that is not ours."""
-    require("dataset", dataset, Dataset)
     if dataset.event_shape != state.model.event_shape:
         raise ValueError(
             f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"

@@ -6,6 +6,7 @@ from torch import nn
 
 from sde_toolkit.data import Dataset
 from sde_toolkit.models import NetworkModel
+from sde_toolkit.networks import MLP
 from sde_toolkit.sdes import VPSDE, CosineBeta, CustomSDE
 from sde_toolkit.training import DenoisingLoss, TrainState, fit
 
@@ -48,7 +49,9 @@ def test_fit_takes_a_path_and_returns_what_every_update_was(tmp_path, capsys):
 
 def test_a_wrong_data_set_is_named():
     state = TrainState(NetworkModel(Linear(), VPSDE(), "noise", (2,)))
-    with pytest.raises(TypeError, match=r"dataset must be a Dataset, got a Tensor of torch\.float32"):
+    with pytest.raises(TypeError, match=r"dataset must be .*, got a MLP"):
+        fit(state, MLP((2,)), DenoisingLoss(), 1)
+    with pytest.raises(ValueError, match="dataset must hold examples that differ"):
         fit(state, torch.zeros(4, 2), DenoisingLoss(), 1)
 
 

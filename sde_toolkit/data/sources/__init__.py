@@ -1,6 +1,7 @@
 """Where data come from: files, folders, tables, named data sets, functions."""
 
 from sde_toolkit.data.sources.folders import ALPHA, COLOURS, ON_ERROR, ImageOptions
+from sde_toolkit.data.sources.given import TrainingData, batch_size_of, training_data
 from sde_toolkit.data.sources.layout import LAYOUTS
 from sde_toolkit.data.sources.opening import SCALINGS, absolute_source, is_function, open_data
 
@@ -11,7 +12,10 @@ __all__ = [
     "ON_ERROR",
     "SCALINGS",
     "ImageOptions",
+    "TrainingData",
     "absolute_source",
+    "batch_size_of",
     "is_function",
     "open_data",
+    "training_data",
 ]
