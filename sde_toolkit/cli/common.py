@@ -6,10 +6,11 @@ A verb writes next to the run that it works on (``sde_toolkit.runs`` says where)
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,17 @@ def output_directory(options: argparse.Namespace) -> Path:
     directory = check_output_directory(output_place(options))
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+@contextlib.contextmanager
+def keeping(parts: Path) -> Iterator[None]:
+    """Say, where the work inside is asked to stop, that its finished batches are kept in ``parts``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if parts.is_file():
+            note(f"sde-toolkit: the finished batches are kept in {parts}; the same command goes on with them")
+        raise
 
 
 def need_memory(num_samples: int, event_shape: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ from sde_toolkit.cli.common import (
     add_label,
     add_verb,
     given,
+    keeping,
     note,
     open_model,
     output_directory,
@@ -40,7 +41,9 @@ def likelihood(options: argparse.Namespace) -> None:
     directory = output_directory(options)
     if leading():
         note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
-    found, reused = runs.evaluate_likelihood(run, directory, options.label)
+    split = run.config.likelihood.split
+    with keeping(runs.parts_path(runs.evaluation_path(directory, split, options.label))):
+        found, reused = runs.evaluate_likelihood(run, directory, options.label)
     if not leading():
         return
     say(("reused: " if reused else "") + found.sentence)

@@ -18,6 +18,7 @@ from sde_toolkit.cli.common import (
     add_model,
     add_verb,
     given,
+    keeping,
     need_memory,
     note,
     open_model,
@@ -101,13 +102,12 @@ def sample(options: argparse.Namespace) -> None:
     candidate = Candidate.of(settings.sampler, sampler)
     name = runs.samples_stem(candidate, run.config, _suffix(options), settings.seed)
     places = _places(options, run, name)
-    samples = sampler.sample(
-        run.model,
-        settings.num_samples,
-        condition=condition,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-    )
+    npz = output_place(options) / "samples" / f"{name}.npz"
+    with keeping(runs.parts_path(npz)):
+        samples = runs.draw_samples(
+            run, sampler, npz, settings.num_samples, condition=condition, seed=settings.seed,
+            batch_size=settings.batch_size,
+        )  # fmt: skip
     label = candidate.label
     say(
         f"{len(samples.x)} samples by {label}: {samples.nfe:.4g} network evaluations each, "

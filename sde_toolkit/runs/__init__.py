@@ -11,6 +11,7 @@ from sde_toolkit.runs.comparison import (
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.page import write_report
+from sde_toolkit.runs.parts import parts_path
 from sde_toolkit.runs.pictures import (
     check_picture_folder,
     check_picture_shape,
@@ -18,7 +19,7 @@ from sde_toolkit.runs.pictures import (
     picture_of_samples,
     write_pictures,
 )
-from sde_toolkit.runs.samples import digest_of, load_samples, samples_stem, save_samples
+from sde_toolkit.runs.samples import digest_of, draw_samples, load_samples, samples_stem, save_samples
 from sde_toolkit.runs.store import Run, export_run, open_run, open_shipped, saved_step, shipped_path
 from sde_toolkit.runs.training import Start, read_history, train_run
 
@@ -33,6 +34,7 @@ __all__ = [
     "comparison_candidates",
     "digest_of",
     "displayable",
+    "draw_samples",
     "evaluate_likelihood",
     "evaluation_path",
     "examples_of_class",
@@ -43,6 +45,7 @@ __all__ = [
     "need_classes",
     "open_run",
     "open_shipped",
+    "parts_path",
     "picture_of_samples",
     "read_history",
     "records_path",

@@ -45,6 +45,7 @@ from sde_toolkit.likelihood import (
 )
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
+from sde_toolkit.runs.parts import KeepingProcesses, kept_parts
 from sde_toolkit.runs.store import Run
 from sde_toolkit.utils import Processes, atomic_write, launched
 from solvers import Normals
@@ -136,7 +137,10 @@ def evaluate_likelihood(run: Run, directory: Path, label: int | None = None) -> 
     dataset, begin = examples_of_class(run.dataset(), label), time.perf_counter()
     examples = raw_examples(run.config, dataset)
     compute = _continuous if dataset.levels is None else _discrete
-    with launched() as processes:
+    path = evaluation_path(directory, section.split, label)
+    with launched() as processes, kept_parts(path, settings | {"data": dataset.digest}) as parts:
+        if processes.count == 1:
+            processes = KeepingProcesses(parts=parts)
         bits, nfe, budget, bounds = compute(run.config, model, dataset, examples, processes)
     lines = () if budget is None else tuple(budget.lines(examples[0].numel()))
     uniform = None if dataset.levels is None else math.log2(dataset.levels)
@@ -152,7 +156,6 @@ def evaluate_likelihood(run: Run, directory: Path, label: int | None = None) -> 
         settings,
     )
     if processes.rank == 0:
-        path = evaluation_path(directory, section.split, label)
         atomic_write(path, json.dumps(asdict(result), indent=1).encode())
     return result, False
 
@@ -168,7 +171,7 @@ def _continuous(
         model, x, **likelihood_options(config), log_det_per_dim=log_det, processes=processes
     )
     log_q = torch.full((len(x),), -log_det * x[0].numel(), dtype=torch.float64)
-    return found.bits_per_dim, found.nfe, found.budget, _bounds(config, model, x, log_q)
+    return found.bits_per_dim, found.nfe, found.budget, _bounds(config, model, x, log_q, processes)
 
 
 def _discrete(
@@ -204,7 +207,7 @@ def _discrete(
             budget = _without_truncation(budget)
     x, log_q = _first_draw(config, model, dequantizer, values)
     alpha = dequantizer.alpha
-    bounds = _bounds(config, model, x / alpha, log_q + x[0].numel() * math.log(alpha))
+    bounds = _bounds(config, model, x / alpha, log_q + x[0].numel() * math.log(alpha), processes)
     return found.bits_per_dim, found.nfe, budget, bounds
 
 
@@ -225,11 +228,11 @@ def _first_draw(
 
 @torch.no_grad()
 def _bounds(
-    config: Config, model: ScoreModel, x0: Tensor, log_q: Tensor
+    config: Config, model: ScoreModel, x0: Tensor, log_q: Tensor, processes: Processes
 ) -> tuple[tuple[str, float, float], ...]:
     """Name, mean and standard error of every bound asked for, in bits per dimension."""
     section, found = config.likelihood, []
-    options = {"seed": section.seed, "batch_size": section.batch_size}
+    options = {"seed": section.seed, "batch_size": section.batch_size, "processes": processes}
     draws = BoundDraws(num_draws=_BOUND_DRAWS)
     for name in BOUNDS[section.bounds]:
         if name == "continuous":

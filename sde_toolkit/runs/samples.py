@@ -17,6 +17,7 @@ import io
 import json
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from torch import Tensor
 from sde_toolkit.config import Config, changed_fields
 from sde_toolkit.lab import Candidate, plain_condition
 from sde_toolkit.models import Condition
-from sde_toolkit.samplers import Samples
+from sde_toolkit.runs.parts import kept_parts
+from sde_toolkit.runs.store import Run
+from sde_toolkit.samplers import Sampler, Samples
 from sde_toolkit.utils import atomic_write
 
 MAX_BYTES = 16 * 2**30
@@ -41,6 +44,53 @@ _NOTE = {
     "nfe": (int, float), "seconds": (int, float), "seed": (int,), "first_sample": (int,), "settings": (dict,),
     "config": (dict,), "model": (str,),
 }  # fmt: skip
+
+
+def draw_samples(
+    run: Run,
+    sampler: Sampler,
+    path: Path,
+    num_samples: int,
+    *,
+    condition: Condition | None = None,
+    seed: int = 0,
+    batch_size: int,
+) -> Samples:
+    """``Sampler.sample`` of the run's model, batch by batch; those that an interrupted call for the same file
+    finished are taken from there.
+
+    Args:
+        run: the trained model.
+        sampler: which sampler.
+        path: of the file that the samples are for.
+        num_samples, condition, seed, batch_size: as for ``Sampler.sample``.
+
+    Raises:
+        ValueError, TypeError, solvers.SolverError: as for ``Sampler.sample``.
+    """
+    prepared = sampler.prepare(run.model)
+    rows = run.model.conditions(condition, num_samples)
+    key = {
+        "model": run.fingerprint, "sampler": dict(sampler.settings), "seed": seed, "batch_size": batch_size,
+        "condition": plain_condition(condition), "dtype": str(run.model.dtype),
+    }  # fmt: skip
+    made: list[Samples] = []
+    with kept_parts(path, key) as parts:
+        for first in range(0, num_samples, batch_size):
+            count = min(batch_size, num_samples - first)
+            given = None if rows is None else rows[first : first + count]
+            known = parts.find(0, first)
+            if made and known is not None and len(known[0]) == count:
+                x, cost = known
+                made.append(replace(made[0], x=x.to(made[0].x), nfe=float(cost[0]), seconds=float(cost[1])))
+                continue
+            part = prepared.sample(count, condition=given, seed=seed, first_sample=first)
+            parts.add(0, first, (part.x, torch.tensor([part.nfe, part.seconds], dtype=torch.float64)))
+            made.append(part)
+    nfe = sum(part.nfe * len(part.x) for part in made) / num_samples
+    return replace(
+        made[0], x=torch.cat([part.x for part in made]), nfe=nfe, seconds=sum(part.seconds for part in made)
+    )
 
 
 def save_samples(

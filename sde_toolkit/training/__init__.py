@@ -39,6 +39,8 @@ from sde_toolkit.training.state import (
 )
 from sde_toolkit.training.tensor_file import (
     as_bytes,
+    read_tensors,
+    write_tensors,
 )
 
 __all__ = [
@@ -63,9 +65,11 @@ __all__ = [
     "load_ema",
     "load_model",
     "read_checkpoint",
+    "read_tensors",
     "refuse_checkpoint",
     "restore",
     "save_checkpoint",
     "save_model",
     "train_step",
+    "write_tensors",
 ]

@@ -1,5 +1,7 @@
 """Commands that are killed at random moments end, when they are given again, as if nothing had happened.
 
+What keeps its finished batches when it is asked to stop is asked as often as it is killed.
+
 A helper process imports the library once and forks a child for every trial, so that a trial costs its work
 alone.  The moments are drawn with a fixed seed, from the time that an undisturbed run takes.
 """
@@ -29,7 +31,7 @@ TINY = [
 ]
 
 HELPER = """
-import json, os, random, signal, sys, time
+import json, os, random, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from sde_toolkit import cli, runs
@@ -50,8 +52,11 @@ length, rng, killed = time.perf_counter() - begin, random.Random(5), 0
 while killed < kills:
     pid = child(words["killed"])
     time.sleep(rng.uniform(0, length * (0.3 if words["resumes"] else 1)))
-    os.kill(pid, signal.SIGKILL)
-    killed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    os.kill(pid, signal.SIGKILL if words["resumes"] else rng.choice([signal.SIGKILL, signal.SIGTERM]))
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    killed += code in (-signal.SIGKILL, 130)
+    if code == 0 and not words["resumes"]:  # it came to its end before: once more, from the beginning
+        shutil.rmtree(words["killed"][-1].partition("=")[2])
     if killed == 0 and time.perf_counter() - begin > 200:
         raise SystemExit("no run was long enough to be killed")
 assert os.waitstatus_to_exitcode(os.waitpid(child(words["killed"]), 0)[1]) == 0
@@ -123,8 +128,20 @@ def test_a_comparison_killed_twenty_times_is_the_undisturbed_one(workdir, tmp_pa
 def test_sampling_killed_twenty_times_is_the_undisturbed_run(workdir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     verb = ["sample", f"--workdir={workdir}", "--num_samples=50", "--num_steps=30", "--sampler=heun"]
+    verb += ["--config.sampling.batch_size=10"]
     run_killed(verb, [f"--output={whole}"], [f"--output={killed}"], False)
     assert names(killed) == names(whole)
     (path,) = whole.rglob("*.npz")
     with np.load(path) as a, np.load(killed / path.relative_to(whole)) as b:
         assert a["x"].tobytes() == b["x"].tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_likelihood_killed_twenty_times_is_the_undisturbed_one(workdir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    verb = ["likelihood", f"--workdir={workdir}", "--num_examples=40", "--config.likelihood.batch_size=8"]
+    run_killed(verb, [f"--output={whole}"], [f"--output={killed}"], False)
+    assert names(killed) == names(whole)
+    (one, other) = (json.loads((path / "likelihood-test.json").read_text()) for path in (whole, killed))
+    assert one | {"seconds": 0} == other | {"seconds": 0}
