@@ -95,11 +95,14 @@ def given(options: argparse.Namespace, section: str = "", names: Sequence[str] =
     """
     flags = {f"{section}.{name}": getattr(options, name) for name in names}
     flags["device"] = getattr(options, "device", None)
-    if getattr(options, "data", None) is not None:
-        from sde_toolkit.data import absolute_source
+    overrides = dict(options.overrides)
+    if getattr(options, "data", None) is not None or "data.held_out" in overrides:
+        from sde_toolkit.data import absolute_places, absolute_source
 
-        flags |= {"data.name": "files", "data.source": absolute_source(options.data)}
-    return {**options.overrides, **{name: value for name, value in flags.items() if value is not None}}
+        overrides = absolute_places(overrides)
+        if getattr(options, "data", None) is not None:
+            flags |= {"data.name": "files", "data.source": absolute_source(options.data)}
+    return {**overrides, **{name: value for name, value in flags.items() if value is not None}}
 
 
 def open_model(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Run:

@@ -68,6 +68,11 @@ class TrainingBar:
             return
         where = f"resuming at step {start.step}" if start.step else "from the beginning"
         note(f"training: {start.num_parameters:,} parameters, {start.num_steps} steps, {where}")
+        if start.unused_classes:
+            note(
+                f"the data have labels of {start.unused_classes} classes that are not used; "
+                f"--config.model.num_classes={start.unused_classes} trains a network that knows them"
+            )
         self._bar = progress_bar(start.num_steps, start.step, "step")
         self._begin = time.perf_counter()
 

@@ -296,15 +296,24 @@ class JacobianProducts:
         return torch.stack([self._grad(vector, batched=False) for vector in vectors], dim=1)
 
     def _grad(self, vectors: Tensor, batched: bool) -> Tensor:
-        with full_precision(self._output):
-            (found,) = torch.autograd.grad(
-                self._output,
-                self._x,
-                vectors,
-                retain_graph=True,
-                create_graph=self._create_graph,
-                is_grads_batched=batched,
-            )
+        try:
+            with full_precision(self._output):
+                (found,) = torch.autograd.grad(
+                    self._output,
+                    self._x,
+                    vectors,
+                    retain_graph=True,
+                    create_graph=self._create_graph,
+                    is_grads_batched=batched,
+                )
+        except RuntimeError as error:
+            if "donated buffer" not in str(error):
+                raise
+            raise ValueError(
+                "model must allow several derivatives of one evaluation, got one that torch.compile made for "
+                "a single one; set torch._functorch.config.donated_buffer = False before it is compiled, or "
+                "give the model as it was before"
+            ) from error
         return found
 
 

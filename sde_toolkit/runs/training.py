@@ -30,7 +30,8 @@ from sde_toolkit.config import (
     override_config,
     trained_sections,
 )
-from sde_toolkit.data import absolute_source
+from sde_toolkit.data import Dataset, absolute_places
+from sde_toolkit.models import NetworkModel
 from sde_toolkit.runs.store import Run, need_same_shapes, open_run
 from sde_toolkit.runs.trust import need_confirmed, stored_config
 from sde_toolkit.training import Checkpoint, TrainState, UpdateInfo, fit, latest_checkpoint, restore
@@ -43,11 +44,19 @@ MIN_FREE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training run begins: at step 0, or where an earlier part of it was saved."""
+    """Where a training run begins: at step 0, or where an earlier part of it was saved.
+
+    Attributes:
+        step: number of updates made.
+        num_steps: of the whole run.
+        num_parameters: of the network.
+        unused_classes: number of classes of the data for a network that takes none; 0 otherwise.
+    """
 
     step: int
     num_steps: int
     num_parameters: int
+    unused_classes: int = 0
 
 
 def train_run(
@@ -73,7 +82,7 @@ def train_run(
         OSError: the disk has no room for checkpoints.
         sde_toolkit.training.NonFiniteError: the loss became nan or inf.
     """
-    overrides = _found_from_anywhere(overrides)
+    overrides = absolute_places(overrides)
     checkpoint = latest_checkpoint(workdir)
     config, unconfirmed = _training_config(workdir, source, overrides, checkpoint)
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
@@ -95,7 +104,7 @@ def train_run(
         atomic_write(workdir / "config.json", config_json(config).encode())
         if on_start is not None:
             size = sum(parameter.numel() for parameter in model.network.parameters())
-            on_start(Start(state.step, settings.num_steps, size))
+            on_start(Start(state.step, settings.num_steps, size, _unused_classes(dataset, model)))
         with _history(workdir, state, settings.log_every) as log:
             fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
                 settings.checkpoint_every, settings.keep, on_step, settings.label_dropout, log)  # fmt: skip
@@ -109,9 +118,11 @@ def _training_config(
     the fields that want to be confirmed."""
     if source is not None:
         config = load_config(source, overrides)
-        if config.data.name != "files" or config.data.source == absolute_source(config.data.source):
+        if config.data.name != "files":
             return config, ()
-        return override_config(config, {"data.source": absolute_source(config.data.source)}), ()
+        written = {f"data.{name}": config.data[name] for name in ("source", "held_out")}
+        found = absolute_places(written)
+        return config if found == written else override_config(config, found), ()
     if checkpoint is not None:
         return stored_config(checkpoint, overrides)
     if "data.source" not in overrides:
@@ -124,12 +135,9 @@ def _training_config(
     return load_config(config_for(dataset.event_shape), overrides), ()
 
 
-def _found_from_anywhere(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides with an absolute path of the data."""
-    changed = dict(overrides)
-    if "data.source" in changed:
-        changed["data.source"] = absolute_source(str(changed["data.source"]))
-    return changed
+def _unused_classes(dataset: Dataset, model: NetworkModel) -> int:
+    labels = dataset.labels_train
+    return 0 if labels is None or model.num_classes else int(labels.max()) + 1
 
 
 def _require_room(workdir: Path) -> None:

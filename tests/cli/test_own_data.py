@@ -155,6 +155,31 @@ def test_data_that_moved_are_named_again_and_others_refused(trained, tmp_path, c
         assert "must be those of the run" in sentence
 
 
+def test_held_out_examples_that_moved_are_named_again(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, held = spiral(Path("points.npy"), 60), spiral(Path("held.npy"), 20)
+    words = ["--workdir=run", f"--data={data}"]
+    shell("train", *words, f"--config.data.held_out={held}", *FEW, *VECTORS)
+    moved = held.rename("elsewhere.npy")
+    assert "data.held_out: data source" in fails(capsys, "likelihood", "--workdir=run", *BRIEF["likelihood"])
+    monkeypatch.chdir(tmp_path.parent)
+    words = [f"--workdir={tmp_path / 'run'}", f"--config.data.held_out={tmp_path / moved}"]
+    shell("likelihood", *words, *BRIEF["likelihood"])
+    np.save(tmp_path / moved, np.load(tmp_path / moved) + 1)
+    assert "must be those of the run" in fails(capsys, "likelihood", *words)
+    assert "another config" in fails(capsys, "likelihood", words[0], "--config.data.held_out=0.5")
+
+
+def test_labels_that_a_network_does_not_know_are_told(tmp_path, capsys) -> None:
+    data = tmp_path / "labelled.npz"
+    np.savez(data, X=RNG.normal(size=(60, 2)), y=np.arange(60) % 3)
+    shell("train", f"--data={data}", f"--workdir={tmp_path / 'a'}", *FEW, *VECTORS)
+    assert "3 classes that are not used; --config.model.num_classes=3" in capsys.readouterr().err
+    known = ["--config.model.num_classes=3"]
+    shell("train", f"--data={data}", f"--workdir={tmp_path / 'b'}", *FEW, *VECTORS, *known)
+    assert "not used" not in capsys.readouterr().err
+
+
 def test_a_stopped_run_with_workers_ends_with_the_weights_of_one_without(tmp_path) -> None:
     data = spiral(tmp_path / "points.npy", 100)
     words = ["train", f"--data={data}", *VECTORS, "--config.training.batch_size=16"]

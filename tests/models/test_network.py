@@ -1,16 +1,19 @@
 """Network models are modules like any other, and say what is wrong with a network's output."""
 
 import copy
+import shutil
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sde_toolkit.likelihood import log_likelihood
 from sde_toolkit.models import IndexedModel, Moments, NetworkModel
 from sde_toolkit.networks import MLP
 from sde_toolkit.samplers import ddim
 from sde_toolkit.sdes import VPSDE
+from sde_toolkit.training import DenoisingLoss, TrainState, fit, load_model, save_model
 
 X, T = torch.linspace(-1, 1, 8).reshape(4, 2), torch.tensor([0.1, 0.3, 0.5, 0.9])
 
@@ -51,6 +54,22 @@ def test_another_network_in_the_same_model() -> None:
     assert model.network is not other.network
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_inductor_trains_samples_and_saves_and_tells_why_it_has_no_likelihood(tmp_path) -> None:
+    plain = mlp()
+    before = ddim(3).sample(plain, 4).x
+    compiled = plain.with_network(torch.compile(plain.network))
+    torch.testing.assert_close(ddim(3).sample(compiled, 4).x, before, rtol=1e-4, atol=1e-5)
+    state = TrainState(compiled, seed=0)
+    assert len(fit(state, torch.randn(40, 2, generator=torch.Generator()), DenoisingLoss(), 2)) == 2
+    save_model(state.ema, tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors").event_shape == (2,)
+    with pytest.raises(ValueError, match=r"model must allow several derivatives .*donated_buffer = False"):
+        log_likelihood(compiled, X, divergence=2)
+
+
 def test_compiled_models_give_the_same_predictions() -> None:
     model = mlp()
     before = model.score(X, T)
@@ -67,9 +86,13 @@ def test_gradients_under_distributed_data_parallel(tmp_path) -> None:
     try:
         wrapped = nn.parallel.DistributedDataParallel(model)
         wrapped(X, T).square().mean().backward()
+        parallel = model.with_network(nn.parallel.DistributedDataParallel(model.network))
+        save_model(parallel, tmp_path / "m.safetensors")
+        assert torch.equal(parallel.score(X, T), model.score(X, T))
     finally:
         dist.destroy_process_group()
     torch.testing.assert_close(model.network.last.weight.grad, expected)
+    assert torch.equal(load_model(tmp_path / "m.safetensors").score(X, T), model.score(X, T))
 
 
 class Returns(nn.Module):

@@ -3,7 +3,14 @@
 from sde_toolkit.data.sources.folders import ALPHA, COLOURS, ON_ERROR, ImageOptions
 from sde_toolkit.data.sources.given import TrainingData, batch_size_of, training_data
 from sde_toolkit.data.sources.layout import LAYOUTS
-from sde_toolkit.data.sources.opening import SCALINGS, absolute_source, is_function, open_data
+from sde_toolkit.data.sources.opening import (
+    SCALINGS,
+    absolute_places,
+    absolute_source,
+    is_function,
+    is_share,
+    open_data,
+)
 
 __all__ = [
     "ALPHA",
@@ -13,9 +20,11 @@ __all__ = [
     "SCALINGS",
     "ImageOptions",
     "TrainingData",
+    "absolute_places",
     "absolute_source",
     "batch_size_of",
     "is_function",
+    "is_share",
     "open_data",
     "training_data",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,26 @@ def absolute_source(source: str) -> str:
     except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"data source {source!r} must be a path or a name: {error}") from None
     return source if prefix and not known else prefix + str(path)
+
+
+def absolute_places(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration with the places of data, "data.source" and "data.held_out", as they are found
+    from any directory; a share of held-out examples stays one."""
+    found = dict(fields)
+    for name in ("data.source", "data.held_out"):
+        place = found.get(name)
+        if isinstance(place, (str, Path)) and str(place).strip() and not is_share(str(place)):
+            found[name] = absolute_source(str(place))
+    return found
+
+
+def is_share(text: str) -> bool:
+    """Whether the held-out examples are told by a share of all."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @checked
