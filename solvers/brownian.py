@@ -42,12 +42,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.annotations import shown
+from solvers.arguments import checked
 from solvers.interval import Interval
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
+
+_LAST = (1 << 63) - 1
 
 BLOCK_ELEMENTS = 1 << 18
 """About the largest number of normals made at once; draw i is made together with up to i later draws."""
@@ -94,6 +98,7 @@ class StepNormals(BrownianMotion):
         source: where the normals come from.
     """
 
+    @checked
     def __init__(self, source: NoiseSource) -> None:
         self._source = source
 
@@ -186,6 +191,7 @@ class Normals:
         ValueError: a seed out of range, a negative count or sample index.
     """
 
+    @checked
     def __init__(
         self,
         seed: int,
@@ -202,7 +208,13 @@ class Normals:
         indices = range(samples) if isinstance(samples, int) else samples
         if not isinstance(indices, Tensor):
             indices = torch.as_tensor(list(indices), dtype=torch.int64)
-        self.samples = indices.to(device, torch.int64)
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise TypeError(f"samples must be integers, got {indices.dtype}")
+        try:
+            self.samples = indices.to(device, torch.int64)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device {str(device)!r} is not usable on this machine ({reason})") from None
         if self.samples.numel() and int(self.samples.min()) < 0:
             raise ValueError(f"sample indices must not be negative, got {int(self.samples.min())}")
         self.event_shape, self.dtype = torch.Size(event_shape), dtype
@@ -211,7 +223,13 @@ class Normals:
         self._made: dict[int, tuple[int, Tensor]] = {}
 
     def draw(self, index: int, stream: int = STEPS) -> Tensor:
-        """Draw number ``index`` of ``stream`` with shape (B, *)."""
+        """Draw number ``index`` of ``stream`` with shape (B, *).
+
+        Raises:
+            TypeError, ValueError: an index or a stream that is no integer from 0 to 2^63 - 1.
+        """
+        if not (isinstance(index, int) and isinstance(stream, int) and 0 <= index <= _LAST >= stream >= 0):
+            index, stream = _counter("index", index), _counter("stream", stream)
         first, made = self._made.get(stream, (0, _NOTHING))
         if not first <= index < first + len(made):
             first, made = index, self._make(index, max(1, min(index, self._most)), stream)
@@ -236,6 +254,17 @@ class Normals:
         bits = bits.reshape(-1, count, 4 * blocks)[..., : self._event].movedim(0, 1)
         z = normal_from_bits(bits).to(self.dtype)
         return z.reshape(count, self.samples.numel(), *self.event_shape)
+
+
+def _counter(name: str, value: int) -> int:
+    """An integer that fits a word of the counter; raises TypeError or ValueError for others."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
+    if not 0 <= number <= _LAST:
+        raise ValueError(f"{name} must be an integer from 0 to 2^63 - 1, got {shown(value)}")
+    return number
 
 
 def _words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:

@@ -31,6 +31,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from solvers.arguments import check_fields, checked
 from solvers.interval import Interval
 from solvers.terms import flatten
 
@@ -57,17 +58,19 @@ class FixedGrid:
         ValueError: the times are too few, not finite or not monotone.
     """
 
+    @checked
     def __init__(self, ts: Tensor | Sequence[float]) -> None:
         grid = torch.as_tensor(ts, dtype=torch.float64).detach().to("cpu").clone()
         if grid.ndim != 1 or grid.numel() < 2:
             raise ValueError(
-                f"a grid needs at least two times in one dimension, got shape {tuple(grid.shape)}"
+                f"ts: a grid needs at least two times in one dimension, got shape {tuple(grid.shape)}"
             )
         if not bool(grid.isfinite().all()):
-            raise ValueError("a grid needs finite times, got nan or inf")
+            raise ValueError("ts: a grid needs finite times, got nan or inf")
         if not _increasing_or_decreasing(grid):
             raise ValueError(
-                "the times of a grid must strictly increase or strictly decrease; sort them, drop duplicates"
+                "ts: the times of a grid must strictly increase or strictly decrease; sort them, drop "
+                "duplicates"
             )
         self.ts = grid
 
@@ -121,6 +124,7 @@ class Adaptive:
     k_p: float = 0.4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (math.isfinite(self.t0) and math.isfinite(self.t1)) or self.t0 == self.t1:
             raise ValueError(f"t0 and t1 must be finite and differ, got {self.t0} and {self.t1}")
         if not (0 <= self.rtol < math.inf and 0 <= self.atol < math.inf and self.rtol + self.atol > 0):

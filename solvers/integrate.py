@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as _checkpoint
 
 from solvers.adaptive import run_adaptive
+from solvers.annotations import shown
+from solvers.arguments import checked
 from solvers.brownian import BrownianMotion, NoiseSource, StepNormals
 from solvers.control import Adaptive, FixedGrid
 from solvers.integrator import Integrator
@@ -36,6 +38,7 @@ from solvers.tree import path_between
 AfterStep = Callable[[Interval, Tensor], Tensor | None]
 
 
+@checked
 def solve(
     term: Term,
     y0: Tensor,
@@ -129,6 +132,12 @@ def _check(
 ) -> None:
     if y0.ndim < 1 or not y0.is_floating_point():
         raise ValueError(f"y0 must be floating point with shape (B, *), got {y0.dtype} {tuple(y0.shape)}")
+    for k, argument in enumerate(term.args):
+        if not isinstance(argument, Tensor) or argument.shape[:1] != y0.shape[:1]:
+            raise ValueError(
+                f"args[{k}] of the term must be a tensor with one row for each of the {len(y0)} samples, got "
+                f"{shown(argument)}; repeat it with expand, or bind it to the function"
+            )
     if isinstance(method, Integrator):
         if after_step is not None:
             raise ValueError(

@@ -35,6 +35,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.arguments import check_fields
 from solvers.brownian import NoiseSource
 from solvers.control import FixedGrid
 from solvers.exponential import Stages, runge_kutta, stages
@@ -97,6 +98,7 @@ class Adams(Method):
     strong_order: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.nodes <= MOST_NODES:
             raise ValueError(f"nodes must lie in 1 to {MOST_NODES}, got {self.nodes}")
         if self.corrector not in (None, "PECE", "PEC"):

@@ -19,6 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from solvers.arguments import check_fields
 from solvers.control import Adaptive, FixedGrid
 from solvers.interval import Interval, Step
 from solvers.methods import Method
@@ -44,6 +45,7 @@ class SaveAt:
     times: Sequence[float] | Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.times is None:
             return
         if self.steps:

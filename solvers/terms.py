@@ -28,6 +28,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from solvers.arguments import check_fields
+
 Field = Callable[..., Tensor]
 Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -55,6 +57,9 @@ class ODE:
     drift: Field
     args: tuple[Tensor, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class SDE:
@@ -81,6 +86,7 @@ class SDE:
     diffusion_derivative: Field | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.noise not in ("additive", "diagonal"):
             raise ValueError(f"noise must be 'additive' or 'diagonal', got {self.noise!r}")
 
@@ -107,6 +113,9 @@ class Semilinear:
     diffusion: Callable[[Tensor], Tensor] | None = None
     args: tuple[Tensor, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Recursion:
@@ -123,6 +132,9 @@ class Recursion:
     coefficients: Coefficients
     noisy: bool = True
     args: tuple[Tensor, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,9 @@ class Scheme:
     noisy: bool = False
     separate_end: Callable[[Tensor], bool] | None = None
     args: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 Term = ODE | SDE | Semilinear | Recursion | Scheme

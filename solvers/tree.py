@@ -42,6 +42,7 @@ import math
 import torch
 from torch import Tensor
 
+from solvers.arguments import checked
 from solvers.brownian import BLOCK_ELEMENTS, STEPS, BrownianMotion, NoiseSource, Normals
 from solvers.interval import Interval
 
@@ -65,6 +66,7 @@ class BrownianTree(BrownianMotion):
         ValueError: the ends are not finite, or equal.
     """
 
+    @checked
     def __init__(self, t0: float, t1: float, normals: Normals) -> None:
         if not (math.isfinite(t0) and math.isfinite(t1)) or t0 == t1:
             raise ValueError(f"t0 and t1 must be finite and differ, got {t0} and {t1}")

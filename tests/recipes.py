@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import sde_toolkit as sde
+import solvers
 from sde_toolkit import data, likelihood, metrics, samplers
 
 VP = sde.VPSDE()
@@ -262,6 +263,46 @@ def _metrics() -> dict[str, Recipe]:
     }
 
 
+def _solvers() -> dict[str, Recipe]:
+    ode = solvers.ODE(lambda t, y, *args: -y)
+    noisy = solvers.SDE(lambda t, y: -y, lambda t: torch.ones_like(t))
+    grid = solvers.FixedGrid(torch.linspace(0, 1, 4, dtype=torch.float64))
+    normals = solvers.Normals(0, 6, (2,))
+    return {
+        "Adams": Recipe(solvers.Adams, _the(nodes=2)),
+        "Adaptive": Recipe(solvers.Adaptive, _the(t0=0.0, t1=1.0)),
+        "BrownianTree": Recipe(solvers.BrownianTree, _the(t0=0.0, t1=1.0, normals=normals)),
+        "FixedGrid": Recipe(solvers.FixedGrid, _the(ts=[0.0, 1.0])),
+        "Normals": Recipe(solvers.Normals, _the(seed=0, samples=3, event_shape=(2,))),
+        "Normals.draw": Recipe(normals.draw, _the(index=0)),
+        "ODE": Recipe(solvers.ODE, _the(drift=lambda t, y: y)),
+        "Recursion": Recipe(
+            solvers.Recursion, _the(drift=lambda t, y: y, coefficients=lambda t, s: (t, s, t))
+        ),
+        "SDE": Recipe(solvers.SDE, _the(drift=lambda t, y: y, diffusion=lambda t: t)),
+        "SaveAt": Recipe(solvers.SaveAt, dict),
+        "Semilinear": Recipe(solvers.Semilinear, _the(drift=lambda t, y: y)),
+        "StepNormals": Recipe(solvers.StepNormals, _the(source=normals)),
+        "solve": Recipe(solvers.solve, _the(term=ode, y0=X, method=solvers.HEUN, control=grid)),
+        "solve adaptively": Recipe(
+            solvers.solve, _the(term=ode, y0=X, method=solvers.DOPRI5, control=solvers.Adaptive(0.0, 1.0))
+        ),
+        "solve with noise": Recipe(
+            solvers.solve,
+            _the(term=noisy, y0=X, method=solvers.EULER_MARUYAMA, control=grid, noise=normals),
+        ),
+    }
+
+
 def recipes(folder: Path) -> dict[str, Recipe]:
     """Recipes by name; files lie in ``folder``."""
-    return _presets() | _parts() | _models() | _likelihoods() | _data(folder) | _training(folder) | _metrics()
+    return (
+        _presets()
+        | _parts()
+        | _models()
+        | _likelihoods()
+        | _data(folder)
+        | _training(folder)
+        | _metrics()
+        | _solvers()
+    )

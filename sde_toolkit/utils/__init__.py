@@ -1,16 +1,5 @@
 """Files and locks, random streams, processes, checks of arguments."""
 
-from sde_toolkit.utils.annotations import (
-    check_called,
-    has_method,
-    shown,
-)
-from sde_toolkit.utils.arguments import (
-    check_fields,
-    checked,
-    require,
-    returned,
-)
 from sde_toolkit.utils.checks import (
     integer,
 )
@@ -52,6 +41,17 @@ from sde_toolkit.utils.tensors import (
 from sde_toolkit.utils.values import (
     Partial,
     same_values,
+)
+from solvers.annotations import (
+    check_called,
+    has_method,
+    shown,
+)
+from solvers.arguments import (
+    check_fields,
+    checked,
+    require,
+    returned,
 )
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 
-from sde_toolkit.utils.annotations import shown
+from solvers.annotations import shown
 
 
 def integer(name: str, value: int, minimum: int, maximum: int | None = None) -> int:

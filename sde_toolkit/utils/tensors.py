@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils.annotations import shown
+from solvers.annotations import shown
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 """Types with which torch does not compute."""

@@ -60,7 +60,9 @@ def test_the_interval_must_be_finite_and_not_empty(t0: float, t1: float) -> None
     if math.isfinite(t0) and math.isfinite(t1) and t0 != t1:
         assert Adaptive(t0, t1).direction == (1.0 if t1 > t0 else -1.0)
     else:
-        with pytest.raises(ValueError, match="t0 and t1 must be finite and differ"):
+        with pytest.raises(
+            ValueError, match=r"t0 and t1 must be finite and differ|t[01] must be a number, got nan"
+        ):
             Adaptive(t0, t1)
 
 
@@ -69,13 +71,13 @@ def test_tolerances_must_be_finite_non_negative_and_not_both_zero(rtol: float, a
     if math.isfinite(rtol) and math.isfinite(atol) and min(rtol, atol) >= 0 and max(rtol, atol) > 0:
         Adaptive(0.0, 1.0, rtol=rtol, atol=atol)
     else:
-        with pytest.raises(ValueError, match="rtol and atol must be"):
+        with pytest.raises(ValueError, match=r"rtol and atol must be|[ra]tol must be a number, got nan"):
             Adaptive(0.0, 1.0, rtol=rtol, atol=atol)
 
 
 @given(NOT_POSITIVE)
 def test_the_first_step_must_be_a_positive_length(first_step: float) -> None:
-    with pytest.raises(ValueError, match="first_step must be a positive length"):
+    with pytest.raises(ValueError, match=r"first_step must be a (positive length|number or None, got nan)"):
         Adaptive(0.0, 1.0, first_step=first_step)
 
 
@@ -88,7 +90,7 @@ def test_at_least_one_step_must_be_allowed(max_steps: int) -> None:
 @pytest.mark.parametrize("name", ["safety", "min_factor", "max_factor", "k_i"])
 @given(value=NOT_POSITIVE)
 def test_the_controllers_constants_must_lie_in_their_ranges(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=r"safety must lie in|k_i must lie in"):
+    with pytest.raises(ValueError, match=r"safety must lie in|k_i must lie in|must be a number, got nan"):
         Adaptive(0.0, 1.0, **{name: value})
 
 

@@ -1,7 +1,7 @@
 """Arguments checked by their annotations, before any work starts.
 
 ``checked`` wraps a function, ``check_fields`` serves the ``__post_init__`` of a dataclass.  Both read the
-annotations once, and compare every argument with its own, as ``sde_toolkit.utils.annotations`` says.
+annotations once, and compare every argument with its own, as ``solvers.annotations`` says.
 
 What does not fit raises TypeError (nan, and integers of too many bits: ValueError) with the argument's name,
 what was wanted, what came, and what to write instead where that is known: an object for its name, a part for
@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from sde_toolkit.utils.annotations import (
+from solvers.annotations import (
     KINDS,
     arity,
     fit_to,
