@@ -40,6 +40,10 @@ ProbeKind = Literal["rademacher", "gaussian"]
 PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
 """The distributions of random probes by name."""
 
+DEPENDENT = 1e-6
+"""Share of a product's length, outside the products before it, up to which it counts as dependent on them;
+above the rounding of float32 networks."""
+
 Product = Callable[[Tensor], Tensor]
 """v with shape (B, k, n) -> A^T v with shape (B, k, n)."""
 
@@ -333,11 +337,18 @@ def _draw(source: Normals, first: int, count: int, kind: str, orthogonal: bool) 
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """An orthonormal basis of the span of the rows (B, m, n), by Gram and Schmidt, twice; 0 for rows of 0."""
+    """An orthonormal basis of the span of the rows (B, m, n), by Gram and Schmidt, twice; 0 for a row that
+    depends on those before it.
+
+    What is left of such a row is rounding, whose direction means nothing.  Where it is left out the random
+    probes cover it, so that the estimate stays unbiased.
+    """
     found: list[Tensor] = []
-    for row in rows.unbind(1):
+    for whole in rows.unbind(1):
+        row = whole
         for _ in range(2):
             for other in found:
                 row = row - (row * other).sum(1, keepdim=True) * other
-        found.append(row / row.norm(dim=1, keepdim=True).clamp(min=torch.finfo(row.dtype).tiny))
+        size, least = row.norm(dim=1, keepdim=True), DEPENDENT * whole.norm(dim=1, keepdim=True)
+        found.append(torch.where(size > least, row / size.clamp(min=torch.finfo(row.dtype).tiny), 0.0))
     return torch.stack(found, dim=1)

@@ -7,8 +7,10 @@ import torch
 from problems import ALPHA
 from scipy import stats
 
-from sde_toolkit.likelihood import ExactDivergence, Hutchinson, HutchPlusPlus
+from sde_toolkit.likelihood import ExactDivergence, Hutchinson, HutchPlusPlus, values_only
 from sde_toolkit.likelihood.divergence import JacobianProducts
+from sde_toolkit.models import ExactModel, GaussianMixture
+from sde_toolkit.sdes import VPSDE
 from solvers import Normals
 
 COUNT, N = 4000, 6
@@ -126,3 +128,40 @@ def test_bad_arguments_are_refused(make, match):
 def test_the_exact_divergence_of_too_many_features_is_refused():
     with pytest.raises(ValueError, match=r"divergence must be estimated for 196608 features.*divergence=16"):
         ExactDivergence().columns(196608)
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+def test_sketches_of_dependent_probes_leave_the_trace_unbiased(size):
+    matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    draws = 100_000
+    for sketch in {1, size // 2, size - 1}:
+        divergence = HutchPlusPlus(1, sketch)
+        probes = divergence.probes(Normals(size, draws, (size,)))
+        columns = divergence.trace(lambda v: v @ matrix, probes, probes.new_zeros(draws, size))[:, 0]
+        error = float(columns.std()) / math.sqrt(draws)
+        assert abs(float(columns.mean() - matrix.trace())) < 3 * error
+        assert float(columns.abs().max()) < 100
+
+
+@pytest.mark.parametrize(
+    "probes", [[[1, 1, 1], [1, 1, 1]], [[1, -1, 1], [-1, 1, -1]], [[0, 0, 0], [0, 0, 0]]]
+)
+def test_parallel_probes_are_one_direction_of_the_sketch(probes):
+    sketch = torch.tensor(probes, dtype=torch.float64).expand(4, 2, 3)
+    rest = Hutchinson(1).probes(Normals(0, 4, (3,)))
+    matrix, like = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)), torch.zeros(4, 3)
+    pair = HutchPlusPlus(1, 2).trace(lambda v: v @ matrix, torch.cat([sketch, rest], 1), like)
+    alone = HutchPlusPlus(1, 1).trace(lambda v: v @ matrix, torch.cat([sketch[:, :1], rest], 1), like)
+    assert torch.allclose(pair, alone, rtol=1e-12)
+
+
+def test_an_adaptive_run_in_five_dimensions_does_not_stall():
+    means = torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
+    mixture = GaussianMixture([0.3, 0.7], means, [0.1, 0.3])
+    x = mixture.sample(32, seed=0)
+    found = values_only(ExactModel(mixture, VPSDE()), x, divergence=HutchPlusPlus(2, 4))
+    assert int(found.nfe.max()) < 400
+    assert (
+        abs(float((found.nats - mixture.log_prob(x)).mean()))
+        < 4 * float(found.standard_error.mean()) / 32**0.5
+    )
