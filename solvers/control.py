@@ -24,7 +24,7 @@ Reference: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +46,10 @@ MAX_STEPS = 10_000
 def _increasing_or_decreasing(ts: Tensor) -> bool:
     steps = ts.diff()
     return bool((steps > 0).all() or (steps < 0).all())
+
+
+BLOCK_STEPS = 4096
+"""Steps of a grid that are made at once."""
 
 
 class FixedGrid:
@@ -74,21 +78,32 @@ class FixedGrid:
             )
         self.ts = grid
 
-    @cached_property
-    def times(self) -> tuple[Tensor, ...]:
-        """The times one by one, with shape ()."""
-        return self.ts.unbind()
+    @property
+    def times(self) -> Iterator[Tensor]:
+        """The times one by one, with shape (); made in blocks, so that a long grid takes little memory."""
+        return (t for block in self.ts.split(BLOCK_STEPS) for t in block.unbind())
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last time as numbers."""
+        return float(self.ts[0]), float(self.ts[-1])
+
+    @property
+    def intervals(self) -> Iterable[Interval]:
+        """The steps, each with its number, its ends and its signed length; kept where they are few."""
+        return self._few if self.num_steps <= BLOCK_STEPS else self._blocks()
 
     @cached_property
-    def values(self) -> tuple[float, ...]:
-        """The times as numbers."""
-        return tuple(self.ts.tolist())
+    def _few(self) -> tuple[Interval, ...]:
+        return tuple(self._blocks())
 
-    @cached_property
-    def intervals(self) -> tuple[Interval, ...]:
-        """The steps, each with its number, its ends and its signed length."""
-        ends = zip(self.times, self.times[1:], self.ts.diff().tolist(), strict=False)
-        return tuple(Interval(number, t, s, h) for number, (t, s, h) in enumerate(ends))
+    def _blocks(self) -> Iterator[Interval]:
+        for first in range(0, self.num_steps, BLOCK_STEPS):
+            part = self.ts[first : first + BLOCK_STEPS + 1]
+            times = part.unbind()
+            rows = zip(times, times[1:], part.diff().tolist(), strict=False)
+            for number, (t, s, h) in enumerate(rows, first):
+                yield Interval(number, t, s, h)
 
     @property
     def num_steps(self) -> int:

@@ -225,7 +225,7 @@ def _steps(
 ) -> Iterator[tuple[Interval, Tensor, Step, Tensor]]:
     """Every step of a fixed grid: its interval, the state before, the step, the state after."""
     advance = partial(_checkpoint, method.step, use_reentrant=False) if checkpoint else method.step
-    carry = method.start(term, grid.times[0], y, plan)
+    carry = method.start(term, grid.ts[0], y, plan)
     for interval in grid.intervals:
         step = advance(term, interval, y, carry, noise)
         y_next, carry = step.y, step.carry

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -197,6 +199,10 @@ def root(h: float | Tensor) -> float | Tensor:
     return math.sqrt(abs(h)) if isinstance(h, float) else h.abs().sqrt()
 
 
+Numbers = Sequence[float]
+"""A number for every step, in an array of eight bytes each."""
+
+
 def matching(z: Tensor, y: Tensor) -> Tensor:
     """Return noise with the shape and the type of the state; any other would broadcast or promote."""
     if z.shape != y.shape or z.dtype != y.dtype:
@@ -214,14 +220,14 @@ def increment(noise: BrownianMotion | None, interval: Interval, y: Tensor) -> Te
     return matching(noise.increment(interval), y)
 
 
-def diffusions(term: SDE, grid: FixedGrid) -> list[float] | None:
+def diffusions(term: SDE, grid: FixedGrid) -> Numbers | None:
     """g at the times of a grid as numbers; None where it is not one number per time without gradient."""
     if term.noise != "additive":
         return None
-    first, *rest = (term.diffusion(t) for t in grid.times)
+    first = term.diffusion(grid.ts[0])
     if first.ndim or first.requires_grad:
         return None
-    return list(torch.stack([first, *rest]).tolist())
+    return array("d", (float(term.diffusion(t)) for t in grid.times))
 
 
 @dataclass(frozen=True)
@@ -237,11 +243,11 @@ class EulerMaruyama(Method):
     diagonal_strong_order: float = 0.5
     nfe_per_step: int = 1
 
-    def prepare(self, term: SDE, grid: FixedGrid, like: Tensor) -> list[float] | None:
+    def prepare(self, term: SDE, grid: FixedGrid, like: Tensor) -> Numbers | None:
         """The diffusion at all times, where it is one number per time."""
         return diffusions(term, grid)
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, plan: list[float] | None) -> list[float] | None:
+    def start(self, term: SDE, t: Tensor, y: Tensor, plan: Numbers | None) -> Numbers | None:
         """The plan."""
         return plan
 
@@ -250,7 +256,7 @@ class EulerMaruyama(Method):
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: list[float] | None,
+        carry: Numbers | None,
         noise: BrownianMotion | None,
     ) -> Step:
         """One drift, one diffusion, one draw."""
@@ -276,14 +282,12 @@ class RecursionStep(Method):
     weak_order: float = 1.0
     nfe_per_step: int = 1
 
-    def prepare(self, term: Recursion, grid: FixedGrid, like: Tensor) -> list[tuple[float, ...]]:
-        """The coefficients of every step as Python floats."""
+    def prepare(self, term: Recursion, grid: FixedGrid, like: Tensor) -> tuple[Numbers, ...]:
+        """The coefficients of every step as numbers, column by column."""
         columns = term.coefficients(grid.ts[:-1], grid.ts[1:])
-        return list(zip(*(column.expand(grid.num_steps).tolist() for column in columns), strict=True))
+        return tuple(array("d", column.expand(grid.num_steps).tolist()) for column in columns)
 
-    def start(
-        self, term: Recursion, t: Tensor, y: Tensor, plan: list[tuple[float, ...]]
-    ) -> list[tuple[float, ...]]:
+    def start(self, term: Recursion, t: Tensor, y: Tensor, plan: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
         """The plan."""
         return plan
 
@@ -292,11 +296,12 @@ class RecursionStep(Method):
         term: Recursion,
         interval: Interval,
         y: Tensor,
-        carry: list[tuple[float, ...]],
+        carry: tuple[Numbers, ...],
         noise: BrownianMotion | None,
     ) -> Step:
         """One evaluation, at most one draw."""
-        a, b, c = carry[interval.number]
+        number = interval.number
+        a, b, c = carry[0][number], carry[1][number], carry[2][number]
         z = increment(noise, interval, y) if c else None
         y_next = a * y + b * term.drift(interval.t, y)
         return Step(y_next if z is None else y_next + c * z, None, carry)

@@ -101,7 +101,7 @@ class GridRecord:
         self._save, self._dense, self._ts = save, method.dense, grid.ts
         self._kept: list[Tensor] = []
         self._due: dict[int, list[tuple[Tensor, float]]] = {}
-        sign = math.copysign(1.0, grid.values[-1] - grid.values[0])
+        sign = math.copysign(1.0, grid.ends[1] - grid.ends[0])
         for time in save.times or ():
             t = torch.tensor(time, dtype=torch.float64)
             index = int(torch.searchsorted(sign * grid.ts, sign * t)) - 1

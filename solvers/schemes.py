@@ -143,7 +143,7 @@ class SchemeMethod(Method):
     def prepare(self, term: Scheme, grid: FixedGrid, like: Tensor) -> tuple[list[Program], list[JoinedStep]]:
         """The programs of all steps."""
         programs = self._programs(term, grid.ts)
-        first = grid.times[0]
+        first = grid.ts[0]
         return programs, _from_predictions(
             programs, _evaluation_of_state(term, first), self.nodes
         ) if self.evaluates_end else []

@@ -41,7 +41,7 @@ from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
 from solvers.dense import combine
 from solvers.interval import Interval, Step
-from solvers.methods import Method, diffusions, increment, matching, plus, root
+from solvers.methods import Method, Numbers, diffusions, increment, matching, plus, root
 from solvers.terms import SDE, expand_like
 
 _SQRT_12 = math.sqrt(12)
@@ -97,11 +97,11 @@ class AdditiveRungeKutta(Method):
         """Whether the tableau has an embedded pair."""
         return self.b_error is not None
 
-    def prepare(self, term: SDE, grid: FixedGrid, like: Tensor) -> list[float] | None:
+    def prepare(self, term: SDE, grid: FixedGrid, like: Tensor) -> Numbers | None:
         """The diffusion at all times, where it is one number per time."""
         return diffusions(term, grid)
 
-    def start(self, term: SDE, t: Tensor, y: Tensor, plan: list[float] | None) -> list[float] | None:
+    def start(self, term: SDE, t: Tensor, y: Tensor, plan: Numbers | None) -> Numbers | None:
         """The plan."""
         return plan
 
@@ -110,7 +110,7 @@ class AdditiveRungeKutta(Method):
         term: SDE,
         interval: Interval,
         y: Tensor,
-        carry: list[float] | None,
+        carry: Numbers | None,
         noise: BrownianMotion | None,
     ) -> Step:
         """Stages, solution and embedded error."""

@@ -289,7 +289,7 @@ class Sampler:
 
     def _check_times(self, grid: FixedGrid, T: float) -> None:
         """Refuse the times of a grid that is not one from noise to data."""
-        first, last = grid.values[0], grid.values[-1]
+        first, last = grid.ends
         if grid.num_steps != self.num_steps:
             raise ValueError(
                 f"grid {label(self.grid)} must give num_steps + 1 = {(self.num_steps or 0) + 1} times, got "

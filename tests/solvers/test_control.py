@@ -1,6 +1,8 @@
 """Fixed grids, the controller's refusals, its powers and its limits."""
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solvers import DOPRI5, ODE, Adaptive, FixedGrid, solve
-from solvers.control import Powers, mean_square
+from solvers.control import BLOCK_STEPS, Powers, mean_square
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -180,3 +182,34 @@ def test_the_step_grows_but_not_right_after_a_rejection() -> None:
     assert grows.any()
     assert not grows[rejected].any()
     assert not grows[1:][rejected[:-1]].any()
+
+
+def test_a_long_grid_is_made_in_blocks_with_the_same_steps():
+    ts = torch.linspace(1, 0, 3 * BLOCK_STEPS + 7, dtype=torch.float64).square()
+    grid, times = FixedGrid(ts), ts.tolist()
+    found = list(grid.intervals)
+    assert [float(t) for t in grid.times] == times
+    assert grid.ends == (times[0], times[-1])
+    assert [i.number for i in found] == list(range(len(ts) - 1))
+    assert [float(i.t) for i in found] == times[:-1]
+    assert [float(i.s) for i in found] == times[1:]
+    assert torch.equal(torch.tensor([i.h for i in found], dtype=torch.float64), ts.diff())
+
+
+MEMORY = """
+import resource, sys, torch
+from solvers import EULER_MARUYAMA, SDE, FixedGrid, Normals, solve
+torch.set_num_threads(1)
+term = SDE(lambda t, y: -y, lambda t: torch.ones_like(t))
+for steps in (1_000, 200_000):
+    solve(term, torch.ones(4, 2), EULER_MARUYAMA, FixedGrid(torch.linspace(0, 1, steps + 1)),
+          noise=Normals(0, 4, (2,), torch.float32))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_hardly_grows_with_the_number_of_steps():
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    few, many = (int(line) for line in run.stdout.split())
+    assert many - few < 40 * 1024  # KiB; 300 MiB with an object for every step
