@@ -11,7 +11,7 @@ import torch
 
 import sde_toolkit as sde
 import solvers
-from sde_toolkit import data, likelihood, metrics, samplers
+from sde_toolkit import data, lab, likelihood, metrics, samplers, training
 
 VP = sde.VPSDE()
 NORMAL = sde.Gaussian(torch.zeros(2), torch.eye(2))
@@ -292,6 +292,58 @@ def _solvers() -> dict[str, Recipe]:
             _the(term=noisy, y0=X, method=solvers.EULER_MARUYAMA, control=grid, noise=normals),
         ),
     }
+
+
+def _methods(folder: Path) -> dict[str, Recipe]:
+    """Methods of the public classes."""
+    labelled = sde.from_array(X, labels=LABELS)
+    found = likelihood.values_only(MODEL, X, solver=SOLVER, divergence=2)
+    moments, chain, loss = MODEL.moments, {"i": 3, "z": X}, sde.DenoisingLoss()
+    model, generator = network_model(), torch.Generator()
+    line = {"sde": VP, "num_steps": 3, "t_min": 0.01}
+    return {
+        "Chain.ancestral_step": Recipe(CHAIN.ancestral_step, _the(x0_hat=X, x_i=X, **chain)),
+        "Chain.q_marginal": Recipe(CHAIN.q_marginal, _the(x0=X, i=3)),
+        "Chain.q_posterior": Recipe(CHAIN.q_posterior, _the(x0=X, x_i=X, i=3)),
+        "Dataset.batch": Recipe(labelled.batch, _the(step=0, batch_size=2, seed=0)),
+        "Dataset.batch_labels": Recipe(labelled.batch_labels, _the(step=0, batch_size=2, seed=0)),
+        "Dataset.scaled_test": Recipe(labelled.scaled_test, _the(seed=0)),
+        "ExactModel.flow": Recipe(MODEL.flow, _the(x_t=X, t=HALF, s=torch.tensor(0.25))),
+        "ExactModel.given": Recipe(CLASSES.given, _the(label=0)),
+        "Gaussian.flow": Recipe(NORMAL.flow, _the(y=X, nsr_t=HALF, nsr_s=HALF)),
+        "GaussianMixture.component": Recipe(MIXTURE.component, _the(label=0)),
+        "LogLikelihood.interval": Recipe(found.interval, dict),
+        "Moments.embed": Recipe(moments.embed, _the(r=X)),
+        "Moments.project": Recipe(moments.project, _the(y=X)),
+        "NetworkModel.given": Recipe(
+            sde.NetworkModel(sde.MLP((2,), width=4, depth=1, num_classes=2), VP, "noise", (2,)).given,
+            _the(condition=1),
+        ),
+        "NetworkModel.set_moments": Recipe(model.set_moments, _the(moments=None)),
+        "NetworkModel.with_network": Recipe(model.with_network, _the(network=model.network)),
+        "Scaling.dequantize": Recipe(GREY.dequantize, _the(v=LEVELS, u=torch.full((6, 2), 0.5))),
+        "Scaling.from_model": Recipe(GREY.from_model, _the(x=X)),
+        "Scaling.standard": Recipe(data.Scaling.standard, _the(w=X)),
+        "Scaling.to_data": Recipe(GREY.to_data, _the(x=X)),
+        "Scaling.to_levels": Recipe(GREY.to_levels, _the(x=X)),
+        "Scaling.to_model": Recipe(GREY.to_model, _the(w=X)),
+        "compare": Recipe(
+            lab.compare,
+            lambda: {"model": MODEL, "candidates": [lab.Candidate.of("ddim", samplers.ddim(2))],
+                     "metrics": [lab.Metric("energy", metrics.EnergyDistance(), X.repeat(4, 1))],
+                     "num_samples": 20},
+        ),
+        "grids.cosine": Recipe(samplers.grids.cosine, _the(**line)),
+        "grids.karras": Recipe(samplers.grids.karras, _the(**line)),
+        "grids.log_snr": Recipe(samplers.grids.log_snr, _the(**line)),
+        "grids.trailing": Recipe(samplers.grids.trailing, _the(**line)),
+        "grids.uniform": Recipe(samplers.grids.uniform, _the(**line)),
+        "loss": Recipe(loss, _the(model=model, x0=X, generator=generator)),
+        "training.latest_checkpoint": Recipe(training.latest_checkpoint, _the(workdir=folder)),
+        "training.train_step": Recipe(
+            training.train_step, lambda: {"state": sde.TrainState(network_model()), "x0": X, "loss": loss}
+        ),
+    }  # fmt: skip
 
 
 def recipes(folder: Path) -> dict[str, Recipe]:

@@ -1,7 +1,8 @@
 """Any argument of any public function: taken, or refused with a sentence that names it.
 
 Every recipe is called with one argument replaced.  Whatever comes must be a result, a warning, or TypeError,
-ValueError or OSError whose text has the argument's name in it.
+ValueError or OSError whose text has the argument's name in it, or the failure of a run (SolverError,
+NonFiniteError).
 """
 
 import inspect
@@ -21,23 +22,33 @@ from hypothesis import strategies as st
 from recipes import MODEL, NORMAL, POINTS, VP, Recipe, network_model, recipes
 
 from sde_toolkit import samplers
+from sde_toolkit.training import NonFiniteError
 from solvers import SolverError
 
 NOT_CALLED = {"open_run"}
 """Needs a trained run: its arguments are replaced all the same."""
-ALIASES = {"overrides": "config", "path": "model file", "network": "workdir", "y0": "state"}
+ALIASES = {
+    "overrides": "config",
+    "path": "model file",
+    "network": "workdir",
+    "y0": "state",
+    "labels": "condition",
+}
 """Other names of arguments in sentences."""
 SECONDS = 20.0
 """Longest time of a call."""
 
 
 OWN_ERRORS = {
-    ("solve", "after_step"),
-    ("solve with noise", "after_step"),
+    ("bootstrap", "distance"),
+    ("classify", "log_likelihood"),
+    ("compare", "on_records"),
+    ("compare", "on_samples"),
     ("discrete_bound", "variance"),
     ("fit", "loss"),
-    ("classify", "log_likelihood"),
-    ("bootstrap", "distance"),
+    ("solve with noise", "after_step"),
+    ("solve", "after_step"),
+    ("training.train_step", "loss"),
 }
 """Functions that are called: what they raise themselves is theirs, and passes through."""
 
@@ -89,10 +100,10 @@ def complaint(recipe: Recipe, name: str, value: Any) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             recipe.call(**{**recipe.arguments(), name: value})
-    except (TypeError, ValueError, OSError, SolverError) as error:
+    except (TypeError, ValueError, OSError, SolverError, NonFiniteError) as error:
         text = str(error)
         names = "|".join(re.escape(part) for part in (name, ALIASES.get(name, name)))
-        known = isinstance(error, SolverError) or re.search(rf"\b({names})\b", text)
+        known = isinstance(error, (SolverError, NonFiniteError)) or re.search(rf"\b({names})\b", text)
         if not known:
             return f"{type(error).__name__} does not name {name}: {text[:200]}"
         if len(text) > 1000:

@@ -135,6 +135,7 @@ class Dataset:
         """The dtype of examples in model scale: that of continuous examples, float32 for grey levels."""
         return self.train.dtype if self.train.dtype.is_floating_point else torch.float32
 
+    @checked
     def batch(self, step: int, batch_size: int, seed: int) -> Tensor:
         """Return x0 in model scale, with shape (batch_size, *): a function of the arguments alone."""
         if self.workers:
@@ -148,6 +149,7 @@ class Dataset:
             return self.scaling.dequantize(examples, torch.full((), 0.5), self.dtype)
         return self._model_scale(examples, step_generator(seed, step, Stream.DEQUANTIZATION))
 
+    @checked
     def batch_labels(self, step: int, batch_size: int, seed: int) -> Tensor:
         """Return the labels of ``batch`` with the same arguments, int64 with shape (batch_size,).
 
@@ -157,10 +159,12 @@ class Dataset:
             raise ValueError(f"dataset must have labels_train for this, got {self.name!r} without")
         return self.labels_train[batch_indices(len(self.train), batch_size, step, seed)].to(torch.int64)
 
+    @checked
     def scaled_train(self, seed: int = 0) -> Tensor:
         """Return the training examples in model scale, with shape (N, *), dequantised with ``seed``."""
         return self._model_scale(self.train[:], step_generator(seed, 0, Stream.EXAMPLES))
 
+    @checked
     def scaled_test(self, seed: int = 0) -> Tensor:
         """Return the test examples in model scale, with shape (M, *), dequantised with ``seed``."""
         return self._model_scale(self.test, step_generator(seed, 1, Stream.EXAMPLES))

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils import check_fields, integer, same_values
+from sde_toolkit.utils import check_fields, checked, integer, same_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ class Scaling:
         return hash((tuple(self.scale.shape), self.levels))
 
     @staticmethod
+    @checked
     def grey(levels: int) -> Scaling:
         """Return the scaling of integers 0, ..., levels - 1: x = 2 (v + u) / levels - 1, in [-1, 1)."""
         levels = integer("levels", levels, 2, 1 << 31)
@@ -72,6 +73,7 @@ class Scaling:
         return Scaling(_float64(1.0), _float64(0.0))
 
     @staticmethod
+    @checked
     def standard(w: Tensor, per_coordinate: bool = False) -> Scaling:
         """Return the scaling that gives ``w`` with shape (N, *) mean 0 and rms standard deviation 1.
 
@@ -79,7 +81,12 @@ class Scaling:
         coordinates of different units.  Raises ValueError if a variance is 0.
         """
         w = w.to(torch.float64)
-        return Scaling.standardizing(w.mean(0), w.var(0, correction=0), per_coordinate)
+        if w.ndim < 2 or not bool(torch.isfinite(w).all()):
+            raise ValueError(f"w must be finite with shape (N, *), got {w.dtype} with shape {tuple(w.shape)}")
+        variance = w.var(0, correction=0)
+        if not bool((variance > 0).all() if per_coordinate else (variance > 0).any()):
+            raise ValueError("w must vary: scale must be positive and finite, got constant data")
+        return Scaling.standardizing(w.mean(0), variance, per_coordinate)
 
     @staticmethod
     def standardizing(mean: Tensor, variance: Tensor, per_coordinate: bool = False) -> Scaling:
@@ -93,24 +100,34 @@ class Scaling:
         """log |dx/dw| averaged over the dimensions, in nats: log p(w) = log p(x) + D log_det_per_dim."""
         return float(self.scale.log().mean())
 
+    @checked
     def to_model(self, w: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return x = scale w + shift with the shape of ``w``, computed in float64."""
         return (w.to(torch.float64) * self.scale.to(w.device) + self.shift.to(w.device)).to(dtype)
 
+    @checked
     def from_model(self, x: Tensor) -> Tensor:
         """Return w = (x - shift) / scale with the shape and dtype of ``x``, computed in float64."""
         return ((x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device)).to(x.dtype)
 
+    @checked
     def dequantize(self, v: Tensor, u: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return x for the levels ``v`` and the noise ``u`` in [0, 1), both with shape (B, *)."""
         self._need_levels()
+        try:
+            torch.broadcast_shapes(v.shape, u.shape)
+        except RuntimeError:
+            got = f"{tuple(v.shape)} and {tuple(u.shape)}"
+            raise ValueError(f"v and u must have one shape (B, *), got {got}") from None
         return self.to_model(v.to(torch.float64) + u, dtype)
 
+    @checked
     def to_levels(self, x: Tensor) -> Tensor:
         """Return the bins that ``x`` with shape (B, *) falls in, clipped to 0, ..., levels - 1, int64."""
         levels = self._need_levels()
         return self.from_model(x.to(torch.float64)).floor().clamp(0, levels - 1).to(torch.int64)
 
+    @checked
     def to_data(self, x: Tensor) -> Tensor:
         """Return ``x`` with shape (B, *) on the raw scale: int64 grey levels, or numbers in the type of x."""
         return self.from_model(x) if self.levels is None else self.to_levels(x)

@@ -30,7 +30,17 @@ from torch import Tensor
 from sde_toolkit.metrics import Estimate, bootstrap, over_seeds
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import Sampler, Samples
-from sde_toolkit.utils import Stream, atomic_write, integer, permutation, read_document, reading, turns
+from sde_toolkit.utils import (
+    Stream,
+    atomic_write,
+    checked,
+    integer,
+    permutation,
+    read_document,
+    reading,
+    require,
+    turns,
+)
 
 FEWEST_SAMPLES = 10
 """That a distance can have an error bar of; see ``sde_toolkit.metrics.bootstrap``."""
@@ -135,6 +145,7 @@ class Record:
     settings: Mapping[str, Any]
 
 
+@checked
 def compare(
     model: ScoreModel,
     candidates: Sequence[Candidate],
@@ -180,7 +191,13 @@ def compare(
         )
     for seed in seeds:
         integer("every one of the seeds", seed, 0)
-    known = {_key(record): record for record in previous}
+    model.conditions(condition, num_samples)
+    if isinstance(previous, Tensor):
+        require("previous", previous, Record)
+    before = list(previous)
+    for record in before:
+        require("previous", record, Record)
+    known = {_key(record): record for record in before}
     of_model: dict[str, Any] = {"model": fingerprint}
     if condition is not None:
         of_model["condition"] = plain_condition(condition)

@@ -173,6 +173,7 @@ class LogLikelihood:
             return None
         return self.standard_error / (self.latent[0].numel() * math.log(2))
 
+    @checked
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Student's confidence interval of every value, in nats, for the probes alone; two tensors (B,).
 

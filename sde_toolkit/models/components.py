@@ -14,7 +14,7 @@ from torch import Tensor
 
 import solvers
 from sde_toolkit.models.products import full_precision, ordinary, row_product
-from sde_toolkit.utils import host_tensor
+from sde_toolkit.utils import UNSIGNED, host_tensor
 from solvers.terms import expand_like
 
 _BISECTIONS = 200
@@ -144,6 +144,23 @@ def _log_tails(c: Components, y: Tensor, nsr: Tensor) -> tuple[Tensor, Tensor]:
     q = (y.unsqueeze(1) - c.means[:, 0]) / (c.variances[:, 0] + nsr.square().unsqueeze(1)).sqrt()
     below, above = (c.weights.log() + torch.special.log_ndtr(side) for side in (q, -q))
     return below.logsumexp(1), above.logsumexp(1)
+
+
+def check_flow(event_shape: tuple[int, ...], **arguments: Tensor) -> None:
+    """Refuse, with ValueError, a state that is not real with shape (B, *D), and times or ratios by name that
+    have neither shape () nor (B,)."""
+    (name, y), *rest = arguments.items()
+    if tuple(y.shape[1:]) != event_shape or not y.is_floating_point() or y.is_meta:
+        raise ValueError(
+            f"{name} must hold real numbers with shape (B, {', '.join(map(str, event_shape))}), got "
+            f"{y.dtype} on {y.device} with shape {tuple(y.shape)}"
+        )
+    for other, value in rest:
+        if (value.ndim and value.shape != y.shape[:1]) or value.dtype in UNSIGNED or value.is_meta:
+            raise ValueError(
+                f"{other} must hold numbers with shape () or ({len(y)},), got {value.dtype} on "
+                f"{value.device} with shape {tuple(value.shape)}"
+            )
 
 
 def monotone_flow(c: Components, y: Tensor, nsr_t: Tensor, nsr_s: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from sde_toolkit.models.components import (
     Components,
+    check_flow,
     components_of,
     integrated_flow,
     monotone_flow,
@@ -177,8 +178,10 @@ class Gaussian(ExactData):
             mean.new_ones(1), mean.unsqueeze(0), covariance.unsqueeze(0), name="covariance"
         )
 
+    @checked
     def flow(self, y: Tensor, nsr_t: Tensor, nsr_s: Tensor) -> Tensor:
         """The closed form, with the shape of y; differentiable."""
+        check_flow(self.event_shape, y=y, nsr_t=nsr_t, nsr_s=nsr_s)
         c = self.components.to(y.dtype, y.device)
         r = c.project(y.flatten(1))
         v_t, v_s = (c.variances + expand_like(nsr.square(), r) for nsr in (nsr_t, nsr_s))
@@ -213,14 +216,18 @@ class GaussianMixture(ExactData):
         covariances = table_of("covariances", covariances)
         self.components = components_of(weights / total, means, covariances, name="covariances")
 
+    @checked
     def component(self, label: int) -> Gaussian:
-        """The Gaussian number ``label``, 0 to K - 1; raises IndexError for another."""
-        c, k = self.components, range(len(self.components.weights))[label]
+        """The Gaussian number ``label``, 0 to K - 1; raises ValueError for another."""
+        c, k = self.components, label
+        if not 0 <= k < len(c.weights):
+            raise ValueError(f"label must be a component, 0 .. {len(c.weights) - 1}, got {label}")
         covariance = c.variances[k].reshape(self.event_shape)
         if c.axes is not None:
             covariance = (c.axes[k] * c.variances[k]) @ c.axes[k].mT
         return Gaussian(c.means[k].reshape(self.event_shape), covariance)
 
+    @checked
     def flow(self, y: Tensor, nsr_t: Tensor, nsr_s: Tensor) -> Tensor:
         """The reference solution, with the shape of y: computed in float64, slow, not differentiable.
 
@@ -229,6 +236,7 @@ class GaussianMixture(ExactData):
         asinh(n / c), c the data's std, for the state u = (y - mean) / sqrt(c^2 + n^2), which is of order one
         and almost at rest where noise dominates: du/dtau = z_hat(y, n) - n (y - mean) / (c^2 + n^2).
         """
+        check_flow(self.event_shape, y=y, nsr_t=nsr_t, nsr_s=nsr_s)
         flat = y.detach().flatten(1).double()
         c = self.components.to(torch.float64, y.device)
         n_t, n_s = (nsr.to(flat).expand(len(flat)) for nsr in (nsr_t, nsr_s))
@@ -287,6 +295,7 @@ class ExactModel(ScoreModel):
             return super().conditions(condition, count)
         return class_labels(condition, count, self.num_classes, self.device)
 
+    @checked
     def given(self, label: int) -> ExactModel:
         """The model of one component of a mixture, 0 to K - 1.
 
@@ -314,6 +323,7 @@ class ExactModel(ScoreModel):
     def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Carry x_t with shape (B, *) by the probability flow from t to s, each with shape () or (B,)."""
         x_t, t, s = as_tensor("x_t", x_t), as_tensor("t", t), as_tensor("s", s)
+        check_flow(self.event_shape, x_t=x_t, t=t, s=s)
         y = x_t / expand_like(self.sde.alpha(t), x_t)
         return expand_like(self.sde.alpha(s), x_t) * self.data.flow(y, self.sde.nsr(t), self.sde.nsr(s))
 

@@ -153,12 +153,24 @@ class Moments:
         """Standard deviation along the axis where it is largest."""
         return math.sqrt(float(self.variances.amax()))
 
+    @checked
     def project(self, y: Tensor) -> Tensor:
         """U^T y with shape (B, n), for y with shape (B, *D), in the type and on the device of y."""
+        if tuple(y.shape[1:]) != self.event_shape or not y.is_floating_point():
+            raise ValueError(
+                f"y must hold real numbers with shape (B, {', '.join(map(str, self.event_shape))}), got "
+                f"{y.dtype} with shape {tuple(y.shape)}"
+            )
         return self.rotations(y)[0](y)
 
+    @checked
     def embed(self, r: Tensor) -> Tensor:
         """U r with shape (B, *D), for r with shape (B, n), in the type and on the device of r."""
+        if tuple(r.shape[1:]) != (self.mean.numel(),) or not r.is_floating_point():
+            raise ValueError(
+                f"r must hold real numbers with shape (B, {self.mean.numel()}), got {r.dtype} with shape "
+                f"{tuple(r.shape)}"
+            )
         return self.rotations(r)[1](r)
 
     def rotations(self, like: Tensor) -> tuple[Rotation, Rotation]:

@@ -280,16 +280,16 @@ def known_moments(model: ScoreModel) -> Moments:
     return isotropic(model.event_shape, model.data_std) if model.moments is None else model.moments
 
 
-def check_states(model: ScoreModel, x: Tensor, name: str = "x") -> None:
+def check_states(model: ScoreModel, x: Tensor, name: str = "x", finite: bool = True) -> None:
     """Refuse states that are not of the model: raises ValueError unless x has shape (B, *D) with B >= 1, the
-    model's type, and finite values."""
+    model's type, and finite values, which are not looked at where ``finite`` is False."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor, got {shown(x)}; convert it with torch.as_tensor({name}, "
             f"dtype={model.dtype})"
         )
     _check_kind(model, x, name)
-    if not bool(x.isfinite().all()):
+    if finite and not bool(x.isfinite().all()):
         rows = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         raise ValueError(f"{name} must be finite, got nan or inf in {len(rows)} rows, the first {rows[0]}")
 

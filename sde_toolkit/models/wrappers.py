@@ -94,7 +94,8 @@ class GivenModel(Wrapper):
         super().__init__(model)
         rows = condition[None] if isinstance(condition, Tensor) else condition
         row = model.conditions(rows, 1)
-        assert row is not None
+        if row is None:
+            raise ValueError("condition must be a class or a row for a model that is given one, got None")
         self.condition, self._moments = row, moments
 
     @property

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.sdes import VPSDE, CosineBeta, ForwardSDE
-from sde_toolkit.utils import check_fields, host_tensor, integer, same_values
+from sde_toolkit.utils import check_fields, checked, host_tensor, integer, same_values
 from solvers import FixedGrid
 
 Function = Callable[[Tensor], Tensor]
@@ -59,6 +59,7 @@ def _spaced(
     sde: ForwardSDE, num_steps: int, ends: tuple[float, float | None], clock: Function, inverse: Function
 ) -> Tensor:
     """Times at which clock(t) is equally spaced, with exact ends: t_min and t_max."""
+    integer("num_steps", num_steps, 1)
     times = _ends(sde, *ends)
     first, last = clock(times)
     u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
@@ -86,7 +87,8 @@ def _at_indices(
     ts = torch.cat([indices * (first / num_indices), last[None]])
     if not bool((ts.diff() < 0).all()):
         raise ValueError(
-            f"t_min must lie below the last index, at {float(ts[-2]):.6g}, got {float(last)}; lower t_min"
+            f"t_min must lie below the last index, at {float(ts[-2]):.6g} for t_max = {float(first):.6g}, "
+            f"got {float(last)}; lower t_min"
         )
     return ts
 
@@ -96,17 +98,21 @@ def _ends(sde: ForwardSDE, t_min: float, t_max: float | None) -> Tensor:
     return torch.tensor([sde.T if t_max is None else t_max, t_min], dtype=torch.float64)
 
 
+@checked
 def uniform(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in t; shape (num_steps + 1,)."""
+    integer("num_steps", num_steps, 1)
     first, last = _ends(sde, t_min, t_max)
     return torch.linspace(float(first), float(last), num_steps + 1, dtype=torch.float64)
 
 
+@checked
 def quadratic(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in sqrt(t), finer near the data; shape (num_steps + 1,)."""
     return _spaced(sde, num_steps, (t_min, t_max), torch.sqrt, torch.square)
 
 
+@checked
 def log_snr(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in log(alpha / sigma); shape (num_steps + 1,).
 
@@ -139,6 +145,7 @@ class Karras:
         if not self.rho > 0:
             raise ValueError(f"rho must be positive, got {self.rho}")
 
+    @checked
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,)."""
         return _spaced(
@@ -163,6 +170,7 @@ class Arctan:
         check_fields(self)
         _require_positive("scale", self.scale)
 
+    @checked
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,)."""
         c = self.scale
@@ -180,6 +188,7 @@ class Arcsinh:
         check_fields(self)
         _require_positive("scale", self.scale)
 
+    @checked
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,)."""
         c = self.scale
@@ -190,11 +199,13 @@ class Arcsinh:
 arctan, arcsinh = Arctan(), Arcsinh()
 
 
+@checked
 def rectified(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in sigma / (alpha + sigma); shape (num_steps + 1,)."""
     return _spaced_in_nsr(sde, num_steps, (t_min, t_max), lambda n: n / (1 + n), lambda u: u / (1 - u))
 
 
+@checked
 def cosine(sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
     """Equal steps in the time at which the cosine schedule has the ratio nsr (2102.09672, eq. 17); shape
     (num_steps + 1,)."""
@@ -212,6 +223,7 @@ class Trailing:
         check_fields(self)
         integer("num_indices", self.num_indices, 1)
 
+    @checked
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,).
 
@@ -219,6 +231,7 @@ class Trailing:
             ValueError: more steps than indices, or t_min at or above the last of them.
         """
         N = self.num_indices
+        integer("num_steps", num_steps, 1)
         left = torch.arange(num_steps, dtype=torch.float64) * (N / num_steps)
         return _at_indices(sde, N, num_steps, (t_min, t_max), (N - left).round())
 
@@ -239,6 +252,7 @@ class Leading:
         check_fields(self)
         integer("num_indices", self.num_indices, 1)
 
+    @checked
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,).
 
@@ -260,6 +274,7 @@ class Linspace:
         check_fields(self)
         integer("num_indices", self.num_indices, 1)
 
+    @checked
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """Times with shape (num_steps + 1,).
 
@@ -301,6 +316,7 @@ class Explicit:
     def __repr__(self) -> str:
         return f"Explicit({self.ts.tolist()})"
 
+    @checked
     def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
         """The given times with shape (num_steps + 1,)."""
         if len(self.ts) != num_steps + 1:

@@ -33,7 +33,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils import as_tensor, check_fields, same_values
+from sde_toolkit.utils import as_tensor, check_fields, same_values, shown
 from solvers.terms import expand_like
 
 Variance = Literal["small", "large"]
@@ -139,27 +139,19 @@ class Chain:
     def q_marginal(self, x0: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean with shape (B, *) and standard deviation, broadcastable to it, of q(x_i | x0)."""
         index, x0 = self._index(i, first=0), as_tensor("x0", x0)
-        if index.ndim and index.shape != x0.shape[:1]:
-            raise ValueError(
-                f"i must have shape () or that of the samples of x0, {tuple(x0.shape[:1])}, got "
-                f"{tuple(index.shape)}"
-            )
+        _check_index(index, x0)
         return _spread(self.alphas[index], x0) * x0, _spread(self.sigmas[index], x0)
 
     def q_sample(self, x0: Tensor, i: int | Tensor, z: Tensor) -> Tensor:
         """Draw x_i = alpha_i x0 + sigma_i z with shape (B, *), for standard normals z with shape (B, *)."""
+        x0, z = _alike(x0=x0, z=z)
         mean, std = self.q_marginal(x0, i)
-        z = as_tensor("z", z)
-        if z.shape != mean.shape or z.device != mean.device:
-            raise ValueError(
-                f"z must have the shape and the device of x0, {tuple(mean.shape)} on {mean.device}, got "
-                f"{tuple(z.shape)} on {z.device}"
-            )
         return mean + std * z
 
     def q_posterior(self, x0: Tensor, x_i: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean with shape (B, *) and variance, broadcastable to it, of q(x_{i-1} | x_i, x0); i = 1 .. N."""
-        a, b, c = (_spread(k, x_i) for k in self._coefficients(i, "small"))
+        x0, x_i = _alike(x0=x0, x_i=x_i)
+        a, b, c = (_spread(k, x_i) for k in self._coefficients(i, "small", x_i))
         return a * x_i + b * x0, c**2
 
     def ancestral_step(
@@ -177,11 +169,15 @@ class Chain:
         Raises:
             ValueError: i outside 1 .. N, or an unknown ``variance``.
         """
-        a, b, c = (_spread(k, x_i) for k in self._coefficients(i, variance))
+        x0_hat, x_i, z = _alike(x0_hat=x0_hat, x_i=x_i, z=z)
+        a, b, c = (_spread(k, x_i) for k in self._coefficients(i, variance, x_i))
         return a * x_i + b * x0_hat + c * z
 
-    def _coefficients(self, i: int | Tensor, variance: Variance) -> tuple[Tensor, Tensor, Tensor]:
+    def _coefficients(self, i: int | Tensor, variance: Variance, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not isinstance(variance, str):
+            raise TypeError(f"variance must be one of {', '.join(VARIANCES)}, got {shown(variance)}")
         t = self._index(i, first=1)
+        _check_index(t, x)
         s = t - 1
         return ancestral_coefficients(
             self.alphas[t], self.sigmas[t], self.alphas[s], self.sigmas[s], variance=variance
@@ -201,6 +197,23 @@ class Chain:
         ):
             raise ValueError(f"i must hold integers from {first} to num_steps = {self.num_steps}, got {i}")
         return index
+
+
+def _check_index(index: Tensor, x: Tensor) -> None:
+    if index.ndim and index.shape != x.shape[:1]:
+        raise ValueError(
+            f"i must have shape () or ({len(x)},), one index per sample, got {tuple(index.shape)}"
+        )
+
+
+def _alike(**states: Tensor) -> list[Tensor]:
+    """States by name as tensors; raises ValueError unless all have one shape (B, *) and one device."""
+    found = {name: as_tensor(name, state) for name, state in states.items()}
+    first = next(iter(found.values()))
+    if first.ndim < 1 or any(s.shape != first.shape or s.device != first.device for s in found.values()):
+        got = ", ".join(f"{name} {tuple(s.shape)} on {s.device}" for name, s in found.items())
+        raise ValueError(f"{' and '.join(found)} must have one shape (B, *) and be on one device, got {got}")
+    return list(found.values())
 
 
 def _spread(c: Tensor, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from sde_toolkit.training.tensor_file import (
     read_tensors,
     write_tensors,
 )
-from sde_toolkit.utils import check_output_file, integer, remove_leftovers
+from sde_toolkit.utils import check_output_file, checked, integer, remove_leftovers
 
 Kind = Literal["training", "inference"]
 
@@ -87,6 +87,7 @@ class Checkpoint:
         return part_of(self.tensors, name)
 
 
+@checked
 def save_checkpoint(
     state: TrainState, workdir: Path | str, keep: int = 2, metrics: Mapping[str, Any] | None = None
 ) -> Path:
@@ -132,6 +133,7 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     write_tensors(path, {"kind": "inference", **about}, tensors)
 
 
+@checked
 def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a training or inference checkpoint onto the CPU; no code in the file is ever run.
 
@@ -161,6 +163,7 @@ def checkpoint_paths(workdir: Path | str) -> list[Path]:
     return sorted(_directory(workdir).glob(_FILE_PATTERN))
 
 
+@checked
 def latest_checkpoint(workdir: Path | str) -> Checkpoint | None:
     """Return the newest training checkpoint below ``workdir`` that can be read, None if there is none.
 

@@ -69,6 +69,7 @@ class UpdateInfo:
         return self.batch_size / self.seconds
 
 
+@checked
 @recording()
 def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None = None) -> UpdateInfo:
     """Make one update of ``state`` from the examples x0 with shape (B, *) and return what it was.
@@ -85,6 +86,8 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
         raise ValueError(
             "state must be between two updates, got one that was interrupted in an update; restore it"
         )
+    if x0.ndim < 2:
+        raise ValueError(f"x0 must have shape (B, *), got {tuple(x0.shape)}")
     x0 = x0.to(device=state.model.device, dtype=state.model.dtype)
     generator = step_generator(state.seed, state.step, Stream.NOISE)
     state.optimizer.zero_grad(set_to_none=True)

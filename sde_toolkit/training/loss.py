@@ -68,9 +68,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import ScoreModel, known_moments
+from sde_toolkit.models import ScoreModel, check_states, known_moments
 from sde_toolkit.sdes import Chain, ForwardSDE
-from sde_toolkit.utils import check_fields, integer
+from sde_toolkit.utils import check_fields, checked, integer
 from solvers.terms import expand_like
 
 Weighting = Literal["noise", "sigma^2", "likelihood"]
@@ -130,6 +130,7 @@ class DenoisingLoss:
                 f"got {self.levels}"
             )
 
+    @checked
     def __call__(
         self, model: ScoreModel, x0: Tensor, generator: torch.Generator, condition: Tensor | None = None
     ) -> Tensor:
@@ -144,6 +145,7 @@ class DenoisingLoss:
         Draws B (or one) uniforms, then the normals, then signs if there is a second-order term, from
         ``generator``, on its own device.
         """
+        check_states(model, x0, "x0", finite=False)
         sde = model.sde
         self._check(sde)
         u = _uniforms(len(x0), generator, stratified=self.time_sampling != "uniform").to(x0.device)
@@ -203,6 +205,7 @@ class ChainLoss:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: ScoreModel, x0: Tensor, generator: torch.Generator, condition: Tensor | None = None
     ) -> Tensor:
@@ -216,6 +219,7 @@ class ChainLoss:
 
         Draws B (or one) uniforms and then the normals from ``generator``, on its own device.
         """
+        check_states(model, x0, "x0", finite=False)
         u = _uniforms(len(x0), generator, self.stratified)
         i = 1 + (self.chain.num_steps * u).long().clamp(max=self.chain.num_steps - 1)
         z = _normals_like(x0, generator)
