@@ -50,7 +50,7 @@ class Start:
         step: number of updates made.
         num_steps: of the whole run.
         num_parameters: of the network.
-        unused_classes: number of classes of the data for a network that takes none; 0 otherwise.
+        unused_classes: number of classes of data of your own for a network that takes none; 0 otherwise.
     """
 
     step: int
@@ -104,7 +104,8 @@ def train_run(
         atomic_write(workdir / "config.json", config_json(config).encode())
         if on_start is not None:
             size = sum(parameter.numel() for parameter in model.network.parameters())
-            on_start(Start(state.step, settings.num_steps, size, _unused_classes(dataset, model)))
+            unused = _unused_classes(dataset, model) if config.data.name == "files" else 0
+            on_start(Start(state.step, settings.num_steps, size, unused))
         with _history(workdir, state, settings.log_every) as log:
             fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
                 settings.checkpoint_every, settings.keep, on_step, settings.label_dropout, log)  # fmt: skip

@@ -1,6 +1,7 @@
 """Samplers against closed forms: exact output laws, exact flow, and samples that do not depend on their
 batch."""
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -28,6 +29,7 @@ FIXED = {
     "euler_maruyama": samplers.euler_maruyama,
     "reverse_diffusion": samplers.reverse_diffusion,
     "ancestral": samplers.ancestral,
+    "reverse_diffusion flow": functools.partial(samplers.reverse_diffusion, probability_flow=True),
     "ddim": samplers.ddim,
     "euler": samplers.euler,
     "heun": samplers.heun,
@@ -84,6 +86,8 @@ def recursion(
             keep, pull, noise = 1 - h * f, h * g2 / 2, 0.0
         elif name == "reverse_diffusion":
             keep, pull, noise = 2 - r, q2, q2
+        elif name == "reverse_diffusion flow":
+            keep, pull, noise = 2 - r, q2 / 2, 0.0
         elif name == "ancestral":  # mean of q(x_s | x_t, x0_hat)
             keep, by_x0, noise = (
                 r * sigma_s**2 / sigma_t**2,
@@ -100,7 +104,10 @@ def recursion(
 
 
 @pytest.mark.parametrize("sde", SONG.values(), ids=SONG)
-@pytest.mark.parametrize("name", ["euler_maruyama", "euler", "reverse_diffusion", "ancestral", "ddim"])
+@pytest.mark.parametrize(
+    "name",
+    ["euler_maruyama", "euler", "reverse_diffusion", "reverse_diffusion flow", "ancestral", "ddim"],
+)
 def test_output_mean_and_variance_on_gaussian_data_equal_the_exact_recursion(name, sde):
     data = Gaussian(mean=[0.7], covariance=[0.25])
     sampler = FIXED[name](50, denoise=False)

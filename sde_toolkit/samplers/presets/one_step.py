@@ -81,6 +81,13 @@ def reverse_diffusion_rule(k: ReverseSteps) -> Form:
     return (2 - r) * k.x - q**2 / t.sigma * k.m[0] + q * k.z
 
 
+def reverse_flow_rule(k: ReverseSteps) -> Form:
+    """The same step of the probability flow: half the pull of the score, and no draw."""
+    t, s = k.t, k.s
+    q_squared = t.sigma**2 * (1 - (s.nsr / t.nsr) ** 2)
+    return (2 - t.alpha / s.alpha) * k.x - 0.5 * q_squared / t.sigma * k.m[0]
+
+
 def euler_rule(k: ReverseSteps) -> Form:
     """Euler's method in t, on the drift."""
     return k.x + (k.s.time - k.t.time) * k.m[0]
@@ -109,11 +116,23 @@ def euler_maruyama(
 
 @checked
 def reverse_diffusion(
-    num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
+    num_steps: int,
+    *,
+    probability_flow: bool = False,
+    t_min: float = T_MIN,
+    grid: Grid = grids.uniform,
+    denoise: bool = True,
 ) -> Sampler:
-    """The reverse-diffusion sampler (2011.13456, eq. 46), for any process; one evaluation per step."""
-    equation = scheme(reverse_diffusion_rule, "noise", noisy=True)
-    return _classic("reverse_diffusion", equation, ONE_DRAW, num_steps, t_min, grid, denoise)
+    """The reverse-diffusion sampler (2011.13456, eq. 46), for any process; one evaluation per step.
+
+    Args:
+        probability_flow: take the same step of the probability flow: half the score, and no draw.
+    """
+    rule = reverse_flow_rule if probability_flow else reverse_diffusion_rule
+    equation = scheme(rule, "noise", noisy=not probability_flow)
+    method = ONE_STEP if probability_flow else ONE_DRAW
+    options: dict[str, object] = {"probability_flow": True} if probability_flow else {}
+    return _classic("reverse_diffusion", equation, method, num_steps, t_min, grid, denoise, options)
 
 
 @checked
@@ -121,7 +140,11 @@ def ancestral(
     num_steps: int, *, t_min: float = T_MIN, grid: Grid = grids.uniform, denoise: bool = True
 ) -> Sampler:
     """Ancestral sampling: DDPM's under VP, SMLD's under VE (2011.13456, appendix F); one evaluation per
-    step."""
+    step.
+
+    The variance of a step is that of q(x_s | x_t, x0), as in DDPM.  Code of 2011.13456 takes that of
+    q(x_t | x_s) under VP, beta of the step: ``ddpm(variance="large")``.
+    """
     equation = scheme(ddim_rule(1.0), "noise", noisy=True)
     return _classic("ancestral", equation, ONE_DRAW, num_steps, t_min, grid, denoise)
 
