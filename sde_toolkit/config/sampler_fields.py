@@ -49,6 +49,7 @@ COMMON: dict[str, Any] = {
     "t_min": 1e-3, "denoise": True, "rtol": 1e-3, "atol": 1e-3,
     "grid": OWN_GRID, "times": (1.0, 1e-3), "calibration_samples": 32, "calibration_cache": "",
     "corrector": "none", "corrector_snr": 0.16, "corrector_num_steps": 1,
+    "corrector_first": False,
     "restart_min": 0.0, "restart_max": 1.0, "restart_num_steps": 5, "restart_repeats": 1,
     "threshold": "none", "threshold_limit": 1.0, "threshold_quantile": 0.995,
 }  # fmt: skip
@@ -99,7 +100,7 @@ _LARGE = 1e9
 
 _STEPS = ("num_steps", "corrector", "restart_min")
 _GRID = ("grid", "times", "calibration_samples", "calibration_cache")
-_CORRECTOR = ("corrector_snr", "corrector_num_steps")
+_CORRECTOR = ("corrector_snr", "corrector_num_steps", "corrector_first")
 _RESTART = ("restart_max", "restart_num_steps", "restart_repeats")
 _THRESHOLD = ("threshold", "threshold_limit", "threshold_quantile")
 
@@ -304,7 +305,7 @@ def _wrapped(preset: Preset, sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
     if corrector is None:
         return sampler
     made = corrector(s["corrector_snr"], s["corrector_num_steps"])
-    return samplers.predictor_corrector(sampler, made)
+    return samplers.predictor_corrector(sampler, made, s["corrector_first"])
 
 
 def describe_sampler(name: str) -> str:

@@ -90,6 +90,7 @@ class Sampler:
         grid: times of the steps, see ``sde_toolkit.samplers.grids``.
         denoise: whether the last state is replaced by x0_hat there, for one more evaluation.
         corrector: run after every step, or None.
+        corrector_first: run it before every step instead, at the time where the step begins.
         restarts: intervals that are gone through again, or none.
         guidance: model -> the model that is sampled from, such as one with a threshold or a guided one.
         rtol, atol: tolerances of adaptive methods.
@@ -111,6 +112,7 @@ class Sampler:
     grid: Grid = grids.uniform
     denoise: bool = True
     corrector: Corrector | None = None
+    corrector_first: bool = False
     restarts: tuple[Restart, ...] = ()
     guidance: Guidance | None = None
     rtol: float = 1e-5
@@ -184,7 +186,9 @@ class Sampler:
         else:
             steps = {"num_steps": self.num_steps, "grid": label(self.grid)}
         wrappers = {"corrector": self.corrector, "restarts": self.restarts, "guidance": self.guidance}
-        used = {name: repr(value) for name, value in wrappers.items() if value}
+        used: dict[str, Any] = {name: repr(value) for name, value in wrappers.items() if value}
+        if self.corrector is not None and self.corrector_first:
+            used["corrector_first"] = True
         return common | steps | used | dict(self.options)
 
     def prepare(self, model: ScoreModel) -> PreparedSampler:
@@ -389,8 +393,13 @@ class PreparedSampler:
                 again = restarted(restart, model.sde, term, sampler.method, control, interval, x, noise)
                 if again is not None:
                     new = x = again
-            if sampler.corrector is not None:
-                new = x = sampler.corrector(model, interval, x, noise, condition)
+            if sampler.corrector_first:  # where the next step begins
+                interval_after = interval._replace(number=interval.number + 1)
+                corrects = interval_after.number != sampler.num_steps
+            else:
+                interval_after, corrects = interval, True
+            if sampler.corrector is not None and corrects:
+                new = x = sampler.corrector(model, interval_after, x, noise, condition)
             if callback is not None:
                 ends = (interval.number, sampler.num_steps or 0, interval.t, interval.s)
                 nfe = (counted.rows - before) / len(x)
@@ -406,9 +415,14 @@ class PreparedSampler:
                 f"noise must give normals of {model.dtype} with shape {(len(part), *model.event_shape)} for "
                 f"these samples, got {z.dtype} with shape {tuple(z.shape)}"
             )
+        start = model.sde.prior_sample(z)
+        if sampler.corrector is not None and sampler.corrector_first:
+            assert isinstance(control, FixedGrid)
+            t = control.ts[0]
+            start = sampler.corrector(model, Interval(0, t, t, 0.0), start, noise, condition)
         try:
             solution = solve(
-                term, model.sde.prior_sample(z), sampler.method, control, noise=noise,
+                term, start, sampler.method, control, noise=noise,
                 after_step=after if hooked else None, throw=throw, plan=self.plan,
             )  # fmt: skip
             x = solution.y

@@ -298,6 +298,26 @@ def test_annealed_langevin_brings_the_law_nearer_and_has_the_exact_output_law():
     assert abs(variance - truth) < 0.7 * abs(uncorrected - truth)
 
 
+def test_a_corrector_that_comes_first_has_the_exact_output_law():
+    sde, num_steps = VPSDE(), 30
+    predictor = samplers.ancestral(num_steps, denoise=False)
+    sampler = samplers.predictor_corrector(predictor, AnnealedLangevin(snr=0.4, num_steps=2), True)
+    model = ExactModel(Gaussian(mean=[0.0], covariance=[0.25]), sde)
+    source = Impulses(num_steps, num_corrections=2 * num_steps)
+    found = sampler.sample(model, source.rows, noise=source)
+    assert found.nfe == sampler.nfe == 3 * num_steps
+    assert found.settings["corrector_first"] is True
+    variance, ts = 1.0, grids.uniform(sde, num_steps, predictor.t_min)
+    for t, s in itertools.pairwise(ts):
+        e = 2 * (0.4 * float(sde.sigma(t))) ** 2
+        total = float(0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2)
+        for _ in range(2):
+            variance = (1 - e / total) ** 2 * variance + 2 * e
+        _, variance = recursion("ancestral", sde, 0.0, 0.25, torch.stack([t, s]), variance)
+    x = found.x.flatten()
+    assert float((x[1:] - x[0]).square().sum()) == pytest.approx(variance, rel=1e-9)
+
+
 def test_langevin_step_uses_the_norms_of_the_sample_alone():
     model, sde = ExactModel(MIXTURE, VPSDE()), VPSDE()
     x = MIXTURE.sample(5, seed=0)

@@ -15,18 +15,23 @@ from sde_toolkit.utils import checked
 
 
 @checked
-def predictor_corrector(predictor: Sampler, corrector: Corrector | None = None) -> Sampler:
+def predictor_corrector(
+    predictor: Sampler, corrector: Corrector | None = None, corrector_first: bool = False
+) -> Sampler:
     """A predictor followed at every time by Langevin steps (2011.13456, algorithm 1).
 
     Args:
         predictor: any sampler on a fixed grid, for instance ``reverse_diffusion(500)``.
         corrector: ``Langevin()`` when None; ``AnnealedLangevin()`` suits data of few dimensions.
+        corrector_first: correct where a step begins, from T on, as the paper's code does, in place of where
+            it ends, as its algorithm does.
 
     Raises:
         ValueError: a predictor that chooses its own steps.
     """
     corrector = Langevin() if corrector is None else corrector
-    return replace(predictor, name=f"{predictor.name}+langevin", corrector=corrector)
+    name = f"{predictor.name}+langevin"
+    return replace(predictor, name=name, corrector=corrector, corrector_first=corrector_first)
 
 
 @checked
