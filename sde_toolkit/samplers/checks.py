@@ -25,6 +25,7 @@ def check_draw(
     seed: int,
     first_sample: int,
     throw: bool,
+    gradients: bool,
 ) -> None:
     """Refuse, with TypeError or ValueError, arguments of ``sample`` that cannot work with any model."""
     count = integer("num_samples", num_samples, 1)
@@ -34,8 +35,9 @@ def check_draw(
         raise ValueError("seed must be below 2^64, got a larger integer")
     if integer("first_sample", first_sample, 0) + count >= _INDICES:
         raise ValueError("first_sample + num_samples must be below 2^63, got a larger integer")
-    if not isinstance(throw, bool):
-        require("throw", throw, bool)
+    for name, flag in (("throw", throw), ("gradients", gradients)):
+        if not isinstance(flag, bool):
+            require(name, flag, bool)
     if noise is not None and not has_method(noise, "draw"):
         require("noise", noise, NoiseSource)
     if noise is not None and batch_size is not None:
@@ -46,7 +48,7 @@ def check_draw(
 
 def check_end(x: Tensor, solution: Solution, throw: bool) -> None:
     """Refuse clean predictions with shape (B, *) that are nan or inf."""
-    if not throw or not math.isnan(float((x * 0).sum())):
+    if not throw or not math.isnan(float((x.detach() * 0).sum())):
         return
     broken = ~x.flatten(1).isfinite().all(1)
     status = torch.where(broken, int(Status.NONFINITE), int(Status.SUCCESS))

@@ -222,6 +222,7 @@ class Sampler:
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         throw: bool = True,
+        gradients: bool = False,
     ) -> Samples:
         """Draw samples with the global indices first_sample, ..., first_sample + num_samples - 1.
 
@@ -238,6 +239,8 @@ class Sampler:
                 it returns a tensor with the shape of the state, the run goes on from there.
             throw: raise an error if a sample fails; otherwise all are returned, the failed ones as far as
                 they came, and ``Samples.failed`` tells which they are.
+            gradients: let autograd record the run, on a fixed grid; only the states between the steps are
+                kept, and every step is computed again for its gradient.
 
         Raises:
             TypeError: an argument of another type.
@@ -246,15 +249,16 @@ class Sampler:
             solvers.SolverError: a sample became nan or inf, or an adaptive run stalled; its ``samples`` are
                 global indices.
         """
-        check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw)
+        check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
         return self.prepare(model).sample(
             num_samples, condition=condition, seed=seed, batch_size=batch_size, first_sample=first_sample,
-            noise=noise, callback=callback, throw=throw,
+            noise=noise, callback=callback, throw=throw, gradients=gradients,
         )  # fmt: skip
 
-    def _check_callback(self, callback: Callback | None) -> None:
-        if callback is not None and (self.num_steps is None or isinstance(self.method, Integrator)):
-            raise ValueError(f"a callback needs a fixed grid, but {self.name} does the whole run by itself")
+    def _check_callback(self, callback: Callback | None, gradients: bool) -> None:
+        for name, asked in (("a callback needs", callback is not None), ("gradients need", gradients)):
+            if asked and (self.num_steps is None or isinstance(self.method, Integrator)):
+                raise ValueError(f"{name} a fixed grid, but {self.name} does the whole run by itself")
 
     def _guided(self, model: ScoreModel) -> ScoreModel:
         return model if self.guidance is None else self.guidance(model)
@@ -339,19 +343,12 @@ class PreparedSampler:
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         throw: bool = True,
+        gradients: bool = False,
     ) -> Samples:
         """Draw samples; arguments and errors are those of ``Sampler.sample``."""
         sampler, model = self.sampler, self.model
-        check_draw(
-            num_samples,
-            batch_size,
-            noise,
-            callback,
-            seed,
-            first_sample,
-            throw,
-        )
-        sampler._check_callback(callback)
+        check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
+        sampler._check_callback(callback, gradients)
         rows = model.conditions(condition, num_samples)
         counted, start = CountedModel(autocast_inside(model), callback is not None), time.perf_counter()
         guided = sampler._guided(counted)
@@ -364,7 +361,8 @@ class PreparedSampler:
                 source = noise or Normals(seed, part, model.event_shape, model.dtype, model.device)
                 given = None if rows is None else rows[first : first + batch]
                 term = equation if given is None else replace(equation, args=(given,))
-                x, broken = self._run(counted, guided, term, given, source, callback, part, throw)
+                with torch.set_grad_enabled(gradients):
+                    x, broken = self._run(counted, guided, term, given, source, callback, part, throw)
                 parts.append(x)
                 failed |= broken
         seconds = time.perf_counter() - start
@@ -372,7 +370,6 @@ class PreparedSampler:
         nfe = counted.rows / num_samples
         return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling, failed)
 
-    @torch.no_grad()
     def _run(
         self,
         counted: CountedModel,
@@ -424,6 +421,7 @@ class PreparedSampler:
             solution = solve(
                 term, start, sampler.method, control, noise=noise,
                 after_step=after if hooked else None, throw=throw, plan=self.plan,
+                checkpoint=torch.is_grad_enabled(),
             )  # fmt: skip
             x = solution.y
             if sampler.denoise:
