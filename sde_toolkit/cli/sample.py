@@ -125,6 +125,7 @@ def sample(options: argparse.Namespace) -> None:
     if "png" in places:
         runs.write_pictures(samples, places["png"])
         say(f"pictures {places['png']} ({len(samples.x)} files)")
+    runs.forget_parts(npz)
 
 
 def _places(options: argparse.Namespace, run: runs.Run, name: str) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from sde_toolkit.runs.comparison import (
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.page import write_report
-from sde_toolkit.runs.parts import parts_path
+from sde_toolkit.runs.parts import forget_parts, parts_path
 from sde_toolkit.runs.pictures import (
     check_picture_folder,
     check_picture_shape,
@@ -39,6 +39,7 @@ __all__ = [
     "evaluation_path",
     "examples_of_class",
     "export_run",
+    "forget_parts",
     "headline",
     "load_evaluation",
     "load_samples",

@@ -45,7 +45,7 @@ from sde_toolkit.likelihood import (
 )
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
-from sde_toolkit.runs.parts import KeepingProcesses, kept_parts
+from sde_toolkit.runs.parts import KeepingProcesses, forget_parts, kept_parts
 from sde_toolkit.runs.store import Run
 from sde_toolkit.utils import Processes, atomic_write, launched
 from solvers import Normals
@@ -157,6 +157,7 @@ def evaluate_likelihood(run: Run, directory: Path, label: int | None = None) -> 
     )
     if processes.rank == 0:
         atomic_write(path, json.dumps(asdict(result), indent=1).encode())
+        forget_parts(path)
     return result, False
 
 

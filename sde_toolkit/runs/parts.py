@@ -6,7 +6,7 @@ of the first row say which batch it is:
     (call k, first row i)  ->  tensors of the rows i, ..., i + batch size - 1
 
 The file belongs to a key, all that decides what the batches hold.  One with another key, and a damaged one,
-count as none.  It is written when the process is asked to stop, and removed at the end.
+count as none.  It is written when the process is asked to stop, and removed once the result is written.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def kept_parts(result: Path, key: Mapping[str, Any]) -> Iterator[Parts]:
             parts.path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(parts.path, {"kind": _KIND, "key": parts.key}, parts.tensors)
         raise
-    parts.path.unlink(missing_ok=True)
+
+
+def forget_parts(result: Path) -> None:
+    """Remove the finished batches of a result that has been written."""
+    parts_path(result).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def draw_samples(
     batch_size: int,
 ) -> Samples:
     """``Sampler.sample`` of the run's model, batch by batch; those that an interrupted call for the same file
-    finished are taken from there.
+    finished are taken from there.  Call ``forget_parts(path)`` once they are written.
 
     Args:
         run: the trained model.
