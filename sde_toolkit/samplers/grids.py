@@ -353,8 +353,8 @@ def warn_of_first_step(sde: ForwardSDE, ts: Tensor, name: str) -> None:
     if alpha < _LITTLE_SIGNAL and gain > MOST_GAIN:
         warnings.warn(
             f"{name} multiplies errors of the predicted noise by {gain:.3g} in its first step, because alpha "
-            f"is {alpha:.2g} at t = {float(t):.4g}; predict the velocity or the data, let the grid begin "
-            "where alpha is larger, or take ddim, which is exact there for such predictions",
+            f"is {alpha:.2g} at t = {float(t):.4g}; take ddim with a network that predicts the velocity or "
+            "the data, or let the grid begin where alpha is larger",
             stacklevel=5,
         )
 
