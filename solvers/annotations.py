@@ -72,6 +72,8 @@ def fit_to(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is None or hint is type(None):
         return value is None, value
     if is_union(hint):
+        if any(isinstance(part, type) and type(value) is part for part in typing.get_args(hint)):
+            return fit_to(value, type(value))
         for part in typing.get_args(hint):
             fits, fitted = fit_to(value, part)
             if fits:
@@ -146,7 +148,7 @@ def _has(value: Any, name: str, part: Any) -> bool:
 
 
 def _fit_part(part: Any, kind: Any) -> tuple[bool, Any]:
-    """``_fit``, with nan for the function to judge."""
+    """``fit_to``, with nan for the function to judge."""
     return (True, part) if kind is float and isinstance(part, float) else fit_to(part, kind)
 
 
@@ -167,6 +169,8 @@ def _fit_parts(value: Any, hint: Any) -> tuple[bool, Any]:
         return False, value
     if isinstance(value, (str, bytes)):
         return False, value
+    if isinstance(value, range) and not fixed and wanted[0] is int:
+        return True, value
     parts = value.tolist() if one_axis else value
     if fixed and Ellipsis not in wanted and len(parts) != len(wanted):
         return False, value
@@ -216,7 +220,7 @@ def wanted_words(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return wanted_words(parts[0])
-    if origin in (typing.Union, types.UnionType):
+    if is_union(hint):
         return " or ".join(dict.fromkeys(wanted_words(part) for part in parts))
     if origin is Literal:
         return "one of " + ", ".join(map(repr, parts))

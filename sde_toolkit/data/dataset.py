@@ -34,7 +34,16 @@ from sde_toolkit.data.batches import batch_indices
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
 from sde_toolkit.models import MAX_FULL, Moments
-from sde_toolkit.utils import Stream, check_fields, checked, integer, permutation, shown, step_generator
+from sde_toolkit.utils import (
+    UNSIGNED,
+    Stream,
+    check_fields,
+    checked,
+    integer,
+    permutation,
+    shown,
+    step_generator,
+)
 
 MAX_COVARIANCE_DIM = 4096
 """The largest D for which the full (D, D) covariance is formed (128 MB in float64)."""
@@ -314,7 +323,7 @@ def _tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
 
 def _signed(x: Tensor) -> Tensor:
     """Unsigned integers of 16 bits and more, with which torch does not compute, as int64."""
-    if x.dtype not in (torch.uint16, torch.uint32, torch.uint64):
+    if x.dtype not in UNSIGNED:
         return x
     if x.dtype == torch.uint64 and x.numel() and bool((x.view(torch.int64) < 0).any()):
         raise ValueError("x must hold grey levels below 2^63, got larger integers; scale them to floats")

@@ -146,7 +146,7 @@ def _log_tails(c: Components, y: Tensor, nsr: Tensor) -> tuple[Tensor, Tensor]:
     return below.logsumexp(1), above.logsumexp(1)
 
 
-def check_flow(event_shape: tuple[int, ...], **arguments: Tensor) -> None:
+def check_events(event_shape: tuple[int, ...], **arguments: Tensor) -> None:
     """Refuse, with ValueError, a state that is not real with shape (B, *D), and times or ratios by name that
     have neither shape () nor (B,)."""
     (name, y), *rest = arguments.items()

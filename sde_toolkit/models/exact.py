@@ -37,7 +37,7 @@ from torch import Tensor
 
 from sde_toolkit.models.components import (
     Components,
-    check_flow,
+    check_events,
     components_of,
     integrated_flow,
     monotone_flow,
@@ -132,11 +132,7 @@ class ExactData(ABC):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the data, in nats, at x with shape (B, *); returns shape (B,)."""
         x = as_tensor("x", x)
-        if tuple(x.shape[1:]) != self.event_shape or not x.is_floating_point():
-            raise ValueError(
-                f"x must hold real numbers with shape (B, {', '.join(map(str, self.event_shape))}), got "
-                f"{x.dtype} with shape {tuple(x.shape)}"
-            )
+        check_events(self.event_shape, x=x)
         return self.components.to(x.dtype, x.device).log_prob(x.flatten(1), x.new_zeros(()))
 
     @checked
@@ -181,7 +177,7 @@ class Gaussian(ExactData):
     @checked
     def flow(self, y: Tensor, nsr_t: Tensor, nsr_s: Tensor) -> Tensor:
         """The closed form, with the shape of y; differentiable."""
-        check_flow(self.event_shape, y=y, nsr_t=nsr_t, nsr_s=nsr_s)
+        check_events(self.event_shape, y=y, nsr_t=nsr_t, nsr_s=nsr_s)
         c = self.components.to(y.dtype, y.device)
         r = c.project(y.flatten(1))
         v_t, v_s = (c.variances + expand_like(nsr.square(), r) for nsr in (nsr_t, nsr_s))
@@ -236,7 +232,7 @@ class GaussianMixture(ExactData):
         asinh(n / c), c the data's std, for the state u = (y - mean) / sqrt(c^2 + n^2), which is of order one
         and almost at rest where noise dominates: du/dtau = z_hat(y, n) - n (y - mean) / (c^2 + n^2).
         """
-        check_flow(self.event_shape, y=y, nsr_t=nsr_t, nsr_s=nsr_s)
+        check_events(self.event_shape, y=y, nsr_t=nsr_t, nsr_s=nsr_s)
         flat = y.detach().flatten(1).double()
         c = self.components.to(torch.float64, y.device)
         n_t, n_s = (nsr.to(flat).expand(len(flat)) for nsr in (nsr_t, nsr_s))
@@ -323,7 +319,7 @@ class ExactModel(ScoreModel):
     def flow(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Carry x_t with shape (B, *) by the probability flow from t to s, each with shape () or (B,)."""
         x_t, t, s = as_tensor("x_t", x_t), as_tensor("t", t), as_tensor("s", s)
-        check_flow(self.event_shape, x_t=x_t, t=t, s=s)
+        check_events(self.event_shape, x_t=x_t, t=t, s=s)
         y = x_t / expand_like(self.sde.alpha(t), x_t)
         return expand_like(self.sde.alpha(s), x_t) * self.data.flow(y, self.sde.nsr(t), self.sde.nsr(s))
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.models.components import check_events
 from sde_toolkit.models.products import row_product
 from sde_toolkit.utils import checked, host_tensor, same_values
 
@@ -156,21 +157,13 @@ class Moments:
     @checked
     def project(self, y: Tensor) -> Tensor:
         """U^T y with shape (B, n), for y with shape (B, *D), in the type and on the device of y."""
-        if tuple(y.shape[1:]) != self.event_shape or not y.is_floating_point():
-            raise ValueError(
-                f"y must hold real numbers with shape (B, {', '.join(map(str, self.event_shape))}), got "
-                f"{y.dtype} with shape {tuple(y.shape)}"
-            )
+        check_events(self.event_shape, y=y)
         return self.rotations(y)[0](y)
 
     @checked
     def embed(self, r: Tensor) -> Tensor:
         """U r with shape (B, *D), for r with shape (B, n), in the type and on the device of r."""
-        if tuple(r.shape[1:]) != (self.mean.numel(),) or not r.is_floating_point():
-            raise ValueError(
-                f"r must hold real numbers with shape (B, {self.mean.numel()}), got {r.dtype} with shape "
-                f"{tuple(r.shape)}"
-            )
+        check_events((self.mean.numel(),), r=r)
         return self.rotations(r)[1](r)
 
     def rotations(self, like: Tensor) -> tuple[Rotation, Rotation]:

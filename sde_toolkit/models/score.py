@@ -37,10 +37,8 @@ from torch import Tensor
 
 from sde_toolkit.models.moments import Moments, isotropic
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import as_tensor, as_times, shown
+from sde_toolkit.utils import UNSIGNED, as_tensor, as_times, shown
 from solvers.terms import expand_like
-
-_UNSIGNED = tuple(getattr(torch, name) for name in ("uint16", "uint32", "uint64") if hasattr(torch, name))
 
 Condition = int | Tensor | np.ndarray | Sequence[int]
 """What callers give for a condition: a class for all samples, or one row per sample."""
@@ -337,8 +335,7 @@ def class_labels(
         TypeError: labels that are no integers.
     """
     if isinstance(condition, (np.ndarray, list, tuple)):
-        found = as_tensor("condition", condition)
-        condition = found.long() if bool((found == found.round()).all()) else found
+        condition = as_tensor("condition", condition, dtype=None)
     if not isinstance(condition, Tensor):
         try:
             condition = torch.full((count,), operator.index(condition))  # type: ignore[arg-type]
@@ -347,7 +344,7 @@ def class_labels(
                 f"condition must be a class 0 .. {num_classes - 1} for all samples, or integers with shape "
                 f"({count},), got {shown(condition)}"
             ) from None
-    elif condition.dtype in _UNSIGNED:
+    elif condition.dtype in UNSIGNED:
         condition = condition.to(torch.int64)
     if condition.dtype.is_floating_point or condition.dtype.is_complex or condition.dtype == torch.bool:
         raise TypeError(

@@ -184,12 +184,10 @@ class Chain:
         )
 
     def _index(self, i: int | Tensor, first: int) -> Tensor:
-        index = as_tensor("i", i)
+        index = as_tensor("i", i, dtype=None)
         if index.is_meta:
             raise ValueError("i must hold values, got a tensor on the meta device; give one with data")
         index = index.to(self.alphas.device)
-        if not isinstance(i, Tensor) and bool((index == index.round()).all()):
-            index = index.long()
         if (
             index.dtype == torch.bool
             or index.is_floating_point()

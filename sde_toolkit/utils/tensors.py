@@ -18,8 +18,9 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 """Types with which torch does not compute."""
 
 
-def as_tensor(name: str, value: Any, dtype: torch.dtype = torch.float64, device: Any = None) -> Tensor:
-    """A tensor as it is; a number, an array or a list of numbers as a tensor of ``dtype`` on ``device``.
+def as_tensor(name: str, value: Any, dtype: torch.dtype | None = torch.float64, device: Any = None) -> Tensor:
+    """A tensor as it is; a number, an array or a list of numbers as a tensor of ``dtype`` on ``device``, with
+    None as int64 or float64, whichever they are.
 
     Raises:
         TypeError: what holds no real numbers.
@@ -37,7 +38,8 @@ def as_tensor(name: str, value: Any, dtype: torch.dtype = torch.float64, device:
         raise ValueError(f"{name} must be a list of equally long lists of numbers ({error})") from None
     if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must hold real numbers of at most 64 bits, got {shown(value)}")
-    return torch.as_tensor(array.astype(np.float64), dtype=dtype, device=device)
+    kind = np.float64 if dtype is not None or array.dtype.kind == "f" else np.int64
+    return torch.as_tensor(array.astype(kind), dtype=dtype, device=device)
 
 
 def host_tensor(name: str, value: Any) -> Tensor:

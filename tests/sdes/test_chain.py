@@ -239,3 +239,10 @@ def test_bad_arguments_are_refused():
     for betas in (torch.tensor([0.1, 1.0]), torch.tensor([0.0]), torch.tensor([[0.1]])):
         with pytest.raises(ValueError, match=r"betas must have shape \(N,\) with values in \(0, 1\)"):
             Chain.from_betas(betas)
+
+
+@pytest.mark.parametrize("i", [3.0, [3.0, 3.0], np.array([3.0, 3.0]), torch.tensor(3.0)])
+def test_real_numbers_are_no_indices(i):
+    x = draw(2, (2,))
+    with pytest.raises(ValueError, match="i must hold integers from 0 to num_steps = 10"):
+        VPSDE().discretize(10).q_sample(x, i, x)

@@ -83,6 +83,6 @@ def test_classes_are_numbers_arrays_or_lists():
     wanted = model.score(x, 0.5, torch.tensor([1, 1, 1]))
     for condition in (1, np.int64(1), [1, 1, 1], np.array([1, 1, 1]), torch.tensor([1, 1, 1])):
         assert torch.equal(model.score(x, 0.5, condition), wanted)
-    for condition in ("1", 0.5, [0.5] * 3, [1], 7):
+    for condition in ("1", 0.5, [0.5] * 3, [1.0] * 3, np.ones(3), [1], 7):
         with pytest.raises((ValueError, TypeError), match="condition"):
             model.score(x, 0.5, condition)
