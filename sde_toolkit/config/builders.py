@@ -69,7 +69,12 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
     """
     makers: dict[str, Callable[..., nn.Module]] = {"unet": networks.UNet, "mlp": networks.MLP}
     options = _options(config.model)
-    del options["predicts"]
+    predicts = options.pop("predicts")
+    if options.get("fourier") and predicts == "residual":
+        raise ValueError(
+            "config.model.fourier must be left out where the network predicts the residual, and so sees "
+            f"whitened states, got {options['fourier']}; use --config.model.predicts=velocity"
+        )
     if options.get("fourier"):
         options["noise_level"] = NoiseLevel(build_sde(config), data_std)
     return makers[config.model.name](event_shape, seed=config.seed, **options)

@@ -77,7 +77,7 @@ ABOUT: dict[str, About] = {
     "model.depth": About("residual blocks of two layers each", _COUNT, 10**4),
     "model.num_frequencies": About("frequencies of the time features", _COUNT, 10**5),
     "loss.weighting": About(
-        "weight of the times: DDPM's simple loss, the same as sigma^2, or the likelihood's"
+        "weight of the times: DDPM's simple loss, the same as sigma^2, the likelihood's, or the residual's"
     ),
     "loss.time_sampling": About("law of the times; the loss is divided by its density"),
     "loss.t_min": About("earliest time of the training", 0),

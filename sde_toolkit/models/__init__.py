@@ -18,6 +18,7 @@ from sde_toolkit.models.modes import (
 )
 from sde_toolkit.models.moments import (
     MAX_FULL,
+    CovarianceFilter,
     Moments,
     Rotation,
     class_moments_from_tensors,
@@ -34,6 +35,7 @@ from sde_toolkit.models.network import (
 from sde_toolkit.models.plain import inner_network, plain_parameters, plain_tensors
 from sde_toolkit.models.products import ROW_BLOCK, full_precision, ordinary, padded_rows, row_product
 from sde_toolkit.models.score import (
+    COMBINATIONS,
     PREDICTION_ALIASES,
     PREDICTIONS,
     TIME_SCALE,
@@ -47,10 +49,11 @@ from sde_toolkit.models.score import (
     known_moments,
     prediction_name,
 )
-from sde_toolkit.models.whitening import Whitening
+from sde_toolkit.models.whitening import Preconditioner, Whitening
 from sde_toolkit.models.wrappers import GivenModel, Wrapper
 
 __all__ = [
+    "COMBINATIONS",
     "MAX_FULL",
     "PREDICTIONS",
     "PREDICTION_ALIASES",
@@ -58,6 +61,7 @@ __all__ = [
     "TIME_SCALE",
     "AutocastModel",
     "Condition",
+    "CovarianceFilter",
     "DataScale",
     "EvaluatedModel",
     "ExactData",
@@ -70,6 +74,7 @@ __all__ = [
     "Moments",
     "NetworkModel",
     "NoiseLevel",
+    "Preconditioner",
     "Prediction",
     "Rotation",
     "ScoreModel",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -47,6 +47,24 @@ class Rotation:
         """x rotated, plus ``shift`` with shape (n,)."""
         found = row_product(x.flatten(1) if self.flatten else x, self.factor, shift)
         return found if len(self.event_shape) == 1 else found.unflatten(-1, self.event_shape)
+
+
+@dataclass(frozen=True)
+class CovarianceFilter:
+    """Functions of a covariance S = U diag(l) U^T, applied to states: f(S) x = U diag(f(l)) U^T x.
+
+    Args:
+        variances: l with shape (n,), which f is to be evaluated at.
+        project, embed: U^T x and U r.
+    """
+
+    variances: Tensor
+    project: Rotation
+    embed: Rotation
+
+    def __call__(self, x: Tensor, gain: Tensor) -> Tensor:
+        """f(S) x with shape (B, *D), for x with shape (B, *D) and f(l) with shape (n,) or (B, n)."""
+        return self.embed(gain * self.project(x)).reshape(x.shape)
 
 
 def _lasting(name: str, value: Any) -> Tensor:
@@ -171,6 +189,12 @@ class Moments:
         into, out = (None if x is None else x.to(like) for x in (self.axes, self._transposed))
         n = (self.mean.numel(),)
         return Rotation(into, n, flatten=self.mean.ndim > 1), Rotation(out, self.event_shape)
+
+    @torch.inference_mode(False)
+    def filter(self, like: Tensor) -> CovarianceFilter:
+        """Functions of the covariance, for the type and the device of ``like``: keep it for repeated use."""
+        project, embed = self.rotations(like)
+        return CovarianceFilter(self.variances.to(like), replace(project, flatten=True), embed)
 
     def diagonal(self) -> Moments:
         """The same mean, and the variances of the features alone."""

@@ -2,9 +2,13 @@
 
 A network of a ``NetworkModel`` sees the state scaled to unit variance and a time feature,
 
-    raw = network(c_in x_t, 1000 t / T [, condition]),    c_in = (alpha^2 d^2 + sigma^2)^(-1/2), d = data_std,
+    raw = network(c_in x_t, 1000 t / T [, condition]),    c_in = (alpha^2 d^2 + sigma^2)^(-1/2), d = data_std.
 
-and an ``IndexedModel`` asks a network that was trained at the N indices of a chain at index i as
+Where it predicts the "residual" it sees the state whitened by the data's mean and covariance instead, and its
+output is joined to the Gaussian with these moments (``sde_toolkit.models.Whitening``): they are part of the
+model then, and do not change once they are set.
+
+An an ``IndexedModel`` asks a network that was trained at the N indices of a chain at index i as
 ``network(x, i - 1)``: its own count starts at 0 with the least noise, as in DDPM code.  Times between two
 indices go to the nearest one, or, for networks that embed real numbers, to the fraction.
 
@@ -35,12 +39,17 @@ from sde_toolkit.models.score import (
     ScoreModel,
     check_states,
     class_labels,
+    known_moments,
     prediction_name,
 )
+from sde_toolkit.models.whitening import Preconditioner
 from sde_toolkit.models.wrappers import GivenModel
 from sde_toolkit.sdes import Chain, ChainSDE, ForwardSDE
 from sde_toolkit.utils import as_device, check_fields, checked, shown
 from solvers import expand_like
+
+_WORK = torch.float32
+"""The narrowest type in which states are whitened."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,9 @@ class NoiseLevel:
 class ModuleModel(ScoreModel, nn.Module):
     """A score model that is a module around a network; ``arguments`` says how the network is called.
 
+    ``network_predicts`` is what the network puts out and ``predicts`` what ``raw`` returns, the same but for
+    "residual", of which ``raw`` makes "edm".
+
     Args:
         network: a module or a function that returns a tensor with the shape and type of its first argument.
             It takes a condition as third argument if it has an attribute ``num_classes`` > 0, or where
@@ -75,7 +87,8 @@ class ModuleModel(ScoreModel, nn.Module):
         predicts: what the network puts out, a name of ``PREDICTIONS`` or of diffusers.
         event_shape: the shape D of one sample.
         data_std: root-mean-square standard deviation of the data.
-        moments: mean and covariance of the data, for the samplers that use them.
+        moments: mean and covariance of the data, for the samplers that use them, and for "residual": without
+            them that is "edm", with mean 0.
         class_moments: those of every class.
         condition_shape: the shape of one sample's condition, for conditions that are no classes.
         dtype, device: of the states, for networks without parameters and buffers of real numbers; the default
@@ -88,6 +101,7 @@ class ModuleModel(ScoreModel, nn.Module):
     """
 
     _like: Tensor
+    _preconditioner: Preconditioner | None = None
 
     @checked
     def __init__(
@@ -108,7 +122,8 @@ class ModuleModel(ScoreModel, nn.Module):
             raise ValueError(f"data_std must be a finite positive number, got {data_std}")
         if not event_shape or min(event_shape) < 1:
             raise ValueError(f"event_shape must have dimensions of at least 1, got {tuple(event_shape)}")
-        self.network, self.sde, self.predicts = as_module(network), sde, prediction_name(predicts)
+        self.network, self.sde, self.network_predicts = as_module(network), sde, prediction_name(predicts)
+        self.predicts = "edm" if self.network_predicts == "residual" else self.network_predicts
         self.event_shape, self.data_std = tuple(event_shape), float(data_std)
         self._place(dtype, device)
         self.condition_shape = None if condition_shape is None else tuple(condition_shape)
@@ -132,7 +147,12 @@ class ModuleModel(ScoreModel, nn.Module):
 
     @checked
     def set_moments(self, moments: Moments | None, class_moments: Sequence[Moments] | None = None) -> None:
-        """Set the moments of the data and of every class; raises ValueError for those of other data."""
+        """Set the moments of the data and of every class.
+
+        Raises:
+            ValueError: those of other data, or of another number of classes; or others than the model has
+                and its network's output is read by.
+        """
         for law in (*([] if moments is None else [moments]), *(class_moments or ())):
             if law.event_shape != self.event_shape:
                 raise ValueError(
@@ -142,14 +162,19 @@ class ModuleModel(ScoreModel, nn.Module):
             raise ValueError(
                 f"class_moments must be those of {self.num_classes} classes, got {len(class_moments)}"
             )
-        self.moments = moments
+        if self.network_predicts == "residual" and self.moments is not None and moments != self.moments:
+            raise ValueError(
+                "moments must be those that the network was trained with, which its residual is read by, got "
+                f"others; make a new model to train it anew, got {moments!r} for {self.moments!r}"
+            )
+        self.moments, self._preconditioner = moments, None
         self.class_moments = None if class_moments is None else tuple(class_moments)
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.parameters())
         return (
             f"{type(self).__name__}({type(self.network).__name__} with {size:,} parameters, {self.sde!r}, "
-            f"predicts={self.predicts!r}, event_shape={self.event_shape})"
+            f"predicts={self.network_predicts!r}, event_shape={self.event_shape})"
         )
 
     @property
@@ -174,6 +199,14 @@ class ModuleModel(ScoreModel, nn.Module):
     def num_classes(self) -> int:  # type: ignore[override]
         """Number of classes K that the network knows; 0 for one without labels."""
         return int(getattr(inner_network(self.network), "num_classes", 0))
+
+    def preconditioner(self, x: Tensor) -> Preconditioner:
+        """The Gaussian that a "residual" is read by, for states x; N(0, data_std^2) without moments."""
+        like = x if x.dtype.itemsize >= _WORK.itemsize else x.to(_WORK)
+        made = self._preconditioner
+        if made is None or made.dtype != like.dtype or made.device != like.device:
+            made = self._preconditioner = Preconditioner(known_moments(self), like)
+        return made
 
     def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
         """Labels with shape (count,), K for the null class ("no label"); or rows of ``condition_shape``."""
@@ -216,7 +249,7 @@ class ModuleModel(ScoreModel, nn.Module):
         return self.network(*arguments) if condition is None else self.network(*arguments, condition)
 
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The network's output, checked for shape and type.
+        """The network's output, checked for shape and type, and as EDM's prediction if it is a residual.
 
         Raises:
             TypeError: the network returned something else than a tensor with the shape and type of x_t.
@@ -235,7 +268,13 @@ class ModuleModel(ScoreModel, nn.Module):
             raw = raw.to(x_t.dtype)
         if not isinstance(raw, Tensor) or raw.shape != x_t.shape or raw.dtype != x_t.dtype:
             self._refuse(raw, x_t)
-        return cast(Tensor, raw)
+        return self._joined(raw, x_t, t) if self.network_predicts == "residual" else cast(Tensor, raw)
+
+    def _joined(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """A residual as EDM's prediction."""
+        made = self.preconditioner(x_t)
+        F, x = raw.to(made.dtype), x_t.to(made.dtype)
+        return made.edm(F, x, self.sde.alpha(t), self.sde.sigma(t), self.data_std).to(x_t.dtype)
 
     def _refuse(self, raw: Any, x_t: Tensor) -> None:
         wanted = f"network must return a tensor of shape {tuple(x_t.shape)} and type {x_t.dtype}"
@@ -258,16 +297,19 @@ class NetworkModel(ModuleModel):
     """
 
     def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """c_in x_t with shape (B, *) and 1000 t / T with shape (B,)."""
+        """c_in x_t, or the whitened state, with shape (B, *), and 1000 t / T with shape (B,)."""
         alpha_t, sigma_t = self.sde.alpha(t), self.sde.sigma(t)
-        c_in = (alpha_t.square() * self.data_std**2 + sigma_t.square()).rsqrt()
         c_noise = (TIME_SCALE / self.sde.T * t).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
+        if self.network_predicts == "residual":
+            made = self.preconditioner(x_t)
+            return made.inputs(x_t.to(made.dtype), alpha_t, sigma_t).to(x_t.dtype), c_noise
+        c_in = (alpha_t.square() * self.data_std**2 + sigma_t.square()).rsqrt()
         return expand_like(c_in, x_t) * x_t, c_noise
 
     def with_network(self, network: nn.Module | Callable[..., Tensor]) -> NetworkModel:
         """The same model around another network; one without tensors takes its type and device."""
         made = NetworkModel(
-            network, self.sde, self.predicts, self.event_shape, self.data_std, self.moments,
+            network, self.sde, self.network_predicts, self.event_shape, self.data_std, self.moments,
             self.class_moments, self.condition_shape,
         )  # fmt: skip
         made._like = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -309,6 +351,11 @@ class IndexedModel(ModuleModel):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if predicts == "residual":
+            raise ValueError(
+                'predicts must be a prediction of a network that sees x_t itself, got "residual"; use a '
+                "NetworkModel under ChainSDE(chain)"
+            )
         super().__init__(
             network,
             ChainSDE(chain),

@@ -11,6 +11,8 @@ is a linear combination  raw = a x0_hat + b z_hat  with coefficients that depend
     edm        (x0_hat - c_skip x_t/alpha) / c_out,  nsr = sigma / alpha, d = data_std,
                c_skip = d^2 / (nsr^2 + d^2), c_out = d nsr / sqrt(nsr^2 + d^2)
                                                   a = (1 - c_skip) / c_out     b = -c_skip nsr / c_out
+    residual   edm with the data's mean and covariance in the place of d (``models.Whitening``); networks with
+               it are read as "edm" by all others
 
 so one formula inverts them all: with D = a sigma - alpha b,
 
@@ -43,11 +45,14 @@ from solvers.terms import expand_like
 Condition = int | Tensor | np.ndarray | Sequence[int]
 """What callers give for a condition: a class for all samples, or one row per sample."""
 
-Prediction = Literal["noise", "data", "velocity", "score", "edm"]
+Prediction = Literal["noise", "data", "velocity", "score", "edm", "residual"]
 """What a network puts out."""
 
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 """The names of the predictions."""
+
+COMBINATIONS = tuple(name for name in PREDICTIONS if name != "residual")
+"""Those that are a x0_hat + b z_hat with numbers a and b, as ``raw`` returns them."""
 
 PREDICTION_ALIASES = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity"}
 """diffusers' names of predictions, and ours."""
@@ -85,10 +90,9 @@ def prediction_coefficients(
     if predicts == "velocity":
         return -sigma_t, alpha_t
     if predicts == "edm":
-        nsr = sigma_t / alpha_t
-        norm = (nsr.square() + data_std**2).sqrt()
-        return nsr / (data_std * norm), -data_std / norm
-    raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
+        norm = (sigma_t.square() + (alpha_t * data_std).square()).sqrt()
+        return sigma_t / (data_std * norm), -data_std * alpha_t / norm
+    raise ValueError(f"predicts must be one of {', '.join(COMBINATIONS)}, got {predicts!r}")
 
 
 def conversion(
@@ -168,7 +172,7 @@ class ScoreModel(ABC):
 
     Attributes:
         sde: the forward process.
-        predicts: what ``raw`` returns, one of ``PREDICTIONS``.
+        predicts: what ``raw`` returns, one of ``PREDICTIONS`` without "residual".
         event_shape: the shape D of one sample, so that states have shape (B, *D).
         data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input
             scale.

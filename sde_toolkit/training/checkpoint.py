@@ -18,7 +18,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from sde_toolkit.data import is_share
-from sde_toolkit.models import plain_tensors
+from sde_toolkit.models import class_moments_from_tensors, moments_from_tensors, plain_tensors
 from sde_toolkit.training.description import describe_model
 from sde_toolkit.training.state import TrainState, as_json, prefixed
 from sde_toolkit.training.tensor_file import (
@@ -218,10 +218,17 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             f"config must be that of {checkpoint.path}, got other values: {'; '.join(differing)}; restore "
             "the former values, or use another workdir"
         )
+    data = checkpoint.part("data")
+    residual = bool(data) and state.model.network_predicts == "residual"
+    moments = moments_from_tensors(data) if residual else None
+    of_classes = class_moments_from_tensors(data) if residual else None
     targets = state.tensors()
     trained = {name: target for name, target in targets.items() if not name.startswith("data.")}
     copy_tensors(trained, checkpoint.tensors, checkpoint.path)
-    state.data = checkpoint.part("data")
+    state.data = data
+    for model in (state.model, state.ema) if residual else ():
+        model.moments = None  # those that the network's output was read by in training take their place
+        model.set_moments(moments, of_classes)
     state.step, state.updating = checkpoint.step, False
     notes = checkpoint.metrics.get("notes")
     state.notes = dict(notes) if isinstance(notes, dict) else {}

@@ -42,7 +42,7 @@ def describe_model(model: ModuleModel) -> tuple[dict[str, Any], dict[str, Tensor
     process, tables = describe_process(model.sde)
     return {
         "class": type(model).__name__,
-        "predicts": model.predicts,
+        "predicts": model.network_predicts,
         "event_shape": list(model.event_shape),
         "data_std": model.data_std,
         "condition_shape": None if model.condition_shape is None else list(model.condition_shape),

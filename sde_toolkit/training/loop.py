@@ -131,7 +131,8 @@ def fit(
         dataset: where the batches come from, a ``Dataset``, or data in model scale: examples with shape
             (N, *), (examples, labels), a torch data set or a ``DataLoader`` (``data.training_data``).  Its
             moments, and those of its classes if the network has classes, become those of ``state.model`` and
-            ``state.ema``, and are stored in ``state.data``.
+            ``state.ema``, and are stored in ``state.data``; a model that predicts the "residual" keeps the
+            moments that it has.
         loss: such as ``DenoisingLoss()``.
         num_steps: total number of updates, those made before included.
         batch_size: examples per update; that of a loader, else 128, when None.  A resumed run may have
@@ -253,13 +254,18 @@ def _check_numbers(label_dropout: float, **counts: int) -> None:
 
 
 def _set_moments(state: TrainState, dataset: Dataset) -> int:
-    """Give the models the moments of the data and of its classes; return the number of classes."""
-    count = state.model.num_classes
+    """Give the models the moments of the data and of its classes; return the number of classes.
+
+    Moments that a network's residual is read by stay.
+    """
+    count, moments = state.model.num_classes, dataset.moments
+    if state.model.network_predicts == "residual" and state.model.moments is not None:
+        moments = state.model.moments
     of_classes = class_moments(dataset, count) if count else None
-    state.data = dataset.moments.tensors() | (class_tensors(of_classes) if of_classes else {})
+    state.data = moments.tensors() | (class_tensors(of_classes) if of_classes else {})
     state.data |= dataset.scaling.tensors()
     for model in (state.model, state.ema):
-        model.set_moments(dataset.moments, of_classes)
+        model.set_moments(moments, of_classes)
         model.scaling = dataset.scaling
     return count
 

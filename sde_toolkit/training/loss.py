@@ -12,8 +12,13 @@ and only the right-hand side is computed: it has no division by a vanishing sigm
     noise         sigma_t^2     1                    DDPM's simple loss (2006.11239, eq. 14)
     sigma^2       sigma_t^2     1                    the same thing, under the name of 2011.13456
     likelihood    g(t)^2        -2 dlam/dt           bounds the likelihood (2101.09258)
+    residual      axis by axis  (l + n^2) / l        the error of the residual, (2206.00364, section 5)
 
-Its minimum is reached by the exact score and is not 0 but the mean of weight / sigma^2 Var[z | x_t] / D;
+The last one weighs along the axes of the data's covariance S, with eigenvalues l, and n = sigma / alpha: it
+is the squared error of EDM's network, set on the Gaussian with the data's moments (``models.Whitening``).
+Its targets have variance 1 along every axis at every time if the data are that Gaussian.
+
+The minimum is reached by the exact score and is not 0 but the mean of weight / sigma^2 Var[z | x_t] / D;
 for data N(m, d^2 I) that variance is D alpha_t^2 d^2 / (alpha_t^2 d^2 + sigma_t^2).
 
 Times are drawn on [t_min, T] and the loss is divided by their density over the uniform one, so that its
@@ -68,12 +73,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import ScoreModel, check_states, known_moments
+from sde_toolkit.models import Preconditioner, ScoreModel, check_states, known_moments
 from sde_toolkit.sdes import Chain, ForwardSDE
 from sde_toolkit.utils import check_fields, checked, integer
 from solvers.terms import expand_like
 
-Weighting = Literal["noise", "sigma^2", "likelihood"]
+Weighting = Literal["noise", "sigma^2", "likelihood", "residual"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 """Weights of the times, see the module's text."""
 
@@ -94,7 +99,8 @@ class DenoisingLoss:
     """Denoising score matching in continuous time; an instance is called ``loss(model, x0, generator)``.
 
     Args:
-        weighting: "noise", "sigma^2" (the same by identity) or "likelihood".
+        weighting: "noise", "sigma^2" (the same by identity), "likelihood", or "residual", by
+            ``model.moments`` (N(0, data_std^2 I) where there are none).
         t_min: earliest time of the training, in [0, T); the process must have noise there.
         time_sampling: "stratified" or "uniform" in t; "log_snr" or "moments", stratified in log-SNR and
             importance-weighted, the latter by ``model.moments`` (N(0, data_std^2 I) where there are none).
@@ -124,6 +130,11 @@ class DenoisingLoss:
         for name in ("antithetic_nsr", "second_order"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}; try 0")
+        if self.second_order and self.weighting == "residual":
+            raise ValueError(
+                'weighting must be one number for a time where there is a second-order term, got "residual"; '
+                'use "likelihood"'
+            )
         if integer("levels", self.levels, 0) == 1 or (self.levels and self.second_order):
             raise ValueError(
                 "levels must be an integer >= 2, or 0: for none, and with a second-order term, "
@@ -160,7 +171,7 @@ class DenoisingLoss:
             signs = _normals_like(x0, generator).sign()
             error = _error_with_jacobian(model, x_t, t, condition, z, signs, self.second_order)
         else:
-            error = _squared_error(model, x_t, t, condition, z)
+            error = _squared_error(model, x_t, t, condition, z, self.weighting == "residual")
         return (correction * self._weight(sde, t)).to(error.dtype) * error
 
     def _check(self, sde: ForwardSDE) -> None:
@@ -298,8 +309,15 @@ def _error_with_jacobian(
         return (z_hat - z).square().flatten(1).mean(1) + second_order * second.mean(1) / second.shape[1]
 
 
-def _squared_error(model: ScoreModel, x_t: Tensor, t: Tensor, condition: Tensor | None, z: Tensor) -> Tensor:
-    return (model.noise(x_t, t, condition) - z).square().flatten(1).mean(1)
+def _squared_error(
+    model: ScoreModel, x_t: Tensor, t: Tensor, condition: Tensor | None, z: Tensor, residual: bool = False
+) -> Tensor:
+    """Of the noise or, on request, of the residual, with shape (B,)."""
+    error = model.noise(x_t, t, condition) - z
+    if residual:
+        wide = error.float() if error.dtype.itemsize < 4 else error
+        error = Preconditioner(known_moments(model), wide).in_units(wide, model.sde.nsr(t))
+    return error.square().flatten(1).mean(1)
 
 
 def _lam_rate(sde: ForwardSDE, t: Tensor) -> Tensor:

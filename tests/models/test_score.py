@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.network import NetworkModel
-from sde_toolkit.models.score import PREDICTIONS, ScoreModel, prediction_coefficients
+from sde_toolkit.models.score import COMBINATIONS, PREDICTIONS, ScoreModel, prediction_coefficients
 from sde_toolkit.sdes import VPSDE, ForwardSDE
 from solvers.terms import expand_like
 
 ALL = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-EVERY_PREDICTION = pytest.mark.parametrize("predicts", PREDICTIONS)
+EVERY_PREDICTION = pytest.mark.parametrize("predicts", COMBINATIONS)
 METHODS = ("denoise", "noise", "score", "velocity")
 
 
@@ -158,6 +158,7 @@ def test_bad_arguments_are_refused():
     known = ", ".join(PREDICTIONS)
     with pytest.raises(ValueError, match=f"predicts must be one of {known}, epsilon, .*got 'eps'"):
         NetworkModel(network, sde, "eps", (2,))
+    known = ", ".join(COMBINATIONS)
     with pytest.raises(ValueError, match=f"predicts must be one of {known}, got 'eps'"):
         prediction_coefficients("eps", torch.ones(()), torch.ones(()))
     names = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity", "edm": "edm"}

@@ -8,7 +8,7 @@ from problems import MIXTURE, SDES
 
 from sde_toolkit import samplers
 from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.models.score import PREDICTIONS, ScoreModel, conversion
+from sde_toolkit.models.score import COMBINATIONS, ScoreModel, conversion
 from sde_toolkit.samplers.equations import (
     SEMILINEAR,
     ReverseSteps,
@@ -27,7 +27,7 @@ from solvers import Adams, ExponentialRungeKutta, FixedGrid, Normals, solve
 FLOAT64 = torch.float64
 
 
-@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("predicts", COMBINATIONS)
 @pytest.mark.parametrize("wanted", ["noise", "data", "velocity", "score"])
 def test_conversion_in_numbers_is_that_of_the_model(predicts, wanted):
     exact = ExactModel(MIXTURE, VPSDE())

@@ -194,7 +194,8 @@ def test_checkpoints_come_in_time_and_at_the_end(tmp_path, dataset):
         seen.append([int(path.stem.split("-")[1]) for path in checkpoint_paths(tmp_path)])
 
     with WorkdirLock(tmp_path) as workdir:
-        fit(state, dataset, DenoisingLoss(), 5, 8, workdir, checkpoint_every=2, keep=2, on_step=on_step)
+        loss = DenoisingLoss("noise")
+        fit(state, dataset, loss, 5, 8, workdir, checkpoint_every=2, keep=2, on_step=on_step)
         assert seen == [[], [2], [2], [2, 4], [4, 5]]
         checkpoint = latest_checkpoint(tmp_path)
         assert 0 < checkpoint.metrics["loss"] < 10

@@ -88,6 +88,8 @@ def test_it_is_the_weighted_error_of_the_score(sde, weighting, time_sampling):
     assert bool(((t >= t_min) & (t <= sde.T)).all())
     target = -(x_t - sde.alpha(t)[:, None] * x0) / sde.sigma(t).square()[:, None]
     weight = sde.g_squared(t) if weighting == "likelihood" else sde.sigma(t).square()
+    if weighting == "residual":  # without moments S = data_std^2 I = I
+        weight = weight * (1 + sde.nsr(t).square())
     if time_sampling in ("log_snr", "moments"):  # divide by the density over that of a uniform time
         lam_rate = sde.g_squared(t) / (2 * sde.sigma(t).square())
         ends = sde.lam(torch.tensor([t_min, sde.T], dtype=torch.float64))
@@ -237,7 +239,7 @@ def test_the_time_of_a_given_sample_has_the_declared_law(time_sampling):
 
 def test_stratified_times_spread_evenly_over_the_batch():
     model = Recorder(VPSDE())
-    DenoisingLoss("noise", t_min=0.5)(model, normals(16, 3), generator())
+    DenoisingLoss("noise", 0.5, "stratified")(model, normals(16, 3), generator())
     gaps = model.t.sort().values.diff()
     torch.testing.assert_close(gaps, torch.full_like(gaps, 0.5 / 16), rtol=1e-12, atol=0)
 
@@ -297,7 +299,10 @@ def test_a_draw_depends_on_the_generator_alone():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"weighting": "simple"}, "weighting must be one of noise, sigma\\^2, likelihood, got 'simple'"),
+        (
+            {"weighting": "simple"},
+            "weighting must be one of noise, sigma\\^2, likelihood, residual, got 'simple'",
+        ),
         (
             {"time_sampling": "random"},
             "time_sampling must be one of stratified, uniform, log_snr, moments, got 'random'",
