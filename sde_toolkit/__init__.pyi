@@ -18,6 +18,7 @@ from .data import Dataset as Dataset
 from .data import ImageOptions as ImageOptions
 from .data import Scaling as Scaling
 from .data import digits as digits
+from .data import estimate_moments as estimate_moments
 from .data import from_array as from_array
 from .data import open_data as open_data
 from .guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
@@ -58,6 +59,7 @@ from .models import ExactModel as ExactModel
 from .models import Gaussian as Gaussian
 from .models import GaussianMixture as GaussianMixture
 from .models import IndexedModel as IndexedModel
+from .models import LowRank as LowRank
 from .models import Moments as Moments
 from .models import NetworkModel as NetworkModel
 from .models import ScoreModel as ScoreModel
@@ -160,6 +162,7 @@ __all__ = [
     "Latents",
     "LinearBeta",
     "LogLikelihood",
+    "LowRank",
     "Moments",
     "NetworkModel",
     "Optimization",
@@ -201,6 +204,7 @@ __all__ = [
     "encode",
     "energy_distance",
     "er_sde",
+    "estimate_moments",
     "eta_family",
     "euler",
     "euler_maruyama",

@@ -132,6 +132,7 @@ def _models() -> dict[str, Recipe]:
             sde.GaussianMixture,
             _the(weights=[0.5, 0.5], means=[[0.0], [1.0]], covariances=[0.1, 0.2]),
         ),
+        "LowRank": Recipe(sde.LowRank, _the(axes=[[1.0], [0.0]], variances=[1.0], rest=0.5)),
         "Moments": Recipe(sde.Moments, _the(mean=[0.0, 1.0], covariance=[1.0, 2.0])),
         "NetworkModel": Recipe(
             sde.NetworkModel,
@@ -209,6 +210,7 @@ def _data(folder: Path) -> dict[str, Recipe]:
         "Scaling.grey": Recipe(data.Scaling.grey, _the(levels=8)),
         "checkerboard": Recipe(data.checkerboard, _the(**few)),
         "digits": Recipe(sde.digits, dict),
+        "estimate_moments": Recipe(sde.estimate_moments, _the(x=X)),
         "from_array": Recipe(sde.from_array, _the(x=X)),
         "gaussian_mixture": Recipe(data.gaussian_mixture, _the(means=X[:2], std=0.1, **few)),
         "moons": Recipe(data.moons, _the(**few)),
@@ -314,6 +316,7 @@ def _methods(folder: Path) -> dict[str, Recipe]:
         "GaussianMixture.component": Recipe(MIXTURE.component, _the(label=0)),
         "LogLikelihood.interval": Recipe(found.interval, dict),
         "Moments.embed": Recipe(moments.embed, _the(r=X)),
+        "Moments.low_rank": Recipe(moments.low_rank, _the(rank=1)),
         "Moments.project": Recipe(moments.project, _the(y=X)),
         "NetworkModel.given": Recipe(
             sde.NetworkModel(sde.MLP((2,), width=4, depth=1, num_classes=2), VP, "noise", (2,)).given,

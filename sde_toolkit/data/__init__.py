@@ -9,6 +9,7 @@ from sde_toolkit.data.dataset import (
     Dataset,
     Flip,
     Training,
+    estimate_moments,
     from_array,
 )
 from sde_toolkit.data.scaling import (
@@ -61,6 +62,7 @@ __all__ = [
     "batch_size_of",
     "checkerboard",
     "digits",
+    "estimate_moments",
     "from_array",
     "gaussian_mixture",
     "is_function",

@@ -31,9 +31,10 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
+from sde_toolkit.data.estimation import FEW, low_rank, shrunk
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
-from sde_toolkit.models import MAX_FULL, Moments
+from sde_toolkit.models import MAX_FULL, MAX_RANK, Moments
 from sde_toolkit.utils import (
     UNSIGNED,
     Stream,
@@ -215,9 +216,28 @@ class Dataset:
     @functools.cached_property
     def moments(self) -> Moments:
         """Mean and covariance of the dequantised training data in model scale: full up to ``MAX_FULL``
-        features, diagonal beyond."""
-        full = math.prod(self.event_shape) <= MAX_FULL
-        return Moments(self.mean, self.covariance if full else self.variance)
+        features, of low rank beside a multiple of the identity beyond; shrunk where examples are few."""
+        return self.moments_within(MAX_FULL**2)
+
+    def moments_within(self, room: int) -> Moments:
+        """The same: the covariance is full up to ``room`` numbers, of low rank up to 8 ``room``."""
+        n, count = math.prod(self.event_shape), len(self.train)
+        full = n**2 <= room
+        if full and count >= FEW * n:
+            return Moments(self.mean, self.covariance)
+        scale = torch.ones(()) if self.levels is None else self.scaling.scale
+        scale = scale.double().expand(self.event_shape).flatten()
+        noise = scale.square() * (0.0 if self.levels is None else BIN_VARIANCE[self.training])
+
+        def centred() -> Iterator[Tensor]:
+            return ((w - self._raw_mean).flatten(1) * scale for w in self._chunks())
+
+        if full:
+            of_examples = shrunk(self.covariance - noise.diag(), centred, count)
+            return Moments(self.mean, of_examples + noise.diag())
+        variance, most = self.variance.flatten() - noise, min(MAX_RANK, 8 * room // n)
+        found = low_rank(centred, variance, count, float(noise.mean()), most)
+        return Moments(self.mean, self.variance if found is None else found)
 
     @functools.cached_property
     def data_std(self) -> float:
@@ -355,3 +375,17 @@ def _check_examples(name: str, x: Tensor, levels: int | None) -> None:
         raise ValueError(
             f"{name} must hold grey levels 0, ..., {levels - 1}, got values from {low} to {high}"
         )
+
+
+@checked
+def estimate_moments(x: Tensor | np.ndarray) -> Moments:
+    """The moments of examples x with shape (N, *), as training stores them: for ``model.moments`` of models
+    that were trained elsewhere.
+
+    The covariance is full up to ``MAX_FULL`` features, shrunk where examples are few (Ledoit and Wolf), and
+    of low rank beside a multiple of the identity beyond.  Integers are taken as they are.
+    Raises ValueError for empty, non-finite or mis-shaped examples, or examples that are all equal.
+    """
+    x = _tensor("x", x)
+    x = x if x.is_floating_point() else x.double()
+    return Dataset("examples", x, x[:1]).moments

@@ -6,6 +6,7 @@ from sde_toolkit.models.exact import (
     Gaussian,
     GaussianMixture,
 )
+from sde_toolkit.models.low_rank import EXPLAINED, MAX_RANK, LowRank, leading
 from sde_toolkit.models.modes import (
     AutocastModel,
     EvaluatedModel,
@@ -54,7 +55,9 @@ from sde_toolkit.models.wrappers import GivenModel, Wrapper
 
 __all__ = [
     "COMBINATIONS",
+    "EXPLAINED",
     "MAX_FULL",
+    "MAX_RANK",
     "PREDICTIONS",
     "PREDICTION_ALIASES",
     "ROW_BLOCK",
@@ -70,6 +73,7 @@ __all__ = [
     "GaussianMixture",
     "GivenModel",
     "IndexedModel",
+    "LowRank",
     "ModuleModel",
     "Moments",
     "NetworkModel",
@@ -92,6 +96,7 @@ __all__ = [
     "inner_network",
     "isotropic",
     "known_moments",
+    "leading",
     "moments_from_tensors",
     "ordinary",
     "outside_inference_mode",

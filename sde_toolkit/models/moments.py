@@ -5,9 +5,9 @@ z.  In the scale-free state y = x_t / alpha, with the noise-to-signal ratio n, w
 
     u = (l + n^2)^{-1/2} U^T (y - m),              y = m + U (l + n^2)^{1/2} u
 
-and the Gaussian's probability flow leaves u at rest.  S may be full (n, n), diagonal (a variance for each
-feature, U = I) or a number times the identity; what is coarser than full is still a Gaussian, only one that
-knows less of the data.
+and the Gaussian's probability flow leaves u at rest.  S may be full (n, n), of low rank beside a multiple of
+the identity (``sde_toolkit.models.low_rank``), diagonal (a variance for each feature, U = I) or a number
+times the identity; what is coarser than full is still a Gaussian, only one that knows less of the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models.components import check_events
-from sde_toolkit.models.products import row_product
+from sde_toolkit.models.low_rank import LowRank, leading
+from sde_toolkit.models.products import row_product, row_update
 from sde_toolkit.utils import checked, host_tensor, same_values
 
 MAX_FULL = 1024
@@ -37,15 +38,21 @@ class Rotation:
         factor: what rows are multiplied by, contiguous, with shape (n, n); the identity when None.
         event_shape: D where the result is a state again, (n,) where it is not.
         flatten: whether the argument has another shape than (B, n).
+        update: with shape (r, n), for a factor with shape (n, r): rows become x + x factor update.
     """
 
     factor: Tensor | None
     event_shape: tuple[int, ...]
     flatten: bool = False
+    update: Tensor | None = None
 
     def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """x rotated, plus ``shift`` with shape (n,)."""
-        found = row_product(x.flatten(1) if self.flatten else x, self.factor, shift)
+        rows = x.flatten(1) if self.flatten else x
+        if self.update is None or self.factor is None:
+            found = row_product(rows, self.factor, shift)
+        else:
+            found = row_update(rows, self.factor, self.update, shift)
         return found if len(self.event_shape) == 1 else found.unflatten(-1, self.event_shape)
 
 
@@ -73,15 +80,20 @@ def _lasting(name: str, value: Any) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def _finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
+
+
 class Moments:
     """Mean and covariance of data with event shape D, in float64 on the host.
 
     Args:
         mean: with shape D, at least one dimension.
-        covariance: with shape (n, n), n the number of features; or shape D for a diagonal one; or a number.
+        covariance: with shape (n, n), n the number of features; or a ``LowRank`` of n features; or shape D
+            for a diagonal one; or a number.
 
     Attributes:
-        kind: "full", "diagonal" or "scalar".
+        kind: "full", "low_rank", "diagonal" or "scalar".
 
     Raises:
         ValueError: values that are not finite, shapes that do not fit, or a covariance that is not symmetric
@@ -92,16 +104,18 @@ class Moments:
     @torch.inference_mode(False)
     def __init__(self, mean: Any, covariance: Any) -> None:
         self.mean = _lasting("mean", mean)
-        self.covariance = _lasting("covariance", covariance)
-        shape, n = tuple(self.covariance.shape), self.mean.numel()
-        kinds = {(): "scalar", tuple(self.mean.shape): "diagonal", (n, n): "full"}
+        given = isinstance(covariance, LowRank)
+        self.covariance: Any = covariance if given else _lasting("covariance", covariance)
+        n, event = self.mean.numel(), tuple(self.mean.shape)
+        shape = covariance.shape if given else tuple(self.covariance.shape)
+        kinds = {(n, n): "low_rank"} if given else {(): "scalar", event: "diagonal", (n, n): "full"}
         if self.mean.ndim < 1 or shape not in kinds:
             raise ValueError(
-                f"covariance must be full ({n}, {n}), diagonal {tuple(self.mean.shape)} or a number, for a "
+                f"covariance must be full ({n}, {n}), diagonal {event} or a number, for a "
                 f"mean of at least one dimension, got shape {shape}"
             )
         self.kind = kinds[shape]
-        if not bool(self.mean.isfinite().all() & self.covariance.isfinite().all()):
+        if not (_finite(self.mean) and (given or _finite(self.covariance))):
             raise ValueError("mean and covariance must be finite, got nan or inf; clean the data")
         if self.kind == "full" and not torch.allclose(self.covariance, self.covariance.mT):
             raise ValueError("covariance must be symmetric, got one that is not; use (C + C.mT) / 2")
@@ -135,12 +149,17 @@ class Moments:
             variances, axes = torch.linalg.eigh(self.covariance)
             return variances, axes.contiguous()
         n = self.mean.numel()
+        if self.kind == "low_rank":
+            return self.covariance.spectrum, None
         return (self.covariance.flatten() if self.kind == "diagonal" else self.covariance.expand(n)), None
 
     @cached_property
     @torch.inference_mode(False)
-    def _transposed(self) -> Tensor | None:
-        return None if self.axes is None else self.axes.mT.contiguous()
+    def _factors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of the rotations: the factors of ``project`` and of ``embed``, and the update of both."""
+        if self.kind == "low_rank":
+            return self.covariance.reflector
+        return self.axes, None if self.axes is None else self.axes.mT.contiguous(), None
 
     @cached_property
     @torch.inference_mode(False)
@@ -152,6 +171,8 @@ class Moments:
     @torch.inference_mode(False)
     def axes(self) -> Tensor | None:
         """The eigenvectors, in columns, with shape (n, n); None where they are the coordinate axes."""
+        if self.kind == "low_rank":
+            return self.embed(torch.eye(self.mean.numel(), dtype=torch.float64)).flatten(1).mT.contiguous()
         return self._spectrum[1]
 
     @cached_property
@@ -186,9 +207,26 @@ class Moments:
 
     def rotations(self, like: Tensor) -> tuple[Rotation, Rotation]:
         """``project`` and ``embed`` for the type and the device of ``like``: keep them for repeated use."""
-        into, out = (None if x is None else x.to(like) for x in (self.axes, self._transposed))
+        into, out, update = (None if x is None else x.to(like) for x in self._factors)
         n = (self.mean.numel(),)
-        return Rotation(into, n, flatten=self.mean.ndim > 1), Rotation(out, self.event_shape)
+        return Rotation(into, n, self.mean.ndim > 1, update), Rotation(out, self.event_shape, update=update)
+
+    @checked
+    def low_rank(self, rank: int | None = None) -> Moments:
+        """The same mean, the axes of the ``rank`` largest variances, and the mean variance along the others.
+
+        Args:
+            rank: 1 to n - 1; when None, as many as hold 99 % of the variance, at most ``MAX_RANK``.
+        """
+        variances = self.variances
+        order = variances.argsort(descending=True)
+        r = leading(variances[order], float(variances.sum()), len(variances)) if rank is None else rank
+        if not 1 <= r < len(variances):
+            raise ValueError(f"rank must be 1 to {len(variances) - 1}, got {rank}")
+        unit = torch.zeros(r, len(variances), dtype=torch.float64)
+        unit[torch.arange(r), order[:r]] = 1
+        axes = self.embed(unit).flatten(1).mT
+        return Moments(self.mean, LowRank(axes, variances[order[:r]], float(variances[order[r:]].mean())))
 
     @torch.inference_mode(False)
     def filter(self, like: Tensor) -> CovarianceFilter:
@@ -198,7 +236,7 @@ class Moments:
 
     def diagonal(self) -> Moments:
         """The same mean, and the variances of the features alone."""
-        if self.kind == "full":
+        if self.kind in ("full", "low_rank"):
             return Moments(self.mean, self.covariance.diagonal().reshape(self.event_shape))
         return Moments(self.mean, self.covariance.expand(self.event_shape))
 
@@ -207,27 +245,32 @@ class Moments:
         return Moments(self.mean, self.std**2)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint: "mean", "std" with shape D, and "covariance" where it is full."""
-        std = self.diagonal().covariance.sqrt()
-        full = {"covariance": self.covariance} if self.kind == "full" else {}
-        return {"mean": self.mean, "std": std, **full}
+        """For a checkpoint: "mean" and "std" with shape D; "covariance" of full ones; "axes", "variances" and
+        "rest" of those of low rank."""
+        found = {"mean": self.mean, "std": self.diagonal().covariance.sqrt()}
+        if self.kind == "low_rank":
+            found |= self.covariance.tensors()
+        return found | ({"covariance": self.covariance} if self.kind == "full" else {})
 
 
 def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
-    """The moments that ``Moments.tensors`` gave; without "covariance" they are diagonal.
+    """The moments that ``Moments.tensors`` gave; without "covariance" and "axes" they are diagonal.
 
     Raises:
         ValueError: a tensor is missing, or of a shape or values that moments have not.
     """
     covariance = tensors.get("covariance")
-    if "mean" not in tensors or (covariance is None and "std" not in tensors):
+    known = {"covariance", "axes", "std"} & tensors.keys()
+    if "mean" not in tensors or not known:
         raise ValueError(
             'the moments of the data must have "mean" and "std" or "covariance", got '
             f"{', '.join(sorted(tensors)) or 'none'}"
         )
-    for name in ("mean", "std", "covariance"):
+    for name in ("mean", "std", "covariance", *LowRank.NAMES):
         if name in tensors and not tensors[name].is_floating_point():
             raise ValueError(f"the moments' {name} must hold real numbers, got {tensors[name].dtype}")
+    if "axes" in tensors:
+        return Moments(tensors["mean"], LowRank.from_tensors(tensors))
     if covariance is None:
         covariance = tensors["std"].double().square()
     return Moments(tensors["mean"], covariance)
@@ -235,7 +278,11 @@ def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
 
 def class_tensors(moments: Sequence[Moments]) -> dict[str, Tensor]:
     """For a checkpoint: ``Moments.tensors`` of every class, stacked, under names that begin with "class_"."""
-    each = [law.tensors() for law in moments]
+    ranks = [law.covariance.rank for law in moments if law.kind == "low_rank"]
+    each = [
+        law.tensors() | (law.covariance.tensors(max(ranks)) if law.kind == "low_rank" else {})
+        for law in moments
+    ]
     shared = set(each[0]).intersection(*each)
     return {f"class_{name}": torch.stack([part[name] for part in each]) for name in sorted(shared)}
 

@@ -61,3 +61,20 @@ def row_product(x: Tensor, factor: Tensor | None, shift: Tensor | None = None) -
     with full_precision(x):
         found = torch.mm(x, factor) if shift is None else torch.addmm(shift, x, factor)
     return found[:count] if missing else found
+
+
+def row_update(x: Tensor, down: Tensor, up: Tensor, shift: Tensor | None = None) -> Tensor:
+    """x + x @ down @ up + shift with shape (B, n).
+
+    Args:
+        x: with shape (B, n).
+        down, up: contiguous, with shapes (n, r) and (r, n).
+        shift: with shape (n,); 0 when None.
+    """
+    count = x.shape[0]
+    missing = -count % ROW_BLOCK
+    if missing:
+        x = torch.cat([x, x.new_zeros(missing, x.shape[1])])
+    with full_precision(x):
+        found = torch.addmm(x if shift is None else x + shift, torch.mm(x, down), up)
+    return found[:count] if missing else found

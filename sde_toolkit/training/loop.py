@@ -272,12 +272,12 @@ def _set_moments(state: TrainState, dataset: Dataset) -> int:
 
 def class_moments(dataset: Dataset, num_classes: int) -> list[Moments]:
     """The moments of the training examples of every class, full where all of them together take no more room
-    than those of ``MAX_FULL`` features, diagonal beyond.
+    than those of ``MAX_FULL`` features, of low rank beyond.
 
     Raises:
         ValueError: no labels, labels outside 0 .. num_classes - 1, or a class without examples or spread.
     """
-    labels, n = dataset.labels_train, math.prod(dataset.event_shape)
+    labels = dataset.labels_train
     if labels is None or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         got = "none" if labels is None else f"{int(labels.min())} .. {int(labels.max())}"
         raise ValueError(f"labels_train must be among the classes 0 .. {num_classes - 1}, got {got}")
@@ -286,8 +286,8 @@ def class_moments(dataset: Dataset, num_classes: int) -> list[Moments]:
         mine = dataset.train[labels == label]
         if len(mine) == 0:
             raise ValueError(f"every class needs training examples, got none of class {label}")
-        moments = replace(dataset, train=mine, labels_train=None).moments
-        found.append(moments if num_classes * n**2 <= MAX_FULL**2 else moments.diagonal())
+        of_class = replace(dataset, train=mine, labels_train=None)
+        found.append(of_class.moments_within(MAX_FULL**2 // num_classes))
     return found
 
 

@@ -71,6 +71,7 @@ class Stream(enum.IntEnum):
     RESAMPLING = _GENERATORS + 10  # bootstrap of classification results
     FLIPS = _GENERATORS + 11  # which images of a batch are mirrored
     AUGMENTATION = _GENERATORS + 12  # what a data set of the user's own draws when a batch is read
+    SKETCH = _GENERATORS + 13  # directions that find the widest axes of data
 
 
 def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:

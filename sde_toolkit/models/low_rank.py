@@ -1,0 +1,157 @@
+"""Covariances of low rank beside a multiple of the identity, and rotations to their axes in O(n r).
+
+    S = V diag(l) V^T + s^2 (I - V V^T),        V with shape (n, r), V^T V = I
+
+is the covariance of n features whose r widest axes are known one by one and whose others share one variance.
+Any rotation U whose first columns are V (up to signs) diagonalises it.  r Householder reflections make such a
+rotation, since the QR decomposition of V is one.  Multiplied out they are, with the reflections' vectors in
+the columns of W and their factors tau (2 / w^T w),
+
+    U = H_1 ... H_r = I - W T W^T,              T^{-1} = triu(W^T W, 1) + diag(1 / tau)
+
+so a state goes to the axes and back with 2 n r multiplications each, all n coordinates included.  U is
+orthogonal to rounding, whatever the rounding of V.
+
+References: Tipping and Bishop, "Probabilistic Principal Component Analysis" (1999) for this covariance;
+Schreiber and Van Loan, "A Storage-Efficient WY Representation for Products of Householder Transformations"
+(1989).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.models.products import ROW_BLOCK
+from sde_toolkit.utils import checked, host_tensor, same_values
+
+MAX_RANK = 256
+"""Most axes that are told apart beyond the sizes where a covariance is kept in full."""
+
+EXPLAINED = 0.99
+"""Share of the variance that the axes which are told apart need not exceed."""
+
+_ORTHONORMAL = 1e-4
+"""Largest error of V^T V that is taken for rounding."""
+
+
+class LowRank:
+    """V diag(l) V^T + s^2 (I - V V^T), in float64 on the host.
+
+    Args:
+        axes: V with orthonormal columns, with shape (n, r), 1 <= r <= n.
+        variances: l >= 0 with shape (r,).
+        rest: s^2 >= 0, the variance along every other axis.
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite or negative, or axes that are not
+            orthonormal.
+    """
+
+    NAMES = ("axes", "variances", "rest")
+
+    @checked
+    @torch.inference_mode(False)
+    def __init__(self, axes: Any, variances: Any, rest: Any) -> None:
+        values = (host_tensor(name, x) for name, x in zip(self.NAMES, (axes, variances, rest), strict=True))
+        self.axes, self.variances, self.rest = (x.clone() if x.is_inference() else x for x in values)
+        if self.axes.ndim != 2 or not 1 <= self.axes.shape[1] <= self.axes.shape[0]:
+            raise ValueError(
+                f"axes must have shape (n, r) with 1 <= r <= n, got shape {tuple(self.axes.shape)}"
+            )
+        if self.variances.shape != self.axes.shape[1:] or self.rest.ndim:
+            raise ValueError(
+                f"variances must have shape ({self.rank},), one for every axis, and rest be a number, got "
+                f"shapes {tuple(self.variances.shape)} and {tuple(self.rest.shape)}"
+            )
+        if not all(bool(x.isfinite().all()) for x in (self.axes, self.variances, self.rest)):
+            raise ValueError("axes, variances and rest must be finite, got nan or inf; clean the data")
+        if float(self.variances.amin()) < 0 or float(self.rest) < 0:
+            raise ValueError(
+                f"variances and rest must be at least 0, got {float(self.variances.amin()):.6g} and "
+                f"{float(self.rest):.6g}"
+            )
+        error = float((self.axes.mT @ self.axes - torch.eye(self.rank, dtype=torch.float64)).abs().amax())
+        if error > _ORTHONORMAL:
+            raise ValueError(
+                f"axes must be orthonormal columns, got columns whose products are wrong by {error:.2g}; "
+                "use torch.linalg.qr(axes).Q"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LowRank) and same_values(self.tensors(), other.tensors())
+
+    def __hash__(self) -> int:
+        return hash(self.axes.shape)
+
+    def __repr__(self) -> str:
+        return f"LowRank({self.rank} of {self.axes.shape[0]}, rest={float(self.rest):.4g})"
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.axes.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        return self.axes.shape[0], self.axes.shape[0]
+
+    @property
+    def spectrum(self) -> Tensor:
+        """The variances along all axes, those of V first, with shape (n,)."""
+        return torch.cat([self.variances, self.rest.expand(self.shape[0] - self.rank)])
+
+    def diagonal(self) -> Tensor:
+        """The features' variances with shape (n,)."""
+        return self.rest + self.axes.square() @ (self.variances - self.rest)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def reflector(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W T, W T^T and -W^T: rows y go to the axes as y - y W T W^T, and back with T^T.
+
+        Columns of zeros fill them up to a multiple of ``ROW_BLOCK``, where bits do not depend on other rows.
+        """
+        packed, tau = torch.geqrf(self.axes)
+        w = packed.tril(-1)
+        w.diagonal().fill_(1)
+        # where nothing is left to reflect LAPACK gives 0; a reflection of the one coordinate does as well
+        inverse = (w.mT @ w).triu(1) + torch.where(tau == 0, 2.0, tau).reciprocal().diag()
+        t = torch.linalg.solve_triangular(inverse, torch.eye(self.rank, dtype=torch.float64), upper=True)
+        missing = -self.rank % ROW_BLOCK
+        into, out, w = (torch.nn.functional.pad(x, (0, missing)) for x in (w @ t, w @ t.mT, w))
+        return into.contiguous(), out.contiguous(), -w.mT.contiguous()
+
+    def tensors(self, rank: int | None = None) -> dict[str, Tensor]:
+        """For a checkpoint: "axes", "variances" and "rest"; up to ``rank`` filled with columns of zeros."""
+        more = 0 if rank is None else rank - self.rank
+        axes, variances = (torch.nn.functional.pad(x, (0, more)) for x in (self.axes, self.variances))
+        return {"axes": axes, "variances": variances, "rest": self.rest}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> LowRank:
+        """The covariance that ``tensors`` gave.
+
+        Raises:
+            ValueError: a tensor is missing, or of a shape or values that it has not.
+        """
+        missing = [name for name in cls.NAMES if name not in tensors]
+        if missing:
+            raise ValueError(f"moments of low rank must have {', '.join(cls.NAMES)}, got no {missing[0]}")
+        axes, variances, rest = (tensors[name] for name in cls.NAMES)
+        if axes.ndim == 2 and variances.shape == axes.shape[1:]:
+            used = axes.ne(0).any(0)
+            axes, variances = axes[:, used].contiguous(), variances[used]
+        return cls(axes, variances, rest)
+
+
+def leading(variances: Tensor, total: float, most: int) -> int:
+    """How many of the largest variances, in decreasing order, hold ``EXPLAINED`` of their ``total``; at least
+    1, at most ``MAX_RANK``, ``most`` - 1 and all of them."""
+    enough = int((variances.cumsum(0) < EXPLAINED * total).sum()) + 1
+    return max(1, min(enough, MAX_RANK, most - 1, len(variances)))
