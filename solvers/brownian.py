@@ -47,6 +47,7 @@ from solvers.arguments import checked
 from solvers.interval import Interval
 
 _MASK32 = 0xFFFFFFFF
+_HALF = np.uint64(32)
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
@@ -134,19 +135,24 @@ class HeldInterval(BrownianMotion):
         return self._path.increment_and_area(self._interval)
 
 
-def _rounds(even: Any, odd: Any, constants: Any, swap: Any) -> tuple[Any, Any]:
+def _rounds(even: Any, odd: Any, constants: Any, upper: Any, swap: Any) -> tuple[Any, Any]:
     """Ten rounds on the words 0 and 2 (even) and 1 and 3 (odd), each with shape (2, *).
 
-    Words are int64 in torch and uint64 in numpy, which agree in the low 64 bits of sums and products; shifts
-    are followed by masks, so that the sign does not matter.
+    Words are int64 in torch and uint64 in numpy, which agree in the low 64 bits of sums and products.
+    ``upper`` gives the upper halves of words, ``swap`` the two words of a tensor in reverse order.
     """
     multiplier, low, high = constants[:3]
     for r in range(_ROUNDS):
-        x_low, x_high = even & _MASK32, (even >> 32) & _MASK32
-        t = x_high * low + ((x_low * low >> 32) & _MASK32)
-        u = x_low * high + (t & _MASK32)
-        product_high = x_high * high + ((t >> 32) & _MASK32) + ((u >> 32) & _MASK32)
-        even, odd = swap(product_high) ^ odd ^ constants[3 + r], swap(even * multiplier)
+        x_low, x_high = even & _MASK32, upper(even)
+        t = upper(x_low * low)
+        t += x_high * low
+        x_low *= high
+        x_low += t & _MASK32
+        x_high *= high
+        x_high += upper(t)
+        x_high += upper(x_low)
+        even, odd = swap(x_high) ^ odd, swap(even * multiplier)
+        even ^= constants[3 + r]
     return even, odd
 
 
@@ -155,6 +161,11 @@ def _constants(key: tuple[int, int], ndim: int) -> np.ndarray:
     rows = [_MULTIPLIERS, [m & _MASK32 for m in _MULTIPLIERS], [m >> 32 for m in _MULTIPLIERS]]
     rows += [[(key[j] + r * _WEYL[j]) & 0xFFFFFFFFFFFFFFFF for j in range(2)] for r in range(_ROUNDS)]
     return np.array(rows, dtype=np.uint64).reshape(-1, 2, *[1] * (ndim - 1))
+
+
+def _upper(words: Tensor) -> Tensor:
+    """The upper halves of words (int64, to be read as unsigned), with their shape."""
+    return (words >> 32) & _MASK32
 
 
 def philox4x64(counter: Tensor, key: tuple[int, int]) -> Tensor:
@@ -168,14 +179,16 @@ def philox4x64(counter: Tensor, key: tuple[int, int]) -> Tensor:
         Four random words (int64, to be read as unsigned) with shape (4, *).
     """
     constants = torch.from_numpy(_constants(key, counter.ndim).view(np.int64)).to(counter.device)
-    even, odd = _rounds(counter[0::2], counter[1::2], constants.unbind(), lambda x: x.flip(0))
+    even, odd = _rounds(counter[0::2], counter[1::2], constants.unbind(), _upper, lambda x: x.flip(0))
     return torch.stack((even[0], odd[0], even[1], odd[1]))
 
 
 def normal_from_bits(words: Tensor) -> Tensor:
     """Standard normals in float64 from the upper 52 bits of random words, by inversion; any shape."""
-    k = (words >> 12) & ((1 << 52) - 1)
-    return torch.special.ndtri((k.to(torch.float64) + 0.5) * 2.0**-52)
+    u = ((words >> 12) & ((1 << 52) - 1)).to(torch.float64)
+    u += 0.5
+    u *= 2.0**-52
+    return torch.special.ndtri(u, out=u)
 
 
 class Normals:
@@ -281,7 +294,9 @@ def _host_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, bl
     """The words by numpy: long rows from its generator, which increments its counter before every block."""
     if blocks < _LONG_ROW and samples.numel() > _FEW_ROWS:
         counter = _counters(stream, samples, first, blocks).numpy().view(np.uint64)
-        even, odd = _rounds(counter[0::2], counter[1::2], _constants((seed, 0), 3), lambda x: x[::-1])
+        even, odd = _rounds(
+            counter[0::2], counter[1::2], _constants((seed, 0), 3), lambda x: x >> _HALF, lambda x: x[::-1]
+        )
         return torch.from_numpy(np.stack((even[0], odd[0], even[1], odd[1]), -1).view(np.int64)).flatten(1)
     starts = first.tolist() if isinstance(first, Tensor) else [first] * samples.numel()
     words = np.empty((samples.numel(), 4 * blocks), dtype=np.uint64)

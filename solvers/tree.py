@@ -52,6 +52,7 @@ DEPTH = 40
 _TICKS = 1 << DEPTH
 TREE = 4
 """The stream of the nodes' draws: 0 is the root, 2^level + position the node."""
+_KEPT_ELEMENTS = 1 << 23  # about the most draws that a path keeps from one query to the next
 _SNAP_BITS = 4  # ``snap`` shortens an interval by less than 2^-4 of its length
 
 
@@ -74,6 +75,9 @@ class BrownianTree(BrownianMotion):
         self.tick = abs(self.t1 - self.t0) / _TICKS
         shape = (2, normals.event_shape.numel())
         self._pairs = Normals(normals.seed, normals.samples, shape, device=normals.samples.device)
+        self._chunk = max(1, BLOCK_ELEMENTS // max(1, 2 * shape[0] * shape[1] * normals.samples.numel()))
+        self._whole: Tensor | None = None
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """W and H over [t, s], each with shape (B, *) in the type of the normals.
@@ -107,7 +111,13 @@ class BrownianTree(BrownianMotion):
         """The paths of the samples in ``rows`` (indices with shape (n,)) alone."""
         n = self.normals
         part = Normals(n.seed, n.samples[rows], n.event_shape, n.dtype, n.samples.device)
-        return BrownianTree(self.t0, self.t1, part)
+        tree = BrownianTree(self.t0, self.t1, part)
+        tree._chunk = self._chunk
+        tree._whole = None if self._whole is None else self._whole[..., rows]
+        for first, (nodes, z) in self._kept.items():
+            kept = z.unflatten(1, (-1, nodes.shape[2]))[..., rows].flatten(1)
+            tree._kept[first] = nodes[..., rows], kept
+        return tree
 
     def snap(self, t: Tensor, s: Tensor) -> Tensor:
         """Times near s, with shape (B,), at which few levels of the tree are needed.
@@ -140,28 +150,58 @@ class BrownianTree(BrownianMotion):
                 f"{self.t1}, got {float(t.expand(len(low))[sample]):.17g} to "
                 f"{float(s.expand(len(low))[sample]):.17g} for sample {sample}"
             )
-        everyone = torch.arange(len(low), device=low.device)
-        total = _apply(_root(low, high), self._pairs.draw_each(everyone, torch.zeros_like(low), TREE))
+        if self._whole is None:
+            everyone = torch.arange(len(low), device=low.device)
+            self._whole = self._pairs.draw_each(everyone, torch.zeros_like(low), TREE).movedim(0, -1)
+        times = ends.to(torch.float64)
+        total = _apply(_root(times), self._whole[:, :, None])[:, :, 0]
         bits = torch.where(ends == 0, _TICKS, ends & -ends)
         depth = DEPTH + 1 - (int(bits.min()) if ends.numel() else _TICKS).bit_length()
-        chunk = max(1, BLOCK_ELEMENTS // max(1, 2 * self._pairs.event_shape.numel() * len(low)))
-        for level in range(0, depth, chunk):
-            for part in self._parts(torch.arange(level, min(level + chunk, depth), device=low.device), ends):
-                total = total + part
-        return total.reshape(len(low), 2, *self.normals.event_shape), (high - low).to(torch.float64)
-
-    def _parts(self, levels: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
-        """The contributions of some levels to the query: tensors with shape (B, 2, D), in order."""
-        levels = levels[:, None, None]
+        levels = torch.arange(depth, device=low.device)[:, None, None]
         positions = ends >> (DEPTH - levels)
         starts = positions << (DEPTH - levels)
         inside = starts != ends
         inside[:, 1] &= ~(inside[:, 0] & (positions[:, 0] == positions[:, 1]))
-        where = inside.nonzero(as_tuple=True)
-        nodes = (1 << levels) + positions
-        z = torch.zeros((*inside.shape, *self._pairs.event_shape), dtype=torch.float64, device=ends.device)
-        z[where] = self._pairs.draw_each(where[2], nodes[where], TREE)
-        return _apply(_node(starts, 1 << (DEPTH - levels), *ends), z).flatten(0, 1).unbind()
+        matrices = _node(starts.to(torch.float64), (_TICKS >> levels).to(torch.float64), times)
+        matrices *= inside
+        nodes = positions + (1 << levels)
+        for first in range(0, depth, self._chunk):
+            part = slice(first, first + self._chunk)
+            z = self._draws(first, nodes[part], inside[part])
+            for contribution in _apply(matrices[:, :, part].flatten(2, 3), z).unbind(2):
+                total += contribution
+        pair = total.movedim(-1, 0).reshape(len(low), 2, *self.normals.event_shape)
+        return pair, times[1] - times[0]
+
+    def _draws(self, first: int, nodes: Tensor, inside: Tensor) -> Tensor:
+        """The draws of the nodes around the ends of a query, with shape (2, D, 2 L, B).
+
+        Args:
+            first: the first of the L levels.
+            nodes: their numbers, with shape (L, 2, B).
+            inside: which of them the query needs; the draws of the others are any finite numbers.
+        """
+        count, rows = nodes.numel(), nodes.shape[2]
+        width = self._pairs.event_shape.numel()
+        z = torch.zeros((width, count), dtype=torch.float64, device=nodes.device)
+        held, missing = torch.zeros_like(nodes), inside
+        if first in self._kept:
+            # a node may have been around either end of the last query
+            kept, kept_z = self._kept[first]
+            shared = min(len(kept), len(nodes))
+            kept, wanted = kept[:shared], nodes[:shared]
+            place = (kept[:, 1:] == wanted).to(torch.int64)
+            held[:shared] = kept.gather(1, place)
+            levels = torch.arange(shared, device=nodes.device)[:, None, None]
+            source = (2 * levels + place) * rows + torch.arange(rows, device=nodes.device)
+            z[:, : source.numel()] = kept_z.index_select(1, source.flatten())
+            missing = inside & (held != nodes)
+        index = missing.flatten().nonzero().flatten()
+        drawn = self._pairs.draw_each(index % rows, nodes.flatten()[index], TREE)
+        z[:, index] = drawn.reshape(-1, width).T
+        if (first + len(nodes)) * 2 * rows * width <= _KEPT_ELEMENTS:
+            self._kept[first] = torch.where(missing, nodes, held), z
+        return z.reshape(2, -1, 2 * len(nodes), rows)
 
 
 def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTree:
@@ -186,52 +226,56 @@ def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTre
     return noise
 
 
-def _apply(matrix: Tensor, z: Tensor) -> Tensor:
-    """Matrices with shape (..., B, 2, 2) times pairs of draws with shape (..., B, 2, D).
+def _apply(matrices: Tensor, z: Tensor) -> Tensor:
+    """Matrices with shape (2, 2, n, B) times pairs of draws with shape (2, D, n, B), as (2, D, n, B).
 
     Written out elementwise, so that the rounding of a sample does not depend on the batch.
     """
-    return matrix[..., 0, None] * z[..., 0:1, :] + matrix[..., 1, None] * z[..., 1:2, :]
+    product = matrices[:, :1] * z[0]
+    product += matrices[:, 1:] * z[1]
+    return product
 
 
-def _share(begin: Tensor, size: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What (W, H) of the block [begin, begin + size] contribute to [low, high], where the two overlap.
+def _share(begin: Tensor, size: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """What W and H of the block [begin, begin + size] contribute to those of the query between ``times``.
+
+    All times are whole numbers of ticks in float64, so that their sums are exact.
 
     Returns:
-        W from W, W from H, H from W, H from H; all zero without an overlap.
+        From W and from H, each with W and H of the query along dimension 0; all zero without an overlap.
     """
-    first = torch.minimum(torch.maximum(low, begin), begin + size)
-    last = torch.minimum(torch.maximum(high, begin), begin + size)
-    length = (high - low).to(torch.float64)
-    part = (last - first).to(torch.float64)
+    low, high = times
+    length, end = high - low, begin + size
+    first, last = low.clamp(begin, end), high.clamp(begin, end)
+    part, middle = last - first, first + last
     fraction = part / size
-    slope = 6 * ((size - (first - begin) - (last - begin)).to(torch.float64) / size)
-    shift = ((high - last) - (first - low)).to(torch.float64) / (2 * length)
-    w_from_h = fraction * slope
-    return fraction, w_from_h, shift * fraction, part / length * fraction.square() + shift * w_from_h
+    w_from_h = fraction * (6 * ((begin + end - middle) / size))
+    shift = (low + high - middle) / (2 * length)
+    h_from_h = part / length * fraction.square() + shift * w_from_h
+    return torch.stack((fraction, shift * fraction)), torch.stack((w_from_h, h_from_h))
 
 
-def _scaled(rows: tuple[Tensor, ...], size: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """(W from a, W from b, H from a, H from b) as matrices between draws of unit variance: a and b have the
-    variances size and size / 12, W and H of the query h and h / 12."""
-    ratio = (size / (high - low).to(torch.float64)).sqrt()
-    w_a, w_b, h_a, h_b = rows
+def _scaled(a: Tensor, b: Tensor, size: Tensor, times: Tensor) -> Tensor:
+    """(W, H) from a and (W, H) from b as matrices between draws of unit variance, with shape (2, 2, ...).
+
+    a and b have the variances size and size / 12, W and H of the query h and h / 12.
+    """
+    ratio = (size / (times[1] - times[0])).sqrt()
     twelve = math.sqrt(12)
-    flat = torch.stack((w_a * ratio, w_b * (ratio / twelve), h_a * (ratio * twelve), h_b * ratio), -1)
-    return flat.unflatten(-1, (2, 2))
+    flat = torch.stack((a[0] * ratio, b[0] * (ratio / twelve), a[1] * (ratio * twelve), b[1] * ratio))
+    return flat.unflatten(0, (2, 2))
 
 
-def _root(low: Tensor, high: Tensor) -> Tensor:
-    """Matrix from the draws of the whole run to the query, with shape (B, 2, 2)."""
-    size = torch.full_like(low, _TICKS)
-    return _scaled(_share(torch.zeros_like(low), size, low, high), size, low, high)
+def _root(times: Tensor) -> Tensor:
+    """Matrix from the draws of the whole run to the query, with shape (2, 2, 1, B)."""
+    size = torch.full_like(times[:1], _TICKS)
+    return _scaled(*_share(torch.zeros_like(size), size, times), size, times)
 
 
-def _node(begin: Tensor, size: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _node(begin: Tensor, size: Tensor, times: Tensor) -> Tensor:
     """Matrix from (4 Z, N) of the nodes [begin, begin + size], in units of their deviations, to the query."""
-    half = size >> 1
-    left, right = _share(begin, half, low, high), _share(begin + half, half, low, high)
-    columns = []
-    for w, h in ((0, 1), (2, 3)):
-        columns += [(left[w] - right[w] - (left[h] + right[h]) / 2) / 4, (left[h] - right[h]) / 2]
-    return _scaled(tuple(columns), size, low, high)
+    half = size / 2
+    w, h = _share(torch.stack((begin, begin + half)), half, times)
+    left, right = w.unbind(1)
+    a = (left - right - (h[:, 0] + h[:, 1]) / 2) / 4
+    return _scaled(a, (h[:, 0] - h[:, 1]) / 2, size, times)

@@ -49,6 +49,65 @@ def test_refinement_follows_the_combination_rule(t0: float, t1: float, ticks: li
         assert float((found - wanted).abs().max()) < 1e-13 * float((s - t).abs().sqrt())
 
 
+PINNED = {
+    (1.0, 0.75): (
+        "-0x1.e9179ba9a7e84p-4",
+        "-0x1.55bd3e05335e7p-2",
+        "-0x1.8583ad1e0e9c0p-3",
+        "-0x1.3c8a6f0139b32p-3",
+        "-0x1.184304d9fa878p-3",
+        "0x1.68e3c6ae86f69p-3",
+    ),
+    (0.3, 0.1): (
+        "-0x1.735b9de856212p-2",
+        "-0x1.040e441047dccp-3",
+        "-0x1.aa54664224065p-14",
+        "0x1.22c932501a502p-8",
+        "0x1.31da0afda3bfap-5",
+        "-0x1.63e1c40ba0924p-5",
+    ),
+    (0.7004, 0.70039): (
+        "-0x1.51c427cb009ffp-10",
+        "-0x1.7b06e4169a4a2p-13",
+        "-0x1.891961595f7e9p-9",
+        "0x1.7c1f0b89e8530p-14",
+        "0x1.75e1162ee8025p-13",
+        "-0x1.0e99f4eace280p-10",
+    ),
+}
+"""W of the samples 0, 17 and 400 of seed 5 over intervals of the run from 1 to .001, and their H."""
+
+
+@pytest.mark.parametrize("interval", PINNED)
+def test_the_bits_of_a_path_stay_what_they_are(interval: tuple[float, float]) -> None:
+    tree = BrownianTree(1.0, 1e-3, Normals(5, [0, 17, 400], (1,)))
+    w, h = tree(*(tensor(time)[0] for time in interval))
+    assert [x.hex() for x in torch.cat((w, h)).flatten().tolist()] == list(PINNED[interval])
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 9, 1 << 23])
+@pytest.mark.parametrize("block", [1, 1 << 18])
+def test_answers_do_not_depend_on_earlier_queries(
+    monkeypatch: pytest.MonkeyPatch, kept: int, block: int
+) -> None:
+    """Steps that are taken, tried again and left to some of the samples, on one path and on new ones."""
+    monkeypatch.setattr("solvers.tree._KEPT_ELEMENTS", kept)
+    monkeypatch.setattr("solvers.tree.BLOCK_ELEMENTS", block)
+    g = torch.Generator().manual_seed(0)
+    rows = torch.arange(9)
+    path = BrownianTree(1.0, 1e-3, Normals(5, 9, (3,)))
+    t = torch.ones(9, dtype=FLOAT64)
+    for turn in range(20):
+        u = torch.rand(2, len(rows), generator=g, dtype=FLOAT64)
+        s = path.snap(t, t - 0.002 - 0.03 * u[0] ** 4)
+        fresh = BrownianTree(1.0, 1e-3, Normals(5, rows, (3,)))
+        assert all(torch.equal(a, b) for a, b in zip(path(t, s), fresh(t, s), strict=True))
+        t = torch.where(u[1] < 0.7, s, t)
+        if turn % 7 == 6:
+            keep = torch.arange(len(rows))[turn % 2 :: 2 if turn > 6 else 1]
+            rows, t, path = rows[keep], t[keep], path.take(keep)
+
+
 class Impulses:
     """Draws that are unit impulses: sample j has its one in draw j % 2 of node j // 2."""
 
