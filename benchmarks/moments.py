@@ -7,8 +7,9 @@ Errors of the deterministic flow at 5, 10, 20 and 50 evaluations (``benchmarks.f
     digits      the shipped network: its full covariance, the widest 4 to 32 of 64 axes beside one variance of
                 the rest, the variances of the pixels, one number
     examples    a mixture in 16-D: the covariance of 10 to 200 examples as it is, and as ``estimate_moments``
-                gives it (Ledoit and Wolf's below 160); the data's own; and the best of all presets that know
-                no moments, under every grid
+                gives it (Ledoit and Wolf's below 160); the data's own, and four times and a quarter of their
+                covariance; none (mean 0 and one variance), and those of 64 samples of the model itself
+                (``sampled_moments``); and the best of all presets that know no moments, under every grid
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from benchmarks.peers.flow import EVALUATIONS, digits_problem, our_error
 from benchmarks.peers.ours import FromStart
 from benchmarks.record import digits, write_result
 from sde_toolkit.data import estimate_moments
-from sde_toolkit.models import Moments
-from sde_toolkit.samplers import gaussian_residual
+from sde_toolkit.models import Moments, isotropic
+from sde_toolkit.samplers import gaussian_residual, sampled_moments
 
 RANKS = (4, 8, 16, 32)
 COUNTS = (10, 20, 50, 100, 200)
@@ -74,6 +75,12 @@ def by_examples(problem: FlowProblem) -> Table:
             table[f"{count} examples, {name}"] = [
                 math.exp(statistics.fmean(map(math.log, column))) for column in zip(*each, strict=True)
             ]
+    model = problem.model
+    for factor in (4, 0.25):
+        other = Moments(model.moments.mean, factor * model.data.covariance)
+        table[f"{factor:g} times the covariance"] = errors(problem, other)
+    table["none"] = errors(problem, isotropic(model.event_shape, model.data_std))
+    table["of 64 samples of the model"] = errors(problem, sampled_moments(model, 64, seed=START_SEED))
     entries = list(ours.deterministic())
     table["best preset without moments"] = [
         min(our_error(entry, problem, nfe) for entry in entries) for nfe in EVALUATIONS

@@ -103,6 +103,7 @@ from .samplers import predictor_corrector as predictor_corrector
 from .samplers import restarting as restarting
 from .samplers import reverse_diffusion as reverse_diffusion
 from .samplers import sa_solver as sa_solver
+from .samplers import sampled_moments as sampled_moments
 from .samplers import sde_dpm_solver_pp as sde_dpm_solver_pp
 from .samplers import sra as sra
 from .samplers import stochastic_heun as stochastic_heun
@@ -230,6 +231,7 @@ __all__ = [
     "restarting",
     "reverse_diffusion",
     "sa_solver",
+    "sampled_moments",
     "save_model",
     "sde_dpm_solver_pp",
     "sliced_wasserstein",

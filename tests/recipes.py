@@ -75,6 +75,7 @@ def _presets() -> dict[str, Recipe]:
         ),
         "calibrate": Recipe(samplers.calibrate, _calibration),
         "calibrated": Recipe(samplers.calibrated, _calibration),
+        "sampled_moments": Recipe(samplers.sampled_moments, _the(model=MODEL, num_samples=8, num_steps=2)),
         "Sampler.sample": Recipe(samplers.ddim(2).sample, _the(model=MODEL, num_samples=2)),
         "Sampler.prepare": Recipe(samplers.ddim(2).prepare, _the(model=MODEL)),
         "PreparedSampler.sample": Recipe(samplers.ddim(2).prepare(MODEL).sample, _the(num_samples=2)),

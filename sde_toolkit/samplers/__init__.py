@@ -25,7 +25,7 @@ from sde_toolkit.samplers.equations import (
     scheme,
     semilinear,
 )
-from sde_toolkit.samplers.gaussian import default, gaussian_residual
+from sde_toolkit.samplers.gaussian import default, gaussian_residual, sampled_moments
 from sde_toolkit.samplers.grids import (
     Grid,
 )
@@ -162,6 +162,7 @@ __all__ = [
     "reverse_family",
     "reverse_sde",
     "sa_solver",
+    "sampled_moments",
     "scheme",
     "sde_dpm_solver_pp",
     "semilinear",
