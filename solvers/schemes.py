@@ -23,6 +23,9 @@ function of time.
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,7 +34,7 @@ import torch
 from torch import Tensor
 
 from solvers.brownian import BrownianMotion
-from solvers.control import FixedGrid
+from solvers.control import BLOCK_STEPS, FixedGrid
 from solvers.forms import DRAW, STATE, Form, Steps
 from solvers.interval import Interval, Step
 from solvers.methods import Method, increment
@@ -103,7 +106,7 @@ class Carry(NamedTuple):
     """From step to step: all programs and the past evaluations; where steps evaluate at their end also the
     prediction behind the state, None if the state was replaced, and the evaluation there, if it was made."""
 
-    programs: list[Program]
+    programs: Sequence[Program]
     joined: list[JoinedStep]
     history: tuple[Tensor, ...] = ()
     prediction: Tensor | None = None
@@ -140,7 +143,9 @@ class SchemeMethod(Method):
     lower_final: bool = False
     terms = (Scheme,)
 
-    def prepare(self, term: Scheme, grid: FixedGrid, like: Tensor) -> tuple[list[Program], list[JoinedStep]]:
+    def prepare(
+        self, term: Scheme, grid: FixedGrid, like: Tensor
+    ) -> tuple[Sequence[Program], list[JoinedStep]]:
         """The programs of all steps."""
         programs = self._programs(term, grid.ts)
         first = grid.ts[0]
@@ -149,7 +154,7 @@ class SchemeMethod(Method):
         ) if self.evaluates_end else []
 
     def start(
-        self, term: Scheme, t: Tensor, y: Tensor, plan: tuple[list[Program], list[JoinedStep]]
+        self, term: Scheme, t: Tensor, y: Tensor, plan: tuple[Sequence[Program], list[JoinedStep]]
     ) -> Carry:
         """The plan, no evaluations yet, and a first prediction that is the state itself."""
         return Carry(*plan, prediction=y)
@@ -158,7 +163,7 @@ class SchemeMethod(Method):
         """Without the prediction behind the state: there is nothing to correct."""
         return carry._replace(prediction=None, pending=None)
 
-    def _programs(self, term: Scheme, ts: Tensor) -> list[Program]:
+    def _programs(self, term: Scheme, ts: Tensor) -> Sequence[Program]:
         """The rule in numbers, one program per step."""
         count = len(ts) - 1
         alone = int(
@@ -179,13 +184,14 @@ class SchemeMethod(Method):
             first = end
         times = [time for steps, _ in traces for time in self._times(steps)]
         scales = _scales(term, torch.cat(times)) if times else ()
-        programs: list[Program] = []
+        parts: list[_Alike] = []
         for steps, result in traces:
             width = len(steps.t)
             taken = len(self._times(steps)) * width
             own, scales = [x[:taken].reshape(-1, width) for x in scales], [x[taken:] for x in scales]
-            programs += self._numbers_of(steps, result, *own)
-        return programs
+            parts.append(self._numbers_of(steps, result, *own))
+        programs = _Programs(parts)
+        return programs if count > BLOCK_STEPS and not self.evaluates_end else list(programs)
 
     @staticmethod
     def _times(steps: Steps) -> list[Tensor]:
@@ -193,8 +199,8 @@ class SchemeMethod(Method):
         at_hand = [steps.t, *steps.past] if steps.values else []
         return [*at_hand, *(time for time, _ in steps.evaluations)]
 
-    def _numbers_of(self, steps: Steps, result: Form, *scales: Tensor) -> list[Program]:
-        """The programs of steps that are alike; scales are P and Q, by keys."""
+    def _numbers_of(self, steps: Steps, result: Form, *scales: Tensor) -> _Alike:
+        """The numbers of steps that are alike; scales are P and Q, by keys."""
         known, count = len(steps.values), len(steps.t)
         own = int(bool(known) and not self.evaluates_end)
         # at run time: past evaluations, the newest first, then those of this step in the order they are made
@@ -203,20 +209,11 @@ class SchemeMethod(Method):
         position |= {known + i: known + i for i in range(len(steps.evaluations))}
         evaluations = [(steps.t, steps.y)] * own + steps.evaluations
         keys = [0] * own + [known + i for i in range(len(steps.evaluations))]
-        factors, ratios = _factors(*scales) if scales else ([], [])
-        columns = _combinations([form for _, form in evaluations] + [result], factors, position, count)
-        times = [time.unbind() for time, _ in evaluations]
+        factors, ratios = _factors(*scales) if scales else ([], torch.zeros(0, count))
+        entries, table = _table([form for _, form in evaluations] + [result], factors, position, count)
         kept = known - 1 if own else steps.kept
-        programs = []
-        for i in range(count):
-            *at, combination = (column[i] for column in columns)
-            made = tuple(
-                Evaluation(when[i], None if form == _UNMOVED else form, ratios[key][i])
-                for when, form, key in zip(times, at, keys, strict=True)
-            )
-            noisy = bool(combination.draw) or any(form.draw for form in at)
-            programs.append(Program(known - own, made, combination, kept, noisy))
-        return programs
+        times = [time for time, _ in evaluations]
+        return _Alike(known - own, entries, table, times, ratios[keys], kept)
 
     def step(
         self, term: Scheme, interval: Interval, y: Tensor, carry: Carry, noise: BrownianMotion | None
@@ -258,7 +255,7 @@ class SchemeMethod(Method):
         return Step(shown, None, Carry(programs, steps, history, y, pending))
 
 
-def _from_predictions(programs: list[Program], first: Evaluation, nodes: int) -> list[JoinedStep]:
+def _from_predictions(programs: Sequence[Program], first: Evaluation, nodes: int) -> list[JoinedStep]:
     """The programs of a method that evaluates its end, rewritten.
 
     Step i predicts p and corrects it to c, with values m_0, m_1, ... at hand and the evaluation at p,
@@ -327,55 +324,114 @@ def _scales(term: Scheme, time: Tensor) -> list[Tensor]:
     return list(term.scale(time))
 
 
-def _factors(keep: Tensor, factor: Tensor) -> tuple[list[Tensor], list[list[float | None]]]:
-    """The factor that the coefficients take over, P or Q, and Q / P or None, by keys and steps."""
+def _factors(keep: Tensor, factor: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The factor that the coefficients take over, P or Q, and Q / P or nan, by keys and steps."""
     direct = keep == 0
-    ratio = (factor / torch.where(direct, 1.0, keep)).tolist()
-    rows = zip(direct.tolist(), ratio, strict=True)
-    ratios = [[None if d else r for d, r in zip(*row, strict=True)] for row in rows]
-    return list(torch.where(direct, factor, keep).unbind()), ratios
+    ratio = torch.where(direct, math.nan, factor / torch.where(direct, 1.0, keep))
+    return list(torch.where(direct, factor, keep).unbind()), ratio
+
+
+def _number(ratio: float) -> float | None:
+    return None if math.isnan(ratio) else ratio
 
 
 def _evaluation_of_state(term: Scheme, time: Tensor) -> Evaluation:
     """The evaluation of a state itself."""
     _, ratios = _factors(*(x[None] for x in _scales(term, time.reshape(1))))
-    return Evaluation(time, None, ratios[0][0])
+    return Evaluation(time, None, _number(float(ratios[0, 0])))
 
 
-def _combinations(
+def _table(
     forms: list[Form], factors: list[Tensor], position: dict[int, int], count: int
-) -> list[list[Combination]]:
-    """Forms in numbers, step by step, with the factors of the values in their coefficients.
+) -> tuple[list[list[int]], Tensor]:
+    """The coefficients of forms, with the factors of the values in them, one row each.
+
+    Returns:
+        What the rows belong to, form by form: STATE, DRAW or the position of a value; and the rows, with
+        shape (E, N).
 
     Raises:
         ValueError: a coefficient is not finite.
     """
-    entries = [
-        (i, key, c if key < 0 else c * factors[key])
-        for i, form in enumerate(forms)
+    rows = [
+        torch.as_tensor(c if key < 0 else c * factors[key], dtype=torch.float64).expand(count)
+        for form in forms
         for key, c in form.coefficients.items()
     ]
-    table = torch.stack([torch.as_tensor(c, dtype=torch.float64).expand(count) for _, _, c in entries])
+    table = torch.stack(rows)
     if not bool(table.isfinite().all()):
         raise ValueError(
             "a step has infinite coefficients: it ends (or its nodes lie) where the clock of the method is "
             "infinite; end the run earlier, or lower the order of the last steps"
         )
-    rows: list[dict[int, list[float]]] = [{} for _ in forms]
-    for (i, key, _), row in zip(entries, table.tolist(), strict=True):
-        rows[i][key] = row
-    nothing = [0.0] * count
-    found = []
-    for row in rows:
-        state, draw = row.pop(STATE, nothing), row.pop(DRAW, nothing)
-        values = [(position[key], weights) for key, weights in row.items()]
-        found.append(
-            [
-                Combination(state[n], tuple((at, w[n]) for at, w in values if w[n] != 0), draw[n])
-                for n in range(count)
-            ]
-        )
-    return found
+    return [[key if key < 0 else position[key] for key in form.coefficients] for form in forms], table
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Steps that are alike, in numbers: what becomes of them are programs.
+
+    Attributes:
+        past, kept: as in ``Program``.
+        entries, table: the forms of the evaluations and of the result, see ``_table``.
+        times: of the evaluations, each with shape (N,).
+        ratios: Q / P of the evaluations, nan where P = 0, with shape (V, N).
+    """
+
+    past: int
+    entries: list[list[int]]
+    table: Tensor
+    times: list[Tensor]
+    ratios: Tensor
+    kept: int | None
+
+    def programs(self, first: int, end: int) -> list[Program]:
+        """Those of the steps first, ..., end - 1 of them."""
+        rows = iter(self.table[:, first:end].tolist())
+        columns: list[list[Combination]] = []
+        for keys in self.entries:
+            form = {key: next(rows) for key in keys}
+            nothing = [0.0] * (end - first)
+            state, draw = form.pop(STATE, nothing), form.pop(DRAW, nothing)
+            values = [tuple((at, w[n]) for at, w in form.items() if w[n] != 0) for n in range(end - first)]
+            columns.append([Combination(*row) for row in zip(state, values, draw, strict=True)])
+        times = [time[first:end].unbind() for time in self.times]
+        ratios = self.ratios[:, first:end].tolist()
+        programs = []
+        for i in range(end - first):
+            *at, combination = (column[i] for column in columns)
+            made = tuple(
+                Evaluation(when[i], None if form == _UNMOVED else form, _number(ratio[i]))
+                for when, form, ratio in zip(times, at, ratios, strict=True)
+            )
+            noisy = bool(combination.draw) or any(form.draw for form in at)
+            programs.append(Program(self.past, made, combination, self.kept, noisy))
+        return programs
+
+
+class _Programs(Sequence[Program]):
+    """The programs of a long grid, which are made in blocks when they are asked for."""
+
+    def __init__(self, parts: Sequence[_Alike]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(part.table.shape[1] for part in parts))
+        self._first = 0
+        self._block: list[Program] = []
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> Program:  # type: ignore[override]
+        """The program of a step; the block around it is kept until another one is asked for."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if not self._first <= number < self._first + len(self._block):
+            which = bisect.bisect_right(self._ends, number)
+            start = self._ends[which - 1] if which else 0
+            first = (number - start) // BLOCK_STEPS * BLOCK_STEPS
+            end = min(first + BLOCK_STEPS, self._ends[which] - start)
+            self._first, self._block = start + first, self._parts[which].programs(first, end)
+        return self._block[number - self._first]
 
 
 _UNMOVED = Combination(1.0, (), 0.0)

@@ -1,6 +1,8 @@
 """Schemes: traced rules are the formulas they state, with the memory and the costs they declare."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -147,3 +149,45 @@ def test_forms_compute():
     assert total.coefficients[1] == -1.5
     with pytest.raises(TypeError):
         a + 1.0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("rule", [bashforth, heun_rule])
+def test_the_numbers_of_a_long_grid_are_those_made_at_once(monkeypatch: pytest.MonkeyPatch, rule) -> None:
+    grid = FixedGrid(torch.linspace(0, 1.3, 75, dtype=FLOAT64).square())
+    method = SchemeMethod(name="rule", order=2, nodes=3 if rule is bashforth else 1, lower_final=True)
+
+    def scale(t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(t > 1, 0.0, t), 1 + t
+
+    term = Scheme(field, rule, scale)
+    at_once, _ = method.prepare(term, grid, Y0)
+    expected = solve(term, Y0, method, grid).y
+    monkeypatch.setattr("solvers.schemes.BLOCK_STEPS", 7)
+    in_blocks, _ = method.prepare(term, grid, Y0)
+    assert isinstance(at_once, list)
+    assert not isinstance(in_blocks, list)
+    assert len(in_blocks) == len(at_once) == 74
+    assert all(in_blocks[i] == at_once[i] for i in (73, 0, 40, *range(74)))
+    assert torch.equal(solve(term, Y0, method, grid).y, expected)
+
+
+MEMORY = """
+import resource, torch
+from solvers import FixedGrid, Scheme, SchemeMethod, solve
+torch.set_num_threads(1)
+def rule(steps):
+    h, m = steps.s - steps.t, steps.values
+    return steps.y + h * (m[0] if len(m) == 1 else 1.5 * m[0] - 0.5 * m[1])
+for steps in (1_000, 200_000):
+    grid = FixedGrid(torch.linspace(0, 1, steps + 1))
+    method = SchemeMethod(name="ab2", order=2, nodes=2)
+    solve(Scheme(lambda t, y: -y, rule), torch.ones(4, 2), method, grid)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_hardly_grows_with_the_number_of_steps():
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    few, many = (int(line) for line in run.stdout.split())
+    assert many - few < 60 * 1024  # KiB; 280 MiB with an object for every step
