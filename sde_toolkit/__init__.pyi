@@ -110,6 +110,7 @@ from .samplers import stochastic_heun as stochastic_heun
 from .samplers import torchsde_sampler as torchsde_sampler
 from .samplers import unip as unip
 from .samplers import unipc as unipc
+from .samplers import without_last_draw as without_last_draw
 from .sdes import VESDE as VESDE
 from .sdes import VPSDE as VPSDE
 from .sdes import Chain as Chain
@@ -242,4 +243,5 @@ __all__ = [
     "train_dequantizer",
     "unip",
     "unipc",
+    "without_last_draw",
 ]

@@ -64,6 +64,7 @@ def _presets() -> dict[str, Recipe]:
         "gaussian_residual": Recipe(
             samplers.gaussian_residual, _the(model=MODEL, num_steps=3, moments=sde.Moments([0.0, 0.0], EYE))
         ),
+        "without_last_draw": Recipe(sde.without_last_draw, _the(sampler=samplers.euler_maruyama(3))),
         "predictor_corrector": Recipe(sde.predictor_corrector, _the(predictor=samplers.euler_maruyama(3))),
         "guided": Recipe(sde.guided, _the(sampler=samplers.ddim(3), scale=1.0)),
         "thresholded": Recipe(

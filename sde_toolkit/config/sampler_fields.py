@@ -46,7 +46,7 @@ SAMPLERS = PRESETS
 
 COMMON: dict[str, Any] = {
     "num_steps": 20, "num_samples": 64, "seed": 0, "batch_size": 256,
-    "t_min": 1e-3, "denoise": True, "rtol": 1e-3, "atol": 1e-3,
+    "t_min": 1e-3, "denoise": True, "last_draw": True, "rtol": 1e-3, "atol": 1e-3,
     "grid": OWN_GRID, "times": (1.0, 1e-3), "calibration_samples": 32, "calibration_cache": "",
     "corrector": "none", "corrector_snr": 0.16, "corrector_num_steps": 1,
     "corrector_first": False,
@@ -98,7 +98,7 @@ ALIASES = {"predictor_corrector": ("reverse_diffusion", {"corrector": "langevin"
 _LARGE = 1e9
 """Stands for infinity, which JSON lacks."""
 
-_STEPS = ("num_steps", "corrector", "restart_min")
+_STEPS = ("num_steps", "last_draw", "corrector", "restart_min")
 _GRID = ("grid", "times", "calibration_samples", "calibration_cache")
 _CORRECTOR = ("corrector_snr", "corrector_num_steps", "corrector_first")
 _RESTART = ("restart_max", "restart_num_steps", "restart_repeats")
@@ -302,10 +302,10 @@ def _wrapped(preset: Preset, sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
         restart = (s["restart_min"], s["restart_max"], s["restart_num_steps"], s["restart_repeats"])
         sampler = samplers.restarting(sampler, samplers.Restart(*restart))
     corrector = CORRECTORS[s["corrector"]]
-    if corrector is None:
-        return sampler
-    made = corrector(s["corrector_snr"], s["corrector_num_steps"])
-    return samplers.predictor_corrector(sampler, made, s["corrector_first"])
+    if corrector is not None:
+        made = corrector(s["corrector_snr"], s["corrector_num_steps"])
+        sampler = samplers.predictor_corrector(sampler, made, s["corrector_first"])
+    return sampler if s["last_draw"] else samplers.without_last_draw(sampler)
 
 
 def describe_sampler(name: str) -> str:

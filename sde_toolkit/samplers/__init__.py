@@ -79,6 +79,7 @@ from sde_toolkit.samplers.presets.stochastic import (
 from sde_toolkit.samplers.presets.wrappers import (
     predictor_corrector,
     restarting,
+    without_last_draw,
 )
 from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo
 from sde_toolkit.samplers.restarts import (
@@ -172,6 +173,7 @@ __all__ = [
     "tsit5",
     "unip",
     "unipc",
+    "without_last_draw",
 ]
 
 globals().update({name: preset.function for name, preset in PRESETS.items() if name not in globals()})

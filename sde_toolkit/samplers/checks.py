@@ -46,6 +46,18 @@ def check_draw(
         require("callback", callback, Callback)
 
 
+def check_limits(num_steps: int | None, t_min: float, rtol: float, atol: float, max_steps: int) -> None:
+    """Refuse, with ValueError, numbers that no sampler can have."""
+    if num_steps is not None and num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if not 0 <= t_min < math.inf:
+        raise ValueError(f"t_min must be a finite time >= 0, got {t_min}")
+    if not (0 <= rtol < math.inf and 0 <= atol < math.inf and rtol + atol > 0):
+        raise ValueError(f"rtol and atol must be finite, >= 0 and not both 0, got {rtol} and {atol}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+
+
 def check_end(x: Tensor, solution: Solution, throw: bool) -> None:
     """Refuse clean predictions with shape (B, *) that are nan or inf."""
     if not throw or not math.isnan(float((x.detach() * 0).sum())):

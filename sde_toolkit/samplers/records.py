@@ -1,4 +1,5 @@
-"""What a run of a sampler returns: its samples, its steps, and the number of its evaluations."""
+"""What a run of a sampler returns: its samples, its steps, and the number of its evaluations; and what it is
+given in place of its noise where a draw is left out."""
 
 from __future__ import annotations
 
@@ -6,10 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_toolkit.models import DataScale, ScoreModel, Wrapper
 from sde_toolkit.samplers.picture import picture
+from sde_toolkit.utils import Stream
+from solvers import BrownianMotion, Interval, NoiseSource, StepNormals
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,32 @@ class _Known(Wrapper):
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The prediction with shape (B, *)."""
         return self._raw
+
+
+class WithoutDraw(BrownianMotion):
+    """A noise source in which one step draws zeros.
+
+    Args:
+        source: of the other draws; a path, or normals for one path.
+        number: of the step.
+    """
+
+    def __init__(self, source: NoiseSource, number: int) -> None:
+        self._path = source if isinstance(source, BrownianMotion) else StepNormals(source)
+        self._number = number
+
+    def _kept(self, number: int, z: Tensor) -> Tensor:
+        return torch.zeros_like(z) if number == self._number else z
+
+    def draw(self, index: int, stream: int = Stream.STEPS) -> Tensor:
+        """The source's own draw with shape (B, *), zeros for the step."""
+        return self._kept(index, self._path.draw(index, stream))
+
+    def increment(self, interval: Interval) -> Tensor:
+        """W / sqrt|h| over the interval with shape (B, *), zeros for the step."""
+        return self._kept(interval.number, self._path.increment(interval))
+
+    def increment_and_area(self, interval: Interval) -> tuple[Tensor, Tensor]:
+        """W and H over the interval, each with shape (B, *), zeros for the step."""
+        w, h = self._path.increment_and_area(interval)
+        return self._kept(interval.number, w), self._kept(interval.number, h)

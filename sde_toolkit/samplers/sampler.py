@@ -24,7 +24,6 @@ The noise of sample i of a seed is a function of (seed, i) alone: normals are ke
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -43,11 +42,11 @@ from sde_toolkit.models import (
     without_autocast,
 )
 from sde_toolkit.samplers import grids
-from sde_toolkit.samplers.checks import check_draw, check_end, checked_state, failures
+from sde_toolkit.samplers.checks import check_draw, check_end, check_limits, checked_state, failures
 from sde_toolkit.samplers.correctors import Corrector
 from sde_toolkit.samplers.equations import ReverseEquation
 from sde_toolkit.samplers.grids import Grid
-from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo
+from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo, WithoutDraw
 from sde_toolkit.samplers.restarts import Restart, restarted
 from sde_toolkit.samplers.snapped import Snapped
 from sde_toolkit.utils import Stream, check_fields, require
@@ -91,6 +90,7 @@ class Sampler:
         denoise: whether the last state is replaced by x0_hat there, for one more evaluation.
         corrector: run after every step, or None.
         corrector_first: run it before every step instead, at the time where the step begins.
+        last_draw: False leaves the draw of the last step out, so that the run ends at the step's mean.
         restarts: intervals that are gone through again, or none.
         guidance: model -> the model that is sampled from, such as one with a threshold or a guided one.
         rtol, atol: tolerances of adaptive methods.
@@ -101,7 +101,8 @@ class Sampler:
 
     Raises:
         ValueError: num_steps below 1, t_min negative or not finite; a corrector or restarts with a method
-            that does the whole run or chooses its own steps; restarts of a stochastic method.
+            that does the whole run or chooses its own steps; restarts of a stochastic method; no last
+            draw where the last thing done is no step with a draw.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Sampler:
     denoise: bool = True
     corrector: Corrector | None = None
     corrector_first: bool = False
+    last_draw: bool = True
     restarts: tuple[Restart, ...] = ()
     guidance: Guidance | None = None
     rtol: float = 1e-5
@@ -122,21 +124,17 @@ class Sampler:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if not 0 <= self.t_min < math.inf:
-            raise ValueError(f"t_min must be a finite time >= 0, got {self.t_min}")
-        if not (0 <= self.rtol < math.inf and 0 <= self.atol < math.inf and self.rtol + self.atol > 0):
-            raise ValueError(
-                f"rtol and atol must be finite, >= 0 and not both 0, got {self.rtol} and {self.atol}"
-            )
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_limits(self.num_steps, self.t_min, self.rtol, self.atol, self.max_steps)
         whole = self.num_steps is None or isinstance(self.method, Integrator)
         if self.corrector is not None and whole:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
         if self.restarts and (whole or self.weak_order is not None):
             raise ValueError(f"restarts need a deterministic sampler on a fixed grid, got {self.name}")
+        ends_in_step = self.corrector is None or self.corrector_first
+        if not self.last_draw and (whole or self.weak_order is None or not ends_in_step):
+            raise ValueError(
+                f"last_draw=False needs a sampler on a fixed grid that ends in a step with a draw, got {self}"
+            )
 
     def __repr__(self) -> str:
         settings = {name: value for name, value in self._settings.items() if name != "sampler"}
@@ -189,6 +187,8 @@ class Sampler:
         used: dict[str, Any] = {name: repr(value) for name, value in wrappers.items() if value}
         if self.corrector is not None and self.corrector_first:
             used["corrector_first"] = True
+        if not self.last_draw:
+            used["last_draw"] = False
         return common | steps | used | dict(self.options)
 
     def prepare(self, model: ScoreModel) -> PreparedSampler:
@@ -419,7 +419,8 @@ class PreparedSampler:
             start = sampler.corrector(model, Interval(0, t, t, 0.0), start, noise, condition)
         try:
             solution = solve(
-                term, start, sampler.method, control, noise=noise,
+                term, start, sampler.method, control,
+                noise=noise if sampler.last_draw else WithoutDraw(noise, (sampler.num_steps or 0) - 1),
                 after_step=after if hooked else None, throw=throw, plan=self.plan,
                 checkpoint=torch.is_grad_enabled(),
             )  # fmt: skip

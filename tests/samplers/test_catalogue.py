@@ -110,7 +110,13 @@ def test_every_option_of_a_preset_is_described_and_can_be_set(name):
 def test_presets_are_attributes_of_the_room():
     assert all(getattr(samplers, name) is preset.function for name, preset in PRESETS.items())
     assert {"ddim", "edm", "default", "tsit5", "scipy_rk45", "torchsde_srk"} <= set(PRESETS)
-    assert not {"adaptive", "torchsde_sampler", "predictor_corrector", "restarting"} & set(PRESETS)
+    assert not {
+        "adaptive",
+        "torchsde_sampler",
+        "predictor_corrector",
+        "restarting",
+        "without_last_draw",
+    } & set(PRESETS)
 
 
 def test_a_new_file_is_a_new_sampler_everywhere(new_preset, capsys):

@@ -1,4 +1,4 @@
-"""What may be put around any sampler on a fixed grid: correctors and restarts.
+"""What may be put around any sampler on a fixed grid: correctors, restarts, an end without a draw.
 
 References: Song et al. (2011.13456), algorithm 1; Xu et al., "Restart Sampling for Improving Generative
 Processes" (2306.14878).
@@ -32,6 +32,23 @@ def predictor_corrector(
     corrector = Langevin() if corrector is None else corrector
     name = f"{predictor.name}+langevin"
     return replace(predictor, name=name, corrector=corrector, corrector_first=corrector_first)
+
+
+@checked
+def without_last_draw(sampler: Sampler) -> Sampler:
+    """A sampler whose last step leaves its draw out and so ends at its mean, x_mean in score_sde's code.
+
+    It takes no evaluation.  ``denoise=True`` of a preset is another end, Tweedie's formula after the last
+    step, for one more; both may be asked for.
+
+    Args:
+        sampler: with noise, on a fixed grid, for instance ``reverse_diffusion(500, denoise=False)``; with a
+            corrector only if that comes first.
+
+    Raises:
+        ValueError: a sampler that does not end in a step with a draw.
+    """
+    return replace(sampler, last_draw=False)
 
 
 @checked
