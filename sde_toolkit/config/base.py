@@ -29,7 +29,7 @@ _FILES = {"source": "", "digest": "", "layout": "auto", "shape": (), "levels": 0
           "columns": "", "colour": "auto", "alpha": "raise", "resize": 0, "crop": 0, "on_error": "raise",
           "scaling": "auto", "held_out": "0.1", "split_seed": 0, "flip": "none",
           "training": "uniform", "workers": 0}  # fmt: skip
-_NETWORK = {"predicts": "noise", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
+_NETWORK = {"predicts": "residual", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
 _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 
 SCHEMA: Schema = {
@@ -48,7 +48,7 @@ SCHEMA: Schema = {
                              "num_groups": 8, "patch_size": 1, "dropout": 0.0, "fourier": ()},
          "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
     ),
-    "loss": {"weighting": "noise", "time_sampling": "stratified", "t_min": 1e-5, "antithetic_nsr": 0.0,
+    "loss": {"weighting": "likelihood", "time_sampling": "moments", "t_min": 1e-5, "antithetic_nsr": 0.0,
              "second_order": 0.0, "levels": 0},
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "betas": (0.9, 0.99),
                      "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995},

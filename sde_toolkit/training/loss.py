@@ -114,9 +114,9 @@ class DenoisingLoss:
             when called: ``t_min`` at or after the end of the process, or no noise at ``t_min``.
     """
 
-    weighting: Weighting = "noise"
+    weighting: Weighting = "likelihood"
     t_min: float = 1e-5
-    time_sampling: TimeSampling = "stratified"
+    time_sampling: TimeSampling = "moments"
     antithetic_nsr: float = 0.0
     second_order: float = 0.0
     levels: int = 0

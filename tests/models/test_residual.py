@@ -72,11 +72,13 @@ class Residual(nn.Module):
 
 
 @ALL
-@pytest.mark.parametrize("kind", ["full", "diagonal", "scalar"])
+@pytest.mark.parametrize("kind", ["full", "low_rank", "diagonal", "scalar"])
 def test_without_a_network_it_is_the_gaussian(sde: ForwardSDE, kind: str):
     moments = DATA_MOMENTS["mixture"]
-    moments = moments if kind == "full" else getattr(moments, kind)()
-    exact, t = ExactModel(Gaussian(moments.mean, moments.covariance), sde), times(sde)
+    forms = {"full": lambda: moments, "low_rank": lambda: moments.low_rank(3)}
+    moments = forms.get(kind, getattr(moments, kind, None))()
+    axes = torch.eye(8, dtype=torch.float64) if moments.axes is None else moments.axes
+    exact, t = ExactModel(Gaussian(moments.mean, (axes * moments.variances) @ axes.mT), sde), times(sde)
     model = set_on(zero, sde, moments, data_std=0.4)
     x_t = sde.perturb(exact.data.sample(6, seed=1), t, draw(6, (8,)))
     for method in METHODS:

@@ -11,6 +11,8 @@ def get_config() -> ConfigDict:
     config.model.channels = (16, 32)
     config.model.predicts = "velocity"
     config.model.max_angle = 10.0  # smooth in time, so that few steps suffice
+    config.loss.weighting = "noise"  # for pictures rather than for densities
+    config.loss.time_sampling = "stratified"
     config.optimization.learning_rate = 6e-3
     config.optimization.decay_steps = 1100
     config.training.num_steps = 1100
