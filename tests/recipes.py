@@ -105,6 +105,7 @@ def _parts() -> dict[str, Recipe]:
         "StaticThreshold": Recipe(sde.StaticThreshold, dict),
         "Chain": Recipe(sde.Chain, _the(alphas=CHAIN.alphas, sigmas=CHAIN.sigmas, times=CHAIN.times)),
         "Chain.from_betas": Recipe(sde.Chain.from_betas, _the(betas=torch.full((5,), 0.1))),
+        "Chain.first": Recipe(CHAIN.first, _the(num_steps=3)),
         "Chain.q_sample": Recipe(CHAIN.q_sample, _the(x0=X, i=3, z=X)),
         "ChainSDE": Recipe(sde.ChainSDE, _the(chain=CHAIN)),
         "CosineBeta": Recipe(sde.CosineBeta, dict),

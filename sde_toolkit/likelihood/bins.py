@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.data import Scaling
-from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, data_end
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, checked, integer, seeded
 from solvers import NoiseSource
@@ -52,9 +52,9 @@ class Dequantizer(ABC):
             raise ValueError("scaling must have grey levels, got continuous data; use Scaling.grey(levels)")
         if not 0 <= t_min < sde.T:
             raise ValueError(f"t_min must lie in [0, T) with T = {sde.T}, got {t_min}")
-        self.scaling, self.t_min = scaling, float(t_min)
+        self.scaling, self.t_min = scaling, data_end(sde, float(t_min))
         self.levels = scaling.levels
-        self.alpha = float(sde.alpha(torch.tensor(t_min, dtype=torch.float64)))
+        self.alpha = float(sde.alpha(torch.tensor(self.t_min, dtype=torch.float64)))
 
     @abstractmethod
     def place(self, values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -229,6 +229,11 @@ class Discrete(Path):
             raise ValueError(
                 f"chain must have at least 2 steps between noisy states, got num_steps = {chain.num_steps}"
             )
+        if chain.ends_in_noise:
+            raise ValueError(
+                "chain must have signal at its last index, got alpha_N = 0; leave that index out, with "
+                f"chain.first({chain.num_steps - 1})"
+            )
         self.chain, self._nsr = chain, chain.sigmas / chain.alphas
         self.first, self.last = (State(chain.times[i], chain.alphas[i], self._nsr[i]) for i in (start, -1))
         self.learned = variance if callable(variance) else None

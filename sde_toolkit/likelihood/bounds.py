@@ -77,7 +77,7 @@ from sde_toolkit.likelihood.bound_terms import (
     bin_log_mass,
     prior_divergence,
 )
-from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
+from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, data_end, refuse_noise_alone
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated, known_moments
 from sde_toolkit.sdes import Chain, Variance
 from sde_toolkit.utils import ALONE, Processes, Stream, check_fields, checked, integer
@@ -200,6 +200,8 @@ def continuous_bound(
     num_draws, multiple = 32 if draws.num_draws is None else draws.num_draws, PAIR * (1 + draws.antithetic)
     if num_draws < multiple or num_draws % multiple:
         raise ValueError(f"num_draws must be a positive multiple of {multiple}, got {num_draws}")
+    t_min = data_end(model.sde, t_min)
+    refuse_noise_alone(model.sde)
     path = Continuous(model.sde, t_min, num_draws // (1 + draws.antithetic), draws.time_sampling)
     estimate = _Estimate(model, path, draws, scaling, prior_moments, seed)
     settings = {"bound": "continuous", "num_draws": num_draws, "t_min": t_min}

@@ -215,7 +215,8 @@ def log_likelihood(
         divergence: how the divergence is found; a number is that of Hutchinson's probes, None is exact.
         solver: the method and its steps or tolerances.
         endpoint: the correction for the noise at t_min, the prior at T, and the moments of the data.
-        t_min: where the run starts, 0 <= t_min < T, with sigma(t_min) > 0.
+        t_min: where the run starts, 0 <= t_min < T, with sigma(t_min) > 0; the default stands for the first
+            index of a chain.
         num_diagnostic_samples: so many first samples measure the budget; 0 for no budget.
         seed, first_sample: the probes of row i are keyed by (seed, first_sample + i).
         batch_size: samples per evaluation; all at once when None.
@@ -251,19 +252,18 @@ def log_likelihood(
         nfe=found.nfe,
         budget=measure(density, x[:few], samples, of_few, head) if few else None,
         seconds=time.perf_counter() - start,
-        settings=_settings(density, dims, solver, endpoint, t_min, seed)
-        | {"log_det_per_dim": log_det_per_dim},
+        settings=_settings(density, dims, solver, endpoint, seed) | {"log_det_per_dim": log_det_per_dim},
     )
 
 
 def _settings(
-    density: FlowDensity, dims: int, solver: FlowSolver, endpoint: Endpoint, t_min: float, seed: int
+    density: FlowDensity, dims: int, solver: FlowSolver, endpoint: Endpoint, seed: int
 ) -> dict[str, Any]:
     """The options as plain values."""
     return {
         "divergence": repr(density.divergence),
         "columns": density.divergence.columns(dims),
-        "t_min": t_min,
+        "t_min": density.flow.t_min,
         **solver.settings,
         "prior": endpoint.prior if isinstance(endpoint.prior, str) else "callable",
         "correction": endpoint.correction,

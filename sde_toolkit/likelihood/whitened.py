@@ -48,10 +48,12 @@ from torch import Tensor
 
 from sde_toolkit.likelihood.divergence import Divergence, JacobianProducts, Product
 from sde_toolkit.models import ROW_BLOCK, Moments, ScoreModel, Whitening, known_moments
+from sde_toolkit.sdes import ChainSDE, ForwardSDE
 from solvers import ODE, Adaptive, FixedGrid, Integrator, Method, Solution, SolverError, expand_like, solve
 
 LIKELIHOOD_T_MIN = 1e-5
-"""Default earliest time of likelihoods, bounds and latents; sigma there is .001 under VP."""
+"""Default earliest time of likelihoods, bounds and latents; sigma there is .001 under VP.  On a chain it
+stands for the first index."""
 
 INNER, OUTER = 0.15, 1.5
 """a and b, in units of the data's scale."""
@@ -110,6 +112,21 @@ class WhitenedLevel(NamedTuple):
         return self.nsr[..., None] / self.std.square()
 
 
+def data_end(sde: ForwardSDE, t_min: float) -> float:
+    """t_min, or, where that is the default, the process' own default."""
+    own = sde.default_t_min if t_min == LIKELIHOOD_T_MIN else None
+    return t_min if own is None else own
+
+
+def refuse_noise_alone(sde: ForwardSDE) -> None:
+    """Refuse a chain with alpha_N = 0: x_T says nothing of x, and its index N is no state of the flow."""
+    if isinstance(sde, ChainSDE) and sde.chain.ends_in_noise:
+        raise ValueError(
+            "a likelihood needs signal at T, but the chain ends in noise alone (alpha_N = 0); leave its last "
+            f"index out, as in IndexedModel(network, chain.first({sde.chain.num_steps - 1}), ...)"
+        )
+
+
 Levels = Callable[[Tensor], WhitenedLevel]
 """tau with shape () or (B,) -> the level there."""
 
@@ -121,7 +138,7 @@ class WhitenedFlow:
 
     Args:
         model: any ``ScoreModel``.
-        t_min: the earliest time; the process must have noise there.
+        t_min: the earliest time; the process must have noise there.  The default is a chain's first index.
         moments: of the data; the model's own when None, mean 0 and variance data_std^2 where it has none.
 
     Attributes:
@@ -130,10 +147,13 @@ class WhitenedFlow:
         start, end: the levels at t_min and at T.
 
     Raises:
-        ValueError: a t_min out of range or without noise, or moments of another event shape.
+        ValueError: a t_min out of range or without noise, a chain that ends in noise alone, or moments of
+            another event shape.
     """
 
     def __init__(self, model: ScoreModel, t_min: float, moments: Moments | None = None) -> None:
+        t_min = data_end(model.sde, t_min)
+        refuse_noise_alone(model.sde)
         self.model, self.t_min = model, t_min
         if not 0 <= t_min < model.sde.T:
             raise ValueError(f"t_min must lie in [0, T) with T = {model.sde.T}, got {t_min}")

@@ -6,6 +6,7 @@ from sde_toolkit.models.exact import (
     Gaussian,
     GaussianMixture,
 )
+from sde_toolkit.models.indexed import IndexedModel
 from sde_toolkit.models.low_rank import EXPLAINED, MAX_RANK, LowRank, leading
 from sde_toolkit.models.modes import (
     AutocastModel,
@@ -28,12 +29,10 @@ from sde_toolkit.models.moments import (
     moments_from_tensors,
 )
 from sde_toolkit.models.network import (
-    IndexedModel,
     ModuleModel,
     NetworkModel,
     NoiseLevel,
 )
-from sde_toolkit.models.plain import inner_network, plain_parameters, plain_tensors
 from sde_toolkit.models.products import ROW_BLOCK, full_precision, ordinary, padded_rows, row_product
 from sde_toolkit.models.score import (
     COMBINATIONS,
@@ -51,7 +50,7 @@ from sde_toolkit.models.score import (
     prediction_name,
 )
 from sde_toolkit.models.whitening import Preconditioner, Whitening
-from sde_toolkit.models.wrappers import GivenModel, Wrapper
+from sde_toolkit.models.wrappers import GivenModel, Wrapper, inner_network, plain_parameters, plain_tensors
 
 __all__ = [
     "COMBINATIONS",

@@ -8,15 +8,13 @@ Where it predicts the "residual" it sees the state whitened by the data's mean a
 output is joined to the Gaussian with these moments (``sde_toolkit.models.Whitening``): they are part of the
 model then, and do not change once they are set.
 
-An an ``IndexedModel`` asks a network that was trained at the N indices of a chain at index i as
-``network(x, i - 1)``: its own count starts at 0 with the least noise, as in DDPM code.  Times between two
-indices go to the nearest one, or, for networks that embed real numbers, to the fraction.
-
 Both are ``nn.Module`` objects: ``.to``, ``state_dict``, ``copy.deepcopy``, ``model.compile()`` and
 ``DistributedDataParallel`` work on them as on any other module.
 
-References: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364),
-for the input scale; Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appendix D, for indices.
+Networks at the indices of a chain are in the module ``indexed``.
+
+Reference: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2206.00364),
+for the input scale.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.plain import as_module, inner_network
 from sde_toolkit.models.products import is_autocast
 from sde_toolkit.models.score import (
     TIME_SCALE,
@@ -43,8 +40,8 @@ from sde_toolkit.models.score import (
     prediction_name,
 )
 from sde_toolkit.models.whitening import Preconditioner
-from sde_toolkit.models.wrappers import GivenModel
-from sde_toolkit.sdes import Chain, ChainSDE, ForwardSDE
+from sde_toolkit.models.wrappers import GivenModel, as_module, inner_network
+from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import as_device, check_fields, checked, shown
 from solvers import expand_like
 
@@ -315,63 +312,3 @@ class NetworkModel(ModuleModel):
         made._like = torch.empty(0, dtype=self.dtype, device=self.device)
         made.scaling = self.scaling
         return made
-
-
-class IndexedModel(ModuleModel):
-    """A score model whose network was trained at the N indices of a chain.
-
-    Args:
-        network: called as ``network(x, i)`` with x of shape (B, *) and i of shape (B,): int64 from 0 to N - 1
-            or, with ``fractional``, real numbers in between; and a condition, as for ``ModuleModel``.
-        chain: the levels that it was trained at.
-        predicts: what the network puts out.
-        event_shape: the shape D of one sample.
-        fractional: whether times between two indices are passed on as fractions.
-        data_std: root-mean-square standard deviation of the data.
-        moments: mean and covariance of the data, for the samplers that use them.
-        condition_shape, dtype, device: as for ``ModuleModel``.
-
-    Raises:
-        ValueError, TypeError: as for ``ModuleModel``.
-    """
-
-    sde: ChainSDE
-
-    @checked
-    def __init__(
-        self,
-        network: nn.Module | Callable[..., Tensor],
-        chain: Chain,
-        predicts: Prediction | str,
-        event_shape: tuple[int, ...],
-        fractional: bool = False,
-        data_std: float = 1.0,
-        moments: Moments | None = None,
-        condition_shape: tuple[int, ...] | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        if predicts == "residual":
-            raise ValueError(
-                'predicts must be a prediction of a network that sees x_t itself, got "residual"; use a '
-                "NetworkModel under ChainSDE(chain)"
-            )
-        super().__init__(
-            network,
-            ChainSDE(chain),
-            predicts,
-            event_shape,
-            data_std,
-            moments,
-            condition_shape=condition_shape,
-            dtype=dtype,
-            device=device,
-        )
-        self.fractional = fractional
-
-    def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t, and the network's index with shape (B,)."""
-        index = (self.sde.index(t) - 1).clamp(0, self.sde.chain.num_steps - 1)
-        if not self.fractional:
-            return x_t, index.round().long().to(x_t.device).expand(len(x_t))
-        return x_t, index.to(device=x_t.device, dtype=x_t.dtype).expand(len(x_t))

@@ -66,6 +66,9 @@ class MLP(nn.Module):
         ValueError: a size below 1, or max_angle not positive.
     """
 
+    embeds_real_times = True
+    """Whether the time feature may be any real number."""
+
     @checked
     def __init__(
         self,

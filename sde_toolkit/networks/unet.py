@@ -68,6 +68,9 @@ class UNet(nn.Module):
         ImportError: diffusers is not installed, or cannot be imported.
     """
 
+    embeds_real_times = True
+    """Whether the time feature may be any real number."""
+
     @checked
     def __init__(
         self,

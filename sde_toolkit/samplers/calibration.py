@@ -104,6 +104,7 @@ def calibrate(
         raise ValueError(f"sampler must be deterministic, on a grid of 2 or more steps, got {sampler.name}")
     if num_samples < 1 or sweeps < 1:
         raise ValueError(f"num_samples and sweeps must be at least 1, got {num_samples} and {sweeps}")
+    sampler = sampler.on(model.sde)
     if reference is None:
         reference = dopri5(rtol=1e-6, atol=1e-6, t_min=sampler.t_min, denoise=sampler.denoise)
     key = _key(sampler, model, reference, num_samples, seed, sweeps)

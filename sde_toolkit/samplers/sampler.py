@@ -49,6 +49,7 @@ from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo, WithoutDraw
 from sde_toolkit.samplers.restarts import Restart, restarted
 from sde_toolkit.samplers.snapped import Snapped
+from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, check_fields, require
 from solvers import (
     EULER,
@@ -70,7 +71,7 @@ from solvers import (
 )
 
 T_MIN = 1e-3
-"""Default end of the reverse run, score_sde's choice for VP."""
+"""Default end of the reverse run, score_sde's choice for VP; on a chain it stands for the first index."""
 
 _NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, Adams(1))
 """Methods that do not evaluate the end of a step; schemes check their evaluations by themselves."""
@@ -85,7 +86,7 @@ class Sampler:
         equation: model -> the term to integrate down to t_min, see ``sde_toolkit.samplers.equations``.
         method: of ``solvers``.
         num_steps: steps on the grid; None where the method chooses its own by rtol and atol.
-        t_min: end of the run, 0 <= t_min < T.
+        t_min: end of the run, 0 <= t_min < T; ``T_MIN`` stands for the first index of a chain.
         grid: times of the steps, see ``sde_toolkit.samplers.grids``.
         denoise: whether the last state is replaced by x0_hat there, for one more evaluation.
         corrector: run after every step, or None.
@@ -191,6 +192,11 @@ class Sampler:
             used["last_draw"] = False
         return common | steps | used | dict(self.options)
 
+    def on(self, sde: ForwardSDE) -> Sampler:
+        """The sampler with the default end that this process has, where it has one of its own."""
+        end = sde.default_t_min
+        return self if end is None or self.t_min != T_MIN or end == T_MIN else replace(self, t_min=end)
+
     def prepare(self, model: ScoreModel) -> PreparedSampler:
         """The sampler ready for one model: its times, and every coefficient that does not depend on a state.
 
@@ -201,6 +207,8 @@ class Sampler:
         """
         if not isinstance(model, ScoreModel):
             require("model", model, ScoreModel)
+        if (own := self.on(model.sde)) is not self:
+            return own.prepare(model)
         with outside_inference_mode(), evaluating(model), without_autocast():
             self._check(model)
             control = self._control(model)

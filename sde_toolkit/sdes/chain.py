@@ -13,7 +13,8 @@ and the share of its square that the step removes, gain = 1 - n_s^2 / n_t^2 = (n
     sigma_{t|s}^2 = sigma_t^2 gain
 
 where only positive terms are added, so that no digits cancel, however short the step.  Ancestral sampling
-draws from this distribution with x0_hat = E[x0 | x_t] in place of x0.  The chain of a variance-preserving
+draws from this distribution with x0_hat = E[x0 | x_t] in place of x0.  The last index may be noise alone,
+alpha_N = 0: n_N is infinite and the gain of its step 1.  The chain of a variance-preserving
 process is DDPM, with beta_i = 1 - (alpha_i / alpha_{i-1})^2 = sigma_{i|i-1}^2; the chain of a
 variance-exploding one is SMLD, with sigma_0 = sigma_min and not 0.  As N grows the ancestral sampler tends to
 the reverse SDE, at order 1.
@@ -33,7 +34,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sde_toolkit.utils import as_tensor, check_fields, same_values, shown
+from sde_toolkit.utils import as_tensor, check_fields, checked, same_values, shown
 from solvers.terms import expand_like
 
 Variance = Literal["small", "large"]
@@ -60,9 +61,9 @@ def ancestral_coefficients(
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
-    n_t, n_s = sigma_t / alpha_t, sigma_s / alpha_s
-    gain = (n_t - n_s) * (n_t + n_s) / n_t.square()
-    a, b = alpha_s / alpha_t * (n_s / n_t).square(), alpha_s * gain
+    share = sigma_s / alpha_s / (sigma_t / alpha_t)  # n_s / n_t; 0 where alpha_t is
+    gain = (1 - share) * (1 + share)
+    a, b = sigma_s / sigma_t * share, alpha_s * gain
     std = sigma_s if variance == "small" else torch.where(sigma_s > 0, sigma_t, torch.zeros_like(sigma_t))
     return a, b, std * gain.sqrt()
 
@@ -72,7 +73,8 @@ class Chain:
     """A forward process at N + 1 indices: DDPM when it preserves the variance, SMLD when it explodes.
 
     Args:
-        alphas: signal scales with shape (N + 1,), float64, positive; index 0 is the data end.
+        alphas: signal scales with shape (N + 1,), float64, positive; index 0 is the data end.  The last one
+            may be 0 ("zero terminal SNR").
         sigmas: noise levels with shape (N + 1,), float64; sigmas / alphas increases strictly from 0 or more.
         times: the times at which a model is evaluated, with shape (N + 1,), float64.
 
@@ -94,11 +96,11 @@ class Chain:
         for name in ("alphas", "sigmas", "times"):
             if getattr(self, name).dtype != torch.float64:
                 raise ValueError(f"{name} must be float64, got {getattr(self, name).dtype}; call .double()")
-        positive = bool((self.alphas > 0).all() and self.sigmas[0] >= 0)
+        positive = bool((self.alphas[:-1] > 0).all() and self.alphas[-1] >= 0 and self.sigmas[0] >= 0)
         if not (positive and bool(((self.sigmas / self.alphas).diff() > 0).all())):
             raise ValueError(
-                "sigmas / alphas must increase strictly from index 0, with alphas > 0 and sigmas[0] >= 0; "
-                "index 0 is the data end, so flip tables that start at the noise"
+                "sigmas / alphas must increase strictly from index 0, with alphas > 0 (the last may be 0) "
+                "and sigmas[0] >= 0; index 0 is the data end, so flip tables that start at the noise"
             )
 
     def __repr__(self) -> str:
@@ -115,15 +117,79 @@ class Chain:
     def from_betas(cls, betas: Tensor) -> Chain:
         """The variance-preserving chain with the given betas, shape (N,), each in (0, 1); times are i / N.
 
+        The last beta may be 1: index N is noise alone.
+
         Raises:
             ValueError: betas not one-dimensional, or outside (0, 1).
         """
         betas = as_tensor("betas", betas).double()
-        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas must have shape (N,) with values in (0, 1), got {betas}")
+        valid = betas.ndim == 1 and len(betas) > 0 and bool(((betas > 0) & (betas <= 1)).all())
+        if not valid or bool((betas[:-1] == 1).any()):
+            raise ValueError(
+                f"betas must have shape (N,) with values in (0, 1), the last may be 1, got {betas}"
+            )
         log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
-        times = torch.linspace(0, 1, len(betas) + 1, dtype=torch.float64)
-        return cls((0.5 * log_alpha_bar).exp(), (-torch.expm1(log_alpha_bar)).sqrt(), times)
+        return cls._at_equal_times((0.5 * log_alpha_bar).exp(), (-torch.expm1(log_alpha_bar)).sqrt())
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> Chain:
+        """The variance-preserving chain with alpha_i^2 in a table with shape (N,), as diffusers keeps it;
+        times are i / N.
+
+        A table in float32 keeps its own rounding: 1 - alpha_1^2 = 1e-4 is off by 1.7e-4 of itself there, so
+        build chains with known betas by ``from_betas``.
+
+        Raises:
+            ValueError: a table that does not fall strictly within (0, 1); the last value may be 0.
+        """
+        table = as_tensor("alphas_cumprod", alphas_cumprod).double()
+        valid = table.ndim == 1 and len(table) > 0 and bool((table[0] < 1) & (table[-1] >= 0))
+        if not valid or not bool((table.diff() < 0).all()):
+            raise ValueError(
+                "alphas_cumprod must have shape (N,) and fall strictly within (0, 1), the last may be 0, got "
+                f"{table}; for tables that start at the noise use .flip(0)"
+            )
+        table = torch.cat([table.new_ones(1), table])
+        return cls._at_equal_times(table.sqrt(), (1 - table).sqrt())
+
+    @classmethod
+    def from_sigmas(cls, sigmas: Tensor) -> Chain:
+        """The variance-exploding chain (SMLD) with the given noise levels, shape (N,): alpha = 1, index 0 is
+        the data without noise, and times are i / N.
+
+        Raises:
+            ValueError: levels that are not positive, or do not increase strictly.
+        """
+        sigmas = as_tensor("sigmas", sigmas).double()
+        valid = sigmas.ndim == 1 and len(sigmas) > 0 and bool((sigmas[0] > 0) & sigmas.isfinite().all())
+        if not valid or not bool((sigmas.diff() > 0).all()):
+            raise ValueError(
+                f"sigmas must have shape (N,), be positive and increase strictly, got {sigmas}; for tables "
+                "that start at the largest use .flip(0)"
+            )
+        sigmas = torch.cat([sigmas.new_zeros(1), sigmas])
+        return cls._at_equal_times(torch.ones_like(sigmas), sigmas)
+
+    @classmethod
+    def _at_equal_times(cls, alphas: Tensor, sigmas: Tensor) -> Chain:
+        return cls(alphas, sigmas, torch.linspace(0, 1, len(alphas), dtype=torch.float64))
+
+    @checked
+    def first(self, num_steps: int) -> Chain:
+        """The chain of the first ``num_steps`` steps, with the levels and times that they have here.
+
+        Raises:
+            ValueError: not from 1 to the steps of this chain.
+        """
+        if not 1 <= num_steps <= self.num_steps:
+            raise ValueError(f"num_steps must lie in 1 to {self.num_steps}, got {num_steps}")
+        end = num_steps + 1
+        return Chain(self.alphas[:end], self.sigmas[:end], self.times[:end])
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether index N is noise alone, alpha_N = 0."""
+        return float(self.alphas[-1]) == 0
 
     @property
     def num_steps(self) -> int:

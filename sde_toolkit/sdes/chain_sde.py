@@ -8,10 +8,12 @@ For a variance-preserving chain, where u = -2 log alpha, that is a VP process wi
 DPM-Solver reads a discrete schedule in the same way.  f and g^2 jump at the indices; nsr and its inverse are
 exact.
 
-A network made for the chain is called at index i as ``network(x, i - 1)``: its own count starts at 0 with the
-least noise, as in DDPM code.  A time between two indices is rounded to the nearest one, or, for networks that
-embed real numbers, passed on as a fraction.  All times of a ``sde_toolkit.samplers.Snapped`` grid are
-indices.
+A network made for the chain knows its N indices 1 to N; index 1, the first noise level, is where a run ends
+by default.  A chain that ends in noise alone, alpha_N = 0, has no finite nsr there; as a process it ends at
+
+    alpha_N = min(alpha_{N-1} / 2, 1e-4 sigma_N)
+
+which is noise alone to 1e-4 of the data's size.
 
 Reference: Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appendix D.
 """
@@ -23,7 +25,9 @@ from torch import Tensor
 
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.sde import ForwardSDE
-from sde_toolkit.utils import checked
+from sde_toolkit.utils import checked, takes_numbers
+
+_LEAST_SIGNAL = 1e-4
 
 
 class ChainSDE(ForwardSDE):
@@ -40,12 +44,16 @@ class ChainSDE(ForwardSDE):
     def __init__(self, chain: Chain) -> None:
         if float(chain.times[0]) != 0 or not bool((chain.times.diff() > 0).all()):
             raise ValueError(f"the times of the chain must increase strictly from 0, got {chain.times}")
-        self.chain, self.T = chain, float(chain.times[-1])
+        self.chain, self.T, self.default_t_min = chain, float(chain.times[-1]), float(chain.times[1])
         alpha, sigma = float(chain.alphas[-1]), float(chain.sigmas[-1])
         self.prior_std = sigma if alpha > 0.5 else (alpha**2 + sigma**2) ** 0.5
         self._times = chain.times
-        self._log_alpha = chain.alphas.log()
-        self._u = torch.log1p((chain.sigmas / chain.alphas).square())
+        alphas = chain.alphas
+        if chain.ends_in_noise:
+            last = torch.minimum(alphas[-2] / 2, _LEAST_SIGNAL * chain.sigmas[-1])
+            alphas = torch.cat([alphas[:-1], last[None]])
+        self._log_alpha = alphas.log()
+        self._u = torch.log1p((chain.sigmas / alphas).square())
 
     def __repr__(self) -> str:
         return f"ChainSDE(num_steps={self.chain.num_steps}, T={self.T})"
@@ -55,11 +63,21 @@ class ChainSDE(ForwardSDE):
         low, fraction = self._find(self._times, t)
         return low + fraction
 
+    @takes_numbers
+    def time(self, index: Tensor) -> Tensor:
+        """The time of an index, which may be fractional, with the shape and dtype of ``index``."""
+        low = index.floor().clamp(0, self.chain.num_steps - 1)
+        nodes = self._times.to(index.device)
+        start, end = (torch.take(nodes, low.long() + k) for k in (0, 1))
+        return (start + (index - low) * (end - start)).to(index.dtype)
+
     @staticmethod
     def _find(nodes: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The interval that holds each value, and the fraction of it that lies before the value."""
         nodes = nodes.to(value.device)
-        low = (torch.searchsorted(nodes, value.to(nodes.dtype), right=True) - 1).clamp(0, len(nodes) - 2)
+        low = (torch.searchsorted(nodes, value.to(nodes.dtype).contiguous(), right=True) - 1).clamp(
+            0, len(nodes) - 2
+        )
         start, end = torch.take(nodes, low), torch.take(nodes, low + 1)
         return low, ((value - start) / (end - start)).to(value.dtype)
 

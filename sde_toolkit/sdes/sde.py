@@ -65,10 +65,17 @@ class ForwardSDE(ABC):
 
     A subclass gives closed forms: ``log_alpha``, ``sigma``, ``f``, ``g_squared``, ``nsr`` and
     ``inverse_nsr``, and the attributes ``T`` and ``prior_std``.
+
+    Attributes:
+        T: end of the process.
+        prior_std: standard deviation of the prior.
+        default_t_min: the end of reverse runs, and the beginning of likelihoods, that have the default one;
+            None where the default is a number of theirs.
     """
 
     T: float
     prior_std: float
+    default_t_min: float | None = None
 
     def __init_subclass__(cls, **options: object) -> None:
         """The functions of time of every process take numbers."""

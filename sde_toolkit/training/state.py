@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.models import NetworkModel, plain_parameters, plain_tensors, recording
+from sde_toolkit.models import IndexedModel, NetworkModel, plain_parameters, plain_tensors, recording
 from sde_toolkit.training.ema import averaged_copy, decay_at, is_narrow, update_average
 from sde_toolkit.utils import check_fields, checked, integer
 
@@ -111,7 +111,7 @@ class TrainState:
     @recording()
     def __init__(
         self,
-        model: NetworkModel,
+        model: NetworkModel | IndexedModel,
         optimization: Optimization | None = None,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,

@@ -15,8 +15,9 @@ from sde_toolkit.data.dataset import from_array
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.guidance import ClassifierFreeGuidance, StaticThreshold, guided, thresholded
 from sde_toolkit.models.exact import ExactModel, Gaussian, GaussianMixture
+from sde_toolkit.models.indexed import IndexedModel
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.network import IndexedModel, NetworkModel
+from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.networks.unet import UNet
 from sde_toolkit.runs import open_shipped

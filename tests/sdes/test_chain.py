@@ -236,7 +236,7 @@ def test_bad_arguments_are_refused():
         Chain(-ones, times, times)
     with pytest.raises(ValueError, match="sigmas must be float64"):
         Chain(ones, times.float(), times)
-    for betas in (torch.tensor([0.1, 1.0]), torch.tensor([0.0]), torch.tensor([[0.1]])):
+    for betas in (torch.tensor([1.0, 0.1]), torch.tensor([0.0]), torch.tensor([[0.1]])):
         with pytest.raises(ValueError, match=r"betas must have shape \(N,\) with values in \(0, 1\)"):
             Chain.from_betas(betas)
 

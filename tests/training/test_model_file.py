@@ -17,8 +17,9 @@ from sde_toolkit.data.dataset import from_array
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.toy import ring
 from sde_toolkit.models.exact import ExactModel, Gaussian
+from sde_toolkit.models.indexed import IndexedModel
 from sde_toolkit.models.moments import Moments
-from sde_toolkit.models.network import IndexedModel, NetworkModel, NoiseLevel
+from sde_toolkit.models.network import NetworkModel, NoiseLevel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.networks.unet import UNet
 from sde_toolkit.samplers import ddim, default
