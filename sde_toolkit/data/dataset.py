@@ -387,5 +387,10 @@ def estimate_moments(x: Tensor | np.ndarray) -> Moments:
     Raises ValueError for empty, non-finite or mis-shaped examples, or examples that are all equal.
     """
     x = _tensor("x", x)
+    if x.is_complex():
+        raise TypeError(f"x must hold real numbers, got {x.dtype}; give real and imaginary parts")
     x = x if x.is_floating_point() else x.double()
+    _check_examples("x", x, None)
+    if not bool((x != x[0]).any()):
+        raise ValueError(f"x must vary, got {len(x)} equal examples; give at least two that differ")
     return Dataset("examples", x, x[:1]).moments

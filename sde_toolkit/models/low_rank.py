@@ -65,8 +65,8 @@ class LowRank:
             )
         if self.variances.shape != self.axes.shape[1:] or self.rest.ndim:
             raise ValueError(
-                f"variances must have shape ({self.rank},), one for every axis, and rest be a number, got "
-                f"shapes {tuple(self.variances.shape)} and {tuple(self.rest.shape)}"
+                f"variances must have shape ({self.rank},), one for every column of axes, and rest be a "
+                f"number, got shapes {tuple(self.variances.shape)} and {tuple(self.rest.shape)}"
             )
         if not all(bool(x.isfinite().all()) for x in (self.axes, self.variances, self.rest)):
             raise ValueError("axes, variances and rest must be finite, got nan or inf; clean the data")
