@@ -43,7 +43,7 @@ def errors(problem: FlowProblem, moments: Moments) -> list[float]:
     for nfe in EVALUATIONS:
         sampler = gaussian_residual(model, nfe, t_min=problem.t_min, moments=moments)
         noise = FromStart(problem.x_T, model)
-        found.append(problem.error(sampler.sample(model, len(problem.x_T), noise=noise).x))
+        found.append(problem.error(sampler.sample(model, len(problem.x_T), noise=noise, start="prior").x))
     return found
 
 

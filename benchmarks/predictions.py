@@ -148,13 +148,13 @@ def judge(model: NetworkModel, data: ExactData) -> dict[str, Tensor]:
 
 
 def _own_flow(model: NetworkModel, sampler: Any) -> Tensor:
-    fine = default(model, FINE).sample(model, 300, seed=3).x.double()
+    fine = _run(default(model, FINE), model)
     ends = [_run(sampler(n), model) for n in EVALUATIONS]
     return torch.stack([(x - fine).square().mean().sqrt() / fine.std() for x in ends])
 
 
 def _run(sampler: Sampler, model: NetworkModel) -> Tensor:
-    return sampler.sample(model, 300, seed=3).x.double()
+    return sampler.sample(model, 300, seed=3, start="prior").x.double()
 
 
 def _draw(model: NetworkModel, n: int) -> Tensor:

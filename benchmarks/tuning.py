@@ -72,7 +72,10 @@ def error(problem: FlowProblem, constants: Constants, nfe: int) -> float:
     moments = problem.model.moments
     assert moments is not None
     sampler = dataclasses.replace(
-        usual, method=ResidualAdams(moments, constants, 0.0), grid=ResidualGrid(moments, constants)
+        usual,
+        start="prior",
+        method=ResidualAdams(moments, constants, 0.0),
+        grid=ResidualGrid(moments, constants),
     )
     noise = FromStart(problem.x_T, problem.model)
     return problem.error(sampler.sample(problem.model, len(problem.x_T), noise=noise).x)

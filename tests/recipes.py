@@ -320,6 +320,9 @@ def _methods(folder: Path) -> dict[str, Recipe]:
         "LogLikelihood.interval": Recipe(found.interval, dict),
         "Moments.embed": Recipe(moments.embed, _the(r=X)),
         "Moments.low_rank": Recipe(moments.low_rank, _the(rank=1)),
+        "Moments.marginal_sample": Recipe(
+            moments.marginal_sample, _the(z=X, alpha_t=HALF, sigma_t=torch.tensor(0.5))
+        ),
         "Moments.project": Recipe(moments.project, _the(y=X)),
         "NetworkModel.given": Recipe(
             sde.NetworkModel(sde.MLP((2,), width=4, depth=1, num_classes=2), VP, "noise", (2,)).given,

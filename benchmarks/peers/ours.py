@@ -6,7 +6,7 @@ A sampler is asked for with a budget of evaluations and takes as many steps as i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -81,10 +81,10 @@ class Entry:
 
 
 def default(eta: float = 0.0) -> Entry:
-    """The default sampler, on the grid of its own."""
+    """The default sampler, on the grid of its own, from the prior like all others."""
 
     def made(n: int, t_min: float, model: ScoreModel) -> Sampler:
-        return samplers.default(model, n, t_min=t_min, eta=eta)
+        return replace(samplers.default(model, n, t_min=t_min, eta=eta), start="prior")
 
     return Entry(f"default, eta {eta:g}" if eta else "default", "its own grid", made)
 

@@ -122,6 +122,10 @@ ABOUT: dict[str, About] = {
     "sampling.corrector": About("Langevin steps at every time, none, or those for few dimensions (annealed)"),
     "sampling.corrector_snr": About("length of the corrector's steps, as signal-to-noise ratio", 0),
     "sampling.last_draw": About("false leaves the draw of the last step out; for samplers with noise"),
+    "sampling.start": About(
+        "law at T: the process' prior, or the Gaussian with the data's moments; own: this for samplers that "
+        "use them, else the prior"
+    ),
     "sampling.corrector_first": About("correct where a step begins, not where it ends"),
     "sampling.corrector_num_steps": About("Langevin steps at every time", _COUNT, 10**6),
     "sampling.restart_min": About("noise-to-signal ratio at which the run restarts, 0 for never", 0),

@@ -18,6 +18,7 @@ import ast
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -44,9 +45,12 @@ from solvers import EULER_MARUYAMA, HEUN, MIDPOINT, RK4, SHARK, SOSRA, SRA1, STO
 SAMPLERS = PRESETS
 """The samplers by name; a dotted path names one too."""
 
+OWN_START = "own"
+"""Stands for the start that the sampler has."""
+
 COMMON: dict[str, Any] = {
     "num_steps": 20, "num_samples": 64, "seed": 0, "batch_size": 256,
-    "t_min": 1e-3, "denoise": True, "last_draw": True, "rtol": 1e-3, "atol": 1e-3,
+    "t_min": 1e-3, "denoise": True, "last_draw": True, "start": OWN_START, "rtol": 1e-3, "atol": 1e-3,
     "grid": OWN_GRID, "times": (1.0, 1e-3), "calibration_samples": 32, "calibration_cache": "",
     "corrector": "none", "corrector_snr": 0.16, "corrector_num_steps": 1,
     "corrector_first": False,
@@ -67,6 +71,7 @@ THRESHOLDS: dict[str, Callable[[Mapping[str, Any]], guidance.Threshold | None]] 
 }
 NAMES: dict[str, tuple[str, ...]] = {
     "grid": (*GRIDS, OWN_GRID, EXPLICIT_GRID, CALIBRATED_GRID),
+    "start": (OWN_START, *samplers.STARTS),
     "corrector": tuple(CORRECTORS),
     "threshold": tuple(THRESHOLDS),
 }
@@ -293,6 +298,8 @@ def _grid(s: Mapping[str, Any], num_steps: int) -> Grid:
 
 
 def _wrapped(preset: Preset, sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
+    if s["start"] != OWN_START:
+        sampler = replace(sampler, start=s["start"])
     threshold = THRESHOLDS[s["threshold"]](s)
     if threshold is not None:
         sampler = guidance.thresholded(sampler, threshold)
@@ -328,6 +335,7 @@ def describe_sampler(name: str) -> str:
 def effective_fields(preset: Preset, s: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Fields that have an effect on a sampler: with the values ``s``, or, without them, with some values."""
     found: list[str] = [name for name in ("t_min", "denoise", "rtol", "atol") if name in preset.parameters]
+    found.append("start")
     found += own_fields(preset)
     if preset.kind != "adaptive":
         found.append("num_steps")

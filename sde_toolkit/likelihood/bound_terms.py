@@ -331,13 +331,14 @@ def prior_divergence(last: State, prior_std: float, moments: Moments | None, x0:
         prior_std: the prior is N(0, prior_std^2 I),
         moments: or, if given, the Gaussian at T of data with these.
     """
-    alpha, variance = last.alpha.to(x0.device), (last.alpha * last.nsr).square().to(x0.device)
+    alpha, sigma = last.alpha.to(x0.device), (last.alpha * last.nsr).to(x0.device)
+    variance = sigma.square()
     if moments is None:
         square, total = (alpha * x0.double()).square().flatten(1), torch.full_like(variance, prior_std**2)
     else:
         shifted = moments.project(x0.double() - moments.mean.to(x0.device))
         square = (alpha * shifted).square()
-        total = alpha.square() * moments.variances.to(x0.device) + variance
+        total = moments.marginal_variances(alpha, sigma)
     return 0.5 * ((total / variance).log() + (variance + square) / total - 1).sum(1)
 
 

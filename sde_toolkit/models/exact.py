@@ -280,6 +280,11 @@ class ExactModel(ScoreModel):
         diagonal = c.axes is None and (len(c.weights) == 1 or c.means.shape[1] > MOST_COVARIANCE)
         return Moments(self.data.mean, self.data.variance if diagonal else self.data.covariance)
 
+    @functools.cached_property
+    def class_moments(self) -> list[Moments] | None:  # type: ignore[override]
+        """Mean and covariance of every component of a mixture."""
+        return [self.given(k).moments for k in range(self.num_classes)] if self.num_classes else None
+
     @property
     def num_classes(self) -> int:  # type: ignore[override]
         """Number of components of a mixture, which are its classes; 0 for a Gaussian."""

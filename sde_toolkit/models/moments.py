@@ -5,9 +5,15 @@ z.  In the scale-free state y = x_t / alpha, with the noise-to-signal ratio n, w
 
     u = (l + n^2)^{-1/2} U^T (y - m),              y = m + U (l + n^2)^{1/2} u
 
-and the Gaussian's probability flow leaves u at rest.  S may be full (n, n), of low rank beside a multiple of
-the identity (``sde_toolkit.models.low_rank``), diagonal (a variance for each feature, U = I) or a number
-times the identity; what is coarser than full is still a Gaussian, only one that knows less of the data.
+and the Gaussian's probability flow leaves u at rest.  At one time it is the law
+
+    x_t ~ N(alpha m, alpha^2 S + sigma^2 I),       x_t = alpha m + (alpha^2 S + sigma^2 I)^{1/2} z
+
+with z ~ N(0, I) and the mean and the covariance that x_t has whatever the data's law.
+
+S may be full (n, n), of low rank beside a multiple of the identity (``sde_toolkit.models.low_rank``),
+diagonal (a variance for each feature, U = I) or a number times the identity; what is coarser than full is
+still a Gaussian, only one that knows less of the data.
 """
 
 from __future__ import annotations
@@ -210,6 +216,28 @@ class Moments:
         into, out, update = (None if x is None else x.to(like) for x in self._factors)
         n = (self.mean.numel(),)
         return Rotation(into, n, self.mean.ndim > 1, update), Rotation(out, self.event_shape, update=update)
+
+    def marginal_variances(self, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Variances of x_t along the axes, alpha^2 l + sigma^2, with shape (n,), or (B, n) for levels with
+        shape (B,)."""
+        alpha_t, sigma_t = alpha_t[..., None], sigma_t[..., None]
+        return alpha_t.square() * self.variances.to(alpha_t.device) + sigma_t.square()
+
+    @checked
+    def marginal_sample(self, z: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
+        """Turn standard normals z with shape (B, *D) into draws of N(alpha m, alpha^2 S + sigma^2 I).
+
+        Args:
+            z: of any type; the draws are made in float32 at least, and have it.
+            alpha_t, sigma_t: with shape ().
+        """
+        check_events(self.event_shape, z=z)
+        work = z.to(torch.promote_types(z.dtype, torch.float32))
+        alpha, sigma = alpha_t.double(), sigma_t.double()
+        # the root less sigma, so that no rotation rounds what noise alone makes
+        gain = alpha.square() * self.variances / (self.marginal_variances(alpha, sigma).sqrt() + sigma)
+        signal = (alpha * self.mean).to(work) + self.filter(work)(work, gain.to(work))
+        return (signal + sigma.to(work) * work).to(z.dtype)
 
     @checked
     def low_rank(self, rank: int | None = None) -> Moments:

@@ -177,6 +177,7 @@ class ScoreModel(ABC):
         data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input
             scale.
         moments: mean and covariance of the data; None where they are not known.
+        class_moments: those of every class; None where they are not known.
         scaling: from model scale to raw data and back; None where it is not known.
         num_classes: number of classes that a condition may be; 0 for none.
         dtype, device: of the states that the model takes.
@@ -187,6 +188,7 @@ class ScoreModel(ABC):
     event_shape: tuple[int, ...]
     data_std: float
     moments: Moments | None = None
+    class_moments: Sequence[Moments] | None = None
     scaling: DataScale | None = None
     num_classes: int = 0
     dtype: torch.dtype

@@ -19,7 +19,7 @@ A network of yours with a part that is called "module" keeps this name.  A plain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,11 @@ class Wrapper(ScoreModel):
     def moments(self) -> Moments | None:  # type: ignore[override]
         """Those of the model inside."""
         return self.model.moments
+
+    @property
+    def class_moments(self) -> Sequence[Moments] | None:  # type: ignore[override]
+        """Those of the model inside."""
+        return self.model.class_moments
 
     @property
     def scaling(self) -> DataScale | None:  # type: ignore[override]
@@ -118,6 +123,11 @@ class GivenModel(Wrapper):
     def moments(self) -> Moments | None:  # type: ignore[override]
         """Of the data given the condition, where they are known."""
         return self.model.moments if self._moments is None else self._moments
+
+    @property
+    def class_moments(self) -> None:  # type: ignore[override]
+        """None: the condition is chosen."""
+        return None
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]

@@ -94,11 +94,16 @@ from sde_toolkit.samplers.sampler import (
 from sde_toolkit.samplers.snapped import (
     Snapped,
 )
+from sde_toolkit.samplers.starts import (
+    STARTS,
+    Start,
+)
 
 __all__ = [
     "COMMON",
     "KUTTA3",
     "PRESETS",
+    "STARTS",
     "T_MIN",
     "AnnealedLangevin",
     "Calibration",
@@ -116,6 +121,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "Snapped",
+    "Start",
     "StepInfo",
     "adaptive",
     "adaptive_sde",

@@ -92,8 +92,8 @@ def calibrate(
         num_samples: starts in each of the two batches.
         seed: of the starts; the second batch follows the first in the same sequence of samples.
         sweeps: most passes over the inner times.
-        reference: makes the fine solution; adaptive Dopri5 with tolerances 1e-6 to the same t_min, with the
-            same choice of ``denoise``, when None.
+        reference: makes the fine solution, from the sampler's starts; adaptive Dopri5 with tolerances 1e-6 to
+            the same t_min, with the same choice of ``denoise``, when None.
         cache: directory, made if need be, where results are kept and looked up by model and settings; models
             are identified by their predictions on fixed states.
 
@@ -137,7 +137,8 @@ def _search(
     evaluations = 0
 
     def objective(first_sample: int) -> Callable[[Tensor], float]:
-        ends = reference.sample(model, num_samples, seed=seed, first_sample=first_sample).x
+        same = replace(reference, start=sampler.start)
+        ends = same.sample(model, num_samples, seed=seed, first_sample=first_sample).x
         scale = float(ends.double().square().mean().sqrt())
 
         def error(ts: Tensor) -> float:

@@ -75,6 +75,16 @@ def failures(status: Tensor, x: Tensor, part: range) -> dict[int, str]:
     return {i: Status(kind).name for i, kind in zip(part, kinds, strict=True) if kind}
 
 
+def checked_normals(z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What a noise source gave for the start; raises ValueError for another shape or type."""
+    if z.shape != shape or z.dtype != dtype:
+        raise ValueError(
+            f"noise must give normals of {dtype} with shape {shape} for these samples, got {z.dtype} with "
+            f"shape {tuple(z.shape)}"
+        )
+    return z
+
+
 def checked_state(returned: object, x: Tensor) -> Tensor:
     """The state that a callback returned, with the shape and the type of x; raises ValueError for others."""
     if not isinstance(returned, Tensor) or returned.shape != x.shape or returned.dtype != x.dtype:

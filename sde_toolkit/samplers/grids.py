@@ -326,13 +326,14 @@ class Explicit:
         return self.ts
 
 
-def warn_of_start(sde: ForwardSDE, ts: Tensor, name: str) -> None:
+def warn_of_start(sde: ForwardSDE, ts: Tensor, name: str, from_noise: bool = True) -> None:
     """Warn of times that begin where the signal is still larger than the noise."""
-    ratio = float(sde.nsr(ts[0]))
+    ratio, t = float(sde.nsr(ts[0])), float(ts[0])
     if ratio < 1:
+        remedy = f"let the grid begin at T = {sde.T}" if t < sde.T else "take a process with more noise at T"
         warnings.warn(
-            f"{name} begins at t = {float(ts[0]):.4g}, where the noise is {ratio:.3g} times the signal, but "
-            f"sampling starts from noise alone; let the grid begin at T = {sde.T}",
+            f"{name} begins at t = {t:.4g}, where the noise is {ratio:.3g} times the signal, but sampling "
+            f"starts from {'noise alone' if from_noise else 'a Gaussian'}; {remedy}",
             stacklevel=5,
         )
 

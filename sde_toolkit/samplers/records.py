@@ -3,6 +3,8 @@ given in place of its noise where a draw is left out."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +13,13 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import DataScale, ScoreModel, Wrapper
-from sde_toolkit.samplers.picture import picture
 from sde_toolkit.utils import Stream
 from solvers import BrownianMotion, Interval, NoiseSource, StepNormals
+
+_MOST = 64
+"""Images in the picture."""
+
+_WIDTH = 640
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Samples:
 
     def _repr_png_(self) -> bytes | None:
         """The first samples as a picture where they are images, for notebooks."""
-        return picture(self.x if self.scaling is None else self.data)
+        return _picture(self.x if self.scaling is None else self.data)
 
     @property
     def data(self) -> Tensor:
@@ -65,6 +71,28 @@ class Samples:
                 "model.scaling = dataset.scaling before sampling (fit does so), or use samples.x"
             )
         return self.scaling.to_data(self.x)
+
+
+def _picture(x: Tensor) -> bytes | None:
+    """A PNG of the first images of x with shape (B, C, H, W), C = 1 or 3, lowest value black, highest white;
+    None for samples of another shape."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
+        return None
+    from PIL import Image
+
+    images = x[:_MOST].detach().cpu().double()
+    low, high = images.amin(), images.amax()
+    levels = ((images - low) / (high - low).clamp(min=1e-300) * 255).round().to(torch.uint8)
+    side = math.ceil(math.sqrt(len(levels)))
+    blank = levels.new_zeros(side**2 - len(levels), *levels.shape[1:])
+    framed = torch.nn.functional.pad(torch.cat([levels, blank]), (0, 1, 0, 1))
+    rows = framed.unflatten(0, (side, side)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    pixels = rows.squeeze(2).numpy()
+    made = Image.fromarray(pixels)
+    zoom = max(1, _WIDTH // made.width)
+    stream = io.BytesIO()
+    made.resize((zoom * made.width, zoom * made.height), Image.Resampling.NEAREST).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A sampler is a choice of equation (``sde_toolkit.samplers.equations``), of a met
 grid and, if wanted, of a corrector, of restarts and of guidance.  The literature's samplers are made by the
 functions of ``sde_toolkit.samplers``.
 
-A run starts from the prior at T and goes down to t_min >= 0.  The end is a matter of options:
+A run starts from the prior at T, or from the Gaussian with the data's moments there
+(``sde_toolkit.samplers.starts``), and goes down to t_min >= 0.  The end is a matter of options:
 
     denoise         the last state is replaced by x0_hat (Tweedie), for one more evaluation; it is the same as
                     one more step of first order from t_min to sigma = 0
@@ -41,14 +42,14 @@ from sde_toolkit.models import (
     outside_inference_mode,
     without_autocast,
 )
-from sde_toolkit.samplers import grids
-from sde_toolkit.samplers.checks import check_draw, check_end, check_limits, checked_state, failures
+from sde_toolkit.samplers import checks, grids
 from sde_toolkit.samplers.correctors import Corrector
 from sde_toolkit.samplers.equations import ReverseEquation
 from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo, WithoutDraw
 from sde_toolkit.samplers.restarts import Restart, restarted
 from sde_toolkit.samplers.snapped import Snapped
+from sde_toolkit.samplers.starts import Start, check_start, start_state
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, check_fields, require
 from solvers import (
@@ -92,6 +93,7 @@ class Sampler:
         corrector: run after every step, or None.
         corrector_first: run it before every step instead, at the time where the step begins.
         last_draw: False leaves the draw of the last step out, so that the run ends at the step's mean.
+        start: "prior", "moments" for the Gaussian with the model's moments, or moments for that with these.
         restarts: intervals that are gone through again, or none.
         guidance: model -> the model that is sampled from, such as one with a threshold or a guided one.
         rtol, atol: tolerances of adaptive methods.
@@ -116,6 +118,7 @@ class Sampler:
     corrector: Corrector | None = None
     corrector_first: bool = False
     last_draw: bool = True
+    start: Start = "prior"
     restarts: tuple[Restart, ...] = ()
     guidance: Guidance | None = None
     rtol: float = 1e-5
@@ -125,7 +128,8 @@ class Sampler:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_limits(self.num_steps, self.t_min, self.rtol, self.atol, self.max_steps)
+        check_start(self.start)
+        checks.check_limits(self.num_steps, self.t_min, self.rtol, self.atol, self.max_steps)
         whole = self.num_steps is None or isinstance(self.method, Integrator)
         if self.corrector is not None and whole:
             raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
@@ -188,6 +192,8 @@ class Sampler:
         used: dict[str, Any] = {name: repr(value) for name, value in wrappers.items() if value}
         if self.corrector is not None and self.corrector_first:
             used["corrector_first"] = True
+        if self.start != "prior":
+            used["start"] = str(self.start)
         if not self.last_draw:
             used["last_draw"] = False
         return common | steps | used | dict(self.options)
@@ -227,6 +233,7 @@ class Sampler:
         seed: int = 0,
         batch_size: int | None = None,
         first_sample: int = 0,
+        start: Start | None = None,
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         throw: bool = True,
@@ -242,6 +249,7 @@ class Sampler:
             batch_size: samples per evaluation; all at once when None.  Samples of a model that treats rows
                 alike do not depend on it; those of a network agree to rounding.
             first_sample: global index of the first sample.
+            start: of the runs, as for ``Sampler``; the sampler's own when None.
             noise: a source of normals for all samples in one batch, instead of the seed's own.
             callback: called with a ``StepInfo`` after every step of every batch; needs a fixed grid.  Where
                 it returns a tensor with the shape of the state, the run goes on from there.
@@ -257,8 +265,9 @@ class Sampler:
             solvers.SolverError: a sample became nan or inf, or an adaptive run stalled; its ``samples`` are
                 global indices.
         """
-        check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
-        return self.prepare(model).sample(
+        checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
+        sampler = self if start is None else replace(self, start=start)
+        return sampler.prepare(model).sample(
             num_samples, condition=condition, seed=seed, batch_size=batch_size, first_sample=first_sample,
             noise=noise, callback=callback, throw=throw, gradients=gradients,
         )  # fmt: skip
@@ -273,6 +282,7 @@ class Sampler:
 
     def _check(self, model: ScoreModel) -> None:
         """Refuse what cannot work with this model."""
+        check_start(self.start, model)
         if model.device.type == "meta":
             raise ValueError(
                 "model must hold values, got one on the meta device; load its weights, as in "
@@ -285,8 +295,7 @@ class Sampler:
             restart.check(model.sde)
         never = self.method in _NEVER_AT_END or isinstance(self.method, SchemeMethod)
         evaluates_end = self.denoise or self.corrector is not None or not never
-        # sigma grows from t = 0 on: only there can it be 0
-        zero = torch.zeros((), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64)  # the only time at which sigma can be 0
         if self.t_min == 0 and evaluates_end and float(model.sde.sigma(zero)) == 0:
             raise ValueError(
                 f"{self.name} evaluates the score at t_min, but sigma({self.t_min}) = 0; "
@@ -298,7 +307,7 @@ class Sampler:
             return Adaptive(model.sde.T, self.t_min, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
         grid = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, model.sde.T))
         self._check_times(grid, model.sde.T)
-        grids.warn_of_start(model.sde, grid.ts, self.name)
+        grids.warn_of_start(model.sde, grid.ts, self.name, self.start == "prior")
         if model.predicts == "noise" or self.name == "pndm":
             grids.warn_of_first_step(model.sde, grid.ts, self.name)
         return grid
@@ -353,9 +362,9 @@ class PreparedSampler:
         throw: bool = True,
         gradients: bool = False,
     ) -> Samples:
-        """Draw samples; arguments and errors are those of ``Sampler.sample``."""
+        """Draw samples; arguments and errors are those of ``Sampler.sample``, but for the start."""
         sampler, model = self.sampler, self.model
-        check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
+        checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
         sampler._check_callback(callback, gradients)
         rows = model.conditions(condition, num_samples)
         counted, start = CountedModel(autocast_inside(model), callback is not None), time.perf_counter()
@@ -410,20 +419,14 @@ class PreparedSampler:
                 nfe = (counted.rows - before) / len(x)
                 info = StepInfo(*ends, x.clone(), counted.latest_x0_hat(), nfe, part[0])
                 returned = callback(info)
-                new = new if returned is None else checked_state(returned, x)
+                new = new if returned is None else checks.checked_state(returned, x)
             return new
 
         hooked = sampler.corrector is not None or sampler.restarts or callback is not None
-        z = noise.draw(0, Stream.PRIOR)
-        if z.shape != (len(part), *model.event_shape) or z.dtype != model.dtype:
-            raise ValueError(
-                f"noise must give normals of {model.dtype} with shape {(len(part), *model.event_shape)} for "
-                f"these samples, got {z.dtype} with shape {tuple(z.shape)}"
-            )
-        start = model.sde.prior_sample(z)
+        t = torch.tensor(control.t0, dtype=torch.float64) if isinstance(control, Adaptive) else control.ts[0]
+        z = checks.checked_normals(noise.draw(0, Stream.PRIOR), (len(part), *model.event_shape), model.dtype)
+        start = start_state(sampler.start, self.model, z, t, condition)
         if sampler.corrector is not None and sampler.corrector_first:
-            assert isinstance(control, FixedGrid)
-            t = control.ts[0]
             start = sampler.corrector(model, Interval(0, t, t, 0.0), start, noise, condition)
         try:
             solution = solve(
@@ -435,10 +438,10 @@ class PreparedSampler:
             x = solution.y
             if sampler.denoise:
                 x = model.denoise(x, solution.ts[-1], condition)
-                check_end(x, solution, throw)
+                checks.check_end(x, solution, throw)
         except SolverError as error:
             raise (error.located(part) if part[0] else error) from None
-        return x, {} if throw else failures(solution.status, x, part)
+        return x, {} if throw else checks.failures(solution.status, x, part)
 
 
 def label(function: object) -> str:

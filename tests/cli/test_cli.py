@@ -85,6 +85,17 @@ def test_the_default_sampler_has_a_name(workdir, capsys, tmp_path):
     assert "reused 4 of 4 entries" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("start", ["own", "prior", "moments"])
+def test_the_start_is_an_option_of_every_sampler(start, workdir, tmp_path):
+    for sampler, own in (("default", "moments"), ("ddim", "prior"), ("adaptive_sde", "prior")):
+        words = ["sample", f"--workdir={workdir}", f"--sampler={sampler}", f"--output={tmp_path}"]
+        assert cli.main([*words, "--num_samples=2", f"--config.sampling.start={start}"]) == 0
+        (path,) = tmp_path.glob(f"samples/{sampler}*.npz")
+        with np.load(path, allow_pickle=False) as arrays:
+            used = json.loads(str(arrays["note"]))["settings"].get("start", "prior")
+        assert used == (own if start == "own" else start)
+
+
 def test_options_without_effect_are_told(workdir, capsys, tmp_path):
     words = ["sample", f"--workdir={workdir}", "--sampler=dopri5", "--num_steps=3", f"--output={tmp_path}"]
     assert cli.main([*words, "--num_samples=2", "--config.sampling.rtol=0.1"]) == 0
@@ -204,6 +215,7 @@ def test_configs_are_listed_and_shown(capsys):
         ("sample --workdir=RUN --num_samples=0", "got 0"),
         ("sample --workdir=RUN --config.sampling.t_min=1", "t_min must be smaller than T"),
         ("sample --workdir=RUN --sampler=ddim --config.sampling.eta=2", "eta"),
+        ("sample --workdir=RUN --config.sampling.start=noise", "valid: moments, own, prior"),
         ("sample --workdir=RUN --config.sde.name=ve", "trained with another config"),
         ("compare --workdir=RUN --metrics=frechet", "only the digits have"),
         ("compare --workdir=RUN --samplers=ddim,huen", "did you mean 'heun'"),

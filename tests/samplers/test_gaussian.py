@@ -18,6 +18,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.samplers.correctors import AnnealedLangevin
 from sde_toolkit.samplers.gaussian.grid import CONSTANTS, ResidualGrid
+from sde_toolkit.samplers.starts import start_state
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.utils import Stream
 from solvers import Normals
@@ -27,7 +28,7 @@ def exact_end(model: ExactModel, sampler: samplers.Sampler, seed: int, count: in
     """Where the flow carries the sampler's own starts."""
     z = Normals(seed, count, model.event_shape, model.dtype).draw(0, Stream.PRIOR)
     T, t_min = (torch.tensor(t, dtype=torch.float64) for t in (model.sde.T, sampler.t_min))
-    return model.flow(model.sde.prior_sample(z), T, t_min)
+    return model.flow(start_state(sampler.start, model, z, T), T, t_min)
 
 
 def relative(x: torch.Tensor, exact: torch.Tensor) -> float:
@@ -66,7 +67,9 @@ def test_few_steps_beat_the_multistep_methods_of_the_literature() -> None:
         ours = samplers.default(model, num_steps)
         exact = exact_end(model, ours, 0, 64)
         theirs = replace(samplers.dpm_solver_pp(num_steps, order=2), denoise=False)
-        error, other = (relative(s.sample(model, 64, seed=0).x, exact) for s in (ours, theirs))
+        error, other = (
+            relative(s.sample(model, 64, seed=0, start="moments").x, exact) for s in (ours, theirs)
+        )
         assert error < bound * other
 
 
@@ -93,6 +96,13 @@ def test_with_noise_gaussian_data_have_their_exact_law_at_any_step_count(name: s
     x = sampler.sample(model, source.rows, noise=source).x
     spread = x[1:] - x[0]
     T, t_min = (torch.tensor(t, dtype=torch.float64) for t in (sde.T, sampler.t_min))
+    exact = sde.alpha(t_min) ** 2 * GAUSSIAN.covariance + sde.sigma(t_min) ** 2 * torch.eye(
+        3, dtype=torch.float64
+    )
+    torch.testing.assert_close(x[0], sde.alpha(t_min) * moments.mean, rtol=0, atol=1e-12)
+    torch.testing.assert_close(spread.T @ spread, exact, rtol=0, atol=1e-12)
+    x = sampler.sample(model, source.rows, noise=source, start="prior").x
+    spread = x[1:] - x[0]
     # the start is the prior's, which the data's marginal at T is not quite: what is left of it fades with rho
     v_T, v = (sde.alpha(t) ** 2 * moments.variances + sde.sigma(t) ** 2 for t in (T, t_min))
     rho = (v / sde.alpha(t_min) ** 2 / (v_T / sde.alpha(T) ** 2)) ** (eta**2 / 2)
@@ -128,8 +138,8 @@ def test_coarser_moments_still_converge() -> None:
         (isotropic((3,), 1.5), 2e-2),
     ):
         errors = [
-            relative(samplers.gaussian_residual(model, n, moments=moments).sample(model, 16, seed=3).x, exact)
-            for n in (8, 32)
+            relative(sampler.sample(model, 16, seed=3, start="moments").x, exact)
+            for sampler in (samplers.gaussian_residual(model, n, moments=moments) for n in (8, 32))
         ]
         assert errors[1] < bound
         assert errors[1] < errors[0] / 3

@@ -6,7 +6,7 @@ import torch
 from sde_toolkit.models import ExactModel, Gaussian, IndexedModel
 from sde_toolkit.networks import MLP
 from sde_toolkit.samplers import ddim, euler, grids, pndm
-from sde_toolkit.sdes import VPSDE, Chain
+from sde_toolkit.sdes import VESDE, VPSDE, Chain
 
 EXACT = ExactModel(Gaussian(torch.zeros(2), torch.eye(2)), VPSDE())
 
@@ -39,6 +39,10 @@ def test_a_noise_network_on_it_is_warned_of_and_others_are_not():
 def test_a_grid_that_begins_among_the_data_is_warned_of():
     with pytest.warns(UserWarning, match=r"ddim begins at t = 0.2, where the noise is 0.\d+ times"):
         ddim(2, grid=grids.Explicit([0.2, 0.1, 0.001])).sample(EXACT, 2)
+    with pytest.warns(UserWarning, match="starts from a Gaussian; let the grid begin at T = 1"):
+        ddim(2, grid=grids.Explicit([0.2, 0.1, 0.001])).sample(EXACT, 2, start="moments")
+    with pytest.warns(UserWarning, match="starts from noise alone; take a process with more noise at T"):
+        ddim(2).sample(ExactModel(EXACT.data, VESDE(0.01, 0.5)), 2)
 
 
 def test_a_grid_must_end_at_t_min():

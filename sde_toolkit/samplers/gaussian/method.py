@@ -59,6 +59,7 @@ from sde_toolkit.samplers.gaussian.folded import FoldedPlan, Window, fold, folds
 from sde_toolkit.samplers.gaussian.grid import CONSTANTS, NOISY_CONSTANTS, Constants, ResidualGrid
 from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.starts import Start
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import checked
 from solvers import BrownianMotion, FixedGrid, Interval, Method, Semilinear, Step
@@ -163,9 +164,9 @@ class ResidualAdams(Method):
         return max(self.constants.nodes + 1, self.constants.corrector_nodes)
 
     def _tables(self, term: RawFlow, ts: Tensor) -> Tables:
-        sde, variances, scale = term.sde, self.moments.variances, self.moments.scale
+        sde, scale = term.sde, self.moments.scale
         alpha, sigma, nsr = (f(ts)[:, None] for f in (sde.alpha, sde.sigma, sde.nsr))
-        std = (alpha.square() * variances + sigma.square()).sqrt()
+        std = self.moments.marginal_variances(alpha[:, 0], sigma[:, 0]).sqrt()
         factor = self._shrink(nsr[:-1], nsr[1:])
         # z_hat = keep x + scaled raw, at the evaluations
         keep, scaled = conversion(term.predicts, "noise", alpha[1:-1], sigma[1:-1], term.data_std)
@@ -314,6 +315,7 @@ def gaussian_residual(
         num_steps: evaluations, at least 1.
         t_min: end of the run.
         moments: of the data; the model's own when None, mean 0 and variance data_std^2 where it has none.
+            Runs start from the Gaussian that they are at T, from the prior where the model has none.
         eta: stochasticity; 0 is the probability flow, 1 the reverse SDE.
 
     Raises:
@@ -321,6 +323,8 @@ def gaussian_residual(
     """
     if operator.index(num_steps) < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    start: Start = "prior" if model.moments is None else "moments"
+    start = start if moments is None else moments
     moments = known_moments(model) if moments is None else moments
     if moments.event_shape != model.event_shape:
         raise ValueError(f"moments must have the event shape {model.event_shape}, got {moments.event_shape}")
@@ -335,6 +339,7 @@ def gaussian_residual(
         t_min,
         ResidualGrid(moments, constants),
         denoise=False,
+        start=start,
         options={"num_steps": num_steps, "moments": moments.kind, "eta": eta},
     )
 

@@ -32,4 +32,4 @@ def sampled_moments(
     integer("num_samples", num_samples, 2)
     start = isotropic(model.event_shape, model.data_std)
     sampler = gaussian_residual(model, num_steps, t_min=t_min, moments=start)
-    return estimate_moments(sampler.sample(model, num_samples, seed=seed).x.double().cpu())
+    return estimate_moments(sampler.sample(model, num_samples, seed=seed, start="prior").x.double().cpu())
