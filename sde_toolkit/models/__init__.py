@@ -11,11 +11,12 @@ from sde_toolkit.models.low_rank import EXPLAINED, MAX_RANK, LowRank, leading
 from sde_toolkit.models.modes import (
     AutocastModel,
     EvaluatedModel,
-    autocast_inside,
     evaluated,
     evaluating,
+    in_run,
     outside_inference_mode,
     recording,
+    wide_type,
     without_autocast,
 )
 from sde_toolkit.models.moments import (
@@ -83,7 +84,6 @@ __all__ = [
     "ScoreModel",
     "Whitening",
     "Wrapper",
-    "autocast_inside",
     "check_states",
     "class_labels",
     "class_moments_from_tensors",
@@ -92,6 +92,7 @@ __all__ = [
     "evaluated",
     "evaluating",
     "full_precision",
+    "in_run",
     "inner_network",
     "isotropic",
     "known_moments",
@@ -105,5 +106,6 @@ __all__ = [
     "prediction_name",
     "recording",
     "row_product",
+    "wide_type",
     "without_autocast",
 ]

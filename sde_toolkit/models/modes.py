@@ -9,6 +9,9 @@ moments, coefficients), and the same model may be trained or differentiated late
 with gradients switched off as before, and copies the inference tensors that it was given.
 
 Under autocast the network alone runs in the lower type; a sampler's own products keep that of the state.
+
+A model of half precision is asked in its own type, by runs whose states are float32: a state of 8 bits cannot
+keep the steps of a run, of which each would be rounded.
 """
 
 from __future__ import annotations
@@ -140,9 +143,30 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
-def autocast_inside(model: ScoreModel) -> ScoreModel:
-    """The model itself; inside autocast one that is asked there, and answers in the type of the state."""
+def wide_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of a run's states for a model of this type: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class WideModel(Wrapper):
+    """A model of half precision, asked in its own type, for states of ``wide_type``."""
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of the states."""
+        return wide_type(self.model.dtype)
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction with the shape and type of x_t, (B, *)."""
+        return self.model.raw(x_t.to(self.model.dtype), t, condition).to(x_t.dtype)
+
+
+def in_run(model: ScoreModel) -> ScoreModel:
+    """The model as a run asks it, in the type of the states: itself as a rule, another for one of half
+    precision, and inside autocast one that is asked there."""
     kinds = _autocast()
+    if wide_type(model.dtype) != model.dtype:
+        model = WideModel(model)
     return AutocastModel(model, kinds) if kinds else model
 
 

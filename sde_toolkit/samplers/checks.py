@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sde_toolkit.samplers.records import Callback
-from sde_toolkit.utils import has_method, integer, require
+from sde_toolkit.models import wide_type
+from sde_toolkit.samplers.records import Callback, StepInfo
+from sde_toolkit.utils import Stream, has_method, integer, require
 from solvers import NoiseSource, Solution, Status
 from solvers.solution import finish
 
@@ -58,6 +59,12 @@ def check_limits(num_steps: int | None, t_min: float, rtol: float, atol: float, 
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
 
 
+def relative_tolerance(rtol: float, dtype: torch.dtype) -> float:
+    """``rtol``, raised to a sixteenth of the rounding of a model of half precision: below, the steps would
+    follow that rounding."""
+    return rtol if wide_type(dtype) == dtype else max(rtol, torch.finfo(dtype).eps / 16)
+
+
 def check_end(x: Tensor, solution: Solution, throw: bool) -> None:
     """Refuse clean predictions with shape (B, *) that are nan or inf."""
     if not throw or not math.isnan(float((x.detach() * 0).sum())):
@@ -75,8 +82,9 @@ def failures(status: Tensor, x: Tensor, part: range) -> dict[int, str]:
     return {i: Status(kind).name for i, kind in zip(part, kinds, strict=True) if kind}
 
 
-def checked_normals(z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """What a noise source gave for the start; raises ValueError for another shape or type."""
+def first_normals(noise: NoiseSource, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What a noise source gives for the start; raises ValueError for another shape or type."""
+    z = noise.draw(0, Stream.PRIOR)
     if z.shape != shape or z.dtype != dtype:
         raise ValueError(
             f"noise must give normals of {dtype} with shape {shape} for these samples, got {z.dtype} with "
@@ -85,7 +93,20 @@ def checked_normals(z: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Te
     return z
 
 
-def checked_state(returned: object, x: Tensor) -> Tensor:
+def called(callback: Callback, info: StepInfo, dtype: torch.dtype) -> Tensor | None:
+    """Call a callback with the state, a copy, and the clean prediction of a step, both in the model's type;
+    what it returns, in the type of the run.
+
+    Raises:
+        ValueError: it returns a state of another shape or type than it was given.
+    """
+    x0_hat = None if info.x0_hat is None else info.x0_hat.to(dtype)
+    x = info.x.to(dtype, copy=True)
+    returned = callback(replace(info, x=x, x0_hat=x0_hat))
+    return None if returned is None else _checked_state(returned, x).to(info.x.dtype)
+
+
+def _checked_state(returned: object, x: Tensor) -> Tensor:
     """The state that a callback returned, with the shape and the type of x; raises ValueError for others."""
     if not isinstance(returned, Tensor) or returned.shape != x.shape or returned.dtype != x.dtype:
         got = f"{tuple(returned.shape)} {returned.dtype}" if isinstance(returned, Tensor) else repr(returned)

@@ -17,7 +17,8 @@ Predictor-corrector runs some steps of Langevin dynamics after every step; resta
 level and down again.  ``callback`` is given every step of a fixed grid, and may replace the state.
 
 ``prepare`` makes everything that runs on one model share: the times, and the coefficients of every step.
-Nothing is kept between calls elsewhere.
+Nothing is kept between calls elsewhere.  States are float32 at least; a model of half precision is asked in
+its own type.
 
 The noise of sample i of a seed is a function of (seed, i) alone: normals are keyed by sample and draw
 (``solvers.brownian``).
@@ -37,8 +38,8 @@ from torch import Tensor
 from sde_toolkit.models import (
     Condition,
     ScoreModel,
-    autocast_inside,
     evaluating,
+    in_run,
     outside_inference_mode,
     without_autocast,
 )
@@ -51,7 +52,7 @@ from sde_toolkit.samplers.restarts import Restart, restarted
 from sde_toolkit.samplers.snapped import Snapped
 from sde_toolkit.samplers.starts import Start, check_start, start_state
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream, check_fields, require
+from sde_toolkit.utils import check_fields, require
 from solvers import (
     EULER,
     EULER_MARUYAMA,
@@ -220,7 +221,7 @@ class Sampler:
             control = self._control(model)
             plan = None
             if isinstance(control, FixedGrid) and isinstance(self.method, Method):
-                like = torch.empty((1, *model.event_shape), dtype=model.dtype, device=model.device)
+                like = torch.empty((1, *model.event_shape), dtype=in_run(model).dtype, device=model.device)
                 plan = self.method.prepare(self.equation(self._guided(model)), control, like)
         return PreparedSampler(self, model, control, plan)
 
@@ -304,7 +305,8 @@ class Sampler:
 
     def _control(self, model: ScoreModel) -> FixedGrid | Adaptive:
         if self.num_steps is None:
-            return Adaptive(model.sde.T, self.t_min, rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
+            rtol = checks.relative_tolerance(self.rtol, model.dtype)
+            return Adaptive(model.sde.T, self.t_min, rtol=rtol, atol=self.atol, max_steps=self.max_steps)
         grid = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, model.sde.T))
         self._check_times(grid, model.sde.T)
         grids.warn_of_start(model.sde, grid.ts, self.name, self.start == "prior")
@@ -367,7 +369,7 @@ class PreparedSampler:
         checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
         sampler._check_callback(callback, gradients)
         rows = model.conditions(condition, num_samples)
-        counted, start = CountedModel(autocast_inside(model), callback is not None), time.perf_counter()
+        counted, start = CountedModel(in_run(model), callback is not None), time.perf_counter()
         guided = sampler._guided(counted)
         batch, parts = batch_size or num_samples, []
         failed: dict[int, str] = {}
@@ -375,7 +377,7 @@ class PreparedSampler:
             equation = sampler.equation(guided)
             for first in range(0, num_samples, batch):
                 part = range(first_sample + first, first_sample + min(first + batch, num_samples))
-                source = noise or Normals(seed, part, model.event_shape, model.dtype, model.device)
+                source = noise or Normals(seed, part, model.event_shape, counted.dtype, model.device)
                 given = None if rows is None else rows[first : first + batch]
                 term = equation if given is None else replace(equation, args=(given,))
                 with torch.set_grad_enabled(gradients):
@@ -383,7 +385,7 @@ class PreparedSampler:
                 parts.append(x)
                 failed |= broken
         seconds = time.perf_counter() - start
-        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        x = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(model.dtype)
         nfe = counted.rows / num_samples
         return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling, failed)
 
@@ -416,15 +418,14 @@ class PreparedSampler:
                 new = x = sampler.corrector(model, interval_after, x, noise, condition)
             if callback is not None:
                 ends = (interval.number, sampler.num_steps or 0, interval.t, interval.s)
-                nfe = (counted.rows - before) / len(x)
-                info = StepInfo(*ends, x.clone(), counted.latest_x0_hat(), nfe, part[0])
-                returned = callback(info)
-                new = new if returned is None else checks.checked_state(returned, x)
+                info = StepInfo(*ends, x, counted.latest_x0_hat(), (counted.rows - before) / len(x), part[0])
+                returned = checks.called(callback, info, self.model.dtype)
+                new = new if returned is None else returned
             return new
 
         hooked = sampler.corrector is not None or sampler.restarts or callback is not None
         t = torch.tensor(control.t0, dtype=torch.float64) if isinstance(control, Adaptive) else control.ts[0]
-        z = checks.checked_normals(noise.draw(0, Stream.PRIOR), (len(part), *model.event_shape), model.dtype)
+        z = checks.first_normals(noise, (len(part), *model.event_shape), counted.dtype)
         start = start_state(sampler.start, self.model, z, t, condition)
         if sampler.corrector is not None and sampler.corrector_first:
             start = sampler.corrector(model, Interval(0, t, t, 0.0), start, noise, condition)
