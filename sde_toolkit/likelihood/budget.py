@@ -3,12 +3,14 @@
 An entry is a correction in nats: what would have to be added to a reported value to remove this error.  It is
 measured on a few diagnostic samples, the first ones, with the standard error of what is random in it:
 
-    solver        the same run with a tenth of the tolerances (or four steps for one), less the reported value
+    solver        the same run with a tenth of the tolerances (or with finer steps), less the reported value.
+                  With more than 16 features the two runs share one probe (two for an exact divergence), and
+                  so many samples run again as cost little; the others have the mean of these, +- its size
     probes        0 +- the spread of the divergence's probes over the root of their number.  One probe has no
                   spread; the finer run then takes four, the same one first
     truncation    the value at noise zero less that at t_min, see ``sde_toolkit.likelihood.density``: with
-                  "none" Tweedie's correction, with "tweedie" the size of the next order, with
-                  "reconstruction" 0
+                  "none" that of the Gaussian exactly and of what the model adds to it to first order +- the
+                  size of the next, with "tweedie" 0 +- that size, with "reconstruction" 0
     prior         log p_T(x_T) less the prior's, with  log p_T = log Gaussian + D(u) - log E_N[exp D(u)],
                   D the line integral of the model's score at T less the Gaussian's from u = 0 to u.  With
                   conditions the expectation is estimated for every distinct one
@@ -24,16 +26,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.likelihood.density import Columns, FlowDensity
+from sde_toolkit.likelihood.density import FlowDensity, Values
+from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson, HutchPlusPlus
+from sde_toolkit.likelihood.whitened import WhitenedFlow
 from sde_toolkit.utils import Stream
 from solvers import Normals
 
+SHARE = 0.15
+"""What the finer run may take of the time of the run, where derivatives are many."""
+
+_FEW_FEATURES = 16
+"""Up to so many all samples are run again with all derivatives."""
+
+_FINER = 1.7
+"""Evaluations of a finer run per evaluation of the run, about."""
+
 _LEAST_PROBES = 4
-_NORMALIZER_DRAWS = 256
+_NORMALIZER_DRAWS = 32, 256
+_NEGLIGIBLE = 5e-5
+"""Error of the prior's normaliser, in nats per feature, at which the first number of draws suffices."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +113,43 @@ class Budget(Mapping[str, Entry]):
         ]
 
 
+class _Plan(NamedTuple):
+    """How the solver's error is measured.
+
+    Attributes:
+        rows: so many first samples.
+        divergence: of the finer run.
+        paired: whether the reported run is repeated with that divergence, for a difference.
+    """
+
+    rows: int
+    divergence: Divergence
+    paired: bool
+
+
+def _plan(density: FlowDensity, few: int, total: int) -> _Plan:
+    """All ``few`` samples and the run's own divergence where derivatives are few; else one probe, two for an
+    exact divergence, and as many samples as ``SHARE`` of a run of ``total`` samples pays for, at least 1."""
+    own, n = density.divergence, density.flow.num_features
+    count, products = own.columns(n), own.products(n)
+    enough = own.at_least(_LEAST_PROBES, n) if count == 1 else own
+    if n <= _FEW_FEATURES:
+        return _Plan(few, enough, False)
+    paired = isinstance(own, ExactDivergence)
+    fewer = Hutchinson(2, "walsh", control=own.control) if paired else enough
+    if count > 1 and isinstance(own, (Hutchinson, HutchPlusPlus)):
+        fewer = own.first()
+    price = (_FINER + paired) * (1 + fewer.products(n))
+    return _Plan(min(few, max(1, int(SHARE * total * (1 + products) / price))), fewer, paired)
+
+
 def measure(
-    density: FlowDensity, x: Tensor, samples: Sequence[int], condition: Tensor | None, found: Columns
+    density: FlowDensity,
+    x: Tensor,
+    samples: Sequence[int],
+    condition: Tensor | None,
+    found: Values,
+    total: int | None = None,
 ) -> Budget:
     """The budget of what ``density`` has found for x with shape (m, *).
 
@@ -108,57 +159,102 @@ def measure(
         samples: the numbers of the rows.
         condition: with one row per sample, or None.
         found: the values of the density.
+        total: the number of samples that the run had; m when None.
     """
-    n, count = density.flow.num_features, found.nats.shape[1]
-    finer = density.finer()
-    if count == 1:
-        finer = replace(finer, divergence=finer.divergence.at_least(_LEAST_PROBES, n))
-    again = finer(x, samples, condition).nats
-    zero = torch.zeros_like(again[:, 0])
-    spread = again.std(1) if again.shape[1] > 1 else zero
-    error = density.divergence.error_of_mean(spread, n)
-    how = f"spread of {again.shape[1]} probes" if again.shape[1] > 1 else "exact divergence"
+    zero = torch.zeros_like(found.nats)
+    solver, spread = _solver(density, x, samples, condition, found, len(x) if total is None else total)
+    known = found.num_columns > 1
+    error = torch.where(known, _errors(density, found), spread)
+    exact = isinstance(density.divergence, ExactDivergence)
+    counts = sorted(set(found.num_columns.clamp(min=_LEAST_PROBES if not known.all() else 1).tolist()))
+    how = f"spread of {' to '.join(map(str, (counts[0], counts[-1])[: len(counts)]))} probes"
     return Budget(
         {
-            "solver": Entry(again[:, :count].mean(1) - found.nats.mean(1), zero, "a finer run"),
-            "probes": Entry(zero, error, how),
-            "truncation": _truncation(finer, x, samples, condition),
+            "solver": solver,
+            "probes": Entry(zero, error, "exact divergence" if exact else how),
+            "truncation": _truncation(density, x, samples, condition),
             "prior": _prior(density, found.u, condition),
         }
     )
+
+
+def standard_errors(density: FlowDensity, found: Values) -> Tensor | None:
+    """Of the values, in nats, with shape (B,); None for the exact divergence and for one probe."""
+    if isinstance(density.divergence, ExactDivergence) or bool((found.num_columns < 2).any()):
+        return None
+    return _errors(density, found)
+
+
+def _errors(density: FlowDensity, found: Values) -> Tensor:
+    """Standard errors from the spread of the columns, with shape (B,)."""
+    n, error = density.flow.num_features, torch.zeros_like(found.std)
+    for count in found.num_columns.unique().tolist():
+        mine = found.num_columns == count
+        error[mine] = density.divergence.at_least(count, n).error_of_mean(found.std[mine], n)
+    return error
+
+
+def _solver(
+    density: FlowDensity,
+    x: Tensor,
+    samples: Sequence[int],
+    condition: Tensor | None,
+    found: Values,
+    total: int,
+) -> tuple[Entry, Tensor]:
+    """The entry, and the spread of the probes of the finer run over the root of the reported number."""
+    n, (rows, divergence, paired) = density.flow.num_features, _plan(density, len(x), total)
+    given = None if condition is None else condition[:rows]
+    if rows < len(x):  # bits do not matter here
+        flow = density.flow
+        density = replace(density, flow=WhitenedFlow(flow.model, flow.t_min, flow.moments, fill=False))
+    finer = replace(density.finer(), divergence=divergence)
+    again = finer(x[:rows], samples[:rows], given).nats
+    before = found.columns[:rows]
+    if paired:
+        before = replace(density, divergence=divergence)(x[:rows], samples[:rows], given).nats
+    count = min(again.shape[1], before.shape[1])
+    each = again[:, :count] - before[:, :count]
+    shift, error = each.mean(1), torch.zeros_like(each[:, 0])
+    if paired:
+        error = divergence.error_of_mean(each.std(1), n)
+    spread = torch.zeros_like(shift)
+    if again.shape[1] > 1 and not paired:
+        spread = density.divergence.error_of_mean(again.std(1), n)
+    how, others = "a finer run", len(x) - rows
+    if others:  # the mean of those measured, and their size
+        how = f"a finer run of {rows} of {len(x)}"
+        shift = torch.cat([shift, shift.mean().expand(others)])
+        error = torch.cat([error, (shift[:rows].square() + error.square()).mean().sqrt().expand(others)])
+        spread = torch.cat([spread, spread.square().mean().sqrt().expand(others)])
+    return Entry(shift, error, how), spread
 
 
 def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], condition: Tensor | None) -> Entry:
     zero = x.new_zeros(len(x), dtype=torch.float64)
     if density.correction == "reconstruction":
         return Entry(zero, zero, "reconstruction minus entropy: a bound, nothing is left out")
-    flow = density.flow
-    alpha, nsr = flow.start.alpha, flow.start.nsr
-    probes = density.probes(samples, x.device)
+    shift, error = density.truncation(x.to(torch.float64), density.probes(samples, x.device), condition)
     if density.correction == "tweedie":
-        _, higher = density.noise_correction(alpha * x.to(torch.float64), probes, condition)
-        return Entry(zero, higher, "the size of the next order")
-    x_t = x.to(torch.float64)
-    blur, higher = density.noise_correction(x_t, probes, condition)
-    u = flow.whiten(x_t, flow.start)
-    z_hat, _ = flow.evaluate_with_divergence(u, flow.start, density.divergence, probes, condition)
-    # from y = x / alpha to y = x, along the score -z_hat / n
-    moved = (z_hat * flow.moments.project(x_t)).sum(1) * (1 / alpha - 1) / nsr
-    shift = blur.mean(1) + moved + x[0].numel() * alpha.log()
-    return Entry(shift, higher, "Tweedie's correction to noise zero")
+        return Entry(zero, error, "the size of the next order")
+    return Entry(shift, error, "the Gaussian's exactly, the rest to first order")
 
 
 def _prior(density: FlowDensity, u: Tensor, condition: Tensor | None) -> Entry:
     flow = density.flow
-    normals = Normals(density.seed, _NORMALIZER_DRAWS, (flow.num_features,), u.dtype, u.device)
-    draws = normals.draw(0, Stream.NORMALIZER)
     # samples with equal conditions share a density at T, and so its normaliser
     number, distinct = torch.zeros(len(u), dtype=torch.int64, device=u.device), [None]
     if condition is not None:
-        rows, number = torch.unique(condition, dim=0, return_inverse=True)
-        distinct = [row.expand(len(draws), *row.shape) for row in rows]
-    weights = torch.stack([flow.log_ratio(draws, rows).exp() for rows in distinct])
+        distinct, number = torch.unique(condition, dim=0, return_inverse=True)
+    for count in _NORMALIZER_DRAWS:
+        draws = Normals(density.seed, count, (flow.num_features,), u.dtype, u.device).draw(
+            0, Stream.NORMALIZER
+        )
+        given = [None if row is None else row.expand(count, *row.shape) for row in distinct]
+        weights = torch.stack([flow.log_ratio(draws, rows).exp() for rows in given])
+        error = weights.std(1) / weights.mean(1) / math.sqrt(count)
+        if float(error.amax()) <= _NEGLIGIBLE * flow.num_features:
+            break
     exact = replace(density, prior="gaussian").log_prior(u) + flow.log_ratio(u, condition)
     exact = exact - weights.mean(1).log()[number]
-    error = weights.std(1) / weights.mean(1) / math.sqrt(_NORMALIZER_DRAWS)
     return Entry(exact - density.log_prior(u), error[number], "line integral of the score at T")

@@ -10,9 +10,10 @@ What this says of the clean x depends on the correction; y = x_t / alpha and n =
 
     none             x_t = x, the value is log p_t(x): clean data are treated as draws of the model at t_min
     tweedie          x_t = alpha x, by Bayes' rule  log p_0(x) = log p_n(y) + log p(x | y) - log N(x; y, n^2)
-                     at y = x with Tweedie's mean and covariance of x given y; to first order in n^2, and
-                     exactly for a Gaussian with the moments used,
+                     at y = x with Tweedie's mean and covariance of x given y.  To first order in n^2
                          log p_0(x) = log p_n(x) - n^2 / 2 (div s + |s|^2),     s = grad log p_n = -z_hat / n
+                     which serves for what the model adds to the Gaussian with the moments used; that
+                     Gaussian's own log N(x; m, S) - log N(x; m, S + n^2) is exact, however small S is
     reconstruction   x_t = alpha x + sigma z, the value is log p_t(x_t) + log r(x | x_t) - log N(x_t; alpha x,
                      sigma^2), a lower bound in the mean over z: reconstruction minus entropy.  r is the
                      Gaussian with Tweedie's mean and the covariance U diag(l n^2 / (l + n^2)) U^T, which
@@ -33,8 +34,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from sde_toolkit.likelihood.divergence import Divergence
-from sde_toolkit.likelihood.whitened import Levels, WhitenedFlow
+from sde_toolkit.likelihood.divergence import Divergence, Hutchinson
+from sde_toolkit.likelihood.whitened import LEAST_VARIANCE, Levels, WhitenedFlow, WhitenedLevel
 from sde_toolkit.utils import Stream
 from solvers import Adaptive, FixedGrid, Integrator, Method, Normals
 
@@ -51,6 +52,10 @@ PRIORS = ("gaussian", "process")
 _LOG_2PI = math.log(2 * math.pi)
 
 
+MOST_MORE = 64
+"""Most probes that are added in one run."""
+
+
 class Columns(NamedTuple):
     """Log-densities of B samples.
 
@@ -61,6 +66,26 @@ class Columns(NamedTuple):
     """
 
     nats: Tensor
+    u: Tensor
+    nfe: Tensor
+
+
+class Values(NamedTuple):
+    """Log-densities of B samples, with what is known of their columns.
+
+    Attributes:
+        nats: the means over the columns, with shape (B,).
+        std, skewness: of the columns, with shape (B,); 0 for a single one.
+        num_columns: int64 with shape (B,).
+        columns: the columns of the first run, with shape (B, k).
+        u, nfe: as in ``Columns``, of the first run and of all runs.
+    """
+
+    nats: Tensor
+    std: Tensor
+    skewness: Tensor
+    num_columns: Tensor
+    columns: Tensor
     u: Tensor
     nfe: Tensor
 
@@ -76,6 +101,7 @@ class FlowDensity:
         prior: one of ``PRIORS``, or a log-density of x_T.
         correction: one of ``CORRECTIONS``.
         seed: of the probes and of the reconstruction's z.
+        skip: so many first probes are left out.
     """
 
     flow: WhitenedFlow
@@ -85,6 +111,7 @@ class FlowDensity:
     prior: str | LogDensity = "gaussian"
     correction: Correction = "none"
     seed: int = 0
+    skip: int = 0
 
     @functools.cached_property
     def levels(self) -> Levels:
@@ -113,13 +140,45 @@ class FlowDensity:
         probes = self.probes(samples, x.device)
         x_t, offset, extra = self._start(x.to(torch.float64), normals, probes, condition)
         u = flow.whiten(x_t, flow.start)
-        count = self.divergence.columns(n)
+        count = self.divergence.columns(n) - self.skip
         term = flow.densities(self.divergence, self.levels, probes, condition, differentiable)
         state = torch.cat([u, u.new_zeros(len(u), count)], dim=1)
         solution = flow.solve(term, state, self.method, self.steps, samples, checkpoint=differentiable)
         u, change = solution.y[:, :n], solution.y[:, n:]
         nats = self.log_prior(u)[:, None] + change - flow.log_scale(flow.start) + offset
         return Columns(nats, u, solution.stats.nfe + extra)
+
+    def values(
+        self,
+        x: Tensor,
+        samples: Sequence[int],
+        condition: Tensor | None = None,
+        target: float = math.inf,
+    ) -> Values:
+        """Log-densities whose standard error is at most ``target`` nats: samples that are not there run again
+        with further probes, twice as many in all, at most ``MOST_MORE`` in one run.
+
+        Arguments are those of a call.
+        """
+        first, n = self(x, samples, condition), self.flow.num_features
+        columns, rows, nfe = first.nats, torch.arange(len(x), device=x.device), first.nfe.clone()
+        found = torch.stack([*_summary(columns), torch.full_like(columns[:, 0], columns.shape[1])])
+        while isinstance(self.divergence, Hutchinson):
+            count = columns.shape[1]
+            known = self.divergence.at_least(count, n)
+            more = known.at_least(count + min(count, MOST_MORE), n)
+            open_ = known.error_of_mean(found[1, rows], n) > target
+            if more == known or not bool(open_.any()):
+                break
+            rows, columns = rows[open_], columns[open_]
+            given = None if condition is None else condition[rows]
+            further = replace(self, divergence=more, skip=count)
+            added = further(x[rows], [samples[i] for i in rows.tolist()], given)
+            columns, nfe[rows] = torch.cat([columns, added.nats], 1), nfe[rows] + added.nfe
+            counts = torch.full_like(columns[:, 0], columns.shape[1])
+            found[:, rows] = torch.stack([*_summary(columns), counts])
+        nats, std, skewness, counts = found
+        return Values(nats, std, skewness, counts.long(), first.nats, first.u, nfe)
 
     def probes(self, samples: Sequence[int], device: torch.device) -> Tensor | None:
         """The probes of these samples, along the axes, with shape (B, m, n); None for the exact divergence.
@@ -130,6 +189,7 @@ class FlowDensity:
         probes = self.divergence.probes(Normals(self.seed, samples, (n,), torch.float64, device))
         if probes is None:
             return None
+        probes = probes[:, self.skip :]
         features = probes.reshape(-1, *self.flow.model.event_shape)
         return self.flow.moments.project(features).reshape(probes.shape)
 
@@ -142,11 +202,12 @@ class FlowDensity:
         return prior(self.flow.unwhiten(u, end)) + self.flow.log_scale(end)
 
     def finer(self) -> FlowDensity:
-        """The same with a tenth of the tolerances, or with four steps for every one."""
+        """The same with a tenth of the tolerances, or with four steps for one, two from order 3 on."""
         steps = self.steps
         if isinstance(steps, Adaptive):
             return replace(self, steps=replace(steps, rtol=steps.rtol / 10, atol=steps.atol / 10))
-        parts = torch.arange(4, dtype=torch.float64) / 4
+        count = 2 if getattr(self.method, "order", 1) >= 3 else 4
+        parts = torch.arange(count, dtype=torch.float64) / count
         points = (steps.ts[:-1, None] + steps.ts.diff()[:, None] * parts).flatten()
         return replace(self, steps=FixedGrid(torch.cat([points, steps.ts[-1:]])))
 
@@ -158,32 +219,62 @@ class FlowDensity:
             return x, 0.0, 0
         alpha = self.flow.start.alpha
         if self.correction == "tweedie":
-            blur, _ = self.noise_correction(alpha * x, probes, condition)
+            blur = self.noise_correction(alpha * x, probes, condition)
             return alpha * x, blur + x[0].numel() * alpha.log(), 1
         z = normals.draw(0, Stream.RECONSTRUCTION).reshape(x.shape)
         x_t, more = self._reconstruct(x, z, condition)
         return x_t, more[:, None], 1
 
-    def noise_correction(
-        self, x_t: Tensor, probes: Tensor | None, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """log p_0(y) - log p_n(y) at y = x_t / alpha with shape (B, k), and how far the expansion may be off.
+    def noise_correction(self, x_t: Tensor, probes: Tensor | None, condition: Tensor | None) -> Tensor:
+        """log p_0(y) - log p_n(y) at y = x_t / alpha with shape (B, k): exact for the Gaussian of the
+        moments, to first order for what the model adds to it."""
+        start = self.flow.start
+        y = x_t / start.alpha
+        return self._residual(y, start, probes, condition)[0] + self._gaussian_blur(y)[0][:, None]
 
-        The second, with shape (B,), is the difference that the Gaussian's own terms of higher order make.
+    def truncation(self, x: Tensor, probes: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """log p_0(x) less the value log p_t(x_t = x) that "none" gives, and how far off that may be, each
+        with shape (B,).
+
+        The second is how much the rate of what the model adds changes from n^2 to 2 n^2, and the whole where
+        the Gaussian itself has no clean density.
         """
         flow = self.flow
-        nsr, std, variances = flow.start.nsr, flow.start.std, flow.whitening.variances
-        u = flow.whiten(x_t, flow.start)
-        z_hat, columns = flow.evaluate_with_divergence(u, flow.start, self.divergence, probes, condition)
-        total, r = std.square(), std * u
-        known = (nsr.square() / total).sum()
-        first = 0.5 * (nsr * columns + known - z_hat.square().sum(1, keepdim=True))
-        gaussian = 0.5 * (known - (nsr / total * r).square().sum(1))
-        exact = torch.log1p(nsr.square() / variances) - (nsr * r).square() / (total * variances)
-        higher = 0.5 * exact.sum(1) - gaussian
-        if float(variances.amin()) < float(nsr) ** 2:  # the expansion of the Gaussian itself does not hold
-            return first, first.mean(1).abs()
-        return first + higher[:, None], higher.abs()
+        start, alpha = flow.start, flow.start.alpha
+        twice = flow.level(flow.clock.of(start.nsr * math.sqrt(2)))
+        rate, added = self._residual(x, start, probes, condition)
+        later, _ = self._residual(x, twice, probes, condition)
+        blur, flat = self._gaussian_blur(x)
+        # from y = x / alpha to y = x, of the Gaussian exactly, of the rest along its score -added / n
+        apart = (1 / alpha - 1) * flow.moments.project(x)
+        u, step = flow.whiten(alpha * x, start), apart / start.std
+        moved = (step * (u + 0.5 * step)).sum(1) + (added * apart).sum(1) / start.nsr
+        rest = rate.mean(1)
+        shift = blur + rest + moved + x[0].numel() * alpha.log()
+        return shift, (rest - later.mean(1) / 2).abs() + flat
+
+    def _residual(
+        self, y: Tensor, level: WhitenedLevel, probes: Tensor | None, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """-n^2 / 2 (div s + |s|^2) at y less the same of the Gaussian, with shape (B, k), and what the model
+        adds to the Gaussian's noise, with shape (B, n)."""
+        flow = self.flow
+        u = flow.whiten(level.alpha * y, level)
+        z_hat, columns = flow.evaluate_with_divergence(u, level, self.divergence, probes, condition)
+        known = level.nsr / level.std * u
+        added = z_hat - known  # nothing cancels where the model is the Gaussian
+        return 0.5 * (level.nsr * columns - (added * (z_hat + known)).sum(1, keepdim=True)), added
+
+    def _gaussian_blur(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """log N(y; m, S) - log N(y; m, S + n^2), each with shape (B,), and the size of the part along axes
+        without variance.  That part, infinite in truth, is left at first order."""
+        start, variances = self.flow.start, self.flow.whitening.variances
+        total, square = start.std.square(), self.flow.whiten(start.alpha * y, start).square()
+        part = start.nsr.square() / total
+        first = 0.5 * part * (1 - square)
+        exact = 0.5 * (torch.log1p(start.nsr.square() / variances) - square * start.nsr.square() / variances)
+        flat = variances <= LEAST_VARIANCE * variances.amax()
+        return torch.where(flat, first, exact).sum(1), torch.where(flat, first, 0.0).sum(1).abs()
 
     def _reconstruct(self, x: Tensor, z: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """x_t = alpha x + sigma z, and log r(x | x_t) - log N(x_t; alpha x, sigma^2) with shape (B,)."""
@@ -198,3 +289,12 @@ class FlowDensity:
         decoder = (error.square() / variances + variances.log()).sum(1)
         entropy = (z.flatten(1).square() + 2 * (alpha * nsr).log()).sum(1)
         return x_t, 0.5 * (entropy - decoder)
+
+
+def _summary(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and skewness of the columns (B, k), with shape (B,); 0 for a single one."""
+    count, mean = columns.shape[1], columns.mean(1)
+    apart = columns - mean[:, None]
+    square = apart.square().sum(1)
+    third = apart.pow(3).sum(1) / count / (square / count).pow(1.5).clamp(min=torch.finfo(square.dtype).tiny)
+    return mean, (square / max(1, count - 1)).sqrt(), third

@@ -11,14 +11,25 @@ differentiation gives products A^T v at the price of a forward pass each.  With 
 All are unbiased.  One Rademacher probe has the variance sum_{i<j} (A_ij + A_ji)^2, without the diagonal; a
 Gaussian one has 2 |(A + A^T) / 2|^2, with the diagonal.  k orthogonal probes of length sqrt(n) are k draws
 without replacement of n: the variance of their mean is that of independent ones times (n - k) / (n - 1), and
-k = n is exact.  The terms that are averaged are kept apart as columns.  A linear functional of A, such as an
-integral over time with the probes held fixed, then has a standard error from their spread:
+k = n is exact.  Walsh's are orthogonal signs: k rows of the Hadamard matrix of order N, the power of two at
+or above n, drawn without replacement, of which n entries are used, each with a random sign of its own.  Over
+all N rows the terms average to tr A exactly, and each alone is a Rademacher probe; so n becomes N in the
+factor.  The terms that are averaged are kept apart as columns.  A linear functional of A, such as an integral
+over time with the probes held fixed, then has a standard error from their spread:
 
     s / sqrt(k),   times sqrt((n - k) / n) for orthogonal probes,    s the columns' standard deviation.
 
+Terms are quadratic in the probes, so that a Jacobian with a few large eigenvalues makes them skewed, and the
+mean of few of them leans on its own standard error.  With their skewness g Hall's transformation
+
+    f(T) = T + g T^2 / (3 sqrt(k)) + g^2 T^3 / (27 k) + g / (6 sqrt(k))
+
+of Student's ratio T is monotone and has the law of Student up to terms of order 1/k.
+
 References: Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix" (1990); Grathwohl et
 al., "FFJORD" (1810.01367); Meyer, Musco, Musco and Woodruff, "Hutch++" (2010.09649); Choromanski et al., "The
-Unreasonable Effectiveness of Structured Random Orthogonal Embeddings" (1703.00864).
+Unreasonable Effectiveness of Structured Random Orthogonal Embeddings" (1703.00864); Hall, "On the Removal of
+Skewness by Transformation" (J. R. Statist. Soc. B 54, 1992).
 """
 
 from __future__ import annotations
@@ -33,16 +44,25 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import full_precision
-from sde_toolkit.utils import Stream, check_fields
+from sde_toolkit.utils import Stream, check_fields, integer
 from solvers import Normals
 
-ProbeKind = Literal["rademacher", "gaussian"]
+ProbeKind = Literal["rademacher", "gaussian", "walsh"]
 PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
 """The distributions of random probes by name."""
+
+Auto = Literal["auto"]
+"""The name of ``chosen_divergence``'s own choice."""
+
+EXACT_UP_TO = 64
+"""Most features of which the divergence is exact by default."""
 
 DEPENDENT = 1e-6
 """Share of a product's length, outside the products before it, up to which it counts as dependent on them;
 above the rounding of float32 networks."""
+
+_STRAIGHT = 1e-7
+"""Skewness over sqrt(k) below which Hall's transformation is the identity to rounding."""
 
 Product = Callable[[Tensor], Tensor]
 """v with shape (B, k, n) -> A^T v with shape (B, k, n)."""
@@ -50,6 +70,14 @@ Product = Callable[[Tensor], Tensor]
 
 MOST_FEATURES = 1 << 14
 """Most features of which the divergence is found exactly."""
+
+MOST_PROBES = 1 << 20
+"""Most random probes."""
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 class Divergence(ABC):
@@ -159,9 +187,9 @@ class Hutchinson(Divergence):
 
     Args:
         num_probes: k.
-        kind: "rademacher" (signs) or "gaussian".
+        kind: "rademacher" (signs), "gaussian", or "walsh" (orthogonal signs).
         orthogonal: make the probes of a sample orthogonal, each of length sqrt(n); k is at most n then, and
-            their directions are uniform whatever the kind.
+            their directions are uniform whatever the kind.  Without effect on "walsh".
         control: the multiple of the Gaussian's Jacobian that is not estimated; with 1 Gaussian data are
             exact, 1/2 lowers the variance for data that are Gaussian on coarse scales only.
 
@@ -181,16 +209,25 @@ class Hutchinson(Divergence):
             raise ValueError(f"kind must be one of {', '.join(PROBE_KINDS)}, got {self.kind!r}")
 
     def columns(self, num_features: int) -> int:
-        """k; raises ValueError for more orthogonal probes than features."""
-        if self.orthogonal and self.num_probes > num_features:
+        """k; raises ValueError for more orthogonal probes than there are."""
+        most = self.most(num_features)
+        if most is not None and self.num_probes > most:
             raise ValueError(
                 f"num_probes must be at most the number of features, {num_features}, for orthogonal probes, "
-                f"got {self.num_probes}; {num_features} are exact"
+                f"or the power of two above it for Walsh's, got {self.num_probes}; {most} are exact"
             )
         return self.num_probes
 
+    def most(self, num_features: int) -> int | None:
+        """The number of orthogonal probes that is exact; None for independent ones."""
+        if self.kind == "walsh":
+            return _power_of_two(num_features)
+        return num_features if self.orthogonal else None
+
     def probes(self, source: Normals) -> Tensor:
         """With shape (B, k, n)."""
+        if self.kind == "walsh":
+            return _walsh(source, self.num_probes)
         return _draw(source, 0, self.num_probes, self.kind, self.orthogonal)
 
     def products(self, num_features: int) -> int:
@@ -199,8 +236,12 @@ class Hutchinson(Divergence):
 
     def at_least(self, num_probes: int, num_features: int) -> Hutchinson:
         """More probes, as far as there are orthogonal ones."""
-        most = num_features if self.orthogonal else num_probes
+        most = self.most(num_features) or num_probes
         return replace(self, num_probes=max(self.num_probes, min(num_probes, most)))
+
+    def first(self) -> Hutchinson:
+        """The first probe alone."""
+        return replace(self, num_probes=1)
 
     def trace(self, product: Product, probes: Tensor | None, like: Tensor) -> Tensor:
         """One term for each probe."""
@@ -209,9 +250,8 @@ class Hutchinson(Divergence):
 
     def error_of_mean(self, std: Tensor, num_features: int) -> Tensor:
         """See the module's head."""
-        error = super().error_of_mean(std, num_features)
-        left = (num_features - self.num_probes) / num_features
-        return error * math.sqrt(left) if self.orthogonal else error
+        error, most = super().error_of_mean(std, num_features), self.most(num_features)
+        return error if most is None else error * math.sqrt((most - self.num_probes) / most)
 
 
 @dataclass(frozen=True)
@@ -221,7 +261,7 @@ class HutchPlusPlus(Divergence):
     Args:
         num_probes: k, for the rest.
         sketch: m, the dimension of the range; ``num_probes`` when None.
-        kind: of both.
+        kind: of both, "rademacher" or "gaussian".
         control: as for ``Hutchinson``.
 
     Raises:
@@ -237,8 +277,9 @@ class HutchPlusPlus(Divergence):
         check_fields(self)
         _at_least_one("num_probes", self.num_probes)
         _at_least_one("sketch", self.size)
-        if self.kind not in PROBE_KINDS:
-            raise ValueError(f"kind must be one of {', '.join(PROBE_KINDS)}, got {self.kind!r}")
+        kinds = [kind for kind in PROBE_KINDS if kind != "walsh"]  # Walsh's are not independent of the sketch
+        if self.kind not in kinds:
+            raise ValueError(f"kind must be one of {', '.join(kinds)}, got {self.kind!r}")
 
     @property
     def size(self) -> int:
@@ -266,6 +307,10 @@ class HutchPlusPlus(Divergence):
         """More probes, the sketch as it is."""
         return replace(self, num_probes=max(self.num_probes, num_probes), sketch=self.size)
 
+    def first(self) -> HutchPlusPlus:
+        """The sketch and the first probe."""
+        return replace(self, num_probes=1, sketch=self.size)
+
     def trace(self, product: Product, probes: Tensor | None, like: Tensor) -> Tensor:
         """One term for each of the k probes, the same exact part in all."""
         assert probes is not None
@@ -275,6 +320,43 @@ class HutchPlusPlus(Divergence):
         both = torch.cat([basis, rest], 1)
         terms = (product(both) * both).sum(2)
         return terms[:, : self.size].sum(1, keepdim=True) + terms[:, self.size :]
+
+
+DEFAULT_PROBES = Hutchinson(8, "walsh")
+"""The estimate by default of more than ``EXACT_UP_TO`` features, from which probes are added."""
+
+
+def chosen_divergence(divergence: Divergence | int | Auto | None, num_features: int) -> Divergence:
+    """The object that an argument ``divergence`` stands for.
+
+    Args:
+        divergence: "auto" is exact up to ``EXACT_UP_TO`` features and ``DEFAULT_PROBES`` beyond; a number is
+            that of Hutchinson's probes, None is exact.
+        num_features: n.
+
+    Raises:
+        ValueError: a number out of range, another name, or an estimator that does not fit n.
+    """
+    if isinstance(divergence, str):
+        if divergence != "auto":
+            raise ValueError(
+                f"divergence must be 'auto', a number of probes, a Divergence or None, got {divergence!r}"
+            )
+        divergence = None if num_features <= EXACT_UP_TO else DEFAULT_PROBES
+    if not isinstance(divergence, Divergence):
+        count = None if divergence is None else integer("divergence", divergence, 1, MOST_PROBES)
+        divergence = ExactDivergence() if count is None else Hutchinson(count)
+    divergence.columns(num_features)
+    return divergence
+
+
+def unskewed_ratio(quantile: Tensor, skewness: Tensor, count: Tensor) -> Tensor:
+    """T with f(T) = ``quantile`` for Hall's transformation f of the module's head; all with shape (B,)."""
+    lean = skewness / count.to(skewness).sqrt()
+    small = lean.abs() < _STRAIGHT
+    inside = 1 + lean * (quantile - lean / 6)
+    curved = 3 * (inside.sign() * inside.abs().pow(1 / 3) - 1) / torch.where(small, 1.0, lean)
+    return torch.where(small, quantile, curved)
 
 
 class JacobianProducts:
@@ -321,11 +403,6 @@ class JacobianProducts:
         return found
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def _draw(source: Normals, first: int, count: int, kind: str, orthogonal: bool) -> Tensor:
     """Probes with shape (B, count, n)."""
     z = torch.stack([source.draw(first + j, Stream.PROBES).flatten(1) for j in range(count)], dim=1)
@@ -334,6 +411,22 @@ def _draw(source: Normals, first: int, count: int, kind: str, orthogonal: bool) 
         signs = r.diagonal(dim1=1, dim2=2).sign()  # uniform directions need a positive diagonal
         return (q * signs[:, None]).mT * math.sqrt(z.shape[2])
     return torch.where(z < 0, -1.0, 1.0).to(z) if kind == "rademacher" else z
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest one that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _walsh(source: Normals, count: int) -> Tensor:
+    """Walsh's probes with shape (B, count, n): draw 0 has the signs, draws 1 and 2 the order of the rows."""
+    signs, *keys = (source.draw(j, Stream.PROBES).flatten(1) for j in range(3))
+    n = signs.shape[1]
+    order = torch.cat(keys, 1)[:, : _power_of_two(n)].argsort(dim=1, stable=True)[:, :count, None]
+    place, odd = torch.arange(n, device=signs.device), torch.zeros_like(order, dtype=torch.bool)
+    for bit in range(n.bit_length()):
+        odd = odd ^ ((order >> bit & 1).bool() & (place >> bit & 1).bool())
+    return torch.where(odd ^ (signs < 0)[:, None], -1.0, 1.0).to(signs)
 
 
 def _orthonormal(rows: Tensor) -> Tensor:

@@ -29,16 +29,23 @@ import functools
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from sde_toolkit.likelihood.budget import Budget, measure
-from sde_toolkit.likelihood.density import CORRECTIONS, PRIORS, Columns, Correction, FlowDensity, LogDensity
-from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
+from sde_toolkit.likelihood.budget import Budget, measure, standard_errors
+from sde_toolkit.likelihood.density import CORRECTIONS, PRIORS, Correction, FlowDensity, LogDensity, Values
+from sde_toolkit.likelihood.divergence import (
+    Auto,
+    Divergence,
+    ExactDivergence,
+    Hutchinson,
+    chosen_divergence,
+    unskewed_ratio,
+)
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, EvaluatedModel, Moments, ScoreModel, check_states, evaluated
 from sde_toolkit.utils import ALONE, Processes, check_fields, checked, integer
@@ -131,8 +138,8 @@ class Endpoint:
             raise ValueError(f"correction must be one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
 
 
-MOST_PROBES = 1 << 20
-"""Most random probes."""
+TARGET_SE = 0.02
+"""Standard error of every value, in bits per dimension, up to which "auto" adds probes."""
 
 DEFAULT_SOLVER = FlowSolver()
 """Adaptive steps of Dormand and Prince, with tolerances of 1e-5."""
@@ -150,6 +157,8 @@ class LogLikelihood:
         bits_per_dim: -(nats + D log_det_per_dim) / (D log 2) with shape (B,).
         standard_error: of ``nats``, in nats, from the spread of the probes, with shape (B,); None for the
             exact divergence and for one probe.
+        num_probes, skewness: number of the probes of every sample, int64, and skewness of their terms, each
+            with shape (B,).
         latent: the point x_T that x flows to, with shape (B, *).
         nfe: network evaluations with shape (B,), counted; those of the budget are not among them.
         budget: what ``nats`` may be off by, and why; None if it was not asked for.
@@ -160,6 +169,8 @@ class LogLikelihood:
     nats: Tensor
     bits_per_dim: Tensor
     standard_error: Tensor | None
+    num_probes: Tensor
+    skewness: Tensor
     latent: Tensor
     nfe: Tensor
     budget: Budget | None
@@ -175,7 +186,10 @@ class LogLikelihood:
 
     @checked
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Student's confidence interval of every value, in nats, for the probes alone; two tensors (B,).
+        """Confidence interval of every value, in nats, for the probes alone; two tensors (B,).
+
+        Student's, after Hall's correction for the skewness of few probes, see
+        ``sde_toolkit.likelihood.divergence``.
 
         Raises:
             ValueError: there is no standard error, or a level outside (0, 1).
@@ -184,8 +198,10 @@ class LogLikelihood:
             raise ValueError("an interval needs the spread of at least two probes; give divergence=2 or more")
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level}")
-        reach = float(stats.t.ppf((1 + level) / 2, self.settings["columns"] - 1)) * self.standard_error
-        return self.nats - reach, self.nats + reach
+        degrees = self.num_probes.cpu().numpy() - 1
+        reach = torch.from_numpy(stats.t.ppf((1 + level) / 2, degrees)).to(self.nats)
+        low, high = (unskewed_ratio(sign * reach, self.skewness, self.num_probes) for sign in (-1, 1))
+        return self.nats - high * self.standard_error, self.nats - low * self.standard_error
 
 
 @checked
@@ -195,7 +211,8 @@ def log_likelihood(
     x: Tensor,
     *,
     condition: Condition | None = None,
-    divergence: Divergence | int | None = None,
+    divergence: Divergence | int | Auto | None = "auto",
+    target_se: float | None = None,
     solver: FlowSolver = DEFAULT_SOLVER,
     endpoint: Endpoint = _DEFAULT_ENDPOINT,
     t_min: float = LIKELIHOOD_T_MIN,
@@ -212,7 +229,11 @@ def log_likelihood(
         model: any ``ScoreModel``.
         x: data in model scale with shape (B, *), of the model's dtype.
         condition: a tensor with one row per sample, or a class for all samples; for log p(x | condition).
-        divergence: how the divergence is found; a number is that of Hutchinson's probes, None is exact.
+        divergence: how the divergence is found.  "auto" is exact up to 64 features and 8 of Walsh's probes
+            beyond; a number is that of Hutchinson's probes, None is exact.
+        target_se: the standard error of every value, in bits per dimension, up to which probes are added,
+            twice as many in all at a time; when None ``TARGET_SE`` for "auto", and no probes are added to
+            those that were asked for.
         solver: the method and its steps or tolerances.
         endpoint: the correction for the noise at t_min, the prior at T, and the moments of the data.
         t_min: where the run starts, 0 <= t_min < T, with sigma(t_min) > 0; the default stands for the first
@@ -233,27 +254,47 @@ def log_likelihood(
     given = model.conditions(condition, len(x))
     start, dims = time.perf_counter(), x[0].numel()
     density = _density(model, dims, divergence, solver, endpoint, t_min, seed)
+    density, target = _aimed(density, target_se, divergence)
 
-    def run(first: int, rows: Tensor) -> Columns:
+    def run(first: int, rows: Tensor) -> Values:
         last = first + len(rows)
         mine = None if given is None else given[first:last]
-        return density(rows, range(first_sample + first, first_sample + last), mine)
+        return density.values(rows, range(first_sample + first, first_sample + last), mine, target)
 
     found = processes.map(run, x, batch_size or len(x))
     few = min(num_diagnostic_samples, len(x))
-    head = Columns(*(column[:few] for column in found))
+    head = Values(*(column[:few] for column in found))
     samples, of_few = range(first_sample, first_sample + few), None if given is None else given[:few]
-    nats = found.nats.mean(1)
     return LogLikelihood(
-        nats=nats,
-        bits_per_dim=-(nats / dims + log_det_per_dim) / math.log(2),
-        standard_error=density.divergence.standard_error(found.nats, dims),
+        nats=found.nats,
+        bits_per_dim=-(found.nats / dims + log_det_per_dim) / math.log(2),
+        standard_error=standard_errors(density, found),
+        num_probes=found.num_columns,
+        skewness=found.skewness,
         latent=density.flow.unwhiten(found.u, density.flow.end).to(x.dtype),
         nfe=found.nfe,
-        budget=measure(density, x[:few], samples, of_few, head) if few else None,
+        budget=measure(density, x[:few], samples, of_few, head, len(x)) if few else None,
         seconds=time.perf_counter() - start,
-        settings=_settings(density, dims, solver, endpoint, seed) | {"log_det_per_dim": log_det_per_dim},
+        settings=_settings(density, dims, solver, endpoint, seed)
+        | {"log_det_per_dim": log_det_per_dim}
+        | ({} if math.isinf(target) else {"target_se": target / (dims * math.log(2))}),
     )
+
+
+def _aimed(density: FlowDensity, target_se: float | None, divergence: object) -> tuple[FlowDensity, float]:
+    """The density with probes enough for a standard error, and the error to reach, in nats."""
+    if target_se is None:
+        target_se = TARGET_SE if divergence == "auto" else math.inf
+    if not target_se > 0:
+        raise ValueError(f"target_se must be positive, got {target_se}; the exact divergence has no error")
+    own, n = density.divergence, density.flow.num_features
+    if math.isinf(target_se) or isinstance(own, ExactDivergence):
+        return density, math.inf
+    if not isinstance(own, Hutchinson):
+        raise ValueError(
+            f"target_se must be None but for divergences by Hutchinson's probes, got {type(own).__name__}"
+        )
+    return replace(density, divergence=own.at_least(2, n)), target_se * n * math.log(2)
 
 
 def _settings(
@@ -282,7 +323,7 @@ def differentiable_log_likelihood(
     x: Tensor,
     *,
     condition: Condition | None = None,
-    divergence: Divergence | int | None = None,
+    divergence: Divergence | int | Auto | None = "auto",
     solver: FlowSolver = _DEFAULT_GRID,
     endpoint: Endpoint = _DEFAULT_ENDPOINT,
     t_min: float = LIKELIHOOD_T_MIN,
@@ -296,7 +337,7 @@ def differentiable_log_likelihood(
     Args:
         model: any ``ScoreModel`` whose predictions can be differentiated twice.
         x: data in model scale with shape (B, *), of the model's dtype.
-        condition, divergence, t_min, seed: as for ``log_likelihood``.
+        condition, divergence, t_min, seed: as for ``log_likelihood``, with no more than the first probes.
         solver: a method of ``solvers`` and its number of steps.
         endpoint: without a correction.
 
@@ -318,20 +359,17 @@ def differentiable_log_likelihood(
 def _density(
     model: ScoreModel,
     dims: int,
-    divergence: Divergence | int | None,
+    divergence: Divergence | int | Auto | None,
     solver: FlowSolver,
     endpoint: Endpoint,
     t_min: float,
     seed: int,
 ) -> FlowDensity:
     """The density that these options name; raises ValueError for those that do not fit the model."""
-    if not isinstance(divergence, Divergence):
-        count = None if divergence is None else integer("divergence", divergence, 1, MOST_PROBES)
-        divergence = ExactDivergence() if count is None else Hutchinson(count)
-    divergence.columns(dims)
+    chosen = chosen_divergence(divergence, dims)
     flow = WhitenedFlow(model, t_min, endpoint.moments)
     steps = solver.steps(flow.tau_min, flow.tau_max)
-    return FlowDensity(flow, divergence, solver.method, steps, endpoint.prior, endpoint.correction, seed)
+    return FlowDensity(flow, chosen, solver.method, steps, endpoint.prior, endpoint.correction, seed)
 
 
 def _check_counts(batch_size: int | None, num_diagnostic_samples: int) -> None:

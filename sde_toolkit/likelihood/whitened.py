@@ -58,7 +58,7 @@ stands for the first index."""
 INNER, OUTER = 0.15, 1.5
 """a and b, in units of the data's scale."""
 
-_LEAST = 1e-12
+LEAST_VARIANCE = 1e-12
 """Smallest l, in units of the largest: coordinates along an axis without variance."""
 
 
@@ -140,6 +140,7 @@ class WhitenedFlow:
         model: any ``ScoreModel``.
         t_min: the earliest time; the process must have noise there.  The default is a chain's first index.
         moments: of the data; the model's own when None, mean 0 and variance data_std^2 where it has none.
+        fill: evaluate at least ``ROW_BLOCK`` rows at a time, where bits do not depend on their number.
 
     Attributes:
         whitening: the coordinates; num_features: n.
@@ -151,10 +152,12 @@ class WhitenedFlow:
             another event shape.
     """
 
-    def __init__(self, model: ScoreModel, t_min: float, moments: Moments | None = None) -> None:
+    def __init__(
+        self, model: ScoreModel, t_min: float, moments: Moments | None = None, fill: bool = True
+    ) -> None:
         t_min = data_end(model.sde, t_min)
         refuse_noise_alone(model.sde)
-        self.model, self.t_min = model, t_min
+        self.model, self.t_min, self.least = model, t_min, ROW_BLOCK if fill else 1
         if not 0 <= t_min < model.sde.T:
             raise ValueError(f"t_min must lie in [0, T) with T = {model.sde.T}, got {t_min}")
         if float(model.sde.sigma(torch.tensor(t_min, dtype=torch.float64))) == 0:
@@ -165,7 +168,7 @@ class WhitenedFlow:
             raise ValueError(f"moments must have the event shape {wanted}, got {known}")
         scale = self.moments.scale
         self.clock = Clock(INNER * scale, OUTER * scale)
-        self.whitening = Whitening(self.moments, _LEAST, model.device)
+        self.whitening = Whitening(self.moments, LEAST_VARIANCE, model.device)
         self.num_features = len(self.whitening.variances)
         ends = torch.tensor([t_min, model.sde.T], dtype=torch.float64)
         ratios = model.sde.nsr(ends)
@@ -276,7 +279,7 @@ class WhitenedFlow:
     def noise(self, u: Tensor, level: WhitenedLevel, condition: Tensor | None = None) -> Tensor:
         """One evaluation: U^T z_hat with shape (B, n), for u with shape (B, n)."""
         count = len(u)
-        u, level, condition = _padded(u, level, condition)
+        u, level, condition = _padded(u, level, condition, self.least)
         with torch.no_grad():
             x = self.unwhiten(u, level).to(self.model.dtype)
             z_hat = self.model.noise(x, level.time, condition)
@@ -299,9 +302,9 @@ class WhitenedFlow:
             divergence, probes, condition, create_graph: as for ``densities``.
         """
         count = len(u)
-        if probes is not None and count < ROW_BLOCK:
+        if probes is not None and count < self.least:
             probes = _repeated(probes)
-        u, level, condition = _padded(u if create_graph else u.detach(), level, condition)
+        u, level, condition = _padded(u if create_graph else u.detach(), level, condition, self.least)
         with torch.enable_grad():
             x = self.unwhiten(u, level).to(self.model.dtype)
             x = x if x.requires_grad else x.requires_grad_()
@@ -351,10 +354,10 @@ class WhitenedFlow:
 
 
 def _padded(
-    u: Tensor, level: WhitenedLevel, condition: Tensor | None
+    u: Tensor, level: WhitenedLevel, condition: Tensor | None, least: int
 ) -> tuple[Tensor, WhitenedLevel, Tensor | None]:
-    """Fill up with the first row to ``ROW_BLOCK`` rows, where their number has no effect on rounding."""
-    if len(u) >= ROW_BLOCK:
+    """Fill up with the first row to ``ROW_BLOCK`` rows where there are fewer than ``least``."""
+    if len(u) >= least:
         return u, level, condition
     if level.nsr.ndim:
         level = WhitenedLevel(*map(_repeated, level))

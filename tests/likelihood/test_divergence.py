@@ -112,7 +112,7 @@ def test_jacobian_products_of_an_operation_without_a_rule_for_batches():
     ("make", "match"),
     [
         (lambda: Hutchinson(0), "num_probes must be at least 1, got 0"),
-        (lambda: Hutchinson(1, "signs"), "kind must be one of rademacher, gaussian, got 'signs'"),
+        (lambda: Hutchinson(1, "signs"), "kind must be one of rademacher, gaussian, walsh, got 'signs'"),
         (lambda: Hutchinson(7, orthogonal=True).columns(6), "at most the number of features, 6"),
         (lambda: HutchPlusPlus(2, 6).columns(6), "take the exact divergence"),
         (lambda: HutchPlusPlus(2, 0), "sketch must be at least 1"),
