@@ -48,6 +48,7 @@ from .likelihood import discrete_log_likelihood as discrete_log_likelihood
 from .likelihood import encode as encode
 from .likelihood import fit_temperature as fit_temperature
 from .likelihood import interpolate as interpolate
+from .likelihood import likelihood_cost as likelihood_cost
 from .likelihood import log_likelihood as log_likelihood
 from .likelihood import train_dequantizer as train_dequantizer
 from .metrics import Estimate as Estimate
@@ -220,6 +221,7 @@ __all__ = [
     "heun",
     "interpolate",
     "ipndm",
+    "likelihood_cost",
     "lms",
     "load_model",
     "log_likelihood",

@@ -193,6 +193,11 @@ def _likelihoods() -> dict[str, Recipe]:
         "fit_temperature": Recipe(sde.fit_temperature, _the(found=found, labels=LABELS)),
         "interpolate": Recipe(sde.interpolate, _the(z_a=X, z_b=X + 1, weights=[0.0, 0.5, 1.0])),
         "judge": Recipe(likelihood.judge, _the(found=found, labels=LABELS)),
+        "chosen_divergence": Recipe(likelihood.chosen_divergence, _the(divergence=2, num_features=2)),
+        "LikelihoodCost": Recipe(
+            likelihood.LikelihoodCost, _the(num_samples=3, nfe=4, products=2, adds_probes=False)
+        ),
+        "likelihood_cost": Recipe(sde.likelihood_cost, _the(**flow, solver=SOLVER)),
         "log_likelihood": Recipe(sde.log_likelihood, _the(**flow, solver=SOLVER)),
         "tempered": Recipe(likelihood.tempered, _the(found=found, temperature=2.0)),
         "train_dequantizer": Recipe(

@@ -43,6 +43,8 @@ def classify(options: argparse.Namespace) -> None:
     parts = {"train": [dataset.labels_train], "test": [dataset.labels_test]}
     labels = torch.cat(parts.get(split, parts["train"] + parts["test"]))[: len(x)]
     options_of_flow = likelihood_options(run.config) | {"num_diagnostic_samples": 0}
+    if "target_se" in options_of_flow:  # the same probes for every class
+        options_of_flow["target_se"] = float("inf")
     endpoint = dataclasses.replace(options_of_flow.pop("endpoint"), moments=run.model.moments)
     density = functools.partial(log_likelihood, endpoint=endpoint, **options_of_flow)
     found = classify_by_density(run.model, x.to(run.model.device, run.model.dtype), log_likelihood=density)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from sde_toolkit.cli.common import (
     add_evaluation,
@@ -14,8 +16,12 @@ from sde_toolkit.cli.common import (
     note,
     open_model,
     output_directory,
+    progress_bar,
     say,
 )
+
+if TYPE_CHECKING:
+    from sde_toolkit.likelihood import LikelihoodCost
 
 EXAMPLES = """examples:
   sde-toolkit likelihood --workdir=runs/d --split=test
@@ -30,6 +36,25 @@ def add_parser(verbs: Any) -> None:
     add_label(parser, "the examples of class K, given this class")
 
 
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[LikelihoodCost], Callable[[float], None]]]:
+    """Prints the cost, then a bar with samples per second."""
+    with contextlib.ExitStack() as stack:
+
+        def watch(cost: LikelihoodCost) -> Callable[[float], None]:
+            note(f"cost: {cost.sentence}")
+            bar = stack.enter_context(progress_bar(cost.num_samples, 0, " samples"))
+
+            def advance(done: float) -> None:
+                bar.update(max(0, min(int(done), cost.num_samples) - bar.n))
+                if bar.n == cost.num_samples:
+                    bar.close()  # the rate is that of the values; the budget and the bounds follow
+
+            return advance
+
+        yield watch
+
+
 def likelihood(options: argparse.Namespace) -> None:
     """Compute the log-likelihoods; write and print them."""
     from sde_toolkit import runs
@@ -42,8 +67,9 @@ def likelihood(options: argparse.Namespace) -> None:
     if leading():
         note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
     split = run.config.likelihood.split
-    with keeping(runs.parts_path(runs.evaluation_path(directory, split, options.label))):
-        found, reused = runs.evaluate_likelihood(run, directory, options.label)
+    parts = runs.parts_path(runs.evaluation_path(directory, split, options.label))
+    with keeping(parts), _progress() as watch:
+        found, reused = runs.evaluate_likelihood(run, directory, options.label, watch if leading() else None)
     if not leading():
         return
     say(("reused: " if reused else "") + found.sentence)

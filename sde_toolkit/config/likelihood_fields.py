@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from sde_toolkit.config.trees import Config
 from sde_toolkit.data import Dataset
@@ -29,10 +29,10 @@ from solvers import AB2, AB3, AB4, BOSH3, DOP853, DOPRI5, HEUN, RK4, TSIT5, Inte
 from solvers.reference import SciPy
 
 FIELDS = {
-    "split": "test", "num_examples": 0, "divergence": "probes", "num_probes": 1, "probe_kind": "rademacher",
-    "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4, "atol": 1e-4, "t_min": 1e-5,
-    "prior": "gaussian", "endpoint": "none", "dequantization": "uniform", "num_importance": 1,
-    "bounds": "none", "batch_size": 256, "num_diagnostic_samples": 8, "seed": 0,
+    "split": "test", "num_examples": 0, "divergence": "auto", "target_se": 0.02, "num_probes": 1,
+    "probe_kind": "rademacher", "orthogonal": False, "method": "dopri5", "num_steps": 0, "rtol": 1e-4,
+    "atol": 1e-4, "t_min": 1e-5, "prior": "gaussian", "endpoint": "none", "dequantization": "uniform",
+    "num_importance": 1, "bounds": "none", "batch_size": 256, "num_diagnostic_samples": 8, "seed": 0,
 }  # fmt: skip
 """The fields with their defaults; ``meanings`` explains them."""
 
@@ -44,7 +44,8 @@ BOUNDS: dict[str, tuple[str, ...]] = {
 }
 """Name -> the variational bounds that are printed beside."""
 
-DIVERGENCES: dict[str, Callable[[Config], Divergence]] = {
+DIVERGENCES: dict[str, Callable[[Config], Divergence | Literal["auto"]]] = {
+    "auto": lambda c: "auto",
     "exact": lambda c: ExactDivergence(),
     "probes": lambda c: Hutchinson(c.num_probes, c.probe_kind, c.orthogonal),
     "hutch++": lambda c: HutchPlusPlus(c.num_probes, kind=c.probe_kind),
@@ -86,17 +87,20 @@ def build_options(section: Config) -> dict[str, Any]:
     """Arguments of ``sde_toolkit.likelihood.log_likelihood`` as the section ``likelihood`` says.
 
     Raises:
-        ValueError: a negative number of examples.
+        ValueError: a negative number of examples, or a standard error that is not positive.
     """
     count = section.num_diagnostic_samples
     if count < 0:
         raise ValueError(
             f"config.likelihood.num_diagnostic_samples must be at least 0, got {count}; 0 is none"
         )
+    if not section.target_se > 0:
+        raise ValueError(f"config.likelihood.target_se must be positive, got {section.target_se}")
     steps = section.num_steps or None
     return {
         **{name: section[name] for name in ("t_min", "seed", "batch_size")},
         "divergence": DIVERGENCES[section.divergence](section),
+        **({"target_se": section.target_se} if section.divergence == "auto" else {}),
         "solver": FlowSolver(METHODS[section.method], section.rtol, section.atol, steps),
         "endpoint": Endpoint(section.endpoint, section.prior),
         "num_diagnostic_samples": count,

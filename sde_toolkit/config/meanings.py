@@ -137,7 +137,10 @@ ABOUT: dict[str, About] = {
     "sampling.threshold_quantile": About("of the absolute values, for the dynamic threshold", 0, 1),
     "likelihood.split": About("the examples"),
     "likelihood.num_examples": About("the first so many, 0 for all", _NATURAL),
-    "likelihood.divergence": About("how the divergence of the flow is computed"),
+    "likelihood.divergence": About("how the divergence of the flow is computed; auto goes by the size"),
+    "likelihood.target_se": About(
+        "with auto: standard error of every example, in bits/dim, up to which probes are added", 0
+    ),
     "likelihood.num_probes": About("random vectors per example and divergence", _COUNT, _MOST),
     "likelihood.probe_kind": About("law of the probes"),
     "likelihood.orthogonal": About("whether the probes of one example are orthogonal"),

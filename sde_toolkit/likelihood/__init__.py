@@ -26,6 +26,7 @@ from sde_toolkit.likelihood.bounds import (
 from sde_toolkit.likelihood.budget import (
     Budget,
     Entry,
+    LikelihoodCost,
 )
 from sde_toolkit.likelihood.density import (
     CORRECTIONS,
@@ -38,18 +39,23 @@ from sde_toolkit.likelihood.dequantize import (
     train_dequantizer,
 )
 from sde_toolkit.likelihood.divergence import (
+    DEFAULT_PROBES,
+    EXACT_UP_TO,
     PROBE_KINDS,
     Divergence,
     ExactDivergence,
     Hutchinson,
     HutchPlusPlus,
+    chosen_divergence,
 )
 from sde_toolkit.likelihood.flow import (
     DEFAULT_SOLVER,
+    TARGET_SE,
     Endpoint,
     FlowSolver,
     LogLikelihood,
     differentiable_log_likelihood,
+    likelihood_cost,
     log_likelihood,
     values_only,
 )
@@ -64,10 +70,13 @@ from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 __all__ = [
     "CORRECTIONS",
     "DEFAULT_DRAWS",
+    "DEFAULT_PROBES",
     "DEFAULT_SOLVER",
+    "EXACT_UP_TO",
     "LIKELIHOOD_T_MIN",
     "PRIORS",
     "PROBE_KINDS",
+    "TARGET_SE",
     "Bound",
     "BoundDraws",
     "Budget",
@@ -85,11 +94,13 @@ __all__ = [
     "Hutchinson",
     "Judgement",
     "Latents",
+    "LikelihoodCost",
     "LogLikelihood",
     "PlaceFlow",
     "TruncatedNormalDequantizer",
     "UniformDequantizer",
     "VariationalDequantizer",
+    "chosen_divergence",
     "classify",
     "continuous_bound",
     "decode",
@@ -100,6 +111,7 @@ __all__ = [
     "fit_temperature",
     "interpolate",
     "judge",
+    "likelihood_cost",
     "log_likelihood",
     "tempered",
     "train_dequantizer",

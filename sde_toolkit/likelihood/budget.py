@@ -34,7 +34,7 @@ from torch import Tensor
 from sde_toolkit.likelihood.density import FlowDensity, Values
 from sde_toolkit.likelihood.divergence import Divergence, ExactDivergence, Hutchinson, HutchPlusPlus
 from sde_toolkit.likelihood.whitened import WhitenedFlow
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import Stream, check_fields
 from solvers import Normals
 
 SHARE = 0.15
@@ -111,6 +111,42 @@ class Budget(Mapping[str, Entry]):
             f"{name:<15}{e.mean:>+12.2e}{e.rms:>11.1e} nats{e.rms / unit:>11.1e} bits/dim   {e.how}"
             for name, e in rows
         ]
+
+
+@dataclass(frozen=True)
+class LikelihoodCost:
+    """What a log-likelihood takes, in network evaluations.
+
+    A product with the Jacobian costs about a forward pass.
+
+    Attributes:
+        num_samples: B.
+        nfe: evaluations of a sample; with tolerances, those of the first sample without its divergence.
+        products: with the Jacobian, at every evaluation.
+        adds_probes: whether samples may run again with further probes.
+    """
+
+    num_samples: int
+    nfe: int
+    products: int
+    adds_probes: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one sample that all of it is worth, without added probes and the budget."""
+        return self.num_samples * self.nfe * (1 + self.products)
+
+    @property
+    def sentence(self) -> str:
+        """The cost in one line."""
+        more = ", and more probes where the standard error asks for them" if self.adds_probes else ""
+        return (
+            f"{self.num_samples} samples x {self.nfe} evaluations x (1 + {self.products} derivatives) = "
+            f"{self.passes:,} passes of the network{more}"
+        )
 
 
 class _Plan(NamedTuple):
@@ -234,6 +270,8 @@ def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], conditi
     zero = x.new_zeros(len(x), dtype=torch.float64)
     if density.correction == "reconstruction":
         return Entry(zero, zero, "reconstruction minus entropy: a bound, nothing is left out")
+    if isinstance(density.divergence, (Hutchinson, HutchPlusPlus)):  # of what the model adds to the Gaussian
+        density = replace(density, divergence=replace(density.divergence, control=1.0))
     shift, error = density.truncation(x.to(torch.float64), density.probes(samples, x.device), condition)
     if density.correction == "tweedie":
         return Entry(zero, error, "the size of the next order")

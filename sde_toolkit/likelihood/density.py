@@ -236,8 +236,8 @@ class FlowDensity:
         """log p_0(x) less the value log p_t(x_t = x) that "none" gives, and how far off that may be, each
         with shape (B,).
 
-        The second is how much the rate of what the model adds changes from n^2 to 2 n^2, and the whole where
-        the Gaussian itself has no clean density.
+        The second is how much the rate of what the model adds changes from n^2 to 2 n^2, with the spread of
+        its probes, and the whole where the Gaussian itself has no clean density.
         """
         flow = self.flow
         start, alpha = flow.start, flow.start.alpha
@@ -251,7 +251,8 @@ class FlowDensity:
         moved = (step * (u + 0.5 * step)).sum(1) + (added * apart).sum(1) / start.nsr
         rest = rate.mean(1)
         shift = blur + rest + moved + x[0].numel() * alpha.log()
-        return shift, (rest - later.mean(1) / 2).abs() + flat
+        probes_error = self.divergence.error_of_mean(_summary(rate)[1], flow.num_features)
+        return shift, torch.hypot(rest - later.mean(1) / 2, probes_error) + flat
 
     def _residual(
         self, y: Tensor, level: WhitenedLevel, probes: Tensor | None, condition: Tensor | None

@@ -36,9 +36,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sde_toolkit.likelihood.budget import Budget, measure, standard_errors
+from sde_toolkit.likelihood.budget import Budget, LikelihoodCost, measure, standard_errors
 from sde_toolkit.likelihood.density import CORRECTIONS, PRIORS, Correction, FlowDensity, LogDensity, Values
 from sde_toolkit.likelihood.divergence import (
+    DEFAULT_PROBES,
     Auto,
     Divergence,
     ExactDivergence,
@@ -49,7 +50,7 @@ from sde_toolkit.likelihood.divergence import (
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, EvaluatedModel, Moments, ScoreModel, check_states, evaluated
 from sde_toolkit.utils import ALONE, Processes, check_fields, checked, integer
-from solvers import DOPRI5, MAX_STEPS, RK4, Adaptive, FixedGrid, Integrator, Method
+from solvers import DOPRI5, MAX_STEPS, ODE, RK4, Adaptive, FixedGrid, Integrator, Method
 
 DIAGNOSTIC_SAMPLES = 8
 """Default number of samples that the budget is measured on."""
@@ -232,8 +233,8 @@ def log_likelihood(
         divergence: how the divergence is found.  "auto" is exact up to 64 features and 8 of Walsh's probes
             beyond; a number is that of Hutchinson's probes, None is exact.
         target_se: the standard error of every value, in bits per dimension, up to which probes are added,
-            twice as many in all at a time; when None ``TARGET_SE`` for "auto", and no probes are added to
-            those that were asked for.
+            twice as many in all at a time, from 8 on, for fewer tell too little of their spread; when None
+            ``TARGET_SE`` for "auto", and no probes are added to those that were asked for.
         solver: the method and its steps or tolerances.
         endpoint: the correction for the noise at t_min, the prior at T, and the moments of the data.
         t_min: where the run starts, 0 <= t_min < T, with sigma(t_min) > 0; the default stands for the first
@@ -281,6 +282,38 @@ def log_likelihood(
     )
 
 
+@checked
+@evaluated
+def likelihood_cost(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    condition: Condition | None = None,
+    divergence: Divergence | int | Auto | None = "auto",
+    target_se: float | None = None,
+    solver: FlowSolver = DEFAULT_SOLVER,
+    endpoint: Endpoint = _DEFAULT_ENDPOINT,
+    t_min: float = LIKELIHOOD_T_MIN,
+) -> LikelihoodCost:
+    """What ``log_likelihood`` of x with shape (B, *) will take, before it is run.
+
+    With ``num_steps`` nothing is evaluated.  With tolerances the first sample runs once, without derivatives.
+    Arguments and errors are those of ``log_likelihood``.
+    """
+    check_states(model, x)
+    given = model.conditions(condition, len(x))
+    density = _density(model, x[0].numel(), divergence, solver, endpoint, t_min, 0)
+    density, target = _aimed(density, target_se, divergence)
+    flow, steps = density.flow, density.steps
+    u, row = flow.whiten(x[:1], flow.start), None if given is None else given[:1]
+    term = ODE(lambda tau, y: torch.zeros_like(y)) if solver.num_steps else flow.states(density.levels, row)
+    with torch.no_grad():
+        nfe = int(flow.solve(term, u, solver.method, steps, (0,)).stats.nfe)
+    nfe += endpoint.correction != "none"
+    products = density.divergence.products(flow.num_features)
+    return LikelihoodCost(len(x), nfe, products, math.isfinite(target))
+
+
 def _aimed(density: FlowDensity, target_se: float | None, divergence: object) -> tuple[FlowDensity, float]:
     """The density with probes enough for a standard error, and the error to reach, in nats."""
     if target_se is None:
@@ -294,7 +327,9 @@ def _aimed(density: FlowDensity, target_se: float | None, divergence: object) ->
         raise ValueError(
             f"target_se must be None but for divergences by Hutchinson's probes, got {type(own).__name__}"
         )
-    return replace(density, divergence=own.at_least(2, n)), target_se * n * math.log(2)
+    return replace(density, divergence=own.at_least(DEFAULT_PROBES.num_probes, n)), target_se * n * math.log(
+        2
+    )
 
 
 def _settings(

@@ -19,8 +19,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,15 @@ from sde_toolkit.likelihood import (
     DiscreteLogLikelihood,
     Entry,
     ExactDivergence,
+    LikelihoodCost,
+    chosen_divergence,
     continuous_bound,
     discrete_bound,
     discrete_log_likelihood,
+    likelihood_cost,
     log_likelihood,
 )
-from sde_toolkit.models import ScoreModel
+from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
 from sde_toolkit.runs.parts import KeepingProcesses, forget_parts, kept_parts
 from sde_toolkit.runs.store import Run
@@ -112,13 +115,55 @@ def evaluation_path(directory: Path, split: str, label: int | None = None) -> Pa
     return directory / f"likelihood-{split}{class_suffix(label)}.json"
 
 
-def evaluate_likelihood(run: Run, directory: Path, label: int | None = None) -> tuple[Evaluation, bool]:
+Watch = Callable[[LikelihoodCost], Callable[[float], None]]
+"""Told the cost before the work; what it returns is told the number of samples done, again and again."""
+
+
+class _Counted(Wrapper):
+    """Counts the rows that the model inside is asked for.
+
+    Args:
+        model: the model inside.
+        each: rows for one sample.
+        advance: told the number of samples done.
+    """
+
+    def __init__(self, model: ScoreModel, each: int, advance: Callable[[float], None]) -> None:
+        super().__init__(model)
+        self.each, self.advance, self.rows = each, advance, 0
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction of the model inside."""
+        self.rows += len(x_t)
+        self.advance(self.rows / self.each)
+        return self.model.raw(x_t, t, condition)
+
+
+def _watched(
+    run: Run, model: ScoreModel, dataset: Dataset, examples: Tensor, watch: Watch | None
+) -> ScoreModel:
+    """The model, counted where somebody watches."""
+    if watch is None:
+        return model
+    section, options = run.config.likelihood, likelihood_options(run.config)
+    for name in ("num_diagnostic_samples", "batch_size", "seed"):
+        options.pop(name)
+    x = examples if dataset.levels is None else dataset.scaling.to_model(examples + 0.5)
+    cost = likelihood_cost(model, x.to(model.device, model.dtype), **options)
+    advance = watch(replace(cost, num_samples=len(x) * section.num_importance))
+    return _Counted(model, cost.nfe, advance)
+
+
+def evaluate_likelihood(
+    run: Run, directory: Path, label: int | None = None, watch: Watch | None = None
+) -> tuple[Evaluation, bool]:
     """Log-likelihoods as the run's configuration asks; and whether they were reused from a file.
 
     Args:
         run: the trained model.
         directory: for the file.
         label: the class that the density is given and that the examples are of; None for no class.
+        watch: told the cost before the work starts, and how it goes on; not if the values are reused.
 
     Raises:
         ValueError: an option out of range, or a label for a network or data without classes.
@@ -136,6 +181,7 @@ def evaluate_likelihood(run: Run, directory: Path, label: int | None = None) -> 
         model = run.model.given(label)
     dataset, begin = examples_of_class(run.dataset(), label), time.perf_counter()
     examples = raw_examples(run.config, dataset)
+    model = _watched(run, model, dataset, examples, watch)
     compute = _continuous if dataset.levels is None else _discrete
     path = evaluation_path(directory, section.split, label)
     with launched() as processes, kept_parts(path, settings | {"data": dataset.digest}) as parts:
@@ -185,7 +231,8 @@ def _discrete(
     def bound(v: Tensor, num_samples: int, shared: Processes | None) -> DiscreteLogLikelihood:
         rest = {**options, "num_diagnostic_samples": 0} | ({} if shared is None else {"processes": shared})
         density = functools.partial(log_likelihood, **rest)
-        several = num_samples > 1 and not isinstance(options["divergence"], ExactDivergence)
+        chosen = chosen_divergence(options["divergence"], v[0].numel())
+        several = num_samples > 1 and not isinstance(chosen, ExactDivergence)
         second = functools.partial(density, seed=options["seed"] + 1) if several else None
         return discrete_log_likelihood(
             model, v, dequantizer, num_samples=num_samples, seed=section.seed, log_likelihood=density,

@@ -66,7 +66,7 @@ def test_descriptions_show_meaning_type_default_and_choices(capsys):
     assert re.search(r"data\.noise = 0\.05  \(number; of moons\)", shown)
     assert re.search(r"dtype = float32 .*\n    .*\n    one of: float32, float64", shown)
     assert cli.main(["configs", "--describe", "likelihood.divergence"]) == 0
-    assert "one of: exact, probes, hutch++" in capsys.readouterr().out
+    assert "one of: auto, exact, probes, hutch++" in capsys.readouterr().out
     assert cli.main(["configs", "--describe", "ddim"]) == 0
     assert re.search(r"eta=0\.0 .*\w", capsys.readouterr().out)
     assert cli.main(["configs", "ring", "--describe", "--config.seed=7"]) == 0

@@ -242,7 +242,13 @@ def test_loaded_config_is_frozen():
 def test_likelihood_options(tiny):
     dataset = c.build_dataset(tiny)
     assert c.likelihood_options(tiny)["divergence"] == ExactDivergence()
+    by_size = c.override_config(tiny, {"likelihood.divergence": "auto", "likelihood.target_se": 0.1})
+    assert (c.likelihood_options(by_size)["divergence"], c.likelihood_options(by_size)["target_se"]) == (
+        "auto",
+        0.1,
+    )
     probed = c.override_config(tiny, {"likelihood.divergence": "probes", "likelihood.num_probes": 3})
+    assert "target_se" not in c.likelihood_options(probed)
     assert c.likelihood_options(probed)["divergence"] == Hutchinson(3)
     sketched = {"likelihood.divergence": "hutch++", "likelihood.method": "ab4", "likelihood.num_steps": 12}
     options = c.likelihood_options(c.override_config(tiny, sketched | {"likelihood.endpoint": "tweedie"}))

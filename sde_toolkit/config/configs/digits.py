@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.optimization.decay_steps = 1100
     config.training.num_steps = 1100
     config.training.batch_size = 256
+    config.likelihood.divergence = "probes"  # one each: the spread of the examples is wider than theirs
     config.likelihood.method = "ab4"
     config.likelihood.num_steps = 24  # off by about .001 bits/dim, as the budget says
     config.comparison.samplers = (
