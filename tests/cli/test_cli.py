@@ -107,7 +107,10 @@ def test_options_without_effect_are_told(workdir, capsys, tmp_path):
 
 def test_likelihood_is_computed_once(workdir, capsys):
     assert cli.main(["likelihood", f"--workdir={workdir}", "--split=test"]) == 0
-    first = capsys.readouterr().out
+    shown = capsys.readouterr()
+    first = shown.out
+    assert re.search(r"cost: 5 samples x \d+ evaluations x \(1 \+ 2 derivatives\) = ", shown.err)
+    assert re.search(r"5/5 .*samples", shown.err)
     assert re.search(r"test data: -?[\d.]+ ± [\d.]+ bits/dim \(5 examples", first)
     assert cli.main(["likelihood", f"--workdir={workdir}", "--split=test"]) == 0
     assert capsys.readouterr().out == "reused: " + first
