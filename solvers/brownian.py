@@ -33,6 +33,7 @@ Oberhauser, "An optimal polynomial approximation of Brownian motion" (1904.06998
 
 from __future__ import annotations
 
+import copy
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -248,6 +249,12 @@ class Normals:
             first, made = index, self._make(index, max(1, min(index, self._most)), stream)
             self._made[stream] = first, made
         return made[index - first]
+
+    def take(self, rows: Tensor) -> Normals:
+        """The normals of the samples in ``rows`` (indices with shape (n,)) alone."""
+        part = copy.copy(self)
+        part.samples, part._made = self.samples[rows], {}
+        return part
 
     def draw_each(self, rows: Tensor, indices: Tensor, stream: int = STEPS) -> Tensor:
         """Draws of single samples: number ``indices[i]`` of the sample in row ``rows[i]``, with shape (n, *).

@@ -37,6 +37,7 @@ Equations" (2001.01328), section 4; Foster, Lyons and Oberhauser (1904.06998).
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -99,7 +100,8 @@ class BrownianTree(BrownianMotion):
 
     def increment(self, interval: Interval) -> Tensor:
         """W over the interval in units of its standard deviation, with shape (B, *)."""
-        return self.increment_and_area(interval)[0]
+        pair, _ = self._standardised(interval.t, interval.s, area=False)
+        return pair[:, 0].to(self.normals.dtype)
 
     def increment_and_area(self, interval: Interval) -> tuple[Tensor, Tensor]:
         """W and H over the interval in units of their standard deviations, each with shape (B, *)."""
@@ -109,14 +111,13 @@ class BrownianTree(BrownianMotion):
 
     def take(self, rows: Tensor) -> BrownianTree:
         """The paths of the samples in ``rows`` (indices with shape (n,)) alone."""
-        n = self.normals
-        part = Normals(n.seed, n.samples[rows], n.event_shape, n.dtype, n.samples.device)
-        tree = BrownianTree(self.t0, self.t1, part)
-        tree._chunk = self._chunk
+        tree = copy.copy(self)
+        tree.normals, tree._pairs = self.normals.take(rows), self._pairs.take(rows)
         tree._whole = None if self._whole is None else self._whole[..., rows]
-        for first, (nodes, z) in self._kept.items():
-            kept = z.unflatten(1, (-1, nodes.shape[2]))[..., rows].flatten(1)
-            tree._kept[first] = nodes[..., rows], kept
+        tree._kept = {
+            first: (nodes[..., rows], z.unflatten(1, (-1, nodes.shape[2]))[..., rows].flatten(1))
+            for first, (nodes, z) in self._kept.items()
+        }
         return tree
 
     def snap(self, t: Tensor, s: Tensor) -> Tensor:
@@ -138,8 +139,11 @@ class BrownianTree(BrownianMotion):
         ticks = ((t - self.t0) / (self.t1 - self.t0) * _TICKS).round().to(torch.int64)
         return ticks.expand(self.normals.samples.numel())
 
-    def _standardised(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """W / sqrt(h) and H / sqrt(h / 12), float64 with shape (B, 2, *), and h in ticks, shape (B,)."""
+    def _standardised(self, t: Tensor, s: Tensor, area: bool = True) -> tuple[Tensor, Tensor]:
+        """W / sqrt(h) and H / sqrt(h / 12), float64 with shape (B, 2, *), and h in ticks, shape (B,).
+
+        Without ``area`` H is left out, which takes half the arithmetic, and the shape is (B, 1, *).
+        """
         ends = torch.stack((self._ticks(t), self._ticks(s)))
         low, high = ends
         wrong = (low < 0) | (low >= high) | (high > _TICKS)
@@ -154,7 +158,7 @@ class BrownianTree(BrownianMotion):
             everyone = torch.arange(len(low), device=low.device)
             self._whole = self._pairs.draw_each(everyone, torch.zeros_like(low), TREE).movedim(0, -1)
         times = ends.to(torch.float64)
-        total = _apply(_root(times), self._whole[:, :, None])[:, :, 0]
+        total = _apply(_root(times, area), self._whole[:, :, None])[:, :, 0]
         bits = torch.where(ends == 0, _TICKS, ends & -ends)
         depth = DEPTH + 1 - (int(bits.min()) if ends.numel() else _TICKS).bit_length()
         levels = torch.arange(depth, device=low.device)[:, None, None]
@@ -162,7 +166,7 @@ class BrownianTree(BrownianMotion):
         starts = positions << (DEPTH - levels)
         inside = starts != ends
         inside[:, 1] &= ~(inside[:, 0] & (positions[:, 0] == positions[:, 1]))
-        matrices = _node(starts.to(torch.float64), (_TICKS >> levels).to(torch.float64), times)
+        matrices = _node(starts.to(torch.float64), (_TICKS >> levels).to(torch.float64), times, area)
         matrices *= inside
         nodes = positions + (1 << levels)
         for first in range(0, depth, self._chunk):
@@ -170,7 +174,7 @@ class BrownianTree(BrownianMotion):
             z = self._draws(first, nodes[part], inside[part])
             for contribution in _apply(matrices[:, :, part].flatten(2, 3), z).unbind(2):
                 total += contribution
-        pair = total.movedim(-1, 0).reshape(len(low), 2, *self.normals.event_shape)
+        pair = total.movedim(-1, 0).reshape(len(low), 1 + area, *self.normals.event_shape)
         return pair, times[1] - times[0]
 
     def _draws(self, first: int, nodes: Tensor, inside: Tensor) -> Tensor:
@@ -227,7 +231,7 @@ def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTre
 
 
 def _apply(matrices: Tensor, z: Tensor) -> Tensor:
-    """Matrices with shape (2, 2, n, B) times pairs of draws with shape (2, D, n, B), as (2, D, n, B).
+    """Matrices with shape (R, 2, n, B) times pairs of draws with shape (2, D, n, B), as (R, D, n, B).
 
     Written out elementwise, so that the rounding of a sample does not depend on the batch.
     """
@@ -236,13 +240,14 @@ def _apply(matrices: Tensor, z: Tensor) -> Tensor:
     return product
 
 
-def _share(begin: Tensor, size: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+def _share(begin: Tensor, size: Tensor, times: Tensor, area: bool) -> tuple[Tensor, Tensor]:
     """What W and H of the block [begin, begin + size] contribute to those of the query between ``times``.
 
     All times are whole numbers of ticks in float64, so that their sums are exact.
 
     Returns:
-        From W and from H, each with W and H of the query along dimension 0; all zero without an overlap.
+        From W and from H, each with W and, if ``area``, H of the query along dimension 0; all zero without an
+        overlap.
     """
     low, high = times
     length, end = high - low, begin + size
@@ -250,32 +255,37 @@ def _share(begin: Tensor, size: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     part, middle = last - first, first + last
     fraction = part / size
     w_from_h = fraction * (6 * ((begin + end - middle) / size))
+    if not area:
+        return fraction[None], w_from_h[None]
     shift = (low + high - middle) / (2 * length)
     h_from_h = part / length * fraction.square() + shift * w_from_h
     return torch.stack((fraction, shift * fraction)), torch.stack((w_from_h, h_from_h))
 
 
 def _scaled(a: Tensor, b: Tensor, size: Tensor, times: Tensor) -> Tensor:
-    """(W, H) from a and (W, H) from b as matrices between draws of unit variance, with shape (2, 2, ...).
+    """(W, H) from a and (W, H) from b as matrices between draws of unit variance, with shape (2, 2, ...); of
+    W alone, where that is all that a and b have, with shape (1, 2, ...).
 
     a and b have the variances size and size / 12, W and H of the query h and h / 12.
     """
     ratio = (size / (times[1] - times[0])).sqrt()
     twelve = math.sqrt(12)
-    flat = torch.stack((a[0] * ratio, b[0] * (ratio / twelve), a[1] * (ratio * twelve), b[1] * ratio))
-    return flat.unflatten(0, (2, 2))
+    entries = [a[0] * ratio, b[0] * (ratio / twelve)]
+    if len(a) == 2:
+        entries += [a[1] * (ratio * twelve), b[1] * ratio]
+    return torch.stack(entries).unflatten(0, (-1, 2))
 
 
-def _root(times: Tensor) -> Tensor:
-    """Matrix from the draws of the whole run to the query, with shape (2, 2, 1, B)."""
+def _root(times: Tensor, area: bool) -> Tensor:
+    """Matrix from the draws of the whole run to the query, with shape (R, 2, 1, B)."""
     size = torch.full_like(times[:1], _TICKS)
-    return _scaled(*_share(torch.zeros_like(size), size, times), size, times)
+    return _scaled(*_share(torch.zeros_like(size), size, times, area), size, times)
 
 
-def _node(begin: Tensor, size: Tensor, times: Tensor) -> Tensor:
+def _node(begin: Tensor, size: Tensor, times: Tensor, area: bool) -> Tensor:
     """Matrix from (4 Z, N) of the nodes [begin, begin + size], in units of their deviations, to the query."""
     half = size / 2
-    w, h = _share(torch.stack((begin, begin + half)), half, times)
+    w, h = _share(torch.stack((begin, begin + half)), half, times, area)
     left, right = w.unbind(1)
     a = (left - right - (h[:, 0] + h[:, 1]) / 2) / 4
     return _scaled(a, (h[:, 0] - h[:, 1]) / 2, size, times)

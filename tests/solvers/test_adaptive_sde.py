@@ -112,6 +112,7 @@ def redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = BrownianTree.increment_and_area
     monkeypatch.setattr(BrownianTree, "increment_and_area", fresh)
+    monkeypatch.setattr(BrownianTree, "increment", lambda tree, interval: fresh(tree, interval)[0])
 
 
 CASES = [

@@ -98,6 +98,16 @@ def test_draws_do_not_depend_on_the_batch_split(event_shape: tuple[int, ...], dt
             assert torch.equal(z, torch.cat([part.draw(index) for part in parts]))
 
 
+def test_some_of_the_samples_keep_their_draws() -> None:
+    whole, rows = Normals(5, range(3, 67), (3,), torch.float32), torch.tensor([40, 2, 17])
+    expected = [whole.draw(index)[rows] for index in (0, 9)]
+    part = whole.take(rows)
+    assert part.samples.tolist() == [43, 5, 20]
+    for index, z in zip((0, 9), expected, strict=True):
+        assert torch.equal(part.draw(index), z)
+        assert whole.draw(index).shape == (64, 3)
+
+
 def test_draws_do_not_depend_on_the_order_of_access() -> None:
     in_order = Normals(1, 3, (5,))
     expected = {

@@ -166,6 +166,7 @@ def test_a_path_does_not_depend_on_the_batch(event_shape: tuple[int, ...], dtype
     t, s = times.min(0).values, times.max(0).values
     whole = BrownianTree(0.0, 1.0, Normals(5, 40, event_shape, dtype))
     w, h = whole(t, s)
+    assert torch.equal(whole.increment(step(t, s)), whole.increment_and_area(step(t, s))[0])
     assert w.shape == h.shape == (40, *event_shape)
     assert w.dtype == h.dtype == dtype
     for rows in ([0], [7, 3], list(range(11, 40))):
