@@ -158,7 +158,7 @@ def _run(sampler: Sampler, model: NetworkModel) -> Tensor:
 
 
 def _draw(model: NetworkModel, n: int) -> Tensor:
-    return default(model, n).sample(model, 2000, seed=4).x.double()
+    return default(model, n).sample(model, 2000, seed=4, start="prior").x.double()
 
 
 def measure(arms: dict[str, tuple[str, DenoisingLoss]], done: dict[str, Any]) -> dict[str, Any]:

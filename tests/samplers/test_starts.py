@@ -118,6 +118,22 @@ def test_gaussian_data_come_out_with_their_exact_law(sigma_max, mean, stds, seed
     torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_moments_gives_the_exact_law(kind: str, eta: float) -> None:
+    moments, sde = KINDS[kind], NARROW
+    flat, n = covariance(moments), moments.mean.numel()
+    data = Gaussian(
+        moments.mean, flat if moments.mean.ndim == 1 else flat.diagonal().reshape(moments.mean.shape)
+    )
+    model, noise = ExactModel(data, sde), Impulses(moments.event_shape, 4)
+    sampler = samplers.gaussian_residual(model, 3, moments=moments, eta=eta)
+    mean, found = law(sampler.sample(model, noise.rows, noise=noise).x)
+    t = torch.tensor(sampler.t_min, dtype=torch.float64)
+    torch.testing.assert_close(mean, moments.mean, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, flat + sde.sigma(t) ** 2 * eye(n), rtol=1e-9, atol=1e-9)
+
+
 def test_unit_data_keep_their_spread_where_the_noise_ends_among_them() -> None:
     model, count = ExactModel(Gaussian([0.0, 0.0], 1.0), NARROW), 4000
     wanted = 1 + float(NARROW.sigma(samplers.T_MIN)) ** 2
