@@ -52,7 +52,8 @@ Nats = tuple[Tensor, Tensor]
 def flow(run: Run, x_t: Tensor, t_min: float) -> Nats:
     """By the probability flow, with random probes."""
     options = likelihood_options(run.config) | {"t_min": t_min, "num_diagnostic_samples": 0}
-    found = log_likelihood(run.model, x_t, **options | {"divergence": Hutchinson(PROBES)})
+    options |= {"divergence": Hutchinson(PROBES), "target_se": None}
+    found = log_likelihood(run.model, x_t, **options)
     assert found.standard_error is not None
     return found.nats.double(), found.standard_error.double()
 

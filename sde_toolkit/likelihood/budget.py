@@ -10,7 +10,7 @@ measured on a few diagnostic samples, the first ones, with the standard error of
                   spread; the finer run then takes four, the same one first
     truncation    the value at noise zero less that at t_min, see ``sde_toolkit.likelihood.density``: with
                   "none" that of the Gaussian exactly and of what the model adds to it to first order +- the
-                  size of the next, with "tweedie" 0 +- that size, with "reconstruction" 0
+                  size of the next and what the noise hides, with "tweedie" 0 +- that, with "reconstruction" 0
     prior         log p_T(x_T) less the prior's, with  log p_T = log Gaussian + D(u) - log E_N[exp D(u)],
                   D the line integral of the model's score at T less the Gaussian's from u = 0 to u.  With
                   conditions the expectation is estimated for every distinct one
@@ -37,7 +37,7 @@ from sde_toolkit.likelihood.whitened import WhitenedFlow
 from sde_toolkit.utils import Stream, check_fields
 from solvers import Normals
 
-SHARE = 0.15
+SHARE = 0.08
 """What the finer run may take of the time of the run, where derivatives are many."""
 
 _FEW_FEATURES = 16
@@ -274,7 +274,7 @@ def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], conditi
         density = replace(density, divergence=replace(density.divergence, control=1.0))
     shift, error = density.truncation(x.to(torch.float64), density.probes(samples, x.device), condition)
     if density.correction == "tweedie":
-        return Entry(zero, error, "the size of the next order")
+        return Entry(zero, error, "the size of what is left out")
     return Entry(shift, error, "the Gaussian's exactly, the rest to first order")
 
 

@@ -236,8 +236,8 @@ class FlowDensity:
         """log p_0(x) less the value log p_t(x_t = x) that "none" gives, and how far off that may be, each
         with shape (B,).
 
-        The second is how much the rate of what the model adds changes from n^2 to 2 n^2, with the spread of
-        its probes, and the whole where the Gaussian itself has no clean density.
+        The second holds how much the rate of what the model adds changes from n^2 to 2 n^2, the spread of its
+        probes, what the noise hides of the law, and the whole where the Gaussian has no clean density.
         """
         flow = self.flow
         start, alpha = flow.start, flow.start.alpha
@@ -252,7 +252,23 @@ class FlowDensity:
         rest = rate.mean(1)
         shift = blur + rest + moved + x[0].numel() * alpha.log()
         probes_error = self.divergence.error_of_mean(_summary(rate)[1], flow.num_features)
-        return shift, torch.hypot(rest - later.mean(1) / 2, probes_error) + flat
+        measured = torch.hypot(rest - later.mean(1) / 2, probes_error)
+        return shift, torch.hypot(measured, self._hidden(x)) + flat
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """What the noise at t_min hides of the data's law, in nats, with shape (B,).
+
+        With the noise's share h = n^2 / (l + n^2) of every axis: what a Gaussian with its hidden variances
+        rescaled would gain at x, 1/2 sum h (c - 1 - log c) at the best c, and 1/2 for each of the unknowns
+        of a hidden axis, mean and variance.
+        """
+        start, variances = self.flow.start, self.flow.whitening.variances
+        share = (start.nsr / start.std).square()
+        share = torch.where(variances <= LEAST_VARIANCE * variances.amax(), 0.0, share)
+        total = share.sum().clamp(min=torch.finfo(share.dtype).tiny)
+        squares = (self.flow.whiten(start.alpha * x, start) * start.std).square() / variances
+        c = ((share * squares).sum(1) / total).clamp(min=1e-8)
+        return 0.5 * total * (c - 1 - c.log()) + total.clamp(max=1.0)
 
     def _residual(
         self, y: Tensor, level: WhitenedLevel, probes: Tensor | None, condition: Tensor | None

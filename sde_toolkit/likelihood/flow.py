@@ -189,8 +189,8 @@ class LogLikelihood:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Confidence interval of every value, in nats, for the probes alone; two tensors (B,).
 
-        Student's, after Hall's correction for the skewness of few probes, see
-        ``sde_toolkit.likelihood.divergence``.
+        Student's, joined from 8 probes on with Hall's, which corrects for their skewness (see
+        ``sde_toolkit.likelihood.divergence``); fewer say too little of it.
 
         Raises:
             ValueError: there is no standard error, or a level outside (0, 1).
@@ -201,7 +201,9 @@ class LogLikelihood:
             raise ValueError(f"level must lie in (0, 1), got {level}")
         degrees = self.num_probes.cpu().numpy() - 1
         reach = torch.from_numpy(stats.t.ppf((1 + level) / 2, degrees)).to(self.nats)
-        low, high = (unskewed_ratio(sign * reach, self.skewness, self.num_probes) for sign in (-1, 1))
+        skewness = torch.where(self.num_probes < DEFAULT_PROBES.num_probes, 0.0, self.skewness)
+        low = torch.minimum(-reach, unskewed_ratio(-reach, skewness, self.num_probes))
+        high = torch.maximum(reach, unskewed_ratio(reach, skewness, self.num_probes))
         return self.nats - high * self.standard_error, self.nats - low * self.standard_error
 
 
