@@ -41,14 +41,14 @@ SHARE = 0.08
 """What the finer run may take of the time of the run, where derivatives are many."""
 
 _FEW_FEATURES = 16
-"""Up to so many all samples are run again with all derivatives."""
+"""Up to so many all samples are run again with all derivatives; as many probes stand for more of them."""
 
 _FINER = 1.7
 """Evaluations of a finer run per evaluation of the run, about."""
 
 _LEAST_PROBES = 4
 _NORMALIZER_DRAWS = 32, 256
-_NEGLIGIBLE = 5e-5
+_NEGLIGIBLE = 3e-4
 """Error of the prior's normaliser, in nats per feature, at which the first number of draws suffices."""
 
 
@@ -270,8 +270,11 @@ def _truncation(density: FlowDensity, x: Tensor, samples: Sequence[int], conditi
     zero = x.new_zeros(len(x), dtype=torch.float64)
     if density.correction == "reconstruction":
         return Entry(zero, zero, "reconstruction minus entropy: a bound, nothing is left out")
-    if isinstance(density.divergence, (Hutchinson, HutchPlusPlus)):  # of what the model adds to the Gaussian
-        density = replace(density, divergence=replace(density.divergence, control=1.0))
+    own = density.divergence
+    if isinstance(own, ExactDivergence) and density.flow.num_features > _FEW_FEATURES:
+        own = Hutchinson(_FEW_FEATURES, "walsh")
+    if isinstance(own, (Hutchinson, HutchPlusPlus)):  # of what the model adds to the Gaussian
+        density = replace(density, divergence=replace(own, control=1.0))
     shift, error = density.truncation(x.to(torch.float64), density.probes(samples, x.device), condition)
     if density.correction == "tweedie":
         return Entry(zero, error, "the size of what is left out")
