@@ -287,15 +287,22 @@ def _prior(density: FlowDensity, u: Tensor, condition: Tensor | None) -> Entry:
     number, distinct = torch.zeros(len(u), dtype=torch.int64, device=u.device), [None]
     if condition is not None:
         distinct, number = torch.unique(condition, dim=0, return_inverse=True)
-    for count in _NORMALIZER_DRAWS:
-        draws = Normals(density.seed, count, (flow.num_features,), u.dtype, u.device).draw(
-            0, Stream.NORMALIZER
-        )
-        given = [None if row is None else row.expand(count, *row.shape) for row in distinct]
-        weights = torch.stack([flow.log_ratio(draws, rows).exp() for rows in given])
-        error = weights.std(1) / weights.mean(1) / math.sqrt(count)
-        if float(error.amax()) <= _NEGLIGIBLE * flow.num_features:
-            break
+    found = [_normalizer(density, u, row) for row in distinct]
+    logs, error = (torch.stack(column) for column in zip(*found, strict=True))
     exact = replace(density, prior="gaussian").log_prior(u) + flow.log_ratio(u, condition)
-    exact = exact - weights.mean(1).log()[number]
+    exact = exact - logs[number]
     return Entry(exact - density.log_prior(u), error[number], "line integral of the score at T")
+
+
+def _normalizer(density: FlowDensity, like: Tensor, row: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log E_N[exp D(u)] for one condition and its standard error, with shape (): few draws, or many where
+    few leave an error that matters."""
+    n = density.flow.num_features
+    for count in _NORMALIZER_DRAWS:
+        draws = Normals(density.seed, count, (n,), like.dtype, like.device).draw(0, Stream.NORMALIZER)
+        given = None if row is None else row.expand(count, *row.shape)
+        weights = density.flow.log_ratio(draws, given).exp()
+        error = weights.std() / weights.mean() / math.sqrt(count)
+        if float(error) <= _NEGLIGIBLE * n:
+            break
+    return weights.mean().log(), error
