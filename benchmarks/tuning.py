@@ -4,10 +4,11 @@
 
 A constant that was chosen on a problem makes figures on the same problem flatter it.  So constants are
 chosen here, and ``benchmarks.flows``, ``quality`` and ``peers`` report on other data: other numbers of
-features, other means and covariances.
+features, other means and covariances.  The data are those below under VP and VE, and the set ``tuning`` of
+``benchmarks.families``, whose scales span up to 300 to 1.
 
 The table asks how far the constants in force are from a local optimum.  Every constant is moved alone,
-lengths and powers by 15 % up and down, numbers of nodes by one.  For each choice it gives the error of the
+lengths and powers by 15 % up and down, counts by one.  For each choice it gives the error of the
 deterministic sampler, as the geometric mean over problems and numbers of evaluations of
 
     error(choice) / error(constants in force)
@@ -23,6 +24,8 @@ import math
 import statistics
 from collections.abc import Iterator
 
+from benchmarks import families
+from benchmarks.families import SpectrumProblem
 from benchmarks.flows import FlowProblem, make_problem, make_processes, mixture, ring, scales
 from benchmarks.peers.ours import FromStart
 from benchmarks.record import digits, write_result
@@ -48,26 +51,31 @@ def make_data() -> dict[str, ExactData]:
 
 
 @functools.cache
-def problems() -> tuple[FlowProblem, ...]:
-    """The data above under VP and VE.  A single Gaussian would say nothing: the sampler is exact on it."""
-    return tuple(
+def problems() -> tuple[FlowProblem | SpectrumProblem, ...]:
+    """The data above under VP and VE, and the family.  A single Gaussian would say nothing: the sampler is
+    exact on it."""
+    few = tuple(
         make_problem(f"{name}-{process}", data, sde, SEED)
         for name, data in make_data().items()
         for process, sde in make_processes().items()
     )
+    return few + tuple(families.make_problem(case) for case in families.tuning())
 
 
 def choices() -> Iterator[tuple[str, Constants]]:
     """Names and constants: each constant moved alone, up and down."""
     for field in dataclasses.fields(Constants):
         value = getattr(CONSTANTS, field.name)
+        if isinstance(value, bool):  # a switch, for other models
+            continue
         moved = (value - 1, value + 1) if isinstance(value, int) else (value / FACTOR, value * FACTOR)
         for new in moved:
             yield f"{field.name} {new:.3g}", dataclasses.replace(CONSTANTS, **{field.name: new})
 
 
-def error(problem: FlowProblem, constants: Constants, nfe: int) -> float:
-    """Relative RMS error of the default sampler with these constants and ``nfe`` evaluations."""
+def error(problem: FlowProblem | SpectrumProblem, constants: Constants, nfe: int) -> float:
+    """Relative RMS error of the default sampler with these constants and ``nfe`` evaluations, pooled over the
+    features."""
     usual = gaussian_residual(problem.model, nfe, t_min=problem.t_min)
     moments = problem.model.moments
     assert moments is not None

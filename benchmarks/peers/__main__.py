@@ -1,20 +1,22 @@
 """Our samplers beside those of diffusers and azula, on the same models, starts and budgets.
 
-    python -m benchmarks.peers [flow] [parity] [law] [speed] [network] [default]
+    python -m benchmarks.peers [flow] [parity] [law] [speed] [spectrum] [untouched] [network] [default]
 
     flow      error of the deterministic flow at 5, 10, 20 and 50 evaluations on exact problems and on the
               digits network                                                            (``peers.flow``)
     parity    our presets against diffusers on one network, one grid, one noise         (``peers.parity``)
     law       exact W2 and energy distance of stochastic samplers at 20 and 50          (``peers.law``)
     speed     time per evaluation over that of the bare model                           (``peers.speed``)
+    spectrum  error of our default where data have many scales, on the reporting set    (``peers.spectrum``)
+    untouched the same on a set that was looked at once, after everything was settled   (``peers.spectrum``)
     network   the errors of all samplers on the digits network and of our default on all problems, beside the
               recorded ones                                                           (``peers.flow``)
     default   the errors of our default alone, beside the recorded ones of all others   (``peers.flow``)
 
 Peers are driven by our models over the range of noise levels of our processes (``peers.models``), each under
 every schedule that its library offers for that range (``peers.diffusers``, ``peers.azula``); a column's best
-peer is the best of them all, chosen in hindsight, while our default has one fixed rule.  All four parts take
-about an hour and a half on one core.
+peer is the best of them all, chosen in hindsight, while our default has one fixed rule.  All five parts take
+about two hours on one core.
 """
 
 from __future__ import annotations
@@ -164,8 +166,36 @@ def speed() -> None:
     write_result("peers_speed", _settings(**peer_speed.SETTINGS), rows)
 
 
-PARTS: dict[str, Callable[[], None]] = {"flow": flow, "parity": parity, "law": law, "speed": speed}
-MORE: dict[str, Callable[[], None]] = {"network": network, "default": default}
+def spectrum(name: str = "reporting") -> None:
+    """Part E, on one set of ``benchmarks.families``."""
+    from benchmarks import families
+    from benchmarks.peers import azula as peer_azula
+    from benchmarks.peers import diffusers as peer_diffusers
+    from benchmarks.peers import spectrum as peer_spectrum
+
+    peers = [*peer_diffusers.deterministic(), *peer_azula.deterministic()]
+    columns = peer_spectrum.measure(getattr(families, name)(), peers)
+    print(peer_spectrum.table(columns))
+    settings = _settings(
+        evaluations=peer_spectrum.EVALUATIONS, points=families.NUM_POINTS, end=families.NSR_MIN, set=name
+    )
+    file = "peers_spectrum" if name == "reporting" else f"peers_spectrum_{name}"
+    write_result(file, settings, peer_spectrum.records(columns))
+
+
+def untouched() -> None:
+    """Part E on the untouched set."""
+    spectrum("untouched")
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "flow": flow,
+    "parity": parity,
+    "law": law,
+    "speed": speed,
+    "spectrum": spectrum,
+}
+MORE: dict[str, Callable[[], None]] = {"network": network, "default": default, "untouched": untouched}
 
 
 def main(parts: Sequence[str] = ()) -> None:

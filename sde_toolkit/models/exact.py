@@ -253,6 +253,7 @@ class ExactModel(ScoreModel):
     """
 
     predicts = "score"
+    exact = True
 
     @checked
     @torch.inference_mode(False)

@@ -54,6 +54,11 @@ class Wrapper(ScoreModel):
         return self.model.predicts
 
     @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """That of the model inside."""
+        return self.model.exact
+
+    @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """That of the model inside."""
         return self.model.event_shape

@@ -20,7 +20,7 @@ def test_no_reporting_benchmark_uses_data_for_tuning() -> None:
 
 def test_every_constant_is_moved_up_and_down() -> None:
     names = [name.split()[0] for name, _ in tuning.choices()]
-    fields = [field.name for field in dataclasses.fields(CONSTANTS)]
+    fields = [f.name for f in dataclasses.fields(CONSTANTS) if f.name != "logarithmic"]  # a switch
     assert names == [name for field in fields for name in (field, field)]
 
 

@@ -7,24 +7,30 @@ whitened coordinates u only what is not Gaussian moves:
 
     u = (l + n^2)^{-1/2} U^T (y - m),    du/dn = (l + n^2)^{-1/2} r,    r = U^T z_hat - n (l + n^2)^{-1/2} u
 
-The residual is written r = e(n) q with the envelope e(n) = (c_e^2 + n^2)^{-b/2}, since it falls off where
-noise dominates; q is joined by polynomials in v = arctan(n / c_v), and a step from n to n' is exact for them:
+Along an axis with standard deviation s_i = l_i^{1/2} the residual is largest where n is about s_i: above, the
+noise hides what is not Gaussian there, and below z_hat = -n grad log p falls like n itself.  So it is written
+r_i = e_i(n) q_i with the envelope e_i(n) = n (l_i + n^2)^{-(1 + b) / 2}.  Then q is smooth at n = 0; it is
+joined by polynomials in a variable v(n), and a step from n to n' is exact for them:
 
     u' = u + sum_j w_j q_j,              w_j = int_n^n' e(p) (l + p^2)^{-1/2} l_j(v(p)) dp
 
-Two values of q are known without an evaluation and serve as nodes: q = 0 at n = infinity, where the data look
-Gaussian, and q = 0 at n = 0, where a density leaves no noise to be found.  So the run needs no start-up, the
-way from T to the first evaluation is closed form, and the last step interpolates.  Every evaluation is used
-twice: it corrects the step that led to it (with the new node), then predicts the next one.  N evaluations, at
-t_1 > ... > t_N; the first and the last step, T to t_1 and t_N to t_min, take none of their own.
+One value of q is known without an evaluation and serves as a node: q = 0 at n = infinity, where the data look
+Gaussian.  So the run needs no start-up and the way from T to the first evaluation is closed form.  Every
+evaluation is used twice: it corrects the step that led to it (with the new node), then predicts the next one.
+N evaluations, at t_1 > ... > t_N; the first and the last step, T to t_1 and t_N to t_min, take none of their
+own.
 
-The evaluations are equally spaced in a clock that the spectrum l makes,
+The variable v and the clock tau, in which evaluations are equally spaced, follow the whole spectrum
+(``sde_toolkit.samplers.gaussian.clock``): with s_i the standard deviations of the axes,
 
-    d tau = sum_i w_i (n^2 + c_a^2 l_i)^{-1/2} (1 + n^2 / c_b^2)^{-p/2} dn,        w_i = l_i^g / sum l^g
+    dv   / d ln n = ( sum_i l_i arctan'(n / (c_v s_i))^{1 / k_v} / sum l )^{k_v}
+    dtau / d ln n = ( sum_i l_i arcsinh'(n / (c_a s_i))^{1 / k_a} / sum l )^{k_a} (1 + n^2 / c_b^2)^{-p / 2}
 
-logarithmic in the middle and with both ends, n = 0 and n = infinity, at a finite distance.  The lengths c_b,
-c_e and c_v are fixed multiples (``Constants``) of one scale of the data, s = (sum l^2 / sum l)^{1/2}, the
-standard deviation along the axes weighted by their variance.
+where f'(r) stands for r df / dr.  Few evaluations cannot resolve thin axes, whose error stays below l_i then:
+k_a = k_0 + k_1 / N lets them go to the wide ones.  Both ends, n = 0 and n = infinity, are at a finite
+distance.  Between the largest and the smallest s_i both are about logarithmic, so that polynomials see every
+axis at its own scale; with one scale v = arctan(n / (c_v s)).  The length c_b is a multiple of one scale of
+the data, s = (sum l^2 / sum l)^{1/2}, the standard deviation along the axes weighted by their variance.
 
 With noise, eta > 0, the reverse family is dy = (1 + eta^2) z_hat dn + eta (2 n)^{1/2} dW.  What the Gaussian
 makes of it is closed form again,
@@ -46,38 +52,29 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.models import Moments, ScoreModel, conversion, known_moments
 from sde_toolkit.samplers.gaussian.folded import FoldedPlan, Window, fold, folds
-from sde_toolkit.samplers.gaussian.grid import CONSTANTS, NOISY_CONSTANTS, Constants, ResidualGrid
+from sde_toolkit.samplers.gaussian.grid import (
+    CONSTANTS,
+    NETWORK_CONSTANTS,
+    NOISY_CONSTANTS,
+    Constants,
+    ResidualGrid,
+)
 from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
+from sde_toolkit.samplers.gaussian.residual import Residual
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
 from sde_toolkit.samplers.starts import Start
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import checked
 from solvers import BrownianMotion, FixedGrid, Interval, Method, Semilinear, Step
 from solvers.methods import increment
-from solvers.weights import lagrange
-
-_POINTS = 24
-"""Gauss-Legendre points per step, in arcsinh(5 n / s)."""
-
-_MOST_ELEMENTS = 1 << 21
-
-_BEFORE = math.pi / 2
-_AFTER = 0.0
-"""Values of v at infinite and at no noise, where the residual vanishes."""
-
-
-Nodes = list[tuple[float, int | None]]
-"""Values of v, and which evaluation they belong to, the newest is 0; None where q is known to vanish."""
 
 
 @dataclass(frozen=True)
@@ -158,23 +155,18 @@ class ResidualAdams(Method):
         y, carry = carry.plan.step(interval.number, y, carry, raw, z)  # type: ignore[arg-type]
         return Step(y, None, carry)
 
-    @property
-    def _longest(self) -> int:
-        """Evaluations that a step may use."""
-        return max(self.constants.nodes + 1, self.constants.corrector_nodes)
-
     def _tables(self, term: RawFlow, ts: Tensor) -> Tables:
-        sde, scale = term.sde, self.moments.scale
+        sde = term.sde
         alpha, sigma, nsr = (f(ts)[:, None] for f in (sde.alpha, sde.sigma, sde.nsr))
         std = self.moments.marginal_variances(alpha[:, 0], sigma[:, 0]).sqrt()
-        factor = self._shrink(nsr[:-1], nsr[1:])
+        residual = Residual(self.moments, self.constants, self.eta, nsr[:, 0])
+        factor = residual.shrink(nsr[:-1], nsr[1:])
         # z_hat = keep x + scaled raw, at the evaluations
         keep, scaled = conversion(term.predicts, "noise", alpha[1:-1], sigma[1:-1], term.data_std)
-        v = torch.atan(nsr[:, 0] / (self.constants.bend * scale)).tolist()
-        correctors, predictors = self._nodes(v)
-        units = scaled / self._envelope(nsr[1:-1])
-        predicted = self._table(nsr[:, 0], predictors, units, 1)
-        corrected = self._table(nsr[:, 0], correctors[:-1], units, 0)
+        correctors, predictors = residual.nodes()
+        units = scaled / residual.envelope(nsr[1:-1])
+        predicted = residual.table(predictors, units, 1)
+        corrected = residual.table(correctors[:-1], units, 0)
         # the correction of a step is made by the next: what predicted it goes, one evaluation older by then
         corrected[:, 1:] -= predicted[:-1, :-1]
         corrected = factor[:, None] * torch.cat([torch.zeros_like(predicted[:1]), corrected])
@@ -195,76 +187,6 @@ class ResidualAdams(Method):
             used=[sorted({*a, *b, *c}) for a, b, c in zip(used, older, newer, strict=True)],
             used_moved=used,
         )
-
-    def _shrink(self, start: Tensor, end: Tensor) -> Tensor:
-        """rho(end, start), for ratios that broadcast against shape (n,)."""
-        variances = self.moments.variances
-        ratio = (variances + end.square()) / (variances + start.square())
-        return ratio ** (self.eta**2 / 2)
-
-    def _envelope(self, nsr: Tensor) -> Tensor:
-        c = self.constants.envelope * self.moments.scale
-        return (c**2 + nsr.square()) ** (-self.constants.power / 2)
-
-    def _nodes(self, v: Sequence[float]) -> tuple[list[Nodes], list[Nodes]]:
-        """The nodes of every step's corrector and predictor, from the values of v at all times."""
-        corrector, predictor = [], []
-        for i in range(len(v) - 1):
-            predictor.append(self._pick(v[1 : i + 1][::-1], v[i + 1], self.constants.nodes))
-            corrector.append(self._pick(v[1 : i + 2][::-1], v[i + 1], self.constants.corrector_nodes))
-        return corrector, predictor
-
-    def _pick(self, past: Sequence[float], end: float, count: int) -> Nodes:
-        """The newest ``count`` nodes, the one at no noise among them if it is near enough to ``end``."""
-        every: Nodes = [*((value, k) for k, value in enumerate(past)), (_BEFORE, None)]
-        chosen = every[:count]
-        distance = self.constants.reach * abs(end - _AFTER)
-        nearer = sum(abs(value - end) <= distance for value, _ in chosen)
-        if nearer == len(chosen) == count:
-            return chosen
-        return [*chosen[:nearer], (_AFTER, None), *chosen[nearer:]][:count]
-
-    def _table(self, nsr: Tensor, nodes: Sequence[Nodes], units: Tensor, lag: int) -> Tensor:
-        """Weights of the evaluations in every step with shape (N, K, n), those with equally many nodes made
-        together.
-
-        Args:
-            nsr: at all times.
-            nodes: of the first N steps.
-            units: q over what is kept of an evaluation, with shape (M, 1).
-            lag: evaluation k of step i has the entry i - k - lag there.
-        """
-        table = torch.zeros(len(nodes), self._longest, len(self.moments.variances), dtype=torch.float64)
-        for count in {len(chosen) for chosen in nodes}:
-            steps = [i for i, chosen in enumerate(nodes) if len(chosen) == count]
-            at = torch.tensor([[value for value, _ in nodes[i]] for i in steps], dtype=torch.float64)
-            index = torch.tensor(steps)
-            weights = self._integrals(nsr[index], nsr[index + 1], at)
-            chosen = [(m, j, i, nodes[i][j][1]) for m, i in enumerate(steps) for j in range(count)]
-            used = [entry for entry in chosen if entry[3] is not None]
-            if used:
-                m, j, i, k = torch.tensor(used).unbind(1)
-                table[i, k] = weights[m, j] * units[i - k - lag]
-        return table
-
-    def _integrals(self, start: Tensor, end: Tensor, at: Tensor) -> Tensor:
-        """w_j with shape (M, k, n) for M steps; ``at`` with shape (M, k) are the values of v at the nodes."""
-        scale, variances = self.moments.scale, self.moments.variances
-        unit = 0.2 * scale
-        x, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_POINTS))
-        most = max(1, _MOST_ELEMENTS // (_POINTS * len(variances)))
-        parts = []
-        for a, b, nodes in zip(start.split(most), end.split(most), at.split(most), strict=True):
-            first, last = torch.asinh(a / unit)[:, None], torch.asinh(b / unit)[:, None]
-            clock = first + (last - first) * (x + 1) / 2
-            n = unit * torch.sinh(clock)
-            dn = (last - first) * (weight / 2) * unit * torch.cosh(clock) * self._envelope(n)
-            basis = lagrange(torch.atan(n / (self.constants.bend * scale)), nodes) * dn[..., None]
-            kernel = (variances + n.square()[..., None]).rsqrt()
-            if self.eta:
-                kernel = (1 + self.eta**2) * kernel * self._shrink(n[..., None], b[:, None, None])
-            parts.append(torch.einsum("mqk,mqd->mkd", basis, kernel))
-        return torch.cat(parts)
 
 
 def _diffusion(sde: ForwardSDE, eta: float, t: Tensor) -> Tensor:
@@ -298,6 +220,10 @@ class ResidualFlow:
         )
 
 
+def _noise_network(model: ScoreModel) -> bool:
+    return model.predicts in ("noise", "score") and not model.exact
+
+
 @checked
 def gaussian_residual(
     model: ScoreModel,
@@ -307,7 +233,7 @@ def gaussian_residual(
     moments: Moments | None = None,
     eta: float = 0.0,
 ) -> Sampler:
-    """The Gaussian with the data's moments in closed form, the residual by polynomials of 5 and 6 nodes;
+    """The Gaussian with the data's moments in closed form, the residual by polynomials of 4 and 5 nodes;
     ``num_steps`` evaluations in all.
 
     Args:
@@ -330,7 +256,7 @@ def gaussian_residual(
         raise ValueError(f"moments must have the event shape {model.event_shape}, got {moments.event_shape}")
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be a finite number >= 0, got {eta}; 0 is deterministic")
-    constants = NOISY_CONSTANTS if eta else CONSTANTS
+    constants = NOISY_CONSTANTS if eta else NETWORK_CONSTANTS if _noise_network(model) else CONSTANTS
     return Sampler(
         "gaussian_residual",
         ResidualFlow(model.event_shape, eta),
