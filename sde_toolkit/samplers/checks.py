@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import wide_type
+from sde_toolkit.models import Moments, wide_type
 from sde_toolkit.samplers.records import Callback, StepInfo
+from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, has_method, integer, require
 from solvers import NoiseSource, Solution, Status
 from solvers.solution import finish
 
 _SEEDS = 1 << 64
 _INDICES = 1 << 63
+
+_ENOUGH = 256
+"""Samples from which on their moments are compared with those that a sampler was given."""
+
+_FAIR = 5
+"""Evaluations from which on samples are good enough for that."""
+
+_MOST_RATIO, _MOST_DISTANCE = 2.0, 0.5
+"""What samples may differ by: in the total variance, and in the mean, in standard deviations."""
 
 
 def check_draw(
@@ -115,3 +126,31 @@ def _checked_state(returned: object, x: Tensor) -> Tensor:
             f"got {got}"
         )
     return returned
+
+
+def warn_of_moments(name: str, method: object, x: Tensor, sde: ForwardSDE, t_min: float, nfe: float) -> None:
+    """Warn, with numbers, of samples x with shape (B, *) whose mean or total variance is far from that of the
+    moments that a method uses: with those of other data a run takes more evaluations than it needs.
+
+    Compared are at least ``_ENOUGH`` finite samples of ``_FAIR`` evaluations on the host, with the moments of
+    the data at ``t_min``; mean 0 and one variance, which stand for moments that are not known, are not.
+    """
+    moments, states = getattr(method, "moments", None), x.detach().double()
+    if not isinstance(moments, Moments) or (moments.kind == "scalar" and not bool(moments.mean.any())):
+        return
+    if len(x) < _ENOUGH or nfe < _FAIR or x.device.type != "cpu" or not bool(states.isfinite().all()):
+        return
+    alpha, sigma = (f(torch.tensor([t_min], dtype=torch.float64)) for f in (sde.alpha, sde.sigma))
+    total = float(moments.marginal_variances(alpha, sigma).sum())
+    mean = states.mean(0)
+    ratio = float((states - mean).square().sum()) / len(x) / total
+    distance = float((mean - alpha * moments.mean).square().sum()) ** 0.5 / total**0.5
+    if 1 / _MOST_RATIO <= ratio <= _MOST_RATIO and distance <= _MOST_DISTANCE:
+        return
+    warnings.warn(
+        f"{name} uses moments that are not those of the samples: {len(x)} samples have {ratio:.3g} times the "
+        f"variance, and a mean {distance:.3g} standard deviations away; either the moments are those of "
+        "other data, then give moments=estimate_moments(data) or sampled_moments(model), or the model is far "
+        "from its data",
+        stacklevel=5,
+    )

@@ -195,8 +195,7 @@ class Sampler:
             used["corrector_first"] = True
         if self.start != "prior":
             used["start"] = str(self.start)
-        if not self.last_draw:
-            used["last_draw"] = False
+        used |= {} if self.last_draw else {"last_draw": False}
         return common | steps | used | dict(self.options)
 
     def on(self, sde: ForwardSDE) -> Sampler:
@@ -371,8 +370,7 @@ class PreparedSampler:
         rows = model.conditions(condition, num_samples)
         counted, start = CountedModel(in_run(model), callback is not None), time.perf_counter()
         guided = sampler._guided(counted)
-        batch, parts = batch_size or num_samples, []
-        failed: dict[int, str] = {}
+        batch, parts, failed = batch_size or num_samples, [], dict[int, str]()
         with outside_inference_mode(), evaluating(model, guided), without_autocast():
             equation = sampler.equation(guided)
             for first in range(0, num_samples, batch):
@@ -387,6 +385,8 @@ class PreparedSampler:
         seconds = time.perf_counter() - start
         x = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(model.dtype)
         nfe = counted.rows / num_samples
+        if rows is None and callback is None and sampler.guidance is None:
+            checks.warn_of_moments(sampler.name, sampler.method, x, model.sde, sampler.t_min, nfe)
         return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling, failed)
 
     def _run(
