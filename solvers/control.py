@@ -23,10 +23,13 @@ Reference: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +37,8 @@ from torch import Tensor
 from solvers.arguments import check_fields, checked
 from solvers.interval import Interval
 from solvers.terms import flatten
+
+T = TypeVar("T")
 
 _PER_OCTAVE, _LOWEST, _HIGHEST = 8, -60, 140  # of E^2, in powers of 2
 _SMOOTH = 3  # from this order on the safety factor is enough
@@ -50,6 +55,35 @@ def _increasing_or_decreasing(ts: Tensor) -> bool:
 
 BLOCK_STEPS = 4096
 """Steps of a grid that are made at once."""
+
+
+class InBlocks(Sequence[T]):
+    """One entry for every step of a long grid, made in blocks when they are asked for.
+
+    Args:
+        parts: how many entries a part has, and what makes those first, ..., end - 1 of it.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, Callable[[int, int], list[T]]]]) -> None:
+        self._makers = [make for _, make in parts]
+        self._ends = list(itertools.accumulate(count for count, _ in parts))
+        self._first = 0
+        self._block: list[T] = []
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> T:  # type: ignore[override]
+        """The entry of a step; the block around it is kept until another one is asked for."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if not self._first <= number < self._first + len(self._block):
+            which = bisect.bisect_right(self._ends, number)
+            start = self._ends[which - 1] if which else 0
+            first = (number - start) // BLOCK_STEPS * BLOCK_STEPS
+            end = min(first + BLOCK_STEPS, self._ends[which] - start)
+            self._first, self._block = start + first, self._makers[which](first, end)
+        return self._block[number - self._first]
 
 
 class FixedGrid:

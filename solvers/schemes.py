@@ -23,8 +23,6 @@ function of time.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ import torch
 from torch import Tensor
 
 from solvers.brownian import BrownianMotion
-from solvers.control import BLOCK_STEPS, FixedGrid
+from solvers.control import BLOCK_STEPS, FixedGrid, InBlocks
 from solvers.forms import DRAW, STATE, Form, Steps
 from solvers.interval import Interval, Step
 from solvers.methods import Method, increment
@@ -107,7 +105,7 @@ class Carry(NamedTuple):
     prediction behind the state, None if the state was replaced, and the evaluation there, if it was made."""
 
     programs: Sequence[Program]
-    joined: list[JoinedStep]
+    joined: Sequence[JoinedStep]
     history: tuple[Tensor, ...] = ()
     prediction: Tensor | None = None
     pending: Tensor | None = None
@@ -145,16 +143,18 @@ class SchemeMethod(Method):
 
     def prepare(
         self, term: Scheme, grid: FixedGrid, like: Tensor
-    ) -> tuple[Sequence[Program], list[JoinedStep]]:
+    ) -> tuple[Sequence[Program], Sequence[JoinedStep]]:
         """The programs of all steps."""
         programs = self._programs(term, grid.ts)
-        first = grid.ts[0]
-        return programs, _from_predictions(
-            programs, _evaluation_of_state(term, first), self.nodes
-        ) if self.evaluates_end else []
+        if not self.evaluates_end:
+            return programs, []
+        joined = _Joined(programs, _evaluation_of_state(term, grid.ts[0]), self.nodes)
+        if len(programs) <= BLOCK_STEPS:
+            return programs, joined.steps(0, len(programs))
+        return programs, InBlocks([(len(programs), joined.steps)])
 
     def start(
-        self, term: Scheme, t: Tensor, y: Tensor, plan: tuple[Sequence[Program], list[JoinedStep]]
+        self, term: Scheme, t: Tensor, y: Tensor, plan: tuple[Sequence[Program], Sequence[JoinedStep]]
     ) -> Carry:
         """The plan, no evaluations yet, and a first prediction that is the state itself."""
         return Carry(*plan, prediction=y)
@@ -190,8 +190,8 @@ class SchemeMethod(Method):
             taken = len(self._times(steps)) * width
             own, scales = [x[:taken].reshape(-1, width) for x in scales], [x[taken:] for x in scales]
             parts.append(self._numbers_of(steps, result, *own))
-        programs = _Programs(parts)
-        return programs if count > BLOCK_STEPS and not self.evaluates_end else list(programs)
+        programs = InBlocks([(part.table.shape[1], part.programs) for part in parts])
+        return programs if count > BLOCK_STEPS else list(programs)
 
     @staticmethod
     def _times(steps: Steps) -> list[Tensor]:
@@ -255,8 +255,8 @@ class SchemeMethod(Method):
         return Step(shown, None, Carry(programs, steps, history, y, pending))
 
 
-def _from_predictions(programs: Sequence[Program], first: Evaluation, nodes: int) -> list[JoinedStep]:
-    """The programs of a method that evaluates its end, rewritten.
+class _Joined:
+    """The programs of a method that evaluates its end, rewritten, a block of steps at a time.
 
     Step i predicts p and corrects it to c, with values m_0, m_1, ... at hand and the evaluation at p,
 
@@ -267,30 +267,46 @@ def _from_predictions(programs: Sequence[Program], first: Evaluation, nodes: int
     Raises:
         ValueError: a rule that evaluates otherwise, or corrects with another draw.
     """
-    found: list[JoinedStep] = []
-    evaluation, correction = first, _UNMOVED
-    for i, program in enumerate(programs):
-        if len(program.evaluations) != (i + 1 < len(programs)):
+
+    def __init__(self, programs: Sequence[Program], first: Evaluation, nodes: int) -> None:
+        self._programs, self._nodes = programs, nodes
+        self._first = 0, first, _UNMOVED  # a step, the evaluation at its start, and the correction there
+        self._next = self._first
+
+    def steps(self, first: int, end: int) -> list[JoinedStep]:
+        """Those of the steps first, ..., end - 1."""
+        known, evaluation, correction = self._next if first else self._first
+        if known != first:
+            evaluation, correction = self._corrected(first - 1)
+        found = []
+        for i in range(first, end):
+            predicted, past = self._predicted(i), min(i, self._nodes)
+            plain = {position - 1 if position else past: c for position, c in predicted.values}
+            onward = {position: predicted.state * c for position, c in correction.values}
+            for position, c in plain.items():
+                onward[position] = onward.get(position, 0.0) + c
+            moved = Combination(predicted.state, _pairs(plain), predicted.draw)
+            joined = Combination(predicted.state * correction.state, _pairs(onward), predicted.draw)
+            if not self._programs[i].evaluations:
+                found.append(JoinedStep(past, evaluation, joined, moved, None))
+                break
+            own, (evaluation, correction) = evaluation, self._corrected(i)
+            found.append(JoinedStep(past, own, joined, moved, correction))
+        self._next = end, evaluation, correction
+        return found
+
+    def _predicted(self, i: int) -> Combination:
+        """What step i predicts."""
+        program = self._programs[i]
+        if len(program.evaluations) != (i + 1 < len(self._programs)):
             raise ValueError(
                 "a rule that evaluates the end evaluates once per step, at its end, and not in the last one"
             )
-        predicted = program.result
-        if program.evaluations:
-            predicted = program.evaluations[0].at or _UNMOVED
-        past = min(i, nodes)
+        return program.evaluations[0].at or _UNMOVED if program.evaluations else program.result
 
-        def own(pairs: tuple[tuple[int, float], ...], past: int = past) -> dict[int, float]:
-            return {position - 1 if position else past: c for position, c in pairs}
-
-        plain = own(predicted.values)
-        onward = {position: predicted.state * c for position, c in correction.values}
-        for position, c in plain.items():
-            onward[position] = onward.get(position, 0.0) + c
-        moved = Combination(predicted.state, _pairs(plain), predicted.draw)
-        joined = Combination(predicted.state * correction.state, _pairs(onward), predicted.draw)
-        if not program.evaluations:
-            found.append(JoinedStep(past, evaluation, joined, moved, None))
-            break
+    def _corrected(self, i: int) -> tuple[Evaluation, Combination]:
+        """The evaluation at the end of step i, and its correction from the prediction there."""
+        program, predicted = self._programs[i], self._predicted(i)
         ratio = program.result.state / predicted.state
         if abs(program.result.draw - ratio * predicted.draw) > 1e-12 * abs(predicted.draw):
             raise ValueError(
@@ -298,12 +314,9 @@ def _from_predictions(programs: Sequence[Program], first: Evaluation, nodes: int
             )
         values = {position: -ratio * c for position, c in predicted.values}
         for position, c in program.result.values:
-            at = min(i + 1, nodes) if position == program.past else position
+            at = min(i + 1, self._nodes) if position == program.past else position
             values[at] = values.get(at, 0.0) + c
-        correction = Combination(ratio, _pairs(values), 0.0)
-        found.append(JoinedStep(past, evaluation, joined, moved, correction))
-        evaluation = program.evaluations[0]._replace(at=None)
-    return found
+        return program.evaluations[0]._replace(at=None), Combination(ratio, _pairs(values), 0.0)
 
 
 def _pairs(values: dict[int, float]) -> tuple[tuple[int, float], ...]:
@@ -407,31 +420,6 @@ class _Alike:
             noisy = bool(combination.draw) or any(form.draw for form in at)
             programs.append(Program(self.past, made, combination, self.kept, noisy))
         return programs
-
-
-class _Programs(Sequence[Program]):
-    """The programs of a long grid, which are made in blocks when they are asked for."""
-
-    def __init__(self, parts: Sequence[_Alike]) -> None:
-        self._parts = parts
-        self._ends = list(itertools.accumulate(part.table.shape[1] for part in parts))
-        self._first = 0
-        self._block: list[Program] = []
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, number: int) -> Program:  # type: ignore[override]
-        """The program of a step; the block around it is kept until another one is asked for."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        if not self._first <= number < self._first + len(self._block):
-            which = bisect.bisect_right(self._ends, number)
-            start = self._ends[which - 1] if which else 0
-            first = (number - start) // BLOCK_STEPS * BLOCK_STEPS
-            end = min(first + BLOCK_STEPS, self._ends[which] - start)
-            self._first, self._block = start + first, self._parts[which].programs(first, end)
-        return self._block[number - self._first]
 
 
 _UNMOVED = Combination(1.0, (), 0.0)

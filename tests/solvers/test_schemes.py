@@ -171,6 +171,25 @@ def test_the_numbers_of_a_long_grid_are_those_made_at_once(monkeypatch: pytest.M
     assert torch.equal(solve(term, Y0, method, grid).y, expected)
 
 
+@pytest.mark.parametrize("exposed", [False, True])
+def test_steps_that_evaluate_their_end_are_the_same_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, exposed: bool
+) -> None:
+    grid = FixedGrid(torch.linspace(0, 1.3, 75, dtype=FLOAT64).square())
+    method = SchemeMethod(name="pec", order=2, evaluates_end=True, exposed=exposed)
+    term = Scheme(field, pec_rule)
+    _, at_once = method.prepare(term, grid, Y0)
+    expected = solve(term, Y0, method, grid).y
+    monkeypatch.setattr("solvers.schemes.BLOCK_STEPS", 7)
+    monkeypatch.setattr("solvers.control.BLOCK_STEPS", 7)
+    _, in_blocks = method.prepare(term, grid, Y0)
+    assert isinstance(at_once, list)
+    assert not isinstance(in_blocks, list)
+    assert len(in_blocks) == len(at_once) == 74
+    assert all(in_blocks[i] == at_once[i] for i in (73, 0, 40, *range(74)))
+    assert torch.equal(solve(term, Y0, method, grid).y, expected)
+
+
 MEMORY = """
 import resource, torch
 from solvers import FixedGrid, Scheme, SchemeMethod, solve
@@ -178,10 +197,16 @@ torch.set_num_threads(1)
 def rule(steps):
     h, m = steps.s - steps.t, steps.values
     return steps.y + h * (m[0] if len(m) == 1 else 1.5 * m[0] - 0.5 * m[1])
+def trapezoid(steps):
+    h, m = steps.s - steps.t, steps.values[0]
+    predicted = steps.y + h * m
+    return predicted if steps.last else steps.y + h / 2 * (m + steps.evaluate_end(predicted))
 for steps in (1_000, 200_000):
     grid = FixedGrid(torch.linspace(0, 1, steps + 1))
     method = SchemeMethod(name="ab2", order=2, nodes=2)
     solve(Scheme(lambda t, y: -y, rule), torch.ones(4, 2), method, grid)
+    method = SchemeMethod(name="trapezoid", order=2, evaluates_end=True)
+    solve(Scheme(lambda t, y: -y, trapezoid), torch.ones(4, 2), method, grid)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
