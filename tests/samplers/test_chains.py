@@ -1,5 +1,6 @@
 """Networks that know integer indices alone, exact at each, as score models: samplers, likelihoods, fits."""
 
+import copy
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from sde_toolkit.networks import MLP
 from sde_toolkit.samplers import grids
 from sde_toolkit.sdes import VPSDE, Chain, ChainSDE
 from sde_toolkit.training import ChainLoss, Optimization, TrainState, fit
+from sde_toolkit.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from solvers import RK4
 
 FLOAT64 = torch.float64
@@ -272,3 +274,22 @@ def test_fit_trains_networks_of_a_chain(predicts):
     fit(state, data, loss, num_steps=300, batch_size=64)
     assert value(state.model) < 0.8 * before
     assert samplers.ddim(10).sample(state.model, 4).x.isfinite().all()
+
+
+@pytest.mark.parametrize("predicts", ["noise", "velocity"])
+def test_a_resumed_run_on_a_chain_is_the_uninterrupted_one(tmp_path, predicts):
+    chain = VPSDE().discretize(50)
+    data, loss, network = NORMAL.sample(64, 0).float(), ChainLoss(chain), Table()
+
+    def fresh() -> TrainState:
+        return TrainState(IndexedModel(copy.deepcopy(network), chain, predicts, (2,)))
+
+    whole, parts, resumed = fresh(), fresh(), fresh()
+    fit(whole, data, loss, 6, batch_size=16)
+    fit(parts, data, loss, 3, batch_size=16)
+    restore(resumed, read_checkpoint(save_checkpoint(parts, tmp_path)))
+    fit(resumed, data, loss, 6, batch_size=16)
+    left, right = whole.tensors(), resumed.tensors()
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+    assert torch.equal(samplers.ddim(5).sample(whole.ema, 3).x, samplers.ddim(5).sample(resumed.ema, 3).x)
