@@ -122,7 +122,9 @@ class Counted(Wrapper):
 
 
 @pytest.mark.parametrize(
-    "solver", [FlowSolver(RK4, num_steps=3), FlowSolver(AB3, num_steps=8), FAST], ids=str
+    "solver",
+    [FlowSolver(RK4, num_steps=3), FlowSolver(AB3, num_steps=8), FAST],
+    ids=["rk4", "ab3", "adaptive"],
 )
 def test_the_cost_is_told_before(solver):
     data, model = wide(100)
