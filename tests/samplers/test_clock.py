@@ -47,7 +47,13 @@ def test_a_clock_is_the_integral_of_its_density() -> None:
     x = np.log(NSR)
     slope = (clock(np.exp(x + 1e-4)) - clock(np.exp(x - 1e-4))) / 2e-4
     np.testing.assert_allclose(slope, density(x), rtol=2e-5)
-    np.testing.assert_allclose(clock.inverse(clock(NSR)), NSR, rtol=1e-3)
+    np.testing.assert_allclose(clock.inverse(clock(NSR)), NSR, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_steps", [100_000, 400_000])
+def test_times_of_very_many_steps_fall(num_steps: int) -> None:
+    ts = ResidualGrid(diagonal([1.0, 0.01]))(VPSDE(), num_steps, 1e-3)
+    assert bool((ts.diff() < 0).all())
 
 
 @pytest.mark.parametrize("k", [0.1, 0.2])

@@ -82,9 +82,12 @@ class Clock:
         return self.table(np.clip(np.log(nsr), self.first, self.last))
 
     def inverse(self, tau: np.ndarray) -> np.ndarray:
-        """The ratios at ``tau``, between the ends of the table, to the accuracy of linear interpolation."""
-        x = self.table.x
-        return np.exp(np.interp(tau, self.table(x), x))
+        """The ratios at ``tau``, between the ends of the table: Newton's method from linear interpolation."""
+        knots, slope = self.table.x, self.table.derivative()
+        x = np.interp(tau, self.table(knots), knots)
+        for _ in range(3):
+            x = np.clip(x - (self.table(x) - tau) / slope(x), self.first, self.last)
+        return np.exp(x)
 
 
 def make_clock(density: Density, smallest: float, largest: float, fall: float = 1.0) -> Clock:
