@@ -34,11 +34,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import ExactModel, GaussianMixture
+from benchmarks import flows
+from benchmarks.flows import FlowProblem, normals
+from sde_toolkit.models import GaussianMixture
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
-from solvers.brownian import Normals
 
-NUM_POINTS = 256
 NSR_MIN = 0.001
 OFFSET = 0.5
 RARE_WEIGHT, RARE_DISTANCE = 0.02, 8.0
@@ -70,28 +70,10 @@ class Case:
 
 
 @dataclass(frozen=True)
-class SpectrumProblem:
-    """Starts and exact ends of the probability flow of one model.
+class SpectrumProblem(FlowProblem):
+    """Starts and exact ends of the probability flow of one model, and the case that it belongs to."""
 
-    Attributes:
-        case: what it is.
-        model: the exact score, in float64.
-        t_min: where the run ends.
-        x_T: starts with shape (256, D).
-        end, zero_end: the exact states at t_min and at noise zero (alpha = 1) with shape (256, D).
-    """
-
-    case: Case
-    model: ExactModel
-    t_min: float
-    x_T: Tensor = field(repr=False)
-    end: Tensor = field(repr=False)
-    zero_end: Tensor = field(repr=False)
-
-    @property
-    def name(self) -> str:
-        """Of the case."""
-        return self.case.name
+    case: Case = field(kw_only=True)
 
     def errors(self, x: Tensor, at_zero: bool = False) -> tuple[float, float]:
         """Pooled and whitened error of ends x with shape (256, D); inf if not finite."""
@@ -121,13 +103,9 @@ def make_processes() -> dict[str, ForwardSDE]:
     }
 
 
-def _normals(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def _turned(generator: torch.Generator, stds: Tensor) -> Tensor:
     """Columns: orthogonal axes in the lengths ``stds``."""
-    return torch.linalg.qr(_normals(generator, len(stds), len(stds))).Q * stds
+    return torch.linalg.qr(normals(generator, len(stds), len(stds))).Q * stds
 
 
 def make_data(kind: str, D: int, condition: float, seed: int) -> GaussianMixture:
@@ -136,17 +114,17 @@ def make_data(kind: str, D: int, condition: float, seed: int) -> GaussianMixture
     stds = torch.logspace(0, -math.log10(condition), D, dtype=torch.float64)
     eye = torch.eye(D, dtype=torch.float64)
     if kind == "thin":
-        weights, means = (0.5 * _normals(generator, 5)).softmax(0), 1.2 * _normals(generator, 5, D)
+        weights, means = (0.5 * normals(generator, 5)).softmax(0), 1.2 * normals(generator, 5, D)
         turns = [_turned(generator, 0.5 * stds) for _ in range(5)]
         covariances = torch.stack([turn @ turn.mT for turn in turns])
         return GaussianMixture(weights, means + OFFSET, (covariances + covariances.mT) / 2)
     turn = _turned(generator, stds)
-    weights = (0.5 * _normals(generator, 4)).softmax(0)
-    means = _normals(generator, 4, D) @ turn.mT + OFFSET
-    factors = turn @ (0.5 * _normals(generator, 4, D, D) / math.sqrt(D))
+    weights = (0.5 * normals(generator, 4)).softmax(0)
+    means = normals(generator, 4, D) @ turn.mT + OFFSET
+    factors = turn @ (0.5 * normals(generator, 4, D, D) / math.sqrt(D))
     covariances = factors @ factors.mT + 0.01 * (turn @ turn.mT)
     if kind == "rare":
-        direction = _normals(generator, D)
+        direction = normals(generator, D)
         far = means.mean(0) + RARE_DISTANCE * direction / direction.norm()
         weights = torch.cat([weights * (1 - RARE_WEIGHT), weights.new_tensor([RARE_WEIGHT])])
         means = torch.cat([means, far[None]])
@@ -155,14 +133,10 @@ def make_data(kind: str, D: int, condition: float, seed: int) -> GaussianMixture
 
 
 def make_problem(case: Case) -> SpectrumProblem:
-    """The problem of a case; seconds, for the exact ends."""
+    """The problem of a case; a second, for the exact ends."""
     data, sde = make_data(case.kind, case.D, case.condition, case.seed), make_processes()[case.process]
-    t_min = float(sde.inverse_nsr(torch.tensor(NSR_MIN, dtype=torch.float64)))
-    x_T = sde.prior_sample(Normals(case.seed, NUM_POINTS, data.event_shape).draw(0))
-    start, end = (torch.tensor(t, dtype=torch.float64) for t in (sde.T, t_min))
-    y_end = data.flow(x_T / sde.alpha(start), sde.nsr(start), sde.nsr(end))
-    zero_end = data.flow(y_end, sde.nsr(end), torch.zeros_like(end))
-    return SpectrumProblem(case, ExactModel(data, sde), t_min, x_T, sde.alpha(end) * y_end, zero_end)
+    found = flows.make_problem(case.name, data, sde, case.seed, NSR_MIN)
+    return SpectrumProblem(**vars(found), case=case)
 
 
 def _family(seed: int, sizes: tuple[int, ...]) -> Iterator[Case]:

@@ -67,9 +67,12 @@ class FlowProblem:
         return error if math.isfinite(error) else math.inf
 
 
-def make_problem(name: str, data: ExactData, sde: ForwardSDE, seed: int = START_SEED) -> FlowProblem:
-    """The problem of these data under this process; seconds for a mixture in more than one dimension."""
-    t_min = float(sde.inverse_nsr(torch.tensor(NSR_MIN, dtype=torch.float64)))
+def make_problem(
+    name: str, data: ExactData, sde: ForwardSDE, seed: int = START_SEED, nsr_min: float = NSR_MIN
+) -> FlowProblem:
+    """The problem of these data under this process, down to the ratio ``nsr_min``; seconds for a mixture in
+    more than one dimension."""
+    t_min = float(sde.inverse_nsr(torch.tensor(nsr_min, dtype=torch.float64)))
     model = ExactModel(data, sde)
     x_T = sde.prior_sample(Normals(seed, NUM_POINTS, data.event_shape).draw(0))
     start, end = (torch.tensor(t, dtype=torch.float64) for t in (sde.T, t_min))
@@ -80,16 +83,17 @@ def make_problem(name: str, data: ExactData, sde: ForwardSDE, seed: int = START_
     return FlowProblem(name, model, t_min, x_T, sde.alpha(end) * y_end, zero_end, gaussian)
 
 
-def _normals(generator: torch.Generator, *shape: int) -> Tensor:
+def normals(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normals with the given shape, in float64."""
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def mixture(num_features: int, seed: int, num_components: int = 5) -> GaussianMixture:
     """Unequal weights, means of order one, full covariances with standard deviations of a tenth to a half."""
     generator = torch.Generator().manual_seed(seed)
-    weights = (0.5 * _normals(generator, num_components)).softmax(0)
-    means = 1.2 * _normals(generator, num_components, num_features)
-    factors = 0.35 * _normals(generator, num_components, num_features, num_features)
+    weights = (0.5 * normals(generator, num_components)).softmax(0)
+    means = 1.2 * normals(generator, num_components, num_features)
+    factors = 0.35 * normals(generator, num_components, num_features, num_features)
     covariances = factors @ factors.mT / num_features
     return GaussianMixture(weights, means, covariances + 0.02 * torch.eye(num_features, dtype=torch.float64))
 
@@ -106,19 +110,19 @@ def scales(seed: int, stds: tuple[float, ...] = (1.0, 0.3, 0.1), num_components:
     """Components whose spread and distances fall from axis to axis, the axes turned."""
     generator = torch.Generator().manual_seed(seed)
     std, D = torch.tensor(stds, dtype=torch.float64), len(stds)
-    turn = torch.linalg.qr(_normals(generator, D, D)).Q * std  # columns: the axes, in their scale
-    means = _normals(generator, num_components, D) @ turn.mT
-    factors = turn @ (0.5 * _normals(generator, num_components, D, D) / math.sqrt(D))
+    turn = torch.linalg.qr(normals(generator, D, D)).Q * std  # columns: the axes, in their scale
+    means = normals(generator, num_components, D) @ turn.mT
+    factors = turn @ (0.5 * normals(generator, num_components, D, D) / math.sqrt(D))
     covariances = factors @ factors.mT + 0.01 * (turn @ turn.mT)
-    weights = (0.5 * _normals(generator, num_components)).softmax(0)
+    weights = (0.5 * normals(generator, num_components)).softmax(0)
     return GaussianMixture(weights, means, (covariances + covariances.mT) / 2)
 
 
 def low_rank(num_features: int, rank: int, seed: int) -> Gaussian:
     """A Gaussian on a subspace, off the origin."""
     generator = torch.Generator().manual_seed(seed)
-    factor = _normals(generator, num_features, rank) / math.sqrt(rank)
-    return Gaussian(0.5 * _normals(generator, num_features), factor @ factor.mT)
+    factor = normals(generator, num_features, rank) / math.sqrt(rank)
+    return Gaussian(0.5 * normals(generator, num_features), factor @ factor.mT)
 
 
 def make_data() -> dict[str, ExactData]:

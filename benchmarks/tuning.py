@@ -25,7 +25,6 @@ import statistics
 from collections.abc import Iterator
 
 from benchmarks import families
-from benchmarks.families import SpectrumProblem
 from benchmarks.flows import FlowProblem, make_problem, make_processes, mixture, ring, scales
 from benchmarks.peers.ours import FromStart
 from benchmarks.record import digits, write_result
@@ -51,7 +50,7 @@ def make_data() -> dict[str, ExactData]:
 
 
 @functools.cache
-def problems() -> tuple[FlowProblem | SpectrumProblem, ...]:
+def problems() -> tuple[FlowProblem, ...]:
     """The data above under VP and VE, and the family.  A single Gaussian would say nothing: the sampler is
     exact on it."""
     few = tuple(
@@ -73,7 +72,7 @@ def choices() -> Iterator[tuple[str, Constants]]:
             yield f"{field.name} {new:.3g}", dataclasses.replace(CONSTANTS, **{field.name: new})
 
 
-def error(problem: FlowProblem | SpectrumProblem, constants: Constants, nfe: int) -> float:
+def error(problem: FlowProblem, constants: Constants, nfe: int) -> float:
     """Relative RMS error of the default sampler with these constants and ``nfe`` evaluations, pooled over the
     features."""
     usual = gaussian_residual(problem.model, nfe, t_min=problem.t_min)

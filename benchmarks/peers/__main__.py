@@ -168,7 +168,7 @@ def speed() -> None:
 
 def spectrum(name: str = "reporting") -> None:
     """Part E, on one set of ``benchmarks.families``."""
-    from benchmarks import families
+    from benchmarks import families, flows
     from benchmarks.peers import azula as peer_azula
     from benchmarks.peers import diffusers as peer_diffusers
     from benchmarks.peers import spectrum as peer_spectrum
@@ -177,7 +177,7 @@ def spectrum(name: str = "reporting") -> None:
     columns = peer_spectrum.measure(getattr(families, name)(), peers)
     print(peer_spectrum.table(columns))
     settings = _settings(
-        evaluations=peer_spectrum.EVALUATIONS, points=families.NUM_POINTS, end=families.NSR_MIN, set=name
+        evaluations=peer_spectrum.EVALUATIONS, points=flows.NUM_POINTS, end=families.NSR_MIN, set=name
     )
     file = "peers_spectrum" if name == "reporting" else f"peers_spectrum_{name}"
     write_result(file, settings, peer_spectrum.records(columns))

@@ -61,7 +61,7 @@ def test_the_exact_ends_have_the_weight_of_the_rare_mode() -> None:
     problem = make_problem(Case("rare", 2, 1.0, "ve", 9001))
     found = spectrum.rare_weight(problem, problem.end)
     # a binomial share of 256 starts
-    assert abs(found - families.RARE_WEIGHT) < 4 * math.sqrt(families.RARE_WEIGHT / families.NUM_POINTS)
+    assert abs(found - families.RARE_WEIGHT) < 4 * math.sqrt(families.RARE_WEIGHT / flows.NUM_POINTS)
 
 
 def test_a_column_has_the_best_peer_and_its_ratio() -> None:

@@ -233,7 +233,7 @@ def gaussian_residual(
     moments: Moments | None = None,
     eta: float = 0.0,
 ) -> Sampler:
-    """The Gaussian with the data's moments in closed form, the residual by polynomials of 4 and 5 nodes;
+    """The Gaussian with the data's moments in closed form, the residual by polynomials of 4 to 6 nodes;
     ``num_steps`` evaluations in all.
 
     Args:
