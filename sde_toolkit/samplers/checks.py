@@ -19,8 +19,8 @@ from solvers.solution import finish
 _SEEDS = 1 << 64
 _INDICES = 1 << 63
 
-_ENOUGH = 256
-"""Samples from which on their moments are compared with those that a sampler was given."""
+_ENOUGH, _PLENTY = 256, 4096
+"""Samples from which on their moments are compared with those that a sampler was given, and most of them."""
 
 _FAIR = 5
 """Evaluations from which on samples are good enough for that."""
@@ -132,24 +132,28 @@ def warn_of_moments(name: str, method: object, x: Tensor, sde: ForwardSDE, t_min
     """Warn, with numbers, of samples x with shape (B, *) whose mean or total variance is far from that of the
     moments that a method uses: with those of other data a run takes more evaluations than it needs.
 
-    Compared are at least ``_ENOUGH`` finite samples of ``_FAIR`` evaluations on the host, with the moments of
-    the data at ``t_min``; mean 0 and one variance, which stand for moments that are not known, are not.
+    Compared are the first finite samples of ``_FAIR`` evaluations on the host, ``_ENOUGH`` to ``_PLENTY`` of
+    them, with the moments of the data at ``t_min``; mean 0 and one variance, which stand for moments that are
+    not known, are not.
     """
-    moments, states = getattr(method, "moments", None), x.detach().double()
+    moments = getattr(method, "moments", None)
     if not isinstance(moments, Moments) or (moments.kind == "scalar" and not bool(moments.mean.any())):
         return
-    if len(x) < _ENOUGH or nfe < _FAIR or x.device.type != "cpu" or not bool(states.isfinite().all()):
+    if len(x) < _ENOUGH or nfe < _FAIR or x.device.type != "cpu":
+        return
+    states = x[:_PLENTY].detach().double()
+    if not bool(states.isfinite().all()):
         return
     alpha, sigma = (f(torch.tensor([t_min], dtype=torch.float64)) for f in (sde.alpha, sde.sigma))
     total = float(moments.marginal_variances(alpha, sigma).sum())
     mean = states.mean(0)
-    ratio = float((states - mean).square().sum()) / len(x) / total
+    ratio = float((states - mean).square().sum()) / len(states) / total
     distance = float((mean - alpha * moments.mean).square().sum()) ** 0.5 / total**0.5
     if 1 / _MOST_RATIO <= ratio <= _MOST_RATIO and distance <= _MOST_DISTANCE:
         return
     warnings.warn(
-        f"{name} uses moments that are not those of the samples: {len(x)} samples have {ratio:.3g} times the "
-        f"variance, and a mean {distance:.3g} standard deviations away; either the moments are those of "
+        f"{name} has moments that are not those of the samples: {len(states)} samples have {ratio:.3g} times "
+        f"the variance, and a mean {distance:.3g} standard deviations away; either the moments are those of "
         "other data, then give moments=estimate_moments(data) or sampled_moments(model), or the model is far "
         "from its data",
         stacklevel=5,

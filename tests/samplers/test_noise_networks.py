@@ -54,7 +54,7 @@ def presets(num_steps: int) -> Iterator[samplers.Sampler]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*uses moments that are not")  # of a network trained for seconds
+@pytest.mark.filterwarnings("ignore:.*has moments that are not")  # of a network trained for seconds
 @pytest.mark.parametrize("name", ["ring", "mixture"])
 def test_on_a_noise_network_it_is_within_twice_the_best_preset(name: str, monkeypatch) -> None:
     monkeypatch.setattr(predictions, "STEPS", 4000)
