@@ -353,7 +353,9 @@ def test_the_committed_comparison_on_many_scales_has_the_default_ahead():
         assert peer_flow.geometric_mean(ratios) <= limit
 
 
-@pytest.mark.xfail(strict=True, reason=".35 for 1/3 at 10 and .38 for 1/5 at 20 evaluations: see its README")
+@pytest.mark.xfail(
+    strict=True, reason=".35 for 1/3 at 10 and .38 for 1/5 at 20 evaluations: see benchmarks/README.md"
+)
 def test_the_committed_comparison_has_the_default_ahead():
     record = json.loads((RESULTS / "peers_flow.json").read_text())["results"]
     limits = {5: 1 / 2, 10: 1 / 3, 20: 1 / 5, 50: 1 / 4}
