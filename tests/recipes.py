@@ -250,11 +250,13 @@ def _training(folder: Path) -> dict[str, Recipe]:
 
 
 def _metrics() -> dict[str, Recipe]:
-    two = {"x": X, "y": X + 1}
+    two, estimate = {"x": X, "y": X + 1}, metrics.Estimate.from_replicates([0.0] * 21)
     return {
         "MMD": Recipe(metrics.MMD, dict),
         "OnFeatures": Recipe(metrics.OnFeatures, _the(features=torch.abs, distance=metrics.MMD())),
         "SlicedWasserstein": Recipe(metrics.SlicedWasserstein, dict),
+        "Estimate.from_replicates": Recipe(metrics.Estimate.from_replicates, _the(replicates=[0.0] * 21)),
+        "Estimate.interval": Recipe(metrics.Estimate(0.0, 1.0, "by hand").interval, dict),
         "bootstrap": Recipe(
             metrics.bootstrap,
             _the(
@@ -264,11 +266,13 @@ def _metrics() -> dict[str, Recipe]:
                 num_resamples=20,
             ),
         ),
+        "difference": Recipe(metrics.difference, _the(a=estimate, b=estimate)),
         "energy_distance": Recipe(sde.energy_distance, _the(**two)),
         "frechet_distance": Recipe(sde.frechet_distance, _the(features_x=X, features_y=X + 1)),
         "gaussian_w2": Recipe(metrics.gaussian_w2, _the(mean0=X[0], cov0=EYE, mean1=X[1], cov1=EYE)),
         "mmd": Recipe(sde.mmd, _the(**two)),
         "over_seeds": Recipe(metrics.over_seeds, _the(values=[1.0, 2.0])),
+        "pooled": Recipe(metrics.pooled, _the(estimates=[estimate, estimate])),
         "sliced_wasserstein": Recipe(sde.sliced_wasserstein, _the(**two, num_projections=4)),
     }
 

@@ -16,7 +16,9 @@ from sde_toolkit.metrics.distances import (
 from sde_toolkit.metrics.estimates import (
     Estimate,
     bootstrap,
+    difference,
     over_seeds,
+    pooled,
 )
 from sde_toolkit.metrics.features import (
     FeatureExtractor,
@@ -33,11 +35,13 @@ __all__ = [
     "OnFeatures",
     "SlicedWasserstein",
     "bootstrap",
+    "difference",
     "digit_features",
     "energy_distance",
     "frechet_distance",
     "gaussian_w2",
     "mmd",
     "over_seeds",
+    "pooled",
     "sliced_wasserstein",
 ]
