@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -364,6 +365,23 @@ def _methods(folder: Path) -> dict[str, Recipe]:
     }  # fmt: skip
 
 
+def _lab(folder: Path) -> dict[str, Recipe]:
+    """Those of the experiment."""
+    estimate = metrics.Estimate(0.5, 0.1, "by hand")
+    one = lab.Record("a", 1, 1.0, "m", 0.5, 0.1, 0.1, 10, (0,), {}, estimates=(estimate,))
+    other = replace(one, sampler="b")
+    store = lab.Store(folder / "records.sqlite")
+    store.add([one])
+    return {
+        "Store": Recipe(lab.Store, _the(path=folder / "new.sqlite")),
+        "Store.merge": Recipe(store.merge, _the(other=folder / "records.sqlite")),
+        "lab.export_records": Recipe(
+            lab.export_records, _the(path=folder / "records.csv", records=[one, other])
+        ),
+        "lab.paired_difference": Recipe(lab.paired_difference, _the(a=one, b=other)),
+    }
+
+
 def recipes(folder: Path) -> dict[str, Recipe]:
     """Recipes by name; files lie in ``folder``."""
     return (
@@ -374,5 +392,6 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | _data(folder)
         | _training(folder)
         | _metrics()
+        | _lab(folder)
         | _solvers()
     )

@@ -4,20 +4,25 @@ from sde_toolkit.lab import figures
 from sde_toolkit.lab.experiment import (
     Candidate,
     Metric,
-    Record,
-    Reference,
     compare,
-    load_records,
-    merge_records,
     plain_condition,
-    save_records,
 )
+from sde_toolkit.lab.export import export_records
 from sde_toolkit.lab.page import (
     Card,
     Page,
     Picture,
     write_page,
 )
+from sde_toolkit.lab.records import (
+    Record,
+    Reference,
+    load_records,
+    paired_difference,
+    pooled_records,
+    save_records,
+)
+from sde_toolkit.lab.store import Store
 from sde_toolkit.lab.table import (
     format_table,
     plus_minus,
@@ -32,13 +37,16 @@ __all__ = [
     "Picture",
     "Record",
     "Reference",
+    "Store",
     "compare",
+    "export_records",
     "figures",
     "format_table",
     "load_records",
-    "merge_records",
+    "paired_difference",
     "plain_condition",
     "plus_minus",
+    "pooled_records",
     "save_records",
     "setting_of",
     "write_page",

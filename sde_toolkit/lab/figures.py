@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sde_toolkit.lab.experiment import Record, Reference
+from sde_toolkit.lab.records import Record, Reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

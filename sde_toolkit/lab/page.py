@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sde_toolkit.lab.experiment import Record, Reference
+from sde_toolkit.lab.records import Record, Reference
 from sde_toolkit.lab.table import table_lines
 from sde_toolkit.utils import atomic_write
 

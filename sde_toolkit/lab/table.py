@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sde_toolkit.lab.experiment import Record, Reference
+from sde_toolkit.lab.records import Record, Reference
 
 
 def plus_minus(value: float, error: float) -> str:

@@ -1,7 +1,11 @@
-"""The comparison of a run: its samplers at its step counts against real data, kept in a file of records.
+"""The comparison of a run: its samplers at its step counts against real data, kept in a store of records.
+
+    <directory>/records.sqlite             the store (``sde_toolkit.lab.Store``)
+    <directory>/records.json, records.csv  all that it holds, for other programs, written at the end
 
 A record is written as soon as it is measured, and reused when the same is asked for again: same weights (by
-their fingerprint), same settings, same class.  Of a network with classes one class may be compared, with the
+their fingerprint), same settings, same class.  A directory of an earlier version, which holds records.json
+alone, is taken over.  Of a network with classes one class may be compared, with the
 real data of this class.
 """
 
@@ -12,11 +16,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sde_toolkit.config import Config, build_candidates, build_metrics, build_sampler
-from sde_toolkit.lab import Candidate, Metric, Record, Reference, compare, load_records, merge_records
+from sde_toolkit.lab import (
+    Candidate,
+    Metric,
+    Record,
+    Reference,
+    Store,
+    compare,
+    export_records,
+    load_records,
+)
 from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
 from sde_toolkit.runs.samples import samples_stem, save_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.samplers import Samples
+from sde_toolkit.utils import turns
 
 MOST_SAMPLES = 2000
 """Limit of the samples drawn for the headline."""
@@ -32,8 +46,36 @@ class Comparison:
 
 
 def records_path(directory: Path) -> Path:
-    """Where the records of a comparison lie."""
-    return directory / "records.json"
+    """Where the store of a comparison lies."""
+    return directory / "records.sqlite"
+
+
+def open_records(directory: Path, problem: str) -> Store:
+    """The store of a directory; records.json of an earlier version is taken over.
+
+    Args:
+        directory: of the comparison.
+        problem: name of the model and its data, which older records do not say.
+
+    Raises:
+        ValueError: a file that is not what its name says.
+    """
+    store, older = Store(records_path(directory)), directory / "records.json"
+    if not store.path.exists() and older.exists():
+        records, references = load_records(older)
+        store.add([replace(record, problem=record.problem or problem) for record in records], references)
+    store.records()
+    return store
+
+
+def export_all(store: Store) -> list[Path]:
+    """Write what a store holds beside it, as JSON and as CSV; return the paths."""
+    paths = [store.path.with_suffix(suffix) for suffix in (".json", ".csv")]
+    with turns(paths[0]):
+        records, references = store.records(), store.references()
+        for path in paths:
+            export_records(path, records, references)
+    return paths
 
 
 def samples_path(
@@ -69,28 +111,21 @@ def run_comparison(
             ``build_metrics`` refuse.
     """
     settings, metrics = run.config.comparison, _metrics(run, label)
-    path = records_path(directory)
-    old, old_references = load_records(path)
-    old = [record for record in old if record.settings.get("model") == run.fingerprint]
-    references = [_reference(metric, settings.num_samples, old_references) for metric in metrics]
-    new: list[Record] = []
-
-    def keep(candidate: Candidate, rows: list[Record], reused: bool) -> None:
-        new.extend(rows)
-        if not reused:
-            merge_records(path, new, references)
-        on_records(candidate, rows, reused)
+    problem = run.config.data.name
+    store = open_records(directory, problem)
+    references = [_reference(metric, settings.num_samples, store.references()) for metric in metrics]
+    store.add([], references)
 
     def write(candidate: Candidate, samples: Samples) -> None:
         place = samples_path(directory, run.config, candidate, samples.seed, label)
         save_samples(place, samples, run.config, run.fingerprint, label)
 
-    directory.mkdir(parents=True, exist_ok=True)
     records = compare(
         run.model, asked, metrics, num_samples=settings.num_samples, seeds=settings.seeds,
-        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, previous=old,
-        on_records=keep, on_samples=write, condition=label,
+        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, problem=problem, store=store,
+        on_records=on_records, on_samples=write, condition=label,
     )  # fmt: skip
+    export_all(store)
     return Comparison(records, references, label)
 
 
@@ -110,14 +145,13 @@ def headline(run: Run, directory: Path) -> tuple[Record, Reference]:
     metric = _metrics(run, None)[0]
     sampler = build_sampler(run.config, model=run.model)
     candidate = Candidate.of(run.config.sampling.sampler, sampler)
-    path, count = records_path(directory), min(len(metric.real), MOST_SAMPLES)
-    old, _ = load_records(path)
+    problem, count = run.config.data.name, min(len(metric.real), MOST_SAMPLES)
+    store = open_records(directory, problem)
     (record,) = compare(
         run.model, [candidate], [metric], num_samples=count, seeds=[run.config.sampling.seed],
-        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, previous=old,
+        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, problem=problem, store=store,
     )  # fmt: skip
-    if record not in old:
-        merge_records(path, [record])
+    export_all(store)
     return record, metric.halves()
 
 

@@ -15,7 +15,7 @@ import torch
 
 from sde_toolkit import cli, runs
 from sde_toolkit.config.loading import load_config
-from sde_toolkit.lab.experiment import load_records
+from sde_toolkit.lab import load_records
 from sde_toolkit.training.checkpoint import checkpoint_paths
 from sde_toolkit.utils.files import WorkdirLock
 
@@ -394,8 +394,8 @@ def test_likelihood_and_comparison_of_one_class(classes, capsys):
     assert cli.main([*words, "--label=1"]) == 0
     assert "reused 1 of 1 entries" in capsys.readouterr().err
     records, references = load_records(classes / "records.json")
-    assert [record.settings["condition"] for record in records] == [2, 1]
-    assert [record.settings["metric.class"] for record in records] == [2, 1]
+    assert [record.settings["condition"] for record in records] == [1, 2]
+    assert [record.settings["metric.class"] for record in records] == [1, 2]
     assert {reference.settings["class"] for reference in references} == {1, 2}
     assert (classes / "samples" / "ddim-2-class1-seed0.npz").is_file()
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from sde_toolkit import cli, runs
 from sde_toolkit.cli.common import printable
 from sde_toolkit.cli.train import _stops_between_steps
-from sde_toolkit.lab import load_records, merge_records
+from sde_toolkit.lab import Store, load_records
 
 TINY = [
     *("--config.model.width=8", "--config.model.depth=1", "--config.model.num_frequencies=4"),
@@ -233,24 +232,13 @@ def test_two_comparisons_in_one_directory_lose_nothing(workdir, tmp_path):
         for name in ("ddim", "heun")
     ]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
-    records, references = load_records(tmp_path / "records.json")
+    store = Store(tmp_path / "records.sqlite")
+    records, references = store.records(), store.references()
+    assert load_records(tmp_path / "records.json") == (records, references)
     assert sorted((r.sampler, r.num_steps) for r in records) == [
         (s, n) for s in ("ddim", "heun") for n in (2, 3, 4, 5)
     ]
     assert len(references) == 1
-
-
-def test_many_writers_of_records_lose_nothing(tmp_path):
-    rows, _ = [], (tmp_path / "records.json").write_text(json.dumps({"records": [ROW], "references": []}))
-    (row,), _ = load_records(tmp_path / "records.json")
-    rows = [type(row)(**{**vars(row), "num_steps": 10 + i}) for i in range(24)]
-    threads = [threading.Thread(target=merge_records, args=(tmp_path / "records.json", [r])) for r in rows]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    found, _ = load_records(tmp_path / "records.json")
-    assert sorted(r.num_steps for r in found) == [2, *range(10, 34)]
 
 
 def test_history_is_the_same_after_interruptions(workdir, tmp_path):
@@ -313,14 +301,14 @@ def started(words, ready, **options):
 @pytest.mark.slow
 def test_sigterm_in_a_comparison_keeps_what_is_done(workdir, tmp_path):
     words = ["compare", f"--workdir={workdir}", f"--output={tmp_path}", "--num_steps=2,3000000"]
-    process = started(words, (tmp_path / "records.json").exists)
+    process = started(words, lambda: bool(Store(tmp_path / "records.sqlite").records()))
     process.send_signal(signal.SIGTERM)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in shown
     assert "measured so far" in shown
     assert "sde-toolkit: stopped by the system" in shown
-    assert [r.num_steps for r in load_records(tmp_path / "records.json")[0]] == [2]
+    assert [r.num_steps for r in Store(tmp_path / "records.sqlite").records()] == [2]
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at the libraries of a process")
@@ -354,7 +342,7 @@ def test_a_stop_at_any_moment_is_a_sentence(workdir, tmp_path, library, request_
 def test_closed_streams_are_survived(workdir, tmp_path, closing):
     command = f"{sys.executable} -m sde_toolkit compare --workdir={workdir} --output={tmp_path} {closing}"
     assert subprocess.run(command, shell=True, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
-    assert load_records(tmp_path / "records.json")[0]
+    assert Store(tmp_path / "records.sqlite").records()
 
 
 @pytest.mark.slow

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from sde_toolkit.data.toy import ring, ring_components
-from sde_toolkit.lab.experiment import (
+from sde_toolkit.lab import (
     Candidate,
     Metric,
     Record,
     Reference,
+    Store,
     compare,
     load_records,
     save_records,
 )
 from sde_toolkit.metrics.distances import EnergyDistance
-from sde_toolkit.metrics.estimates import bootstrap
+from sde_toolkit.metrics.estimates import bootstrap, pooled
 from sde_toolkit.models.exact import ExactModel, GaussianMixture
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
@@ -64,13 +65,25 @@ def test_more_steps_are_better_on_the_exact_score(model, metric):
     assert fine.value < coarse.value - 3 * math.hypot(fine.standard_error, coarse.standard_error)
 
 
-def test_error_over_seeds_is_the_larger_of_two_estimates(model, metric):
+def test_error_over_seeds_is_that_of_the_mean(model, metric):
     (record,) = run(model, metric, (3,), seeds=(0, 1, 2))
     each = [bootstrap(EnergyDistance(), ddim(3).sample(model, 40, seed=s).x, metric.real) for s in (0, 1, 2)]
     values = torch.tensor([e.value for e in each], dtype=torch.float64)
     assert record.value == pytest.approx(float(values.mean()), rel=1e-12)
-    inner = math.sqrt(sum(e.standard_error**2 for e in each)) / 3
-    assert record.standard_error == pytest.approx(max(inner, float(values.std()) / math.sqrt(3)), rel=1e-12)
+    assert record.standard_error == pytest.approx(pooled(each).standard_error, rel=1e-12)
+    assert record.estimates == tuple(each)
+
+
+def test_only_missing_seeds_are_computed(model, metric, tmp_path):
+    store, drawn = Store(tmp_path / "records.sqlite"), []
+    run(model, metric, (3,), seeds=(0, 1), store=store)
+    options = {"store": store, "on_samples": lambda c, s: drawn.append(s.seed)}
+    (record,) = run(model, metric, (3,), seeds=(0, 1, 2), **options)
+    assert drawn == [2]
+    assert record.seeds == (0, 1, 2)
+    assert [r.seeds for r in store.records()] == [(0,), (1,), (2,)]
+    assert run(model, metric, (3,), seeds=(0, 1, 2), **options) == [record]
+    assert drawn == [2]
 
 
 def test_reuse_needs_the_same_model_samples_seeds_and_settings(model, metric):
