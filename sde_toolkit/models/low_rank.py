@@ -12,6 +12,12 @@ the columns of W and their factors tau (2 / w^T w),
 so a state goes to the axes and back with 2 n r multiplications each, all n coordinates included.  U is
 orthogonal to rounding, whatever the rounding of V.
 
+A function of S needs no rotation: with V now the first r columns of U, orthonormal to rounding,
+
+    f(S) x = f(s^2) x + V (f(l) - f(s^2)) V^T x
+
+takes n r multiplications there and n r back, half of those of U f U^T.
+
 References: Tipping and Bishop, "Probabilistic Principal Component Analysis" (1999) for this covariance;
 Schreiber and Van Loan, "A Storage-Efficient WY Representation for Products of Householder Transformations"
 (1989).
@@ -126,6 +132,22 @@ class LowRank:
         missing = -self.rank % ROW_BLOCK
         into, out, w = (torch.nn.functional.pad(x, (0, missing)) for x in (w @ t, w @ t.mT, w))
         return into.contiguous(), out.contiguous(), -w.mT.contiguous()
+
+    @cached_property
+    @torch.inference_mode(False)
+    def basis(self) -> Tensor:
+        """The first r columns of U, those of V up to rounding and signs, with shape (n, r'): columns of zeros
+        fill them up to a multiple of ``ROW_BLOCK``."""
+        into, _, up = self.reflector
+        columns = into @ up[:, : self.rank]
+        columns.diagonal().add_(1)
+        return torch.nn.functional.pad(columns, (0, into.shape[1] - self.rank)).contiguous()
+
+    @property
+    def distinct(self) -> Tensor:
+        """The variances along ``basis``, the rest's for columns of zeros, and last that of the rest, with
+        shape (r' + 1,)."""
+        return torch.cat([self.variances, self.rest.expand(self.basis.shape[1] - self.rank + 1)])
 
     def tensors(self, rank: int | None = None) -> dict[str, Tensor]:
         """For a checkpoint: "axes", "variances" and "rest"; up to ``rank`` filled with columns of zeros."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -67,17 +67,37 @@ class CovarianceFilter:
     """Functions of a covariance S = U diag(l) U^T, applied to states: f(S) x = U diag(f(l)) U^T x.
 
     Args:
-        variances: l with shape (n,), which f is to be evaluated at.
-        project, embed: U^T x and U r.
+        variances: the l with shape (k,) which f is to be evaluated at: along all axes, or, for a covariance
+            of low rank, ``LowRank.distinct``.
+        down, up: U and U^T, None for the identity; the basis of low rank and its transpose.
+        low_rank: whether the covariance is of low rank.
     """
 
     variances: Tensor
-    project: Rotation
-    embed: Rotation
+    down: Tensor | None
+    up: Tensor | None
+    low_rank: bool = False
 
-    def __call__(self, x: Tensor, gain: Tensor) -> Tensor:
-        """f(S) x with shape (B, *D), for x with shape (B, *D) and f(l) with shape (n,) or (B, n)."""
-        return self.embed(gain * self.project(x)).reshape(x.shape)
+    def __call__(self, *terms: tuple[Tensor, Tensor]) -> Tensor:
+        """The sum of f(S) x over ``terms``, with shape (B, *D).
+
+        Args:
+            terms: pairs of x with shape (B, *D) and f(l) with shape (k,) or (B, k).
+        """
+        shape = terms[0][0].shape
+        along, whole = None, None
+        for x, gain in terms:
+            rows = x.flatten(1)
+            part = row_product(rows, self.down)
+            if self.low_rank:
+                rest = gain[..., -1:]
+                part, rows = (gain[..., :-1] - rest) * part, rest * rows
+                whole = rows if whole is None else whole + rows
+            else:
+                part = gain * part
+            along = part if along is None else along + part
+        assert along is not None
+        return row_product(along, self.up, whole).reshape(shape)
 
 
 def _lasting(name: str, value: Any) -> Tensor:
@@ -169,6 +189,21 @@ class Moments:
 
     @cached_property
     @torch.inference_mode(False)
+    def _filter_factors(self) -> tuple[Tensor | None, Tensor | None]:
+        """What a ``CovarianceFilter`` multiplies by, before and after its gain."""
+        if self.kind != "low_rank":
+            return self._factors[:2]
+        return self.covariance.basis, self.covariance.basis.mT.contiguous()
+
+    @cached_property
+    @torch.inference_mode(False)
+    def distinct(self) -> Tensor:
+        """The variances that functions of the covariance are evaluated at: ``LowRank.distinct`` for low rank,
+        those along all axes otherwise."""
+        return self.covariance.distinct if self.kind == "low_rank" else self.variances
+
+    @cached_property
+    @torch.inference_mode(False)
     def variances(self) -> Tensor:
         """Variances along the axes, with shape (n,): the eigenvalues of the covariance."""
         return self._spectrum[0].clamp(min=0)
@@ -235,8 +270,9 @@ class Moments:
         work = z.to(torch.promote_types(z.dtype, torch.float32))
         alpha, sigma = alpha_t.double(), sigma_t.double()
         # the root less sigma, so that no rotation rounds what noise alone makes
-        gain = alpha.square() * self.variances / (self.marginal_variances(alpha, sigma).sqrt() + sigma)
-        signal = (alpha * self.mean).to(work) + self.filter(work)(work, gain.to(work))
+        known = alpha.square() * self.distinct
+        gain = known / ((known + sigma.square()).sqrt() + sigma)
+        signal = (alpha * self.mean).to(work) + self.filter(work)((work, gain.to(work)))
         return (signal + sigma.to(work) * work).to(z.dtype)
 
     @checked
@@ -259,8 +295,8 @@ class Moments:
     @torch.inference_mode(False)
     def filter(self, like: Tensor) -> CovarianceFilter:
         """Functions of the covariance, for the type and the device of ``like``: keep it for repeated use."""
-        project, embed = self.rotations(like)
-        return CovarianceFilter(self.variances.to(like), replace(project, flatten=True), embed)
+        down, up = (None if x is None else x.to(like) for x in self._filter_factors)
+        return CovarianceFilter(self.distinct.to(like), down, up, self.kind == "low_rank")
 
     def diagonal(self) -> Moments:
         """The same mean, and the variances of the features alone."""

@@ -50,7 +50,7 @@ def row_product(x: Tensor, factor: Tensor | None, shift: Tensor | None = None) -
     Args:
         x: with shape (B, n).
         factor: contiguous, with shape (n, m); the identity when None.
-        shift: with shape (m,); 0 when None.
+        shift: with shape (m,) or (B, m); 0 when None.
     """
     if factor is None:
         return x if shift is None else x + shift
@@ -58,6 +58,8 @@ def row_product(x: Tensor, factor: Tensor | None, shift: Tensor | None = None) -
     missing = -count % ROW_BLOCK
     if missing:
         x = torch.cat([x, x.new_zeros(missing, x.shape[1])])
+        if shift is not None and shift.ndim == 2:
+            shift = torch.cat([shift, shift.new_zeros(missing, shift.shape[1])])
     with full_precision(x):
         found = torch.mm(x, factor) if shift is None else torch.addmm(shift, x, factor)
     return found[:count] if missing else found

@@ -88,7 +88,7 @@ class Preconditioner:
         """(S + n^2)^{-1/2} (y - m) with shape (B, *), for x_t with shape (B, *) and levels of shape () or
         (B,)."""
         alpha_t, sigma_t = alpha_t.to(x_t), sigma_t.to(x_t)
-        return self._filter(self._centred(x_t, alpha_t), self._variance(alpha_t, sigma_t).rsqrt())
+        return self._filter((self._centred(x_t, alpha_t), self._variance(alpha_t, sigma_t).rsqrt()))
 
     def edm(self, F: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor, data_std: float) -> Tensor:
         """EDM's prediction with shape (B, *) for the network's output F: (x0_hat - c_skip y) / c_out with the
@@ -99,17 +99,17 @@ class Preconditioner:
         keep = sigma_t * alpha_t / (data_std * norm)
         keep = keep[..., None] * (self._variances - data_std**2) / variance
         scale = (self._variances / variance).sqrt() * (norm / data_std)[..., None]
-        known = self._filter(self._centred(x_t, alpha_t), keep)
-        return known + self._filter(F, scale) + expand_like(sigma_t / (data_std * norm), x_t) * self._mean
+        joined = self._filter((self._centred(x_t, alpha_t), keep), (F, scale))
+        return joined + expand_like(sigma_t / (data_std * norm), x_t) * self._mean
 
     def in_units(self, z: Tensor, nsr: Tensor) -> Tensor:
         """S^{-1/2} (S + n^2)^{1/2} z with shape (B, *): errors of the noise in units of F."""
         gain = ((self._variances + nsr.to(z).square()[..., None]) / self._variances).sqrt()
-        return self._filter(z, gain)
+        return self._filter((z, gain))
 
     def _centred(self, x_t: Tensor, alpha_t: Tensor) -> Tensor:
         return x_t - expand_like(alpha_t, x_t) * self._mean
 
     def _variance(self, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-        """alpha^2 l + sigma^2 with shape (n,) or (B, n)."""
+        """alpha^2 l + sigma^2 with shape (k,) or (B, k), along the filter's axes."""
         return alpha_t.square()[..., None] * self._variances + sigma_t.square()[..., None]

@@ -1,4 +1,4 @@
-"""Both forms of the Gaussian-residual sampler's steps are the same map."""
+"""All forms of the Gaussian-residual sampler's steps are the same map."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from sde_toolkit.models import ExactModel, Gaussian, Moments
 from sde_toolkit.samplers import gaussian_residual
 from sde_toolkit.samplers.gaussian.folded import MOST_AXES, FoldedPlan, fold, folds
+from sde_toolkit.samplers.gaussian.low_rank import LowRankPlan, make_low_rank_plan
 from sde_toolkit.samplers.gaussian.plan import Plan, make_plan
 
 
@@ -29,7 +30,25 @@ def both(moments: Moments, name: str, eta: float, steps: int = 9) -> tuple[Plan,
     return make_plan(tables, moments, like), fold(tables, moments, like)
 
 
-def run(plan: Plan | FoldedPlan, x: Tensor, eta: float, replace_after: int | None, steps: int = 9) -> Tensor:
+def reduced(name: str, eta: float, rank: int, steps: int = 9) -> tuple[Plan, LowRankPlan]:
+    """The steps of low rank, and the same numbers along every axis."""
+    moments = law((2, 5), "full").low_rank(rank)
+    model = ExactModel(Gaussian(torch.zeros(moments.event_shape), 1.0), SDES[name])
+    sampler = gaussian_residual(model, steps, moments=moments, eta=eta)
+    tables = sampler.method._tables(sampler.equation(model), sampler.prepare(model).control.ts)
+    like = torch.empty(1, *moments.event_shape, dtype=torch.float64)
+
+    def every(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.cat([x[..., :rank], *[x[..., -1:]] * (10 - rank)], -1)
+
+    names = ("mix", "keep", "spread", "usual", "moved")
+    expanded = tables._replace(**{name: every(getattr(tables, name)) for name in names})
+    return make_plan(expanded, moments, like), make_low_rank_plan(tables, moments, like)
+
+
+def run(
+    plan: Plan | FoldedPlan | LowRankPlan, x: Tensor, eta: float, replace_after: int | None, steps: int = 9
+) -> Tensor:
     """The state after all steps of a nonlinear field that is no score."""
     generator = torch.Generator().manual_seed(5)
     carry = plan.start(x)
@@ -57,14 +76,28 @@ def test_both_forms_are_one_map(shape, kind, name, eta, replace_after) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("replace_after", [None, 0, 4])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("name", ["vp-linear", "ve"])
+@pytest.mark.parametrize("rank", [1, 3, 9])
+def test_the_form_of_low_rank_is_the_same_map(rank, name, eta, replace_after) -> None:
+    elementwise, plan = reduced(name, eta, rank)
+    for count in (1, 5, 8):
+        x = torch.randn(count, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+        found, wanted = (run(plan, x, eta, replace_after) for plan in (plan, elementwise))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_gradients_flow_through_both_forms_alike() -> None:
-    plans = both(law((3,), "full"), "vp-linear", 0.0)
-    grads = []
-    for plan in plans:
-        x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3).requires_grad_()
-        run(plan, x, 0.0, None).square().sum().backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-10)
+    pairs = (both(law((3,), "full"), "vp-linear", 0.0), (3,)), (reduced("vp-linear", 0.0, 3), (2, 5))
+    for plans, shape in pairs:
+        grads = []
+        for plan in plans:
+            x = torch.linspace(-1, 1, 4 * torch.Size(shape).numel(), dtype=torch.float64)
+            x = x.reshape(4, *shape).requires_grad_()
+            run(plan, x, 0.0, None).square().sum().backward()
+            grads.append(x.grad)
+        torch.testing.assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("n", [MOST_AXES, MOST_AXES + 1])

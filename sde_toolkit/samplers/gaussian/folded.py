@@ -127,7 +127,8 @@ def _matrices(tables: Tables, weights: Tensor, moments: Moments, like: Tensor) -
     parts = [((axes * blocks.unsqueeze(-2)) @ axes.mT).flatten(1, 3)]
     if tables.spread is not None:
         parts.append(tables.spread[..., None] * axes.mT)
-    offset = (tables.shift - tables.mix * tables.centre[1:-1])[which]
-    along = (weights * offset).sum(1) - tables.keep * tables.centre[:-1]
+    centre = tables.centre(moments)
+    offset = ((tables.shift - tables.mix) * centre[1:-1])[which]
+    along = (weights * offset).sum(1) - tables.keep * centre[:-1]
     parts.append((tables.mean[1:] + along @ axes.mT)[:, None])
     return list(torch.cat(parts, 1).to(like).unbind())

@@ -67,6 +67,7 @@ from sde_toolkit.samplers.gaussian.grid import (
     Constants,
     ResidualGrid,
 )
+from sde_toolkit.samplers.gaussian.low_rank import LowRankCarry, LowRankPlan, make_low_rank_plan
 from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
 from sde_toolkit.samplers.gaussian.residual import Residual
 from sde_toolkit.samplers.sampler import T_MIN, Sampler
@@ -75,6 +76,9 @@ from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import checked
 from solvers import BrownianMotion, FixedGrid, Interval, Method, Semilinear, Step
 from solvers.methods import increment
+
+AnyPlan = Plan | FoldedPlan | LowRankPlan
+AnyCarry = Carry | Window | LowRankCarry
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,18 @@ class ResidualAdams(Method):
         """1 with noise."""
         return 1.0 if self.eta else None
 
-    def prepare(self, term: RawFlow, grid: FixedGrid, like: Tensor) -> Plan | FoldedPlan:
+    def prepare(self, term: RawFlow, grid: FixedGrid, like: Tensor) -> AnyPlan:
         """The coefficients of all steps."""
         tables = self._tables(term, grid.ts)
+        if self.moments.kind == "low_rank":
+            return make_low_rank_plan(tables, self.moments, like)
         return (fold if folds(tables) else make_plan)(tables, self.moments, like)
 
-    def start(self, term: RawFlow, t: Tensor, y: Tensor, plan: Plan | FoldedPlan) -> Carry | Window:
+    def start(self, term: RawFlow, t: Tensor, y: Tensor, plan: AnyPlan) -> AnyCarry:
         """The start, and no evaluations yet."""
         return plan.start(y)
 
-    def replaced(self, carry: Carry | Window) -> Carry | Window:
+    def replaced(self, carry: AnyCarry) -> AnyCarry:
         """There is nothing to correct."""
         return carry.without_prediction()
 
@@ -146,7 +152,7 @@ class ResidualAdams(Method):
         term: RawFlow,
         interval: Interval,
         y: Tensor,
-        carry: Carry | Window,
+        carry: AnyCarry,
         noise: BrownianMotion | None,
     ) -> Step:
         """The first step is a closed form; every other evaluates, corrects and predicts."""
@@ -158,7 +164,7 @@ class ResidualAdams(Method):
     def _tables(self, term: RawFlow, ts: Tensor) -> Tables:
         sde = term.sde
         alpha, sigma, nsr = (f(ts)[:, None] for f in (sde.alpha, sde.sigma, sde.nsr))
-        std = self.moments.marginal_variances(alpha[:, 0], sigma[:, 0]).sqrt()
+        std = (alpha.square() * self.moments.distinct + sigma.square()).sqrt()
         residual = Residual(self.moments, self.constants, self.eta, nsr[:, 0])
         factor = residual.shrink(nsr[:-1], nsr[1:])
         # z_hat = keep x + scaled raw, at the evaluations
@@ -174,11 +180,9 @@ class ResidualAdams(Method):
         used = [[k for _, k in chosen if k is not None] for chosen in predictors]
         older = [[], *([k + 1 for k in which] for which in used[:-1])]
         newer = [[], *([k for _, k in chosen if k is not None] for chosen in correctors[:-1])]
-        centre = alpha * self.moments.project(self.moments.mean.unsqueeze(0))
         return Tables(
             mean=alpha * self.moments.mean.flatten(),
-            centre=centre,
-            shift=keep / scaled * centre[1:-1],
+            shift=keep / scaled,
             mix=(keep - sigma[1:-1] / std[1:-1].square()) / scaled,
             keep=factor * end / std[:-1],
             spread=(1 - factor.square()).sqrt() * end if self.eta else None,

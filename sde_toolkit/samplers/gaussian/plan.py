@@ -25,16 +25,17 @@ class Tables(NamedTuple):
     """Numbers of N steps and of the N - 1 evaluations at the starts of all but the first, in float64.
 
     Attributes:
-        mean, centre: of the Gaussian, alpha m and alpha U^T m, at all N + 1 times, with shape (N + 1, n).
-        shift, mix: of the evaluations, with shape (N - 1, n).
-        keep: what multiplies s, with shape (N, n).
-        spread: what multiplies the draw, with shape (N, n); None without noise.
-        usual, moved: w with shape (N, K, n): that of every step, and that of one whose state was replaced.
+        mean: of the Gaussian, alpha m at all N + 1 times, with shape (N + 1, n).
+        shift: of the evaluations over the Gaussian's centre, with shape (N - 1, 1).
+        mix: of the evaluations, with shape (N - 1, k), along ``moments.distinct``, which are all n axes but
+            for low rank, like those below.
+        keep: what multiplies s, with shape (N, k).
+        spread: what multiplies the draw, with shape (N, k); None without noise.
+        usual, moved: w with shape (N, K, k): that of every step, and that of one whose state was replaced.
         used, used_moved: which of the K evaluations, the newest is 0, a step uses.
     """
 
     mean: Tensor
-    centre: Tensor
     shift: Tensor
     mix: Tensor
     keep: Tensor
@@ -43,6 +44,10 @@ class Tables(NamedTuple):
     moved: Tensor
     used: Sequence[Sequence[int]]
     used_moved: Sequence[Sequence[int]]
+
+    def centre(self, moments: Moments) -> Tensor:
+        """alpha U^T m at all times, with shape (N + 1, n)."""
+        return moments.project(self.mean.reshape(-1, *moments.event_shape))
 
 
 Part = tuple[tuple[Tensor, int], ...]
@@ -118,6 +123,12 @@ class Plan:
         return self.embed(s, None if self.mean is None else self.mean[i + 1]), Carry(self, s, past)
 
 
+def parts(weights: Tensor, used: Sequence[Sequence[int]]) -> list[Part]:
+    """What every step adds: weights with shape (N, K, n), of which it uses ``used``."""
+    pairs = zip(weights.unbind(), used, strict=True)
+    return [tuple((row[k], k) for k in which) for row, which in pairs]
+
+
 def make_plan(tables: Tables, moments: Moments, like: Tensor) -> Plan:
     """The tables as a plan for states like ``like`` with shape (B, *)."""
 
@@ -127,19 +138,16 @@ def make_plan(tables: Tables, moments: Moments, like: Tensor) -> Plan:
     def every(x: Tensor) -> list[Tensor]:
         return list(x.to(like).unbind())
 
-    def parts(weights: Tensor, used: Sequence[Sequence[int]]) -> list[Part]:
-        pairs = zip(every(weights), used, strict=True)
-        return [tuple((row[k], k) for k in which) for row, which in pairs]
-
+    centre = tables.centre(moments)
     return Plan(
         *moments.rotations(like),
         rows(tables.mean),
-        rows(tables.centre),
-        rows(tables.shift),
+        rows(centre),
+        rows(tables.shift * centre[1:-1]),
         every(tables.mix),
         every(tables.keep),
         None if tables.spread is None else every(tables.spread),
-        parts(tables.usual, tables.used),
-        parts(tables.moved, tables.used_moved),
+        parts(tables.usual.to(like), tables.used),
+        parts(tables.moved.to(like), tables.used_moved),
         tables.usual.shape[1],
     )

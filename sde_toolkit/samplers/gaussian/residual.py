@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import Moments
-from sde_toolkit.samplers.gaussian.grid import Constants, node_clock, resolved
+from sde_toolkit.samplers.gaussian.grid import Constants, node_clock
 from solvers.weights import lagrange
 
 _POINTS = 32
@@ -23,6 +24,13 @@ _MOST_ELEMENTS = 1 << 21
 
 Nodes = list[tuple[float, int | None]]
 """Values of v, and which evaluation they belong to, the newest is 0; None where q is known to vanish."""
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[Tensor, Tensor]:
+    """Points in [-1, 1] and weights, each with shape (_POINTS,)."""
+    x, weight = np.polynomial.legendre.leggauss(_POINTS)
+    return torch.from_numpy(x), torch.from_numpy(weight)
 
 
 class Residual:
@@ -38,18 +46,18 @@ class Residual:
     def __init__(self, moments: Moments, constants: Constants, eta: float, nsr: Tensor) -> None:
         start, self._end = float(nsr[0]), float(nsr[-1])
         self.moments, self.constants, self.eta, self.nsr = moments, constants, eta, nsr
-        self._resolved = torch.from_numpy(resolved(moments, self._end))
+        self._resolved = moments.distinct.clamp(min=self._end**2)
         self._clock = node_clock(moments, constants, start, self._end)
         self._predictor, self._corrector = constants.counts(len(nsr) - 2)
 
     def shrink(self, start: Tensor, end: Tensor) -> Tensor:
         """rho(end, start), for ratios that broadcast against shape (n,)."""
-        variances = self.moments.variances
+        variances = self.moments.distinct
         ratio = (variances + end.square()) / (variances + start.square())
         return ratio ** (self.eta**2 / 2)
 
     def envelope(self, nsr: Tensor) -> Tensor:
-        """e with shape (..., n), for ratios with shape (..., 1)."""
+        """e with shape (..., k) along ``moments.distinct``, for ratios with shape (..., 1)."""
         return nsr * (self._resolved + nsr.square()) ** (-(1 + self.constants.fall) / 2)
 
     def nodes(self) -> tuple[list[Nodes], list[Nodes]]:
@@ -88,9 +96,9 @@ class Residual:
 
     def _integrals(self, start: Tensor, end: Tensor, at: Tensor) -> Tensor:
         """w_j with shape (M, k, n) for M steps; ``at`` with shape (M, k) are the values of v at the nodes."""
-        variances = self.moments.variances
+        variances = self.moments.distinct
         unit = 0.2 * math.sqrt(float(self._resolved.amin()))
-        x, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_POINTS))
+        x, weight = _gauss_legendre()
         most = max(1, _MOST_ELEMENTS // (_POINTS * len(variances)))
         parts = []
         for a, b, nodes in zip(start.split(most), end.split(most), at.split(most), strict=True):
