@@ -54,6 +54,45 @@ def test_the_rotation_is_orthogonal_and_diagonalises(covariance: LowRank) -> Non
     assert moments.std**2 == pytest.approx(float(dense(covariance).diagonal().mean()), rel=1e-12)
 
 
+@pytest.mark.parametrize("covariance", CASES, ids=repr)
+def test_functions_of_the_covariance_need_no_rotation(covariance: LowRank) -> None:
+    n = covariance.shape[0]
+    moments, generator = Moments(torch.zeros(n), covariance), torch.Generator().manual_seed(2)
+    x, y = torch.randn(2, 5, n, generator=generator, dtype=FLOAT64).unbind()
+    f = moments.filter(x)
+    gains = f.variances.rsqrt(), (f.variances + torch.arange(5)[:, None]).sqrt()
+    wanted = moments.embed(moments.variances.rsqrt() * moments.project(x))
+    wanted = wanted + moments.embed(
+        (moments.variances + torch.arange(5)[:, None]).sqrt() * moments.project(y)
+    )
+    torch.testing.assert_close(f((x, gains[0]), (y, gains[1])), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_such_functions_round_as_rotations_do() -> None:
+    """Axes 1000 times as wide as the rest are whitened in float32 as well as by turning them."""
+    given = low_rank(200, 20)
+    covariance = LowRank(given.axes, given.variances * 1e6, 1.0)
+    moments, generator = Moments(torch.zeros(200), covariance), torch.Generator().manual_seed(3)
+    z = torch.randn(64, 200, generator=generator, dtype=FLOAT64)
+    x = moments.embed(moments.variances.sqrt() * z)
+    wanted = moments.embed(z)
+    into, out = moments.rotations(x.float())
+    turned = out(moments.variances.rsqrt().float() * into(x.float()))
+    f = moments.filter(x.float())
+    found = f((x.float(), f.variances.rsqrt()))
+    errors = [float((y.double() - wanted).square().mean().sqrt()) for y in (found, turned)]
+    assert errors[0] < 2 * errors[1] < 1e-2
+
+
+def test_the_bits_of_a_filtered_row_do_not_depend_on_the_others() -> None:
+    moments = Moments(torch.zeros(2, 50), low_rank(100, 9))
+    y = torch.randn(300, 2, 50, generator=torch.Generator().manual_seed(1))
+    f = moments.filter(y)
+    whole = f((y, f.variances.sqrt()))
+    for size in (1, 2, 7, 8, 9, 33, 129, 256):
+        assert torch.equal(f((y[-size:].clone(), f.variances.sqrt())), whole[-size:])
+
+
 def test_moments_keep_their_widest_axes() -> None:
     covariance = low_rank(12, 3)
     full = Moments(torch.zeros(12), dense(covariance))
