@@ -253,11 +253,20 @@ def _training(folder: Path) -> dict[str, Recipe]:
 def _metrics() -> dict[str, Recipe]:
     two, estimate = {"x": X, "y": X + 1}, metrics.Estimate.from_replicates([0.0] * 21)
     return {
+        "ClassifierTest": Recipe(metrics.ClassifierTest, dict),
+        "FlowError": Recipe(metrics.FlowError, dict),
+        "KernelInceptionDistance": Recipe(metrics.KernelInceptionDistance, dict),
         "MMD": Recipe(metrics.MMD, dict),
+        "ModeCoverage": Recipe(metrics.ModeCoverage, _the(mixture=MIXTURE)),
+        "ModuleFeatures": Recipe(metrics.ModuleFeatures, _the(features=torch.tanh)),
+        "NegativeLogLikelihood": Recipe(metrics.NegativeLogLikelihood, _the(log_density=MIXTURE.log_prob)),
+        "NeighbourMetric": Recipe(metrics.NeighbourMetric, _the(measure="density")),
         "OnFeatures": Recipe(metrics.OnFeatures, _the(features=torch.abs, distance=metrics.MMD())),
         "SlicedWasserstein": Recipe(metrics.SlicedWasserstein, dict),
         "Estimate.from_replicates": Recipe(metrics.Estimate.from_replicates, _the(replicates=[0.0] * 21)),
         "Estimate.interval": Recipe(metrics.Estimate(0.0, 1.0, "by hand").interval, dict),
+        "VendiScore": Recipe(metrics.VendiScore, dict),
+        "Wasserstein": Recipe(metrics.Wasserstein, dict),
         "bootstrap": Recipe(
             metrics.bootstrap,
             _the(
@@ -269,8 +278,10 @@ def _metrics() -> dict[str, Recipe]:
         ),
         "difference": Recipe(metrics.difference, _the(a=estimate, b=estimate)),
         "energy_distance": Recipe(sde.energy_distance, _the(**two)),
+        "feature_extractor": Recipe(metrics.feature_extractor, _the(features=torch.tanh)),
         "frechet_distance": Recipe(sde.frechet_distance, _the(features_x=X, features_y=X + 1)),
         "gaussian_w2": Recipe(metrics.gaussian_w2, _the(mean0=X[0], cov0=EYE, mean1=X[1], cov1=EYE)),
+        "metric": Recipe(metrics.metric, _the(name="energy")),
         "mmd": Recipe(sde.mmd, _the(**two)),
         "over_seeds": Recipe(metrics.over_seeds, _the(values=[1.0, 2.0])),
         "pooled": Recipe(metrics.pooled, _the(estimates=[estimate, estimate])),

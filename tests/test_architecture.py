@@ -210,8 +210,10 @@ def torchsde_has_one_importer(sources: Sources) -> list[str]:
 def dependencies_are_declared(sources: Sources) -> list[str]:
     """Of the dependencies, or of an extra that serves the library; "dev" and "peers" do not."""
     text = (ROOT / "pyproject.toml").read_text()
-    blocks = re.findall(r"^(?:dependencies|images|tables|hf) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    blocks = re.findall(
+        r"^(?:dependencies|images|tables|hf|fid) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 5
     declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', "".join(blocks))}
     known = declared | {"solvers", "sde_toolkit", *sys.stdlib_module_names}
     return [

@@ -1,10 +1,15 @@
-"""Distances between two sets of samples, their error bars, and the features that some of them need."""
+"""Metrics of samples, their error bars, and the features that some of them need."""
 
+from sde_toolkit.metrics.catalogue import (
+    CATALOGUE,
+    Entry,
+    metric,
+)
 from sde_toolkit.metrics.distances import (
     MMD,
-    Distance,
     EnergyDistance,
     FrechetDistance,
+    KernelInceptionDistance,
     OnFeatures,
     SlicedWasserstein,
     energy_distance,
@@ -13,6 +18,10 @@ from sde_toolkit.metrics.distances import (
     mmd,
     sliced_wasserstein,
 )
+from sde_toolkit.metrics.diversity import (
+    RelativeDiversity,
+    VendiScore,
+)
 from sde_toolkit.metrics.estimates import (
     Estimate,
     bootstrap,
@@ -20,26 +29,69 @@ from sde_toolkit.metrics.estimates import (
     over_seeds,
     pooled,
 )
+from sde_toolkit.metrics.exact import (
+    FlowError,
+    ModeCoverage,
+    NegativeLogLikelihood,
+)
+from sde_toolkit.metrics.extractors import (
+    INCEPTION_WEIGHTS,
+    InceptionFeatures,
+    ModuleFeatures,
+    feature_extractor,
+)
 from sde_toolkit.metrics.features import (
     FeatureExtractor,
     digit_features,
 )
+from sde_toolkit.metrics.neighbours import (
+    NeighbourMetric,
+)
+from sde_toolkit.metrics.protocol import (
+    Distance,
+    Facts,
+    Statistic,
+)
+from sde_toolkit.metrics.transport import (
+    Wasserstein,
+)
+from sde_toolkit.metrics.two_sample import (
+    ClassifierTest,
+)
 
 __all__ = [
+    "CATALOGUE",
+    "INCEPTION_WEIGHTS",
     "MMD",
+    "ClassifierTest",
     "Distance",
     "EnergyDistance",
+    "Entry",
     "Estimate",
+    "Facts",
     "FeatureExtractor",
+    "FlowError",
     "FrechetDistance",
+    "InceptionFeatures",
+    "KernelInceptionDistance",
+    "ModeCoverage",
+    "ModuleFeatures",
+    "NegativeLogLikelihood",
+    "NeighbourMetric",
     "OnFeatures",
+    "RelativeDiversity",
     "SlicedWasserstein",
+    "Statistic",
+    "VendiScore",
+    "Wasserstein",
     "bootstrap",
     "difference",
     "digit_features",
     "energy_distance",
+    "feature_extractor",
     "frechet_distance",
     "gaussian_w2",
+    "metric",
     "mmd",
     "over_seeds",
     "pooled",

@@ -5,9 +5,10 @@ Of x_1 .. x_n ~ P and y_1 .. y_m ~ Q, flattened to D features and computed in fl
     sliced Wasserstein   ( mean over directions theta of W_p^p(theta.x, theta.y) )^(1/p),   p = 1 or 2
     energy distance      2 E|x - y| - E|x - x'| - E|y - y'|
     MMD^2                E k(x, x') + E k(y, y') - 2 E k(x, y),   k Gaussian, or a mean of Gaussians
+    KID                  the same, k(x, y) = (x.y / F + 1)^3 of F features
     Frechet distance     |m_x - m_y|^2 + tr( C_x + C_y - 2 (C_x^1/2 C_y C_x^1/2)^1/2 ),   a squared distance
 
-Energy distance and MMD^2 are U-statistics (pairs of a point with itself are left out): unbiased for the
+Energy distance, MMD^2 and KID are U-statistics (pairs of a point with itself are left out): unbiased for the
 squared distances they stand for, hence sometimes below zero.  The sliced Wasserstein and the Frechet distance
 are plug-in estimates, biased upwards by about n^(-1/2) and D/n for equal distributions, and can be compared
 only at equal sample sizes.  The Frechet distance is, as in FID, the SQUARE of the 2-Wasserstein distance of
@@ -24,15 +25,16 @@ by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium" (1706.0850
 
 from __future__ import annotations
 
-import abc
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from sde_toolkit.metrics.protocol import Distance, Facts, checked_sets
 from sde_toolkit.utils import Stream, check_fields, checked, integer, step_generator
 
 MEDIAN_POINTS = 500
@@ -42,29 +44,11 @@ CHUNK = 1 << 22
 """About this many entries of a matrix of distances are held at a time (32 MB)."""
 
 
-class Distance(abc.ABC):
-    """A distance between two sample sets; calling it gives its value, ``bootstrap`` an error bar as well."""
-
-    @abc.abstractmethod
-    def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
-        """Return the distances, with shape (R,), of the subsets that the rows of the masks pick.
-
-        ``x`` with shape (n, *) and ``y`` with shape (m, *) are float64; ``keep_x`` with shape (R, n) and
-        ``keep_y`` with shape (R, m) are boolean.  What the subsets have in common is computed once.
-        """
-
-    def __call__(self, x: Tensor, y: Tensor) -> float:
-        """Return the distance of ``x`` with shape (n, *) and ``y`` with shape (m, *).
-
-        Raises ValueError for fewer than 2 samples, values that are not finite, or event shapes that differ.
-        """
-        x, y = checked_sets(x, y)
-        return float(self.on_subsets(x, y, *(torch.ones(1, len(s), dtype=torch.bool) for s in (x, y))))
-
-
 @dataclass(frozen=True)
 class SlicedWasserstein(Distance):
     """The mean W_p distance, p = ``order``, of the projections on ``num_projections`` random directions."""
+
+    facts: ClassVar[Facts] = Facts("sliced Wasserstein", cost="sorting")
 
     num_projections: int = 128
     seed: int = 0
@@ -96,9 +80,11 @@ class SlicedWasserstein(Distance):
 class EnergyDistance(Distance):
     """The energy distance, unbiased: 2 E|x - y| - E|x - x'| - E|y - y'|."""
 
+    facts: ClassVar[Facts] = Facts("energy distance", unbiased=True)
+
     def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
         """See ``Distance``: each distance is computed once."""
-        return -_mean_discrepancy(lambda distance: distance, x, y, keep_x, keep_y)
+        return -_mean_discrepancy(torch.cdist, x, y, keep_x, keep_y)
 
 
 @dataclass(frozen=True)
@@ -108,6 +94,8 @@ class MMD(Distance):
     ``bandwidths`` are the h; None means one, the median distance in the pooled sample (of the
     whole sets, also when subsets are compared).
     """
+
+    facts: ClassVar[Facts] = Facts("squared MMD", unbiased=True)
 
     bandwidths: tuple[float, ...] | None = None
 
@@ -122,16 +110,43 @@ class MMD(Distance):
         """See ``Distance``: each kernel value is computed once."""
         bandwidths = self.bandwidths or (median_distance(x, y),)
 
-        def kernel(distance: Tensor) -> Tensor:
-            square = distance.square_().mul_(-0.5)
+        def kernel(x: Tensor, y: Tensor) -> Tensor:
+            square = torch.cdist(x, y).square_().mul_(-0.5)
             return torch.stack([(square / h**2).exp_() for h in bandwidths]).mean(0)
 
         return _mean_discrepancy(kernel, x, y, keep_x, keep_y)
 
 
 @dataclass(frozen=True)
+class KernelInceptionDistance(Distance):
+    """The squared MMD, unbiased, for the kernel (x.y / F + 1)^degree on F features: KID where degree = 3.
+
+    With Inception's features (``OnFeatures``) and all pairs instead of the mean over blocks of them it is
+    KID as published (Binkowski et al., "Demystifying MMD GANs", 1801.01401).
+    """
+
+    facts: ClassVar[Facts] = Facts("KID", unbiased=True)
+
+    degree: int = 3
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        integer("degree", self.degree, 1)
+
+    def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
+        """See ``Distance``: each kernel value is computed once."""
+
+        def kernel(x: Tensor, y: Tensor) -> Tensor:
+            return (x @ y.T / x.shape[1] + 1) ** self.degree
+
+        return _mean_discrepancy(kernel, x, y, keep_x, keep_y, centred=False)
+
+
+@dataclass(frozen=True)
 class FrechetDistance(Distance):
     """The squared 2-Wasserstein distance of the Gaussians with the sets' means and (unbiased) covariances."""
+
+    facts: ClassVar[Facts] = Facts("Frechet distance", cost="linear")
 
     def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
         """See ``Distance``: the sums over a subset are those over the whole set less the points left out."""
@@ -148,10 +163,13 @@ class OnFeatures(Distance):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "facts", self.distance.facts)
 
     def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
         """See ``Distance``: features are computed once."""
-        return self.distance.on_subsets(*checked_sets(self.features(x), self.features(y)), keep_x, keep_y)
+        names = ("features of x", "features of y")
+        x, y = checked_sets(self.features(x), self.features(y), names)
+        return self.distance.on_subsets(x, y, keep_x, keep_y)
 
 
 @checked
@@ -217,25 +235,6 @@ def median_distance(x: Tensor, y: Tensor) -> float:
     return median
 
 
-def checked_sets(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
-    """Return both sets as float64 on the host, or raise ValueError."""
-    x, y = (torch.as_tensor(s).detach().to("cpu", torch.float64) for s in (x, y))
-    for name, s in zip(names, (x, y), strict=True):
-        if s.ndim < 1 or len(s) < 2 or s.numel() == 0:
-            raise ValueError(
-                f"{name} must have shape (B, *) with at least 2 samples, got shape {tuple(s.shape)}"
-            )
-        if not torch.isfinite(s).all():
-            count = int((~torch.isfinite(s)).sum())
-            raise ValueError(f"{name} must be finite, got {count} NaN or infinite values")
-    if x.shape[1:] != y.shape[1:]:
-        raise ValueError(
-            f"{names[1]} must have the event shape of {names[0]}, {tuple(x.shape[1:])}, got "
-            f"{tuple(y.shape[1:])}"
-        )
-    return (x[:, None], y[:, None]) if x.ndim == 1 else (x, y)
-
-
 def _sorted_subset(values: Tensor, indices: Tensor, keep: Tensor) -> Tensor:
     """Return the part of the sorted ``values`` with shape (P, n) that comes from samples to ``keep``."""
     kept = keep.index_select(0, indices.flatten()).view_as(values)
@@ -260,25 +259,33 @@ def _common_steps(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
     return starts // m, starts // n, (ends - starts).to(torch.float64) / (n * m)
 
 
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Maps points with shapes (n, F) and (m, F) to the values of all pairs, with shape (n, m)."""
+
+
 def _mean_discrepancy(
-    kernel: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor
+    kernel: Kernel, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor, centred: bool = True
 ) -> Tensor:
-    """Return E k(x, x') + E k(y, y') - 2 E k(x, y), with shape (R,), k a function of the distance."""
-    centre = torch.cat([x, y]).flatten(1).mean(0)
-    (x, wx), (y, wy) = ((s.flatten(1) - centre, w.T.to(torch.float64)) for s, w in ((x, keep_x), (y, keep_y)))
-    nx, ny = wx.sum(0), wy.sum(0)
-    within_x = _kernel_sums(kernel, x, wx, x, wx, same=True) / (nx * (nx - 1))
-    within_y = _kernel_sums(kernel, y, wy, y, wy, same=True) / (ny * (ny - 1))
-    return within_x + within_y - 2 * _kernel_sums(kernel, x, wx, y, wy, same=False) / (nx * ny)
+    """Return E k(x, x') + E k(y, y') - 2 E k(x, y), with shape (R,), the points moved if ``centred``."""
+    x, y = x.flatten(1), y.flatten(1)
+    centre = torch.cat([x, y]).mean(0) if centred else torch.zeros_like(x[0])
+    x, y = x - centre, y - centre
+    within = mean_within(kernel, x, keep_x) + mean_within(kernel, y, keep_y)
+    wx, wy = (keep.T.to(torch.float64) for keep in (keep_x, keep_y))
+    return within - 2 * _kernel_sums(kernel, x, wx, y, wy, same=False) / (wx.sum(0) * wy.sum(0))
 
 
-def _kernel_sums(
-    kernel: Callable[[Tensor], Tensor], x: Tensor, wx: Tensor, y: Tensor, wy: Tensor, same: bool
-) -> Tensor:
-    """Return sum_ij wx_ir k(|x_i - y_j|) wy_jr, with shape (R,), without i = j if the sets are the same."""
+def mean_within(kernel: Kernel, x: Tensor, keep: Tensor) -> Tensor:
+    """Return the mean of k(x_i, x_j) over pairs i != j in each subset of ``x`` with shape (n, F)."""
+    w = keep.T.to(torch.float64)
+    return _kernel_sums(kernel, x, w, x, w, same=True) / (w.sum(0) * (w.sum(0) - 1))
+
+
+def _kernel_sums(kernel: Kernel, x: Tensor, wx: Tensor, y: Tensor, wy: Tensor, same: bool) -> Tensor:
+    """Return sum_ij wx_ir k(x_i, y_j) wy_jr, with shape (R,), without i = j if the sets are the same."""
     total, rows = torch.zeros(wx.shape[1], dtype=torch.float64), max(CHUNK // len(y), 1)
     for start in range(0, len(x), rows):
-        k = kernel(torch.cdist(x[start : start + rows], y))
+        k = kernel(x[start : start + rows], y)
         if same:
             k[:, start : start + rows].fill_diagonal_(0)
         total += ((k @ wy) * wx[start : start + rows]).sum(0)

@@ -1,0 +1,108 @@
+"""Metrics against what is known exactly."""
+
+import math
+
+import pytest
+import torch
+
+from sde_toolkit import Gaussian, GaussianMixture
+from sde_toolkit.metrics import FlowError, ModeCoverage, NegativeLogLikelihood, bootstrap
+from sde_toolkit.metrics.exact import subset_means
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+MEANS = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+MIXTURE = GaussianMixture([0.5, 0.3, 0.2], MEANS, [0.1, 0.1, 0.1])
+
+
+def around(counts):
+    """So many points close to every mean."""
+    places = torch.repeat_interleave(MEANS, torch.tensor(counts), dim=0)
+    return places + 0.1 * normal(*places.shape)
+
+
+def test_negative_log_likelihood_of_a_normal_is_the_textbooks():
+    x = normal(500, 3) * 1.5
+    found = NegativeLogLikelihood(Gaussian(torch.zeros(3), torch.eye(3)).log_prob)
+    expected = float(x.square().sum(1).mean()) / 2 + 1.5 * math.log(2 * math.pi)
+    assert found(x) == pytest.approx(expected, rel=1e-12)
+    assert bootstrap(found, x).value == pytest.approx(expected, rel=1e-12)
+    one_each = bootstrap(found, x[:50])
+    assert one_each.standard_error == pytest.approx(float(x[:50].square().sum(1).std()) / 2 / 50**0.5)
+
+
+def test_densities_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"log_density must return shape \(5,\) for 5 samples, got \(5, 2\)"):
+        NegativeLogLikelihood(lambda x: x)(normal(5, 2))
+    with pytest.raises(ValueError, match="log_density must be finite at every sample, got 5 values"):
+        NegativeLogLikelihood(lambda x: x[:, 0] * -math.inf)(1 + normal(5, 2).abs())
+    with pytest.raises(ValueError, match="y must be left out for the negative log-likelihood"):
+        bootstrap(NegativeLogLikelihood(MIXTURE.log_prob), normal(20, 2), normal(20, 2))
+
+
+@pytest.mark.parametrize("assign", ["responsibility", "nearest", "soft"])
+def test_masses_of_modes(assign):
+    x, weights = around([60, 30, 10]), torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    masses = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    near = 1e-6
+    assert ModeCoverage(MIXTURE, "tv", assign)(x) == pytest.approx(0.1, abs=near)
+    kl = float((masses * (masses / weights).log()).sum())
+    assert ModeCoverage(MIXTURE, "kl", assign)(x) == pytest.approx(kl, abs=near)
+    assert ModeCoverage(MIXTURE, "share", assign)(x) == pytest.approx(1)
+    assert ModeCoverage(MIXTURE, "share", assign)(around([60, 40, 0])) == pytest.approx(2 / 3)
+    found = ModeCoverage(MIXTURE, "kl", assign)(around([50, 0, 50]))
+    assert found == pytest.approx(0.5 * math.log(0.5 / 0.2), abs=near)
+
+
+def test_a_mode_is_hit_by_a_part_of_its_samples():
+    x = around([600, 395, 5])  # 200 belong to the last one
+    assert ModeCoverage(MIXTURE, "share")(x) == pytest.approx(2 / 3)
+    assert ModeCoverage(MIXTURE, "share", least=0.0)(x) == 1
+    assert ModeCoverage(MIXTURE, "share", least=0.0)(x[:-5]) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="least must be from 0 to 1"):
+        ModeCoverage(MIXTURE, least=2.0)
+
+
+def test_soft_masses_are_the_weights_on_average():
+    close = GaussianMixture([0.7, 0.3], torch.tensor([[-0.5], [0.5]]), [1.0, 1.0])
+    x = close.sample(20_000, seed=0)
+    assert ModeCoverage(close, "tv", "soft")(x) < 0.01  # standard error .002
+    assert ModeCoverage(close, "tv", "responsibility")(x) > 0.05
+
+
+def test_flow_error():
+    x, e = normal(40, 2, 3), normal(40, 2, 3, seed=1)
+    square = (x - e).square().sum() / 40
+    assert FlowError()(x, e) == pytest.approx(float(square.sqrt()), rel=1e-12)
+    size = e.square().sum() / 40
+    assert FlowError(relative=True)(x, e) == pytest.approx(float((square / size).sqrt()), rel=1e-12)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    assert FlowError()(x[order], e[order]) == pytest.approx(FlowError()(x, e), rel=1e-12)
+    assert FlowError()(x, x) == 0
+
+
+def test_the_error_bar_of_a_flow_error_keeps_the_pairs():
+    x, e = normal(50, 2), normal(50, 2, seed=1)
+    found = bootstrap(FlowError(), x, e)
+    alone = [float((x - e).square().sum(1)[torch.arange(50) != i].mean().sqrt()) for i in range(50)]
+    jackknife = math.sqrt(49 * torch.tensor(alone, dtype=torch.float64).var(correction=0))
+    assert found.standard_error == pytest.approx(jackknife, rel=0.02)
+
+
+def test_flow_errors_need_pairs():
+    with pytest.raises(
+        ValueError, match="y must hold one row for every sample of x for the flow error, 20, got 30"
+    ):
+        bootstrap(FlowError(), normal(20, 2), normal(30, 2))
+    with pytest.raises(ValueError, match="y must not be 0 everywhere"):
+        FlowError(relative=True)(normal(20, 2), torch.zeros(20, 2))
+
+
+def test_subset_means():
+    values, keep = normal(20, 3), torch.rand(5, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    expected = torch.stack([values[one].mean(0) for one in keep])
+    torch.testing.assert_close(subset_means(values, keep), expected)
+    torch.testing.assert_close(subset_means(values[:, 0], keep), expected[:, 0])
