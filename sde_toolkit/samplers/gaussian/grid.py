@@ -31,6 +31,8 @@ class Constants:
         nodes: of the polynomial that predicts a step, the one at infinity included.
         corrector_nodes: of the polynomial that corrects it, the new node included.
         many: runs of at least so many evaluations have one node more of both kinds.
+        some, smooth: runs of at least ``some`` have one more on steps from ratios above ``smooth`` (c_n)
+            times the data's scale.
         bend, blend: c_v and k_v, in v.
         inner, outer, decay: c_a, c_b and p of the clock.
         mean, few: k_a = mean + few / N for N evaluations, at most 1.
@@ -42,6 +44,8 @@ class Constants:
     nodes: int = 4
     corrector_nodes: int = 5
     many: int = 32
+    some: int = 12
+    smooth: float = 0.2
     bend: float = 0.5
     blend: float = 0.25
     inner: float = 0.5
@@ -54,9 +58,9 @@ class Constants:
     fall: float = 0.55
     logarithmic: bool = False
 
-    def counts(self, evaluations: int) -> tuple[int, int]:
-        """``nodes`` and ``corrector_nodes`` of a run."""
-        more = int(evaluations >= self.many)
+    def counts(self, evaluations: int, smooth: bool) -> tuple[int, int]:
+        """``nodes`` and ``corrector_nodes`` of a step, in a run of so many evaluations."""
+        more = int(evaluations >= self.many) + int(smooth and evaluations >= self.some)
         return self.nodes + more, self.corrector_nodes + more
 
 
@@ -76,6 +80,7 @@ NETWORK_CONSTANTS = Constants(
     first=0.0,
     last=0.9,
     fall=0.2,
+    some=1 << 62,
     logarithmic=True,
 )
 """For networks that predict the noise.  Their error in it is about as large at every noise level, so that the
@@ -84,7 +89,16 @@ Networks that predict the velocity, the data or the residual do not need it: wha
 noise dominates."""
 
 NOISY_CONSTANTS = Constants(
-    nodes=2, corrector_nodes=3, many=1 << 62, inner=0.3, outer=0.45, decay=0.8, first=0.9, last=0.7, fall=0.5
+    nodes=2,
+    corrector_nodes=3,
+    many=1 << 62,
+    some=1 << 62,
+    inner=0.3,
+    outer=0.45,
+    decay=0.8,
+    first=0.9,
+    last=0.7,
+    fall=0.5,
 )
 """With noise: polynomials through more evaluations, which the noise has made rough, only amplify it."""
 

@@ -39,6 +39,10 @@ makes of it is closed form again,
 
 and the weights of the residual get the factor (1 + eta^2) rho(n', p); a correction keeps the step's draw.
 
+Where n is not far below s, the noise has smoothed the residual, and more nodes predict it better; further
+below, where thin parts of the data show, more nodes amplify what is rough.  So steps from n > c_n s take one
+node more, in runs long enough to have it.
+
 Not promised: an order of convergence for networks, whose predictions are not smooth, or equal accuracy where
 the moments are those of other data.  With moments that are diagonal or scalar, less is done in closed form.
 
@@ -237,7 +241,7 @@ def gaussian_residual(
     moments: Moments | None = None,
     eta: float = 0.0,
 ) -> Sampler:
-    """The Gaussian with the data's moments in closed form, the residual by polynomials of 4 to 6 nodes;
+    """The Gaussian with the data's moments in closed form, the residual by polynomials of 4 to 7 nodes;
     ``num_steps`` evaluations in all.
 
     Args:

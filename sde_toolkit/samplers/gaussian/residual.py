@@ -48,7 +48,8 @@ class Residual:
         self.moments, self.constants, self.eta, self.nsr = moments, constants, eta, nsr
         self._resolved = moments.distinct.clamp(min=self._end**2)
         self._clock = node_clock(moments, constants, start, self._end)
-        self._predictor, self._corrector = constants.counts(len(nsr) - 2)
+        limit = constants.smooth * moments.scale
+        self._counts = [constants.counts(len(nsr) - 2, n > limit) for n in nsr.tolist()]
 
     def shrink(self, start: Tensor, end: Tensor) -> Tensor:
         """rho(end, start), for ratios that broadcast against shape (n,)."""
@@ -68,8 +69,11 @@ class Residual:
             past = [(value, k) for k, value in enumerate(v[max(i - count, 0) + 1 : i + 1][::-1])]
             return [*past, (self._clock.total, None)][:count]
 
-        steps = range(len(v) - 1)
-        return [newest(i + 1, self._corrector) for i in steps], [newest(i, self._predictor) for i in steps]
+        predictors, correctors = zip(*self._counts[:-1], strict=True)
+        return (
+            [newest(i + 1, count) for i, count in enumerate(correctors)],
+            [newest(i, count) for i, count in enumerate(predictors)],
+        )
 
     def table(self, nodes: Sequence[Nodes], units: Tensor, lag: int) -> Tensor:
         """Weights of the evaluations in every step with shape (N, K, n), those with equally many nodes made
@@ -80,7 +84,7 @@ class Residual:
             units: q over what is kept of an evaluation, with shape (M, n).
             lag: evaluation k of step i has the entry i - k - lag there.
         """
-        places = max(self._predictor + 1, self._corrector)
+        places = max(max(predictor + 1, corrector) for predictor, corrector in self._counts)
         table = torch.zeros(len(nodes), places, units.shape[-1], dtype=torch.float64)
         for count in {len(chosen) for chosen in nodes}:
             steps = [i for i, chosen in enumerate(nodes) if len(chosen) == count]
