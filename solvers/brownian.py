@@ -14,6 +14,14 @@ with ``blocks`` the number of blocks in one draw; block b holds the elements 4b 
 order.  Long rows of integers come from numpy's generator, short ones and those on other devices from the same
 arithmetic on whole arrays.
 
+Where single draws of many samples are wanted, scattered over a long range of indices (``Scattered``), ten
+rounds of Philox cost more than all else.  There the first block of a stream gives every sample the state a
+and the odd increment c of a generator SplitMix64, whose word number k is, modulo 2^64,
+
+    mix(a + k c),       mix: x ^= x >> 30, x *= m_1, x ^= x >> 27, x *= m_2, x ^= x >> 31.
+
+An increment with fewer than 24 changes between adjacent bits is xored with 0xaaaa...a, as its authors advise.
+
 The upper 52 bits w of a word give a uniform u = (w + 1/2) / 2^52, and a normal by inversion, z = Phi^{-1}(u).
 That is computed in float64 element by element, so that a sample's bits do not depend on the other samples of
 its batch.  Inversion bounds |z| by 8.3.
@@ -27,8 +35,9 @@ independent of each other, with variances |h| and |h| / 12.  A ``BrownianMotion`
 their standard deviations.  On a fixed grid they are two draws per step (``StepNormals``).  Where steps are
 rejected and tried again, they belong to one path (``solvers.tree``).
 
-References: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011); Foster, Lyons and
-Oberhauser, "An optimal polynomial approximation of Brownian motion" (1904.06998), for W and H.
+References: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011); Steele, Lea and Flood,
+"Fast Splittable Pseudorandom Number Generators" (OOPSLA 2014), for SplitMix64; Foster, Lyons and Oberhauser,
+"An optimal polynomial approximation of Brownian motion" (1904.06998), for W and H.
 """
 
 from __future__ import annotations
@@ -52,6 +61,9 @@ _HALF = np.uint64(32)
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
+
+_MIXERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64, both above 2^63
+_FEWEST_CHANGES = 24
 
 _LAST = (1 << 63) - 1
 
@@ -186,10 +198,16 @@ def philox4x64(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 def normal_from_bits(words: Tensor) -> Tensor:
     """Standard normals in float64 from the upper 52 bits of random words, by inversion; any shape."""
-    u = ((words >> 12) & ((1 << 52) - 1)).to(torch.float64)
-    u += 0.5
-    u *= 2.0**-52
-    return torch.special.ndtri(u, out=u)
+    return _normal(((words >> 12) & ((1 << 52) - 1)).to(torch.float64))
+
+
+def _normal(numbers: Any) -> Any:
+    """Standard normals, in place, from whole numbers below 2^52 in an array or a tensor."""
+    numbers += 0.5
+    numbers *= 2.0**-52
+    u = torch.as_tensor(numbers)
+    torch.special.ndtri(u, out=u)
+    return numbers
 
 
 class Normals:
@@ -256,17 +274,6 @@ class Normals:
         part.samples, part._made = self.samples[rows], {}
         return part
 
-    def draw_each(self, rows: Tensor, indices: Tensor, stream: int = STEPS) -> Tensor:
-        """Draws of single samples: number ``indices[i]`` of the sample in row ``rows[i]``, with shape (n, *).
-
-        Args:
-            rows, indices: int64 with shape (n,), on this object's device.
-            stream: as in ``draw``, of which each is one row.
-        """
-        blocks = -(-self._event // 4)
-        bits = _words(self.seed, stream, self.samples[rows], indices * blocks, blocks)[:, : self._event]
-        return normal_from_bits(bits).to(self.dtype).reshape(-1, *self.event_shape)
-
     def _make(self, first: int, count: int, stream: int) -> Tensor:
         """Draws ``first`` to ``first + count - 1`` with shape (count, B, *)."""
         blocks = -(-self._event // 4)
@@ -287,17 +294,73 @@ def _counter(name: str, value: int) -> int:
     return number
 
 
-def _words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
-    """Random words with shape (B, 4 blocks): for each sample the ``blocks`` blocks after block ``first``.
+class Scattered:
+    """Normals by number: ``count`` for every number of every sample, keyed by (seed, stream, sample, number).
 
     Args:
-        first: one number, or one per sample with shape (B,).
+        seed, samples: as for ``Normals``.
+        count: normals per number.
+        stream: of the draws.
+
+    Attributes:
+        on_host: whether the words are made by numpy; the others are made where the samples are.
     """
+
+    def __init__(self, seed: int, samples: Tensor, count: int, stream: int) -> None:
+        self.count, self._device = count, samples.device
+        self.on_host = samples.device.type == "cpu"
+        words = _host_words(seed, stream, samples.cpu(), 0, 1).numpy().view(np.uint64)
+        steps = words[:, 1] | np.uint64(1)
+        changes = np.unpackbits((steps ^ (steps >> np.uint64(1))).view(np.uint8)).reshape(-1, 64).sum(1)
+        steps[changes < _FEWEST_CHANGES] ^= np.uint64(0xAAAAAAAAAAAAAAAA)
+        self._keys = np.stack((words[:, 0], steps))
+
+    def draw(self, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
+        """The normals of the numbers i of the samples in the rows i, float64 with shape (count, n).
+
+        Args:
+            rows, numbers: int64 with shape (n,).
+        """
+        starts, steps = self._keys[:, rows]
+        starts += steps * (numbers * self.count).view(np.uint64)
+        each = np.arange(self.count, dtype=np.uint64)[:, None]
+        if self.on_host:
+            words = _mix(starts + steps * each, lambda x, bits: x >> np.uint64(bits)) >> np.uint64(12)
+            return torch.from_numpy(_normal(words.view(np.int64).astype(np.float64)))
+        keys = torch.from_numpy(np.stack((starts, steps)).view(np.int64)).to(self._device)
+        each_there = torch.arange(self.count, device=self._device)[:, None]
+        return normal_from_bits(_mix(keys[0] + keys[1] * each_there, _shifted))
+
+    def take(self, rows: np.ndarray) -> Scattered:
+        """The normals of the samples in ``rows`` alone."""
+        part = copy.copy(self)
+        part._keys = self._keys[:, rows]
+        return part
+
+
+def _mix(x: Any, shifted: Any) -> Any:
+    """SplitMix64's words from its states, in place: uint64 in numpy, int64 in torch."""
+    first, second = _MIXERS if isinstance(x, np.ndarray) else (m - (1 << 64) for m in _MIXERS)
+    x ^= shifted(x, 30)
+    x *= first
+    x ^= shifted(x, 27)
+    x *= second
+    x ^= shifted(x, 31)
+    return x
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """Words (int64, to be read as unsigned) shifted to the right."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _words(seed: int, stream: int, samples: Tensor, first: int, blocks: int) -> Tensor:
+    """Random words with shape (B, 4 blocks): for each sample the ``blocks`` blocks after block ``first``."""
     make = _host_words if samples.device.type == "cpu" else _device_words
     return make(seed, stream, samples, first, blocks)
 
 
-def _host_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
+def _host_words(seed: int, stream: int, samples: Tensor, first: int, blocks: int) -> Tensor:
     """The words by numpy: long rows from its generator, which increments its counter before every block."""
     if blocks < _LONG_ROW and samples.numel() > _FEW_ROWS:
         counter = _counters(stream, samples, first, blocks).numpy().view(np.uint64)
@@ -305,27 +368,25 @@ def _host_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, bl
             counter[0::2], counter[1::2], _constants((seed, 0), 3), lambda x: x >> _HALF, lambda x: x[::-1]
         )
         return torch.from_numpy(np.stack((even[0], odd[0], even[1], odd[1]), -1).view(np.int64)).flatten(1)
-    starts = first.tolist() if isinstance(first, Tensor) else [first] * samples.numel()
     words = np.empty((samples.numel(), 4 * blocks), dtype=np.uint64)
     generator = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
     state = generator.state
-    for row, (start, sample) in enumerate(zip(starts, samples.tolist(), strict=True)):
-        state["state"]["counter"] = np.array([start, 0, sample, stream], dtype=np.uint64)
+    for row, sample in enumerate(samples.tolist()):
+        state["state"]["counter"] = np.array([first, 0, sample, stream], dtype=np.uint64)
         generator.state = state
         words[row] = generator.random_raw(4 * blocks)
     return torch.from_numpy(words.view(np.int64))
 
 
-def _device_words(seed: int, stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
+def _device_words(seed: int, stream: int, samples: Tensor, first: int, blocks: int) -> Tensor:
     """The same words, computed on the device of ``samples``."""
     return philox4x64(_counters(stream, samples, first, blocks), (seed, 0)).movedim(0, -1).flatten(1)
 
 
-def _counters(stream: int, samples: Tensor, first: int | Tensor, blocks: int) -> Tensor:
+def _counters(stream: int, samples: Tensor, first: int, blocks: int) -> Tensor:
     """Counters with shape (4, B, blocks)."""
     counter = torch.zeros((4, samples.numel(), blocks), dtype=torch.int64, device=samples.device)
-    start = first[:, None] if isinstance(first, Tensor) else first
-    counter[0] = start + torch.arange(1, 1 + blocks, device=samples.device)
+    counter[0] = first + torch.arange(1, 1 + blocks, device=samples.device)
     counter[2] = samples[:, None]
     counter[3] = stream
     return counter

@@ -17,14 +17,21 @@ length n; its halves follow from its own (W, H) and two independent draws Z ~ N(
     W_left  = W/2 + 3H/2 + Z,     H_left  = H/4 - Z/2 + N/2,
     W_right = W/2 - 3H/2 - Z,     H_right = H/4 - Z/2 - N/2.
 
-So a path is a sum over nodes of their draws times fixed shapes, and each node adds to a query's (W, H) a
-matrix of its draws that depends on the times alone.  Between its ends a half-node continues the parabola that
-its (W, H) imply, on which the interval from x to y (in units of its length) carries
+So a path is a sum over nodes of their draws times fixed shapes.  A query has a part [x, y] inside a node, in
+units of its length and counted from its middle, -1/2 <= x < y <= 1/2.  With
 
-    W' = (y - x) (W + 6 H (1 - x - y)),       H' = (y - x)^2 H,
+    a = |x| + |y|,    e = |y| - |x|,    d = y - x,    c = x + y
 
-and no term is a small difference of large numbers.  Only nodes with an end of the query strictly inside
-contribute, at most two per level; ``snap`` moves a time a little, to one that needs few levels.
+the node adds to W of the query, and to the area over the part alone, times the part's length,
+
+    4 e (3 a - 2) Z + 6 (d (a - 1) + c e) N,      n { 2 (d^2 - e^2 - d^3) Z - e (3 d^2 - e^2) N };
+
+the whole run, of length T, adds d (W - 6 c H) and T d^3 H.  From the part to h H of the query comes W times
+the middle of the query less that of the part.  Sums and differences of times are exact, and no term is a
+small difference of large numbers.  Only nodes with an end of the query strictly inside contribute, at most
+two per level; ``snap`` moves a time a little, to one that needs few levels.  The draws come from
+``solvers.brownian.Scattered``.  Those of the last query are kept, because the next one of a solver begins
+where it began or ended.
 
 Distribution.  Over the intervals of any partition the pairs (W, H) are independent, with W ~ N(0, h) and H ~
 N(0, h/12) exactly, where h is the length in ticks.  ``increment`` divides by that length, so that the steps
@@ -39,12 +46,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from solvers.arguments import checked
-from solvers.brownian import BLOCK_ELEMENTS, STEPS, BrownianMotion, NoiseSource, Normals
+from solvers.brownian import BLOCK_ELEMENTS, STEPS, BrownianMotion, NoiseSource, Normals, Scattered
 from solvers.interval import Interval
 
 DEPTH = 40
@@ -74,11 +83,9 @@ class BrownianTree(BrownianMotion):
             raise ValueError(f"t0 and t1 must be finite and differ, got {t0} and {t1}")
         self.t0, self.t1, self.normals = float(t0), float(t1), normals
         self.tick = abs(self.t1 - self.t0) / _TICKS
-        shape = (2, normals.event_shape.numel())
-        self._pairs = Normals(normals.seed, normals.samples, shape, device=normals.samples.device)
-        self._chunk = max(1, BLOCK_ELEMENTS // max(1, 2 * shape[0] * shape[1] * normals.samples.numel()))
-        self._whole: Tensor | None = None
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._scattered = Scattered(normals.seed, normals.samples, 2 * normals.event_shape.numel(), TREE)
+        self._whole: Any = None
+        self._kept: dict[int, _Kept] = {}
 
     def __call__(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """W and H over [t, s], each with shape (B, *) in the type of the normals.
@@ -90,7 +97,8 @@ class BrownianTree(BrownianMotion):
             ValueError: an interval outside the run or shorter than a tick.
         """
         pair, length = self._standardised(t, s)
-        scale = (length * self.tick).sqrt().reshape(-1, *[1] * (pair.ndim - 2))
+        scale = torch.from_numpy(np.sqrt(length * self.tick)).to(pair.device)
+        scale = scale.reshape(-1, *[1] * (pair.ndim - 2))
         dtype = self.normals.dtype
         return (pair[:, 0] * scale).to(dtype), (pair[:, 1] * (scale / math.sqrt(12))).to(dtype)
 
@@ -111,11 +119,15 @@ class BrownianTree(BrownianMotion):
 
     def take(self, rows: Tensor) -> BrownianTree:
         """The paths of the samples in ``rows`` (indices with shape (n,)) alone."""
-        tree = copy.copy(self)
-        tree.normals, tree._pairs = self.normals.take(rows), self._pairs.take(rows)
-        tree._whole = None if self._whole is None else self._whole[..., rows]
+        tree, chosen = copy.copy(self), rows.cpu().numpy()
+        tree.normals, tree._scattered = self.normals.take(rows), self._scattered.take(chosen)
+        there = self._placed(chosen)
+        tree._whole = None if self._whole is None else self._whole[:, there]
         tree._kept = {
-            first: (nodes[..., rows], z.unflatten(1, (-1, nodes.shape[2]))[..., rows].flatten(1))
+            first: _Kept(
+                nodes[..., chosen],
+                z.reshape(len(z), -1, nodes.shape[2])[..., there].reshape(len(z), -1),
+            )
             for first, (nodes, z) in self._kept.items()
         }
         return tree
@@ -126,86 +138,131 @@ class BrownianTree(BrownianMotion):
         The interval from t shrinks by less than a sixteenth and is at least a tick long; the end of the run
         stays.
         """
+        return torch.from_numpy(self.snapped(self._host(t), self._host(s))).to(s.device)
+
+    def snapped(self, t: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """``snap`` for arrays on the host, with shape (B,)."""
         start, end = self._ticks(t), self._ticks(s)
-        _, exponent = (end - start).to(torch.float64).frexp()
-        unit = torch.ones_like(start) << (exponent.to(torch.int64) - 1 - _SNAP_BITS).clamp(min=0)
-        snapped = torch.maximum(end // unit * unit, start + 1)
-        times = self.t0 + (self.t1 - self.t0) * (snapped.to(torch.float64) / _TICKS)
-        return torch.where(end >= _TICKS, self.t1, times)
+        exponent = np.frexp((end - start).astype(np.float64))[1]
+        unit = np.left_shift(1, np.maximum(exponent.astype(np.int64) - (1 + _SNAP_BITS), 0))
+        snapped = np.maximum(end // unit * unit, start + 1)
+        times = self.t0 + (self.t1 - self.t0) * (snapped / _TICKS)
+        return np.where(end >= _TICKS, self.t1, times)
 
-    def _ticks(self, t: Tensor) -> Tensor:
-        """Times with shape () or (B,) as int64 numbers of ticks with shape (B,)."""
-        t = t.to(self.normals.samples.device, torch.float64)
-        ticks = ((t - self.t0) / (self.t1 - self.t0) * _TICKS).round().to(torch.int64)
-        return ticks.expand(self.normals.samples.numel())
+    def _host(self, t: Tensor) -> np.ndarray:
+        """Times with shape () or (B,) as an array with shape (B,)."""
+        return t.detach().to("cpu", torch.float64).expand(self.normals.samples.numel()).numpy()
 
-    def _standardised(self, t: Tensor, s: Tensor, area: bool = True) -> tuple[Tensor, Tensor]:
+    def _ticks(self, t: np.ndarray) -> np.ndarray:
+        """Times as int64 numbers of ticks, with their shape."""
+        ticks: np.ndarray = np.rint((t - self.t0) / (self.t1 - self.t0) * _TICKS).astype(np.int64)
+        return ticks
+
+    def _standardised(self, t: Tensor, s: Tensor, area: bool = True) -> tuple[Tensor, np.ndarray]:
         """W / sqrt(h) and H / sqrt(h / 12), float64 with shape (B, 2, *), and h in ticks, shape (B,).
 
         Without ``area`` H is left out, which takes half the arithmetic, and the shape is (B, 1, *).
         """
-        ends = torch.stack((self._ticks(t), self._ticks(s)))
-        low, high = ends
+        times = self._host(t), self._host(s)
+        with np.errstate(invalid="ignore"):  # nan is refused below
+            low, high = (self._ticks(time) for time in times)
         wrong = (low < 0) | (low >= high) | (high > _TICKS)
-        if bool(wrong.any()):
-            sample = int(wrong.nonzero()[0])
+        if wrong.any():
+            sample = int(wrong.argmax())
             raise ValueError(
                 f"an interval must be at least {self.tick:.3g} long and lie in order between {self.t0} and "
-                f"{self.t1}, got {float(t.expand(len(low))[sample]):.17g} to "
-                f"{float(s.expand(len(low))[sample]):.17g} for sample {sample}"
+                f"{self.t1}, got {times[0][sample]:.17g} to {times[1][sample]:.17g} for sample {sample}"
             )
-        if self._whole is None:
-            everyone = torch.arange(len(low), device=low.device)
-            self._whole = self._pairs.draw_each(everyone, torch.zeros_like(low), TREE).movedim(0, -1)
-        times = ends.to(torch.float64)
-        total = _apply(_root(times, area), self._whole[:, :, None])[:, :, 0]
-        bits = torch.where(ends == 0, _TICKS, ends & -ends)
-        depth = DEPTH + 1 - (int(bits.min()) if ends.numel() else _TICKS).bit_length()
-        levels = torch.arange(depth, device=low.device)[:, None, None]
-        positions = ends >> (DEPTH - levels)
-        starts = positions << (DEPTH - levels)
-        inside = starts != ends
-        inside[:, 1] &= ~(inside[:, 0] & (positions[:, 0] == positions[:, 1]))
-        matrices = _node(starts.to(torch.float64), (_TICKS >> levels).to(torch.float64), times, area)
-        matrices *= inside
-        nodes = positions + (1 << levels)
-        for first in range(0, depth, self._chunk):
-            part = slice(first, first + self._chunk)
-            z = self._draws(first, nodes[part], inside[part])
-            for contribution in _apply(matrices[:, :, part].flatten(2, 3), z).unbind(2):
-                total += contribution
-        pair = total.movedim(-1, 0).reshape(len(low), 1 + area, *self.normals.event_shape)
-        return pair, times[1] - times[0]
+        length = (high - low).astype(np.float64)
+        scale = np.stack((1 / np.sqrt(length), np.sqrt(12 / length) / length)[: 1 + area])
+        total = self._sum(low, high, area)
+        total *= self._placed(scale)[:, None]
+        shape = (len(low), 1 + area, *self.normals.event_shape)
+        return torch.as_tensor(total).movedim(-1, 0).reshape(shape), length
 
-    def _draws(self, first: int, nodes: Tensor, inside: Tensor) -> Tensor:
-        """The draws of the nodes around the ends of a query, with shape (2, D, 2 L, B).
+    def _placed(self, x: np.ndarray) -> Any:
+        """An array where the draws are: itself on the host, a tensor on another device."""
+        return x if self._scattered.on_host else torch.from_numpy(x).to(self.normals.samples.device)
+
+    def _draw(self, rows: np.ndarray, nodes: np.ndarray) -> Any:
+        """The draws of nodes, node 0 for the whole run, in units of their deviations, with shape (2 D, n)."""
+        z = self._scattered.draw(rows, nodes)
+        return z.numpy() if self._scattered.on_host else z
+
+    def _sum(self, low: np.ndarray, high: np.ndarray, area: bool) -> Any:
+        """W and, with ``area``, h H of queries between ticks, with shape (1 or 2, D, B)."""
+        rows = len(low)
+        if self._whole is None:
+            self._whole = self._draw(np.arange(rows), np.zeros(rows, dtype=np.int64))
+        ends = np.stack((low, high))
+        total = self._applied(_whole(low, high, area)[:, :, None, None], self._whole)[:, :, 0, 0]
+        bits = int(np.bitwise_or.reduce(ends, None)) | _TICKS
+        depth, times = DEPTH + 1 - (bits & -bits).bit_length(), ends.astype(np.float64)
+        chunk = max(1, BLOCK_ELEMENTS // max(1, 2 * self._scattered.count * rows))
+        for first in range(0, depth, chunk):
+            levels = np.arange(first, min(first + chunk, depth))[:, None, None]
+            scaled = times * np.exp2(levels - DEPTH)
+            position = np.floor(scaled)
+            inside = scaled != position
+            inside[:, 1] &= ~(inside[:, 0] & (position[:, 0] == position[:, 1]))
+            z = self._draws(first, position.astype(np.int64) + (1 << levels), inside)
+            position += 0.5
+            weights = _weights(scaled, position, np.exp2(DEPTH - levels), inside, area)
+            parts = self._applied(weights, z)
+            by_level = self._placed(np.empty((len(levels), *total.shape)))
+            by_level.swapaxes(0, 1).swapaxes(1, 2)[...] = parts[:, :, :, 0]
+            by_level.swapaxes(0, 1).swapaxes(1, 2)[...] += parts[:, :, :, 1]
+            for part in by_level:
+                total += part
+        return total
+
+    def _applied(self, weights: np.ndarray, z: Any) -> Any:
+        """Weights with shape (R, 2, L, m, B) times draws with shape (2 D, L m B), as (R, D, L, m, B).
+
+        Written out elementwise, so that the rounding of a sample does not depend on the batch.
+        """
+        shape, matrix = weights.shape, self._placed(weights)
+        z = z.reshape(2, -1, *shape[2:])
+        product = matrix[:, :1] * z[0]
+        product += matrix[:, 1:] * z[1]
+        return product
+
+    def _draws(self, first: int, nodes: np.ndarray, inside: np.ndarray) -> Any:
+        """The draws of the nodes around the ends of a query, with shape (2 D, 2 L B).
 
         Args:
             first: the first of the L levels.
             nodes: their numbers, with shape (L, 2, B).
             inside: which of them the query needs; the draws of the others are any finite numbers.
         """
-        count, rows = nodes.numel(), nodes.shape[2]
-        width = self._pairs.event_shape.numel()
-        z = torch.zeros((width, count), dtype=torch.float64, device=nodes.device)
-        held, missing = torch.zeros_like(nodes), inside
-        if first in self._kept:
-            # a node may have been around either end of the last query
-            kept, kept_z = self._kept[first]
-            shared = min(len(kept), len(nodes))
-            kept, wanted = kept[:shared], nodes[:shared]
-            place = (kept[:, 1:] == wanted).to(torch.int64)
-            held[:shared] = kept.gather(1, place)
-            levels = torch.arange(shared, device=nodes.device)[:, None, None]
-            source = (2 * levels + place) * rows + torch.arange(rows, device=nodes.device)
-            z[:, : source.numel()] = kept_z.index_select(1, source.flatten())
-            missing = inside & (held != nodes)
-        index = missing.flatten().nonzero().flatten()
-        drawn = self._pairs.draw_each(index % rows, nodes.flatten()[index], TREE)
-        z[:, index] = drawn.reshape(-1, width).T
+        rows, width = nodes.shape[2], self._scattered.count
+        numbers: np.ndarray
+        numbers, z = self._kept.get(first, _Kept(nodes[:0], self._placed(np.zeros((width, 0)))))
+        if (lack := len(nodes) - len(numbers)) > 0:
+            numbers = np.concatenate((numbers, np.zeros((lack, 2, rows), dtype=np.int64)))
+            z, shorter = self._placed(np.zeros((width, numbers.size))), z
+            z[:, : shorter.shape[1]] = shorter
         if (first + len(nodes)) * 2 * rows * width <= _KEPT_ELEMENTS:
-            self._kept[first] = torch.where(missing, nodes, held), z
-        return z.reshape(2, -1, 2 * len(nodes), rows)
+            self._kept[first] = _Kept(numbers, z)
+        numbers = numbers[: len(nodes)]
+        # a node at the start of the query may have been one at the end of the last
+        moved = (numbers[:, 0] != nodes[:, 0]) & (numbers[:, 1] == nodes[:, 0])
+        index = np.flatnonzero(moved)
+        index += index // rows * rows
+        _put(z, self._placed(index), _taken(z, self._placed(index + rows)))
+        np.copyto(numbers[:, 0], nodes[:, 0], where=moved)
+        missing = inside & (numbers != nodes)
+        index = np.flatnonzero(missing)
+        _put(z, self._placed(index), self._draw(index % rows, nodes.reshape(-1)[index]))
+        np.copyto(numbers, nodes, where=missing)
+        return z[:, : nodes.size]
+
+
+class _Kept(NamedTuple):
+    """Draws with shape (2 D, 2 L B), and the numbers of their nodes with shape (L, 2, B), 0 for none."""
+
+    nodes: np.ndarray
+    z: Any
 
 
 def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTree:
@@ -230,62 +287,55 @@ def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTre
     return noise
 
 
-def _apply(matrices: Tensor, z: Tensor) -> Tensor:
-    """Matrices with shape (R, 2, n, B) times pairs of draws with shape (2, D, n, B), as (R, D, n, B).
+def _taken(z: Any, index: Any) -> Any:
+    """The columns ``index`` of z."""
+    return z.take(index, 1) if isinstance(z, np.ndarray) else z[:, index]
 
-    Written out elementwise, so that the rounding of a sample does not depend on the batch.
+
+def _put(z: Any, index: Any, columns: Any) -> None:
+    """Set the columns ``index`` of z; numpy is faster row by row."""
+    if isinstance(z, np.ndarray):
+        for row, values in zip(z, columns, strict=True):
+            row[index] = values
+    else:
+        z[:, index] = columns
+
+
+def _whole(low: np.ndarray, high: np.ndarray, area: bool) -> np.ndarray:
+    """What the draws of the whole run add to queries: weights with shape (R, 2, B), see ``_weights``."""
+    x, y = low / _TICKS - 0.5, high / _TICKS - 0.5
+    d, unit = y - x, math.sqrt(_TICKS)
+    entries = [d * unit, d * (x + y) * (-6 * unit / math.sqrt(12))]
+    if area:
+        entries += [np.zeros_like(d), d**3 * (_TICKS * unit / math.sqrt(12))]
+    return np.stack(entries).reshape(-1, 2, len(low))
+
+
+def _weights(
+    ends: np.ndarray, middle: np.ndarray, size: np.ndarray, inside: np.ndarray, area: bool
+) -> np.ndarray:
+    """What the draws of nodes add to queries, see the module's text: weights of the draws of Z and N, in
+    units of their deviations, with shape (R, 2, L, 2, B), for W and, with ``area``, for h H.
+
+    Args:
+        ends: of the queries, in units of the length of the nodes, with shape (L, 2, B).
+        middle: of the nodes around the ends, likewise; those around the second are after the first.
+        size: length of the nodes in ticks, with shape (L, 1, 1).
+        inside: which of them count, with shape (L, 2, B).
     """
-    product = matrices[:, :1] * z[0]
-    product += matrices[:, 1:] * z[1]
-    return product
-
-
-def _share(begin: Tensor, size: Tensor, times: Tensor, area: bool) -> tuple[Tensor, Tensor]:
-    """What W and H of the block [begin, begin + size] contribute to those of the query between ``times``.
-
-    All times are whole numbers of ticks in float64, so that their sums are exact.
-
-    Returns:
-        From W and from H, each with W and, if ``area``, H of the query along dimension 0; all zero without an
-        overlap.
-    """
-    low, high = times
-    length, end = high - low, begin + size
-    first, last = low.clamp(begin, end), high.clamp(begin, end)
-    part, middle = last - first, first + last
-    fraction = part / size
-    w_from_h = fraction * (6 * ((begin + end - middle) / size))
-    if not area:
-        return fraction[None], w_from_h[None]
-    shift = (low + high - middle) / (2 * length)
-    h_from_h = part / length * fraction.square() + shift * w_from_h
-    return torch.stack((fraction, shift * fraction)), torch.stack((w_from_h, h_from_h))
-
-
-def _scaled(a: Tensor, b: Tensor, size: Tensor, times: Tensor) -> Tensor:
-    """(W, H) from a and (W, H) from b as matrices between draws of unit variance, with shape (2, 2, ...); of
-    W alone, where that is all that a and b have, with shape (1, 2, ...).
-
-    a and b have the variances size and size / 12, W and H of the query h and h / 12.
-    """
-    ratio = (size / (times[1] - times[0])).sqrt()
-    twelve = math.sqrt(12)
-    entries = [a[0] * ratio, b[0] * (ratio / twelve)]
-    if len(a) == 2:
-        entries += [a[1] * (ratio * twelve), b[1] * ratio]
-    return torch.stack(entries).unflatten(0, (-1, 2))
-
-
-def _root(times: Tensor, area: bool) -> Tensor:
-    """Matrix from the draws of the whole run to the query, with shape (R, 2, 1, B)."""
-    size = torch.full_like(times[:1], _TICKS)
-    return _scaled(*_share(torch.zeros_like(size), size, times, area), size, times)
-
-
-def _node(begin: Tensor, size: Tensor, times: Tensor, area: bool) -> Tensor:
-    """Matrix from (4 Z, N) of the nodes [begin, begin + size], in units of their deviations, to the query."""
-    half = size / 2
-    w, h = _share(torch.stack((begin, begin + half)), half, times, area)
-    left, right = w.unbind(1)
-    a = (left - right - (h[:, 0] + h[:, 1]) / 2) / 4
-    return _scaled(a, (h[:, 0] - h[:, 1]) / 2, size, times)
+    x = ends - middle
+    y = x.copy()
+    np.minimum(ends[:, 1] - middle[:, 0], 0.5, out=y[:, 0])
+    x[:, 1] = -0.5
+    abs_x, abs_y = np.abs(x), np.abs(y)
+    a, e, d, c = abs_x + abs_y, abs_y - abs_x, y - x, x + y
+    unit = inside * np.sqrt(size)
+    weights = np.empty((1 + area, 2, *ends.shape))
+    weights[0, 0] = e * (3 * a - 2) * unit
+    weights[0, 1] = (d * (a - 1) + c * e) * (unit * math.sqrt(3))
+    if area:
+        shift = (ends[:, :1] + ends[:, 1:] - (2 * middle + c)) * (size / 2)
+        d_d, e_e, unit = d * d, e * e, unit * (size / 2)
+        weights[1, 0] = (d_d - e_e - d_d * d) * unit + shift * weights[0, 0]
+        weights[1, 1] = e * (e_e - 3 * d_d) * (unit / math.sqrt(3)) + shift * weights[0, 1]
+    return weights

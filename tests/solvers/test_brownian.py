@@ -7,7 +7,16 @@ import torch
 from problems import ALPHA
 
 from solvers import Interval, Normals, StepNormals
-from solvers.brownian import AREA, _device_words, _host_words, normal_from_bits, philox4x64
+from solvers.brownian import (
+    AREA,
+    Scattered,
+    _device_words,
+    _host_words,
+    _mix,
+    _shifted,
+    normal_from_bits,
+    philox4x64,
+)
 
 WORD = 1 << 64
 EXTREMES = [0, 1, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, WORD - 1]
@@ -66,12 +75,11 @@ def test_words_made_on_the_host_equal_those_made_on_a_device(seed: int) -> None:
 @pytest.mark.parametrize("blocks", [1, 5, 40])
 @pytest.mark.parametrize("count", [3, 200])
 def test_words_do_not_depend_on_the_way_they_are_made(count: int, blocks: int) -> None:
-    samples = torch.arange(count) * 3
-    first = torch.arange(count) * 11 % 50 + (1 << 45)
+    samples, first = torch.arange(count) * 3, 1 << 45
     host = _host_words(7, 2, samples, first, blocks)
     assert torch.equal(host, _device_words(7, 2, samples, first, blocks))
     for i in (0, 1, count - 1):
-        words = numpy_words([int(first[i]) + blocks, 0, int(samples[i]), 2], (7, 0))
+        words = numpy_words([first + blocks, 0, int(samples[i]), 2], (7, 0))
         assert [word % WORD for word in host[i, -4:].tolist()] == words
 
 
@@ -191,18 +199,49 @@ def test_negative_samples_are_refused(samples: object) -> None:
         Normals(0, samples, (1,))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("event_shape", [(), (3,), (2, 2), (70,)])
-def test_draws_of_single_samples_are_rows_of_whole_draws(event_shape: tuple[int, ...]) -> None:
-    normals = Normals(8, range(5, 105), event_shape, torch.float32)
-    rows, indices = torch.arange(100).flip(0), torch.arange(100) * 7 % 10
-    z = normals.draw_each(rows, indices, 6)
-    assert z.dtype == torch.float32
-    assert z.shape == (100, *event_shape)
+def test_scattered_words_are_those_of_splitmix64() -> None:
+    """The first outputs of the published generator from the state 1234567."""
+    states = np.uint64(1234567) + np.uint64(0x9E3779B97F4A7C15) * np.arange(1, 6, dtype=np.uint64)
+    expected = [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821,
+    ]  # fmt: skip
+    there = _mix(torch.from_numpy(states.view(np.int64).copy()), _shifted)
+    assert [word % WORD for word in there.tolist()] == expected
+    assert _mix(states, lambda x, bits: x >> np.uint64(bits)).tolist() == expected
+
+
+def test_scattered_draws_are_functions_of_their_key() -> None:
+    whole, rows = Scattered(8, torch.arange(5, 105), 6, 3), np.arange(100)[::-1]
+    numbers = rows * 7 % 10 + (1 << 39)
+    z = whole.draw(rows, numbers)
+    assert z.shape == (6, 100)
+    assert z.unique().numel() == z.numel()
     for i in (0, 1, 50, 99):
-        assert torch.equal(
-            z[i], Normals(8, range(5, 105), event_shape, torch.float32).draw(int(indices[i]), 6)[99 - i]
-        )
-        assert torch.equal(normals.draw_each(rows[i : i + 1], indices[i : i + 1], 6)[0], z[i])
+        alone = Scattered(8, torch.tensor([5 + int(rows[i])]), 6, 3)
+        for part in (alone, whole.take(rows[i : i + 1])):
+            assert torch.equal(part.draw(np.array([0]), numbers[i : i + 1])[:, 0], z[:, i])
+    state, step, *_ = (word % WORD for word in numpy_words([1, 0, 7, 3], (8, 0)))
+    assert whole._keys[:, 2].tolist() == [state, step | 1]
+
+
+def test_increments_between_scattered_words_change_often_enough() -> None:
+    steps = Scattered(0, torch.arange(2000), 1, 4)._keys[1]
+    assert all(bin(c ^ (c >> 1)).count("1") >= 24 and c % 2 == 1 for c in steps.tolist())
+
+
+@pytest.mark.parametrize("numbers", [np.arange(64), 1 << np.arange(41), (1 << 40) - 1 - np.arange(64)])
+def test_scattered_draws_are_independent_normals(numbers: np.ndarray) -> None:
+    """Of consecutive numbers and of those down one side of a tree; across draws, numbers and samples."""
+    count, n = 20_000, len(numbers)
+    rows = np.repeat(np.arange(count), n)
+    z = Scattered(3, torch.arange(count), 2, 4).draw(rows, np.tile(numbers, count)).reshape(2, count, n)
+    columns = torch.cat([z[0], z[1], z[0].roll(1, 0)], 1)
+    eye = torch.eye(3 * n, dtype=torch.float64)
+    deviation = (columns.T @ columns / count - eye) / ((1 + eye) / count).sqrt()
+    assert float(deviation.abs().max()) < scipy.stats.norm.isf(ALPHA / (3 * n) ** 2)
+    assert all(scipy.stats.kstest(column.numpy(), "norm").pvalue > ALPHA for column in columns.T[: 2 * n])
+    assert float((z**4).mean()) == pytest.approx(3, abs=scipy.stats.norm.isf(ALPHA) * (96 / z.numel()) ** 0.5)
 
 
 def test_steps_of_a_fixed_grid_take_one_draw_for_w_and_one_for_h() -> None:
