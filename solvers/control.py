@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -210,35 +211,34 @@ class Adaptive:
 
 
 class Powers:
-    """Powers of the error E of a step, looked up by E^2.
+    """Powers of the error E of a step, looked up by E^2, for arrays on the host.
 
     Args:
         control: gives the exponents k_I / p and k_P / p, and the safety factor.
         order: p.
-        device: of the tables.
     """
 
-    def __init__(self, control: Adaptive, order: float, device: torch.device) -> None:
+    def __init__(self, control: Adaptive, order: float) -> None:
         exponents = torch.arange(_LOWEST * _PER_OCTAVE, _HIGHEST * _PER_OCTAVE + 1, dtype=torch.float64)
         middles = torch.cat([exponents - 0.5, torch.tensor([math.inf], dtype=torch.float64)])
         e = torch.exp2(middles / (2 * _PER_OCTAVE))
-        self._edges = torch.exp2(exponents / _PER_OCTAVE).to(device)
+        self._edges = torch.exp2(exponents / _PER_OCTAVE).numpy()
         safety = control.safety ** max(1.0, _SMOOTH / order)
-        self._grow = (safety * e ** (-control.k_i / order)).to(device)
-        self._gain = (e.clamp(1e-4, 1.0) ** (control.k_p / order)).to(device)
-        self._start = ((0.01 / e).clamp(max=1.0) ** (1 / (order + 1))).to(device)
+        self._grow = (safety * e ** (-control.k_i / order)).numpy()
+        self._gain = (e.clamp(1e-4, 1.0) ** (control.k_p / order)).numpy()
+        self._start = ((0.01 / e).clamp(max=1.0) ** (1 / (order + 1))).numpy()
 
-    def __call__(self, squared: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, squared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """safety E^(-k_I / p), and max(E, 1e-4)^(k_P / p) for the next step, from E^2; each with shape (B,).
 
         Where E is nan or inf the first is 0.
         """
-        index = torch.bucketize(squared, self._edges)
+        index = self._edges.searchsorted(squared)
         return self._grow.take(index), self._gain.take(index)
 
-    def start(self, squared: Tensor) -> Tensor:
+    def start(self, squared: np.ndarray) -> np.ndarray:
         """min(1, 0.01 / E)^(1 / (p + 1)), from E^2."""
-        return self._start.take(torch.bucketize(squared, self._edges))
+        return self._start.take(self._edges.searchsorted(squared))
 
 
 def mean_square(x: Tensor) -> Tensor:

@@ -149,6 +149,7 @@ class PacedRecord:
         self._times = torch.tensor(save.times or (), dtype=torch.float64, device=y0.device)
         self._clock = self._sign * self._times
         self.interpolates = dense and save.times is not None
+        self.idle = save.times is None and not save.steps
         times = tuple(save.times or ())
         self._first = int(bool(times) and times[0] == control.t0)
         self.stops: Tensor | None = None

@@ -104,34 +104,31 @@ def test_constants_just_outside_their_ranges_are_refused(bad: dict[str, float]) 
         Adaptive(0.0, 1.0, **bad)
 
 
-CPU = torch.device("cpu")
-
-
 @pytest.mark.parametrize("order", [1.5, 3, 5, 8])
 def test_powers_of_the_error_are_those_of_the_pi_formula(order: float) -> None:
     control = Adaptive(0.0, 1.0)
     error = torch.logspace(-9, 9, 1001, dtype=torch.float64)
-    grow, gain = Powers(control, order, CPU)(error.square())
+    grow, gain = map(torch.from_numpy, Powers(control, order)(error.square().numpy()))
     safety = 0.9 ** max(1, 3 / order)
     torch.testing.assert_close(grow, safety * error ** (-0.7 / order), rtol=0.025, atol=0)
     torch.testing.assert_close(gain, error.clamp(1e-4, 1) ** (0.4 / order), rtol=0.025, atol=0)
-    start = Powers(control, order, CPU).start((1e6 * error).square())
+    start = torch.from_numpy(Powers(control, order).start((1e6 * error).square().numpy()))
     torch.testing.assert_close(start, (1e-8 / error).clamp(max=1) ** (1 / (order + 1)), rtol=0.025, atol=0)
 
 
 def test_powers_of_no_error_and_of_broken_ones_stay_finite() -> None:
-    grow, gain = Powers(Adaptive(0.0, 1.0), 5, CPU)(tensor(0.0, 1e300, math.inf, math.nan))
+    grow, gain = Powers(Adaptive(0.0, 1.0), 5)(np.array([0.0, 1e300, math.inf, math.nan]))
     assert grow[0] > 5
     assert grow[1:].tolist() == [0.0, 0.0, 0.0]
-    assert gain.isfinite().all()
+    assert np.isfinite(gain).all()
 
 
 def test_the_power_of_a_sample_does_not_depend_on_its_neighbours() -> None:
-    x = torch.rand(67, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 10
-    powers = Powers(Adaptive(0.0, 1.0), 5, CPU)
-    whole = torch.stack(powers(x))
+    x = np.random.default_rng(0).random(67) * 10
+    powers = Powers(Adaptive(0.0, 1.0), 5)
+    whole = np.stack(powers(x))
     for i in range(67):
-        assert torch.equal(torch.stack(powers(x[i : i + 1]))[:, 0], whole[:, i])
+        assert (np.stack(powers(x[i : i + 1]))[:, 0] == whole[:, i]).all()
 
 
 @pytest.mark.parametrize("event_shape", [(), (1,), (3,), (2, 3), (3, 8, 8)])
