@@ -121,9 +121,9 @@ class _Pace:
         accepted = error <= 1  # false for nan
         everyone = bool(accepted.all())
         grow, gain = powers(error)
-        factor = (grow * self.gain).clip(control.min_factor, control.max_factor)
+        factor = np.minimum(np.maximum(grow * self.gain, control.min_factor), control.max_factor)
         if not (everyone and self.unhindered):
-            factor = np.where(accepted & self.may_grow, factor, np.minimum(factor, 1.0))
+            np.minimum(factor, 1.0, out=factor, where=~(accepted & self.may_grow))
         following = h * factor
         if self.stops is not None:
             following, gain = self._at_stops(accepted, s, following, gain)

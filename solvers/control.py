@@ -201,7 +201,7 @@ class Adaptive:
     def tolerance(self, y: Tensor, y_next: Tensor) -> Tensor:
         """atol + rtol max(|y|, |y_next|), elementwise, with the shape of y; never 0."""
         limits = torch.finfo(y.dtype)
-        scale = torch.maximum(y.abs(), y_next.abs()) * max(self.rtol, 10 * limits.eps) + self.atol
+        scale = torch.maximum(y.abs(), y_next.abs()).mul_(max(self.rtol, 10 * limits.eps)).add_(self.atol)
         return scale if self.atol > 0 else scale.clamp(min=limits.tiny)
 
     def squared_error(self, error: Tensor, y: Tensor, y_next: Tensor) -> Tensor:

@@ -128,14 +128,15 @@ class AdditiveRungeKutta(Method):
         else:
             g_t, g_s = numbers[number], numbers[number + 1]
         deviation, mean = root(h), (g_t + g_s) / 2
-        total = (mean * deviation) * z_w
+        unit = mean * deviation
+        total = unit * z_w
         if z_h is not None:
             total = plus(total, (g_t - g_s) * (deviation / _SQRT_12), z_h)
         k: list[Tensor] = []
         for i, (row, c) in enumerate(zip(((), *self.a), (0.0, *self.c), strict=True)):
             stage = plus(y, h, combine(row, k)) if any(row) else y
             if self.w[i]:
-                stage = plus(stage, self.w[i] * mean * deviation, z_w)
+                stage = plus(stage, unit if self.w[i] == 1 else self.w[i] * mean * deviation, z_w)
             if self.area is not None and z_h is not None and self.area[i]:
                 stage = plus(stage, self.area[i] / _SQRT_12 * mean * deviation, z_h)
             k.append(term.drift(t if c == 0 else s if c == 1 else torch.lerp(t, s, c), stage))

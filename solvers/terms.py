@@ -42,7 +42,8 @@ def expand_like(c: Tensor, x: Tensor) -> Tensor:
     """
     if c.ndim == 0:
         return c
-    return c.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    c = c if c.dtype == x.dtype else c.to(x.dtype)
+    return c.unsqueeze(1) if x.ndim == 2 and c.ndim == 1 else c.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def flatten(x: Tensor) -> Tensor:

@@ -145,18 +145,22 @@ class BrownianTree(BrownianMotion):
         start, end = self._ticks(t), self._ticks(s)
         exponent = np.frexp((end - start).astype(np.float64))[1]
         unit = np.left_shift(1, np.maximum(exponent.astype(np.int64) - (1 + _SNAP_BITS), 0))
-        snapped = np.maximum(end // unit * unit, start + 1)
-        times = self.t0 + (self.t1 - self.t0) * (snapped / _TICKS)
-        return np.where(end >= _TICKS, self.t1, times)
+        snapped = np.maximum(end & -unit, start + 1)
+        times = self.t0 + (self.t1 - self.t0) / _TICKS * snapped
+        times[end >= _TICKS] = self.t1
+        return times
 
     def _host(self, t: Tensor) -> np.ndarray:
         """Times with shape () or (B,) as an array with shape (B,)."""
-        return t.detach().to("cpu", torch.float64).expand(self.normals.samples.numel()).numpy()
+        t = t if t.dtype == torch.float64 and t.is_cpu and not t.requires_grad else t.detach().cpu().double()
+        return (t if t.ndim else t.expand(self.normals.samples.numel())).numpy()
 
     def _ticks(self, t: np.ndarray) -> np.ndarray:
         """Times as int64 numbers of ticks, with their shape."""
-        ticks: np.ndarray = np.rint((t - self.t0) / (self.t1 - self.t0) * _TICKS).astype(np.int64)
-        return ticks
+        ticks = (t - self.t0) / (self.t1 - self.t0)
+        ticks *= _TICKS
+        found: np.ndarray = np.rint(ticks, out=ticks).astype(np.int64)
+        return found
 
     def _standardised(self, t: Tensor, s: Tensor, area: bool = True) -> tuple[Tensor, np.ndarray]:
         """W / sqrt(h) and H / sqrt(h / 12), float64 with shape (B, 2, *), and h in ticks, shape (B,).
@@ -174,7 +178,7 @@ class BrownianTree(BrownianMotion):
                 f"{self.t1}, got {times[0][sample]:.17g} to {times[1][sample]:.17g} for sample {sample}"
             )
         length = (high - low).astype(np.float64)
-        scale = np.stack((1 / np.sqrt(length), np.sqrt(12 / length) / length)[: 1 + area])
+        scale = np.array((1 / np.sqrt(length), np.sqrt(12 / length) / length)[: 1 + area])
         total = self._sum(low, high, area)
         total *= self._placed(scale)[:, None]
         shape = (len(low), 1 + area, *self.normals.event_shape)
@@ -194,7 +198,7 @@ class BrownianTree(BrownianMotion):
         rows = len(low)
         if self._whole is None:
             self._whole = self._draw(np.arange(rows), np.zeros(rows, dtype=np.int64))
-        ends = np.stack((low, high))
+        ends = np.array((low, high))
         total = self._applied(_whole(low, high, area)[:, :, None, None], self._whole)[:, :, 0, 0]
         bits = int(np.bitwise_or.reduce(ends, None)) | _TICKS
         depth, times = DEPTH + 1 - (bits & -bits).bit_length(), ends.astype(np.float64)
@@ -205,15 +209,11 @@ class BrownianTree(BrownianMotion):
             position = np.floor(scaled)
             inside = scaled != position
             inside[:, 1] &= ~(inside[:, 0] & (position[:, 0] == position[:, 1]))
-            z = self._draws(first, position.astype(np.int64) + (1 << levels), inside)
+            z = self._draws(first, position + np.exp2(levels), inside)
             position += 0.5
             weights = _weights(scaled, position, np.exp2(DEPTH - levels), inside, area)
             parts = self._applied(weights, z)
-            by_level = self._placed(np.empty((len(levels), *total.shape)))
-            by_level.swapaxes(0, 1).swapaxes(1, 2)[...] = parts[:, :, :, 0]
-            by_level.swapaxes(0, 1).swapaxes(1, 2)[...] += parts[:, :, :, 1]
-            for part in by_level:
-                total += part
+            total = _added(total, parts[:, :, :, 0] + parts[:, :, :, 1])
         return total
 
     def _applied(self, weights: np.ndarray, z: Any) -> Any:
@@ -232,14 +232,14 @@ class BrownianTree(BrownianMotion):
 
         Args:
             first: the first of the L levels.
-            nodes: their numbers, with shape (L, 2, B).
+            nodes: their numbers, whole numbers in float64, with shape (L, 2, B).
             inside: which of them the query needs; the draws of the others are any finite numbers.
         """
         rows, width = nodes.shape[2], self._scattered.count
         numbers: np.ndarray
         numbers, z = self._kept.get(first, _Kept(nodes[:0], self._placed(np.zeros((width, 0)))))
         if (lack := len(nodes) - len(numbers)) > 0:
-            numbers = np.concatenate((numbers, np.zeros((lack, 2, rows), dtype=np.int64)))
+            numbers = np.concatenate((numbers, np.zeros((lack, 2, rows))))
             z, shorter = self._placed(np.zeros((width, numbers.size))), z
             z[:, : shorter.shape[1]] = shorter
         if (first + len(nodes)) * 2 * rows * width <= _KEPT_ELEMENTS:
@@ -247,13 +247,13 @@ class BrownianTree(BrownianMotion):
         numbers = numbers[: len(nodes)]
         # a node at the start of the query may have been one at the end of the last
         moved = (numbers[:, 0] != nodes[:, 0]) & (numbers[:, 1] == nodes[:, 0])
-        index = np.flatnonzero(moved)
+        index = moved.reshape(-1).nonzero()[0]
         index += index // rows * rows
         _put(z, self._placed(index), _taken(z, self._placed(index + rows)))
         np.copyto(numbers[:, 0], nodes[:, 0], where=moved)
         missing = inside & (numbers != nodes)
-        index = np.flatnonzero(missing)
-        _put(z, self._placed(index), self._draw(index % rows, nodes.reshape(-1)[index]))
+        index = missing.reshape(-1).nonzero()[0]
+        _put(z, self._placed(index), self._draw(index % rows, nodes.reshape(-1)[index].astype(np.int64)))
         np.copyto(numbers, nodes, where=missing)
         return z[:, : nodes.size]
 
@@ -287,6 +287,16 @@ def path_between(t0: float, t1: float, noise: NoiseSource | None) -> BrownianTre
     return noise
 
 
+def _added(total: Any, parts: Any) -> Any:
+    """``total`` with shape (R, D, B) and, level after level, parts with shape (R, D, L, B), in place."""
+    if isinstance(parts, np.ndarray) and parts.shape[3] > 1:  # a single column would be added in pairs
+        parts[:, :, 0] += total
+        return np.add.reduce(parts, 2)
+    for level in range(parts.shape[2]):
+        total += parts[:, :, level]
+    return total
+
+
 def _taken(z: Any, index: Any) -> Any:
     """The columns ``index`` of z."""
     return z.take(index, 1) if isinstance(z, np.ndarray) else z[:, index]
@@ -308,7 +318,7 @@ def _whole(low: np.ndarray, high: np.ndarray, area: bool) -> np.ndarray:
     entries = [d * unit, d * (x + y) * (-6 * unit / math.sqrt(12))]
     if area:
         entries += [np.zeros_like(d), d**3 * (_TICKS * unit / math.sqrt(12))]
-    return np.stack(entries).reshape(-1, 2, len(low))
+    return np.array(entries).reshape(-1, 2, len(low))
 
 
 def _weights(
