@@ -141,18 +141,17 @@ def warn_of_moments(name: str, method: object, x: Tensor, sde: ForwardSDE, t_min
         return
     if len(x) < _ENOUGH or nfe < _FAIR or x.device.type != "cpu":
         return
-    states = x[:_PLENTY].detach().double()
-    if not bool(states.isfinite().all()):
+    variance, mean = torch.var_mean(x[:_PLENTY].detach().double(), 0, correction=0)
+    count, spread = min(len(x), _PLENTY), float(variance.sum())
+    if not math.isfinite(spread):
         return
     alpha, sigma = (f(torch.tensor([t_min], dtype=torch.float64)) for f in (sde.alpha, sde.sigma))
     total = float(moments.marginal_variances(alpha, sigma).sum())
-    mean = states.mean(0)
-    ratio = float((states - mean).square().sum()) / len(states) / total
-    distance = float((mean - alpha * moments.mean).square().sum()) ** 0.5 / total**0.5
+    ratio, distance = spread / total, float((mean - alpha * moments.mean).norm()) / total**0.5
     if 1 / _MOST_RATIO <= ratio <= _MOST_RATIO and distance <= _MOST_DISTANCE:
         return
     warnings.warn(
-        f"{name} has moments that are not those of the samples: {len(states)} samples have {ratio:.3g} times "
+        f"{name} has moments that are not those of the samples: {count} samples have {ratio:.3g} times "
         f"the variance, and a mean {distance:.3g} standard deviations away; either the moments are those of "
         "other data, then give moments=estimate_moments(data) or sampled_moments(model), or the model is far "
         "from its data",
