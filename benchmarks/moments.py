@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -38,10 +38,10 @@ NUM_FEATURES, DATA_SEED, START_SEED = 16, 61, 62
 Table = dict[str, list[float]]
 
 
-def errors(problem: FlowProblem, moments: Moments) -> list[float]:
+def errors(problem: FlowProblem, moments: Moments, evaluations: Sequence[int] = EVALUATIONS) -> list[float]:
     """Errors of the Gaussian-residual sampler with these moments, for every number of evaluations."""
     model, found = problem.model, []
-    for nfe in EVALUATIONS:
+    for nfe in evaluations:
         sampler = gaussian_residual(model, nfe, t_min=problem.t_min, moments=moments)
         noise = FromStart(problem.x_T, model)
         with warnings.catch_warnings():

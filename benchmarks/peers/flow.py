@@ -51,17 +51,22 @@ class Row:
 
 
 def digits_problem(num_points: int = DIGITS_POINTS, seed: int = DIGITS_SEED) -> FlowProblem:
-    """The shipped network under its own process, down to ``T_MIN``; noise zero is its denoised end."""
-    model = open_shipped("digits").model
+    """The shipped network under its own process."""
+    return network_problem(NETWORK, open_shipped("digits").model, num_points, seed)
+
+
+def network_problem(
+    name: str, model: NetworkModel, num_points: int, seed: int, rtol: float = 1e-6
+) -> FlowProblem:
+    """A network under its own process, down to ``T_MIN``; noise zero is its denoised end."""
     sde = model.sde
-    network = copy.deepcopy(model.network).double()
-    exact = NetworkModel(network, sde, model.predicts, model.event_shape, model.data_std, model.moments)
+    exact = model.with_network(copy.deepcopy(model.network).double())
     x_T = sde.prior_sample(Normals(seed, num_points, model.event_shape).draw(0))
-    fine = dopri5(rtol=1e-6, atol=1e-6, t_min=T_MIN, denoise=False)
+    fine = dopri5(rtol=rtol, atol=rtol, t_min=T_MIN, denoise=False)
     end = fine.sample(exact, num_points, noise=FromStart(x_T, exact)).x
     with torch.no_grad():
         zero_end = exact.denoise(end, torch.tensor(T_MIN, dtype=torch.float64))
-    return FlowProblem(NETWORK, model, T_MIN, x_T, end, zero_end)
+    return FlowProblem(name, model, T_MIN, x_T, end, zero_end)
 
 
 def peer_error(peer: Peer, problem: FlowProblem, nfe: int) -> float:
