@@ -12,7 +12,8 @@ are the mean responsibilities themselves, which have the true weights as their e
 Bias: the negative log-likelihood and the squared flow error are means, unbiased.  Total variation and KL are
 plug-in estimates, about sum_k sqrt(w_k (1 - w_k) / (2 pi n)) and (K - 1) / (2 n) for a perfect sampler.  The
 share of modes is a step function of the samples: where no group holds the sample that decides, its error bar
-is 0, which says that no resample changed it.
+is 0, and its intervals are of no use.  So are those for the masses of modes of two samplers that differ in
+few samples or none; the interval of KL held its expected value in 86% to 97% of cases (benchmarks).
 
 References: Srivastava et al., "VEEGAN: Reducing Mode Collapse in GANs using Implicit Variational Learning"
 (1705.07761) for the modes that samples hit; Cover and Thomas, "Elements of Information Theory" (1991) for the
@@ -98,7 +99,7 @@ class ModeCoverage(Statistic):
     def on_subsets(self, x: Tensor, keep: Tensor) -> Tensor:
         """See ``Statistic``: samples are assigned once."""
         weights = self.mixture.components.weights.to("cpu", torch.float64)
-        n, mass = keep.sum(1, keepdim=True), subset_means(self._parts(x), keep)
+        n, mass = keep.sum(1, keepdim=True), subset_means(self._parts(x), keep).clamp_min(0)  # not -1e-17
         if self.measure == "share":
             wanted = (self.least * n * weights).clamp_min(1)
             return (mass * n >= wanted - 1e-9 * n).double().mean(1)

@@ -14,7 +14,8 @@ Subsets are computed to first order.  Each value is a mean of terms h_e, which a
 Which terms are averaged is exact.  The change of the terms themselves by the points left out is fitted as a
 sum over these points, because a single change is a count of few terms, mostly noise, whose square would make
 error bars twice too large; and shrunk by the share of noise in the squares, (1/E) var_e over mean_e^2.  The
-error bar still is up to 1.6 times too large where both sets lie in few dimensions.
+error bar still is up to 1.7 times too large, most of all that of a difference of two nearly equal samplers,
+and intervals of values close to 0 or 1 held the expected value in 89% to 95% of cases (benchmarks).
 
 References: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models"
 (1904.06991); Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models" (2002.09797).

@@ -10,7 +10,9 @@ Subsets are computed to first order: f and g restricted to a subset remain feasi
 g over it is a lower bound of its distance, and the derivative of the whole one.  The error bar covers the
 spread of W_p over repetitions around its expected value at this n (del Barrio and Loubes), not the bias: W_p
 of two finite sets of one law is of order n^(-1/D) in D > 2 dimensions, far above 0, and can be compared only
-at equal n.
+at equal n.  For equal laws the error bar is up to 1.5 times too large.  Where the error is small beside the
+bias, as for differences in many dimensions, intervals held the expected value in 82% to 94% of cases
+(benchmarks).
 
 References: Crouse, "On implementing 2D rectangular assignment algorithms" (IEEE Trans. Aerosp. Electron.
 Syst. 52, 2016); del Barrio and Loubes, "Central limit theorems for empirical transportation cost in general

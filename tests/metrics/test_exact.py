@@ -57,6 +57,12 @@ def test_masses_of_modes(assign):
     assert found == pytest.approx(0.5 * math.log(0.5 / 0.2), abs=near)
 
 
+def test_a_mode_that_one_group_alone_holds_has_an_error_bar():
+    for seed in range(5):  # masses of modes without samples are 0, not -1e-17
+        found = bootstrap(ModeCoverage(MIXTURE, "kl"), around([60, 39, 1]), seed=seed)
+        assert 0 < found.standard_error < 1
+
+
 def test_a_mode_is_hit_by_a_part_of_its_samples():
     x = around([600, 395, 5])  # 200 belong to the last one
     assert ModeCoverage(MIXTURE, "share")(x) == pytest.approx(2 / 3)
