@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sde_toolkit.lab.problems import mixture, scales
 from sde_toolkit.models import ExactData, ExactModel, Gaussian, GaussianMixture
 from sde_toolkit.sdes import VESDE, VPSDE, ForwardSDE, LinearBeta
 from solvers.brownian import Normals
@@ -88,34 +89,12 @@ def normals(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def mixture(num_features: int, seed: int, num_components: int = 5) -> GaussianMixture:
-    """Unequal weights, means of order one, full covariances with standard deviations of a tenth to a half."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = (0.5 * normals(generator, num_components)).softmax(0)
-    means = 1.2 * normals(generator, num_components, num_features)
-    factors = 0.35 * normals(generator, num_components, num_features, num_features)
-    covariances = factors @ factors.mT / num_features
-    return GaussianMixture(weights, means, covariances + 0.02 * torch.eye(num_features, dtype=torch.float64))
-
-
 def ring(num_components: int = 8, std: float = 0.15) -> GaussianMixture:
     """Equal round Gaussians at equal distances on the unit circle."""
     angles = torch.arange(num_components, dtype=torch.float64) * (2 * math.pi / num_components)
     weights = torch.full((num_components,), 1 / num_components, dtype=torch.float64)
     means = torch.stack([angles.cos(), angles.sin()], 1)
     return GaussianMixture(weights, means, torch.full((num_components,), std**2, dtype=torch.float64))
-
-
-def scales(seed: int, stds: tuple[float, ...] = (1.0, 0.3, 0.1), num_components: int = 4) -> GaussianMixture:
-    """Components whose spread and distances fall from axis to axis, the axes turned."""
-    generator = torch.Generator().manual_seed(seed)
-    std, D = torch.tensor(stds, dtype=torch.float64), len(stds)
-    turn = torch.linalg.qr(normals(generator, D, D)).Q * std  # columns: the axes, in their scale
-    means = normals(generator, num_components, D) @ turn.mT
-    factors = turn @ (0.5 * normals(generator, num_components, D, D) / math.sqrt(D))
-    covariances = factors @ factors.mT + 0.01 * (turn @ turn.mT)
-    weights = (0.5 * normals(generator, num_components)).softmax(0)
-    return GaussianMixture(weights, means, (covariances + covariances.mT) / 2)
 
 
 def low_rank(num_features: int, rank: int, seed: int) -> Gaussian:

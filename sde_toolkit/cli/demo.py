@@ -46,7 +46,7 @@ def demo(options: argparse.Namespace) -> None:
     note(("reused: " if reused else "") + evaluation.sentence)
     entries = len(runs.comparison_candidates(run))
     note(f"comparison: {entries} samplers and step counts, {_draws(run)}")
-    found = compare_with_bar(run, workdir)
+    found = compare_with_bar(run.config, runs.open_problems(run.config, run), workdir)
     again = ["sde-toolkit", "demo", f"--workdir={workdir}", f"--config={options.config}"]
     changes = [f"--config.{name}={value}" for name, value in options.overrides.items()]
     note("as many samples as there are real examples ...")

@@ -88,6 +88,9 @@ class _Surviving:
             except (OSError, ValueError):
                 self._drop()
 
+    def close(self) -> None:
+        """Leave it open: the stream inside is the process's."""
+
     def _drop(self) -> None:
         _silence(self._stream)
         self._stream = None

@@ -38,12 +38,16 @@ from sde_toolkit.config.loading import (
     parse_config,
     trained_sections,
 )
+from sde_toolkit.config.names import OWN_MODEL, REAL
 from sde_toolkit.config.sampler_fields import SAMPLERS, changed_fields, describe_sampler
+from sde_toolkit.config.schema import split_list
 from sde_toolkit.config.trees import Config
 
 __all__ = [
     "BOUNDS",
     "DEQUANTIZERS",
+    "OWN_MODEL",
+    "REAL",
     "SAMPLERS",
     "SCHEMA",
     "Config",
@@ -79,5 +83,6 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "sampler_options",
+    "split_list",
     "trained_sections",
 ]

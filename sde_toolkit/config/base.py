@@ -11,7 +11,7 @@
     training      numbers of steps, batch size, checkpoints
     sampling      the sampler, its own options and those of all samplers
     likelihood    held-out log-likelihoods
-    comparison    samplers x step counts x seeds, and the distances that judge them
+    comparison    problems x samplers x grids x step counts x classes x seeds, and the metrics
 
 The fields of data, sde and model depend on the field ``name`` of the section, those of sampling on
 ``sampler``.
@@ -20,7 +20,7 @@ The fields of data, sde and model depend on the field ``name`` of the section, t
 from __future__ import annotations
 
 from sde_toolkit import networks
-from sde_toolkit.config import likelihood_fields, sampler_fields
+from sde_toolkit.config import likelihood_fields, names, sampler_fields
 from sde_toolkit.config.schema import Schema, Variants, defaults
 from sde_toolkit.config.trees import ConfigDict
 
@@ -56,8 +56,9 @@ SCHEMA: Schema = {
                  "label_dropout": 0.1},
     "sampling": Variants(sampler_fields.OwnFields(), "sampler", sampler_fields.COMMON),
     "likelihood": dict(likelihood_fields.FIELDS),
-    "comparison": {"samplers": ("ddim",), "num_steps": (5, 10, 20, 50), "num_samples": 600, "seeds": (0,),
-                   "metrics": ("energy",), "real": "all"},
+    "comparison": {"problems": (names.OWN_MODEL,), "samplers": ("ddim",), "grids": (names.OWN_GRID,),
+                   "num_steps": (5, 10, 20, 50), "labels": (), "num_samples": 600, "seeds": (0,),
+                   "metrics": ("energy",), "real": "all", "max_nfe": 0, "time_budget": 0.0},
 }  # fmt: skip
 """All sections and fields of a configuration, with their defaults."""
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from sde_toolkit import data, networks, samplers
 from sde_toolkit.config import likelihood_fields
-from sde_toolkit.config.names import DISTANCES, DTYPES, GRIDS, REAL
+from sde_toolkit.config.metric_fields import build_metric
+from sde_toolkit.config.names import DTYPES, GRIDS, REAL
 from sde_toolkit.config.sampler_fields import (
     effective_fields,
+    entries_on_grids,
     entry_label,
     make_sampler,
     parse_entry,
@@ -20,7 +22,7 @@ from sde_toolkit.config.sampler_fields import (
 )
 from sde_toolkit.config.schema import need
 from sde_toolkit.config.trees import Config
-from sde_toolkit.lab import Candidate, Metric
+from sde_toolkit.lab import Candidate, Metric, Problem
 from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
@@ -175,35 +177,37 @@ def sampler_options(name: str, section: Mapping[str, Any] | None = None) -> tupl
 
 
 def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Candidate]:
-    """Every sampler of ``config.comparison`` at every step count, the adaptive ones once.
+    """Every sampler of ``config.comparison`` on every grid at every step count, the adaptive ones once.
 
     The model is that of ``build_sampler``.
     """
     candidates = []
     for entry in config.comparison.samplers:
-        for num_steps in (None,) if is_adaptive(entry) else config.comparison.num_steps:
-            sampler = build_sampler(config, entry, num_steps, model)
-            candidates.append(Candidate(entry_label(entry), num_steps, sampler, sampler.settings))
+        for on_grid in entries_on_grids(entry, config.comparison.grids):
+            for num_steps in (None,) if is_adaptive(entry) else config.comparison.num_steps:
+                sampler = build_sampler(config, on_grid, num_steps, model)
+                candidates.append(Candidate(entry_label(on_grid), num_steps, sampler, sampler.settings))
     return candidates
 
 
-def build_metrics(config: Config, dataset: data.Dataset) -> list[Metric]:
-    """The distances of ``config.comparison`` to the real data that it names; the first one is the headline.
+def build_metrics(
+    config: Config, problem: Problem, real: Tensor | None, label: int | None = None
+) -> list[Metric]:
+    """The metrics of ``config.comparison`` for the samples of a problem; the first one is the headline.
+
+    Args:
+        config: its section ``comparison`` is used.
+        problem: what is sampled.
+        real: real examples in model scale with shape (M, *).
+        label: the class of all samples, and of the real examples.
 
     Raises:
-        ValueError: the Frechet distance on data other than the digits, which have the only features.
+        ValueError: a metric needs what the problem does not have.
     """
-    real = REAL[config.comparison.real](dataset)
-    made = []
-    for key in config.comparison.metrics:
-        if key == "frechet" and dataset.name != "digits":
-            raise ValueError(
-                f"metric 'frechet' needs features, which only the digits have, got data {dataset.name!r}; "
-                "use --config.comparison.metrics=energy,sliced_wasserstein"
-            )
-        name, build = DISTANCES[key]
-        made.append(Metric(name, build(), real, {"real": config.comparison.real, "num_real": len(real)}))
-    return made
+    return [
+        build_metric(entry, config.comparison.real, problem, real, label)
+        for entry in config.comparison.metrics
+    ]
 
 
 def held_out(config: Config, dataset: data.Dataset) -> Tensor:

@@ -14,9 +14,11 @@ from sde_toolkit.config import likelihood_fields, sampler_fields
 from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.loading import config_names, load_config
 from sde_toolkit.config.meanings import ABOUT
-from sde_toolkit.config.names import DATA_NAMES, DISTANCES, DTYPES, REAL
+from sde_toolkit.config.names import DATA_NAMES, DTYPES, GRIDS, OWN_GRID, OWN_MODEL, REAL
 from sde_toolkit.config.schema import Variants, nearest
 from sde_toolkit.config.trees import Config
+from sde_toolkit.lab import EXACT_PROBLEMS
+from sde_toolkit.metrics import CATALOGUE
 from sde_toolkit.models import PREDICTIONS
 from sde_toolkit.samplers import PRESETS, find_preset
 from sde_toolkit.training import TIME_SAMPLINGS, WEIGHTINGS
@@ -164,7 +166,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **{f"sampling.{name}": names for name, names in sampler_fields.NAMES.items()},
     **{f"likelihood.{name}": names for name, names in likelihood_fields.NAMES.items()},
     "likelihood.split": tuple(REAL),
-    "comparison.metrics": tuple(DISTANCES),
+    "comparison.problems": (OWN_MODEL, *EXACT_PROBLEMS),
+    "comparison.grids": (OWN_GRID, *GRIDS),
+    "comparison.metrics": tuple(CATALOGUE),
     "comparison.real": tuple(REAL),
 }
 """The fields that hold names, and the names."""

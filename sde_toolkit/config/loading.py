@@ -23,7 +23,8 @@ from sde_toolkit import data
 from sde_toolkit.config import configs, likelihood_fields
 from sde_toolkit.config.base import NAMES, SCHEMA
 from sde_toolkit.config.meanings import check_distinct, check_range
-from sde_toolkit.config.names import DATA_NAMES, DISTANCES, DTYPES, REAL
+from sde_toolkit.config.metric_fields import checked_metric
+from sde_toolkit.config.names import DATA_NAMES, DTYPES, GRIDS, OWN_GRID, REAL
 from sde_toolkit.config.sampler_fields import checked_entry, need_names, parse_entry
 from sde_toolkit.config.schema import (
     Change,
@@ -206,7 +207,7 @@ def _checked(config: ConfigDict) -> Config:
         raise ValueError(
             f"config.optimization.betas must be two numbers, as in 0.9,0.99, got {config.optimization.betas}"
         )
-    for field in ("samplers", "num_steps", "seeds", "metrics"):
+    for field in ("problems", "samplers", "grids", "num_steps", "labels", "seeds", "metrics"):
         check_distinct(f"comparison.{field}", config.comparison[field])
     need("config.dtype", config.dtype, DTYPES)
     if config.data.name == "digits":
@@ -220,8 +221,13 @@ def _checked(config: ConfigDict) -> Config:
             checked_entry(entry)
         except ValueError as error:
             raise ValueError(f"config.comparison.samplers: {error}") from None
-    for name in config.comparison.metrics:
-        need("config.comparison.metrics", name, DISTANCES)
+    for name in config.comparison.grids:
+        need("config.comparison.grids", name, (*GRIDS, OWN_GRID))
+    for entry in config.comparison.metrics:
+        try:
+            checked_metric(entry)
+        except ValueError as error:
+            raise ValueError(f"config.comparison.metrics: {error}") from None
     need("config.comparison.real", config.comparison.real, REAL)
     need("config.likelihood.split", config.likelihood.split, REAL)
     for field, names in likelihood_fields.NAMES.items():

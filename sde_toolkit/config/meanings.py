@@ -157,6 +157,13 @@ ABOUT: dict[str, About] = {
     "likelihood.batch_size": About("examples computed at once", _COUNT),
     "likelihood.num_diagnostic_samples": About("examples of the error budget, 0 for none", _NATURAL),
     "likelihood.seed": About("of the probes and the dequantisation", _SEED),
+    "comparison.problems": About(
+        "what is sampled: model (that of the run), names of exact problems, workdirs, functions"
+    ),
+    "comparison.grids": About("time grids for the samplers that take one; own is the sampler's"),
+    "comparison.labels": About("classes, each compared with the real data of this class; none for all", 0),
+    "comparison.max_nfe": About("leave out samplers of more network evaluations; 0 for no limit", 0),
+    "comparison.time_budget": About("seconds after which no further cell is begun; 0 for no limit", 0),
     "comparison.samplers": About("the samplers, with options as in ddim(eta=0.5)"),
     "comparison.num_steps": About("step counts; adaptive samplers run once", _COUNT, 10**7),
     "comparison.num_samples": About("samples for each sampler, step count and seed", 10),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from sde_toolkit import data, metrics
+from sde_toolkit import data
 from sde_toolkit.samplers import grids
 
 REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
@@ -15,17 +15,6 @@ REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
     "test": lambda dataset: dataset.scaled_test(),
     "all": lambda dataset: torch.cat([dataset.scaled_train(), dataset.scaled_test()]),
 }
-
-DISTANCES: dict[str, tuple[str, Callable[[], metrics.Distance]]] = {
-    "frechet": (
-        "Frechet distance",
-        lambda: metrics.OnFeatures(metrics.digit_features(), metrics.FrechetDistance()),
-    ),
-    "sliced_wasserstein": ("sliced Wasserstein", metrics.SlicedWasserstein),
-    "energy": ("energy distance", metrics.EnergyDistance),
-    "mmd": ("squared MMD", metrics.MMD),
-}
-"""Name -> the heading of its column, and how it is built."""
 
 GRIDS: dict[str, grids.Grid] = {
     "uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "karras": grids.karras,
@@ -35,6 +24,9 @@ GRIDS: dict[str, grids.Grid] = {
 
 OWN_GRID = "own"
 """Stands for the grid of the sampler's own paper."""
+
+OWN_MODEL = "model"
+"""Stands for the trained model of the run among the problems of a comparison."""
 
 EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
 """Stand for the times of ``config.sampling.times``, and for those found for the model."""

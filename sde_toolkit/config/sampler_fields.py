@@ -17,7 +17,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
@@ -180,8 +180,25 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: it has another form.
     """
-    match = re.fullmatch(r"\s*([\w.:+-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
-    wrong = f"sampler {text!r} must be a name, with options as in ddim(eta=0.5)"
+    name, options = parse_call(text, "sampler", "ddim(eta=0.5)")
+    own = name if ".py:" in name else name.replace(":", ".")
+    name, more = ALIASES.get(name, (own, {}))
+    return name, {**more, **options}
+
+
+def parse_call(text: str, what: str, example: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of an entry in parentheses, as they stand.
+
+    Args:
+        text: the entry.
+        what: it is, for the errors.
+        example: of an entry.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    match = re.fullmatch(r"\s*([\w./~:+-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    wrong = f"{what} {text!r} must be a name, with options as in {example}"
     if match is None:
         raise ValueError(wrong)
     options: dict[str, Any] = {}
@@ -204,8 +221,7 @@ def parse_entry(text: str) -> tuple[str, dict[str, Any]]:
             options[keyword.arg] = keyword.value.id if word else ast.literal_eval(keyword.value)  # type: ignore[attr-defined]
         except (ValueError, TypeError, RecursionError, MemoryError):
             raise ValueError(f"{wrong}; {keyword.arg} must be a number or a name") from None
-    name, more = ALIASES.get(match[1], (match[1].replace(":", "."), {}))
-    return name, {**more, **options}
+    return match[1], options
 
 
 def checked_entry(text: str) -> tuple[Preset, dict[str, Any]]:
@@ -235,6 +251,21 @@ def need_names(where: str, preset: Preset, fields: Mapping[str, Any]) -> None:
 def entry_label(text: str) -> str:
     """The entry as it was written, without blanks and quotes, fit for a file name."""
     return re.sub(r"[\s'\"]", "", text).replace(":", ".")
+
+
+def entries_on_grids(text: str, names: Iterable[str]) -> list[str]:
+    """The entry once for every grid of these names; once alone where it says its grid or takes none."""
+    preset, options = checked_entry(text)
+    if "grid" not in preset.parameters or "grid" in options:
+        return [text]
+    head, bracket, rest = text.strip().partition("(")
+    inside = rest.rstrip().removesuffix(")").strip() if bracket else ""
+    found = []
+    for name in names:
+        more = "" if name == OWN_GRID else f"grid={name}"
+        both = ", ".join(part for part in (inside, more) if part)
+        found.append(f"{head}({both})" if both else head)
+    return found
 
 
 def resolve_entry(text: str, section: Mapping[str, Any]) -> tuple[Preset, dict[str, Any]]:

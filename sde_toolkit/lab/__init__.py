@@ -8,11 +8,26 @@ from sde_toolkit.lab.experiment import (
     plain_condition,
 )
 from sde_toolkit.lab.export import export_records
+from sde_toolkit.lab.flow_error import (
+    FlowEnds,
+    FlowMetric,
+)
 from sde_toolkit.lab.page import (
     Card,
     Page,
     Picture,
     write_page,
+)
+from sde_toolkit.lab.plan import (
+    Cell,
+    Experiment,
+    Group,
+    Outcome,
+)
+from sde_toolkit.lab.problems import (
+    EXACT_PROBLEMS,
+    Problem,
+    exact_problem,
 )
 from sde_toolkit.lab.records import (
     Record,
@@ -27,18 +42,28 @@ from sde_toolkit.lab.table import (
     format_table,
     plus_minus,
     setting_of,
+    short_name,
 )
 
 __all__ = [
+    "EXACT_PROBLEMS",
     "Candidate",
     "Card",
+    "Cell",
+    "Experiment",
+    "FlowEnds",
+    "FlowMetric",
+    "Group",
     "Metric",
+    "Outcome",
     "Page",
     "Picture",
+    "Problem",
     "Record",
     "Reference",
     "Store",
     "compare",
+    "exact_problem",
     "export_records",
     "figures",
     "format_table",
@@ -49,5 +74,6 @@ __all__ = [
     "pooled_records",
     "save_records",
     "setting_of",
+    "short_name",
     "write_page",
 ]

@@ -25,10 +25,10 @@ from torch import Tensor
 from sde_toolkit.lab.cost import PeakMemory, Timed, environment
 from sde_toolkit.lab.records import Record, Reference, identity, over_all_seeds
 from sde_toolkit.lab.store import Store
-from sde_toolkit.metrics import Estimate, bootstrap
+from sde_toolkit.metrics import Distance, Estimate, Statistic, bootstrap
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import Sampler, Samples
-from sde_toolkit.utils import Stream, checked, integer, permutation, require
+from sde_toolkit.utils import Stream, check_fields, checked, integer, permutation, require
 
 FEWEST_SAMPLES = 10
 """That a distance can have an error bar of; see ``sde_toolkit.metrics.bootstrap``."""
@@ -57,41 +57,66 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A distance to real data, lower is better.
+    """What samples are judged by.
 
     Args:
         name: for tables.
-        distance: (x, y) with shapes (n, *) and (m, *) -> number.
-        real: the real data in model scale with shape (m, *).
+        distance: (x, y) with shapes (n, *) and (m, *) -> number; or a metric of ``sde_toolkit.metrics``,
+            which may be one of the samples alone.
+        real: the real data in model scale with shape (m, *); None for a metric of the samples alone.
         settings: JSON-able description.
+        better: "lower", "higher" or "closer" to what real data score.
     """
 
     name: str
-    distance: Callable[[Tensor, Tensor], float]
-    real: Tensor = field(repr=False)
+    distance: Callable[[Tensor, Tensor], float] | Distance | Statistic
+    real: Tensor | None = field(default=None, repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    better: str = "lower"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.real is None and not isinstance(self.distance, Statistic):
+            raise ValueError(f"metric {self.name!r} must have real data, got real=None")
 
     def measure(self, x: Tensor) -> Estimate:
-        """The distance of the samples x with shape (n, *), with its standard error by resampling."""
-        return bootstrap(self.distance, x, self.real)
+        """The value of the samples x with shape (n, *), with its standard error by resampling."""
+        return bootstrap(self.distance, x, None if isinstance(self.distance, Statistic) else self.real)
 
-    def real_examples(self, num_samples: int, num_splits: int = 10, seed: int = 0) -> Reference:
-        """The distance of ``num_samples`` random real examples (at most half) to the others: mean and spread.
+    def of(self, samples: Samples, sampler: Sampler) -> Estimate:
+        """The value of samples that a sampler has drawn: ``measure`` of them here."""
+        return self.measure(samples.x)
+
+    def real_examples(self, num_samples: int, num_splits: int = 10, seed: int = 0) -> Reference | None:
+        """The value of ``num_samples`` random real examples (at most half) against the others: mean, spread.
 
         It has about the bias of that many perfect samples, and is what samplers are to be compared with.
+        None for a metric without real data.
         """
+        if self.real is None:
+            return None
         size, values = min(num_samples, len(self.real) // 2), []
         for split in range(integer("num_splits", num_splits, 2)):
             order = permutation(len(self.real), seed, split, Stream.SPLIT)
-            values.append(self.distance(self.real[order[:size]], self.real[order[size:]]))
+            one, other = self.real[order[:size]], self.real[order[size:]]
+            if isinstance(self.distance, Statistic):
+                values.append(self.distance(one))
+            else:
+                values.append(self.distance(one, other[:size] if self._equal_sizes else other))
         value, spread = float(np.mean(values)), float(np.std(values, ddof=1))
         settings = {**self.settings, "num_examples": size}
         return Reference(self.name, f"{size} real examples", value, spread, settings)
 
-    def halves(self, num_splits: int = 10, seed: int = 0) -> Reference:
+    @property
+    def _equal_sizes(self) -> bool:
+        return isinstance(self.distance, Distance) and self.distance.facts.cost == "assignment"
+
+    def halves(self, num_splits: int = 10, seed: int = 0) -> Reference | None:
         """The same for two random halves of the real data."""
+        if self.real is None:
+            return None
         half = self.real_examples(len(self.real), num_splits, seed)
-        return replace(half, label="two halves of real data")
+        return None if half is None else replace(half, label="two halves of real data")
 
 
 @checked
@@ -141,17 +166,12 @@ def compare(
     before = list(previous)
     for record in before:
         require("previous", record, Record)
-    if store is not None:
-        before = [*before, *store.records()]
     known = {identity(record): record for record in before}
-    of_model: dict[str, Any] = {"model": fingerprint}
-    if condition is not None:
-        of_model["condition"] = plain_condition(condition)
     records: list[Record] = []
 
     def measure(candidate: Candidate, blanks: Sequence[Record]) -> tuple[list[Record], bool]:
         """The records of one seed, and whether all were known."""
-        found = [known[identity(blank)] for blank in blanks if identity(blank) in known]
+        found = known_records(blanks, known, store)
         if len(found) == len(blanks):
             return found, True
         found = _run(model, candidate, metrics, blanks, batch_size, condition, on_samples)
@@ -160,12 +180,8 @@ def compare(
         return found, False
 
     for candidate in candidates:
-        blanks = [
-            _blank(candidate, metric, num_samples, tuple(seeds), of_model, problem) for metric in metrics
-        ]
-        rows = [
-            known[identity(blank)] for blank in blanks if identity(blank) in known
-        ]  # means of older files
+        blanks = blank_records(candidate, metrics, num_samples, tuple(seeds), fingerprint, problem, condition)
+        rows = known_records(blanks, known, store)  # one seed, or means of an older file
         reused = len(rows) == len(blanks)
         if not reused:
             single = [measure(candidate, [replace(b, seeds=(seed,)) for b in blanks]) for seed in seeds]
@@ -175,6 +191,12 @@ def compare(
         if on_records is not None:
             on_records(candidate, rows, reused)
     return records
+
+
+def known_records(blanks: Sequence[Record], known: Mapping[str, Record], store: Store | None) -> list[Record]:
+    """The records that there are of what the blanks are records of."""
+    found = {**(store.find(blanks) if store is not None else {}), **known}
+    return [found[identity(blank)] for blank in blanks if identity(blank) in found]
 
 
 def _check(
@@ -194,19 +216,28 @@ def _check(
         integer("every one of the seeds", seed, 0)
 
 
-def _blank(
+def blank_records(
     candidate: Candidate,
-    metric: Metric,
+    metrics: Sequence[Metric],
     num_samples: int,
     seeds: tuple[int, ...],
-    of_model: Mapping[str, Any],
+    fingerprint: str,
     problem: str,
-) -> Record:
-    """The record of a candidate before its run: what identifies it, and no figures."""
-    of_metric = {f"metric.{name}": value for name, value in metric.settings.items()}
-    settings = {**candidate.settings, **of_metric, **of_model}
-    name, steps, nan = candidate.name, candidate.num_steps, math.nan
-    return Record(name, steps, nan, metric.name, nan, nan, nan, num_samples, seeds, settings, problem)
+    condition: Condition | None,
+) -> list[Record]:
+    """The records of a candidate before its run, one for each metric: what identifies them, no figures."""
+    of_model: dict[str, Any] = {"model": fingerprint}
+    if condition is not None:
+        of_model["condition"] = plain_condition(condition)
+    name, steps, nan, blanks = candidate.name, candidate.num_steps, math.nan, []
+    for metric in metrics:
+        of_metric = {f"metric.{key}": value for key, value in metric.settings.items()}
+        of_metric |= {} if metric.better == "lower" else {"metric.better": metric.better}
+        settings = {**candidate.settings, **of_metric, **of_model}
+        blanks.append(
+            Record(name, steps, nan, metric.name, nan, nan, nan, num_samples, seeds, settings, problem)
+        )
+    return blanks
 
 
 def plain_condition(condition: Condition | None) -> int | list[Any] | None:
@@ -233,7 +264,9 @@ def _run(
     peak = memory.read()
     if on_samples is not None:
         on_samples(candidate, samples)
-    measured = [(blank, metric.measure(samples.x)) for blank, metric in zip(blanks, metrics, strict=True)]
+    measured = [
+        (blank, metric.of(samples, candidate.sampler)) for blank, metric in zip(blanks, metrics, strict=True)
+    ]
     return [
         replace(
             blank, nfe=float(samples.nfe), value=found.value, standard_error=found.standard_error,

@@ -80,7 +80,7 @@ def quality_figure(
         handle = axes.errorbar(
             x, y, yerr=[below, [r.standard_error for r in curve]], color=colour, capsize=2, linewidth=1.6,
             elinewidth=0.9, marker=MARKERS[index % len(MARKERS)], markersize=5.5 if len(curve) > 1 else 8.0,
-            linestyle="-" if index < len(COLOURS) else "--", label=name.replace("_", " "),
+            linestyle="-" if index < len(COLOURS) else "--", label=name.rpartition("/")[2].replace("_", " "),
         )  # fmt: skip
         hollow = [(u, v) for u, v, r in zip(x, y, curve, strict=True) if r.value <= 0]
         if hollow:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -83,6 +83,13 @@ class Store:
         rows = self._rows("records", _COLUMNS)
         return [record_of(row, f"record {i}") for i, row in enumerate(rows)]
 
+    def find(self, wanted: Iterable[Record]) -> dict[str, Record]:
+        """Those records that are here of what the given ones are records of, by ``identity``."""
+        keys = {_digest(identity(record)) for record in wanted}
+        rows = self._rows("records", _COLUMNS, sorted(keys))
+        found = [record_of(row, f"record {i}") for i, row in enumerate(rows)]
+        return {identity(record): record for record in found}
+
     def references(self) -> list[Reference]:
         """All references, in the order in which they were first written."""
         rows = self._rows("real_data", _REFERENCE_COLUMNS)
@@ -128,11 +135,19 @@ class Store:
             if not self._exists:
                 atomic_write(self.path, _empty())
 
-    def _rows(self, table: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    def _rows(
+        self, table: str, columns: tuple[str, ...], keys: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows of a table, those with these keys alone if they are given."""
         if not self._exists:
             return []
+        chosen = f"SELECT {', '.join(columns)} FROM {table}"
         with self._connection() as connection:
-            found = connection.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY rowid").fetchall()
+            if keys is None:
+                found = connection.execute(f"{chosen} ORDER BY rowid").fetchall()
+            else:
+                each = (connection.execute(f"{chosen} WHERE key = ?", (key,)).fetchone() for key in keys)
+                found = [row for row in each if row is not None]
         rows = [dict(zip(columns, row, strict=True)) for row in found]
         with self._damage():
             return [

@@ -1,7 +1,7 @@
 """The comparison as a text table.
 
 A number with an error is written to the second significant digit of its error, as in 3.21 ± 0.13; the error
-is one standard error.  The best value of each metric carries an asterisk.
+is one standard error.  The best value of each metric on each problem carries an asterisk.
 """
 
 from __future__ import annotations
@@ -32,19 +32,51 @@ class Row:
     nfe: float
     seconds: float
     cells: tuple[Record | None, ...]
+    problem: str = ""
+
+
+def problem_of(record: Record) -> str:
+    """The problem of a record and its class, as in "ring" and "digits, class 3"."""
+    condition = record.settings.get("condition")
+    if condition is None:
+        return record.problem
+    shown = f"class {condition}" if isinstance(condition, int) else "given conditions"
+    return f"{record.problem}, {shown}" if record.problem else shown
 
 
 def pivot(records: Sequence[Record]) -> tuple[list[str], list[Row]]:
-    """Metrics in order of appearance, and one row for each sampler and setting."""
+    """Metrics in order of appearance, and one row for each problem, sampler and setting."""
     metrics = list(dict.fromkeys(record.metric for record in records))
-    groups: dict[tuple[str, str], dict[str, Record]] = {}
+    groups: dict[tuple[str, str, str], dict[str, Record]] = {}
     for record in records:
-        groups.setdefault((record.sampler, setting_of(record)), {})[record.metric] = record
+        key = problem_of(record), record.sampler, setting_of(record)
+        groups.setdefault(key, {})[record.metric] = record
     rows = []
-    for (sampler, setting), cells in groups.items():
+    for (problem, sampler, setting), cells in groups.items():
         first = next(iter(cells.values()))
-        rows.append(Row(sampler, setting, first.nfe, first.seconds, tuple(cells.get(m) for m in metrics)))
+        found = tuple(cells.get(metric) for metric in metrics)
+        rows.append(Row(sampler, setting, first.nfe, first.seconds, found, problem))
     return metrics, rows
+
+
+def best_records(records: Sequence[Record]) -> list[Record]:
+    """The best record of every problem and metric, as the metric says what is better; none where values are
+    to be close to those of real data."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((problem_of(record), record.metric), []).append(record)
+    found = []
+    for group in groups.values():
+        better = group[0].settings.get("metric.better", "lower")
+        if better != "closer":
+            sign = -1 if better == "higher" else 1
+            found.append(min(group, key=lambda record: sign * record.value))
+    return found
+
+
+def short_name(sampler: str) -> str:
+    """The name of a sampler without the directories of a path."""
+    return sampler.rpartition("/")[2]
 
 
 def setting_of(record: Record) -> str:
@@ -57,16 +89,25 @@ def table_lines(
 ) -> tuple[list[str], list[list[str]]]:
     """Head and body of the table as strings; the best value of each metric carries an asterisk."""
     metrics, rows = pivot(records)
-    best = {metric: min(r.value for r in records if r.metric == metric) for metric in metrics}
+    best, several = best_records(records), len({row.problem for row in rows}) > 1
     body = []
     for row in rows:
-        cells = ["" if cell is None else _amount(cell, cell.value == best[cell.metric]) for cell in row.cells]
-        body.append([row.sampler, row.setting, f"{row.nfe:.4g}", *cells, f"{row.seconds:.2f}"])
+        cells = ["" if cell is None else _amount(cell, any(cell is b for b in best)) for cell in row.cells]
+        body.append([short_name(row.sampler), row.setting, f"{row.nfe:.4g}", *cells, f"{row.seconds:.2f}"])
+        if several:
+            body[-1].insert(0, row.problem)
     for label in dict.fromkeys(reference.label for reference in references):
-        found = {r.metric: r for r in references if r.label == label}
-        cells = [_amount(found[metric], False) if metric in found else "" for metric in metrics]
-        body.append([label, "", "", *cells, ""])
-    return ["sampler", "steps", "NFE", *(f"{m}  " for m in metrics), "seconds"], body
+        found: dict[str, list[Reference]] = {}
+        for r in references:
+            if r.label == label:
+                found.setdefault(r.metric, []).append(r)
+        for number in range(max(map(len, found.values()))):
+            every = [found.get(metric, [])[number : number + 1] for metric in metrics]
+            cells = [_amount(one[0], False) if one else "" for one in every]
+            name = next((str(one[0].settings.get("problem", "")) for one in every if one), "")
+            body.append([*([name] if several else []), label, "", "", *cells, ""])
+    head = ["sampler", "steps", "NFE", *(f"{m}  " for m in metrics), "seconds"]
+    return ["problem", *head] if several else head, body
 
 
 def _amount(cell: Record | Reference, best: bool) -> str:

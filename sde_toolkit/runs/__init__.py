@@ -4,13 +4,15 @@ from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_class
 from sde_toolkit.runs.comparison import (
     Comparison,
     comparison_candidates,
+    comparison_labels,
     headline,
+    plan_comparison,
     records_path,
     run_comparison,
     samples_path,
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
-from sde_toolkit.runs.page import write_report
+from sde_toolkit.runs.page import write_experiment_page, write_report
 from sde_toolkit.runs.parts import forget_parts, parts_path
 from sde_toolkit.runs.pictures import (
     check_picture_folder,
@@ -19,6 +21,7 @@ from sde_toolkit.runs.pictures import (
     picture_of_samples,
     write_pictures,
 )
+from sde_toolkit.runs.problems import open_problems, run_problem
 from sde_toolkit.runs.samples import digest_of, draw_samples, load_samples, samples_stem, save_samples
 from sde_toolkit.runs.store import Run, export_run, open_run, open_shipped, saved_step, shipped_path
 from sde_toolkit.runs.training import Start, read_history, train_run
@@ -32,6 +35,7 @@ __all__ = [
     "check_picture_shape",
     "class_suffix",
     "comparison_candidates",
+    "comparison_labels",
     "digest_of",
     "displayable",
     "draw_samples",
@@ -44,19 +48,23 @@ __all__ = [
     "load_evaluation",
     "load_samples",
     "need_classes",
+    "open_problems",
     "open_run",
     "open_shipped",
     "parts_path",
     "picture_of_samples",
+    "plan_comparison",
     "read_history",
     "records_path",
     "run_comparison",
+    "run_problem",
     "samples_path",
     "samples_stem",
     "save_samples",
     "saved_step",
     "shipped_path",
     "train_run",
+    "write_experiment_page",
     "write_pictures",
     "write_report",
 ]

@@ -18,7 +18,11 @@ from pathlib import Path
 from sde_toolkit.config import Config, build_candidates, build_metrics, build_sampler
 from sde_toolkit.lab import (
     Candidate,
+    Cell,
+    Experiment,
+    Group,
     Metric,
+    Problem,
     Record,
     Reference,
     Store,
@@ -26,7 +30,8 @@ from sde_toolkit.lab import (
     export_records,
     load_records,
 )
-from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
+from sde_toolkit.runs.classes import class_suffix
+from sde_toolkit.runs.problems import real_of_class, run_problem
 from sde_toolkit.runs.samples import samples_stem, save_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.samplers import Samples
@@ -38,11 +43,14 @@ MOST_SAMPLES = 2000
 
 @dataclass(frozen=True)
 class Comparison:
-    """Records of the asked candidates, what real data score by each metric, and the class (None for all)."""
+    """Records of the asked candidates, what real data score by each metric, the class (None for all), the
+    problems, and the cells that did not fit into the budget of time."""
 
     records: list[Record]
     references: list[Reference]
     label: int | None = None
+    problems: Sequence[Problem] = ()
+    left_out: Sequence[Cell] = ()
 
 
 def records_path(directory: Path) -> Path:
@@ -79,10 +87,17 @@ def export_all(store: Store) -> list[Path]:
 
 
 def samples_path(
-    directory: Path, config: Config, candidate: Candidate, seed: int, label: int | None = None
+    directory: Path,
+    config: Config,
+    candidate: Candidate,
+    seed: int,
+    label: int | None = None,
+    folder: str = "",
 ) -> Path:
-    """Where the samples of a candidate lie."""
-    return directory / "samples" / f"{samples_stem(candidate, config, class_suffix(label), seed)}.npz"
+    """Where the samples of a candidate lie; ``folder`` is that of the problem."""
+    return (
+        directory / "samples" / folder / f"{samples_stem(candidate, config, class_suffix(label), seed)}.npz"
+    )
 
 
 def comparison_candidates(run: Run) -> list[Candidate]:
@@ -90,51 +105,76 @@ def comparison_candidates(run: Run) -> list[Candidate]:
     return build_candidates(run.config, run.model)
 
 
+def plan_comparison(config: Config, problems: Sequence[Problem], labels: Sequence[int | None]) -> Experiment:
+    """The experiment of ``config.comparison``: all its samplers on these problems, for each of these classes.
+
+    Raises:
+        ValueError: a class for a model without classes, or what ``build_metrics`` and ``build_candidates``
+            refuse.
+    """
+    groups = [
+        Group(problem, build_candidates(config, problem.model), _metrics(config, problem, label), label)
+        for problem in problems
+        for label in labels
+    ]
+    section = config.comparison
+    return Experiment(
+        groups, section.num_samples, section.seeds, config.sampling.batch_size, section.max_nfe,
+        section.time_budget,
+    )  # fmt: skip
+
+
 def run_comparison(
-    run: Run,
+    config: Config,
+    problems: Sequence[Problem],
     directory: Path,
-    asked: Sequence[Candidate],
-    on_records: Callable[[Candidate, list[Record], bool], None],
+    on_records: Callable[[Cell, list[Record], bool], None] | None = None,
     label: int | None = None,
 ) -> Comparison:
-    """Compare the candidates; write samples and records to ``directory`` as they are made, reuse those there.
+    """Compare what a configuration asks; write samples and records to ``directory`` as they are made, reuse
+    those there.
 
     Args:
-        run: what is sampled from.
+        config: says what is compared.
+        problems: what is sampled, as ``open_problems`` opens them.
         directory: for the records and the samples.
-        asked: the candidates.
-        on_records: called after each candidate with its records and whether they were reused.
-        label: the class that all samples are of, and the real data; None for no class.
+        on_records: called after each cell with its records and whether they were reused.
+        label: the class that all samples are of, and the real data; those of ``config.comparison.labels``
+            if None.
 
     Raises:
         ValueError: a label for a network without classes; and what ``sde_toolkit.lab.compare`` and
             ``build_metrics`` refuse.
     """
-    settings, metrics = run.config.comparison, _metrics(run, label)
-    problem = run.config.data.name
-    store = open_records(directory, problem)
-    references = [_reference(metric, settings.num_samples, store.references()) for metric in metrics]
+    experiment = plan_comparison(config, problems, comparison_labels(config, label))
+    store = open_records(directory, problems[0].name)
+    known, references = store.references(), list[Reference]()
+    for metric in (metric for group in experiment.groups for metric in group.metrics):
+        found = _reference(metric, experiment.num_samples, [*known, *references])
+        references += [] if found is None or found in references else [found]
     store.add([], references)
 
-    def write(candidate: Candidate, samples: Samples) -> None:
-        place = samples_path(directory, run.config, candidate, samples.seed, label)
-        save_samples(place, samples, run.config, run.fingerprint, label)
+    def write(cell: Cell, samples: Samples) -> None:
+        problem, condition = cell.group.problem, cell.group.condition
+        assert condition is None or isinstance(condition, int)
+        place = samples_path(directory, config, cell.candidate, samples.seed, condition, problem.folder)
+        save_samples(place, samples, config, problem.fingerprint, condition)
 
-    records = compare(
-        run.model, asked, metrics, num_samples=settings.num_samples, seeds=settings.seeds,
-        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, problem=problem, store=store,
-        on_records=on_records, on_samples=write, condition=label,
-    )  # fmt: skip
+    outcome = experiment.run(store, on_records, write)
     export_all(store)
-    return Comparison(records, references, label)
+    return Comparison(outcome.records, references, label, problems, outcome.left_out)
 
 
-def _metrics(run: Run, label: int | None) -> list[Metric]:
-    if label is None:
-        return build_metrics(run.config, run.dataset())
-    need_classes(run.model)
-    metrics = build_metrics(run.config, examples_of_class(run.dataset(), label))
-    return [replace(metric, settings={**metric.settings, "class": label}) for metric in metrics]
+def comparison_labels(config: Config, label: int | None) -> tuple[int | None, ...]:
+    """The classes that are compared, each for itself; None alone stands for no class."""
+    if label is not None:
+        return (label,)
+    return tuple(config.comparison.labels) or (None,)
+
+
+def _metrics(config: Config, problem: Problem, label: int | None) -> list[Metric]:
+    real = problem.real if label is None else real_of_class(problem, label)
+    return build_metrics(config, problem, real, label)
 
 
 def headline(run: Run, directory: Path) -> tuple[Record, Reference]:
@@ -142,21 +182,28 @@ def headline(run: Run, directory: Path) -> tuple[Record, Reference]:
 
     The record is kept with the others, and reused from there.
     """
-    metric = _metrics(run, None)[0]
+    problem = run_problem(run)
+    metric = _metrics(run.config, problem, None)[0]
+    assert metric.real is not None
     sampler = build_sampler(run.config, model=run.model)
     candidate = Candidate.of(run.config.sampling.sampler, sampler)
-    problem, count = run.config.data.name, min(len(metric.real), MOST_SAMPLES)
-    store = open_records(directory, problem)
+    count = min(len(metric.real), MOST_SAMPLES)
+    store = open_records(directory, problem.name)
     (record,) = compare(
         run.model, [candidate], [metric], num_samples=count, seeds=[run.config.sampling.seed],
-        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, problem=problem, store=store,
+        batch_size=run.config.sampling.batch_size, fingerprint=run.fingerprint, problem=problem.name,
+        store=store,
     )  # fmt: skip
     export_all(store)
-    return record, metric.halves()
+    halves = metric.halves()
+    assert halves is not None
+    return record, halves
 
 
-def _reference(metric: Metric, num_samples: int, known: Sequence[Reference]) -> Reference:
-    """What as many real examples score against the others; from the file if it is there."""
+def _reference(metric: Metric, num_samples: int, known: Sequence[Reference]) -> Reference | None:
+    """What as many real examples score against the others; from the store if it is there."""
+    if metric.real is None:
+        return None
     settings = {**metric.settings, "num_examples": min(num_samples, len(metric.real) // 2)}
     same = [r for r in known if r.metric == metric.name and r.settings == settings]
     return same[0] if same else metric.real_examples(num_samples)

@@ -5,25 +5,28 @@ figures/*.png, report.html
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from sde_toolkit.config import config_json
+from sde_toolkit.config import Config, build_candidates, config_json
 from sde_toolkit.data import Dataset
 from sde_toolkit.lab import (
     Candidate,
     Card,
     Page,
     Picture,
+    Problem,
     Record,
     Reference,
     figures,
     plus_minus,
     setting_of,
+    short_name,
     write_page,
 )
 from sde_toolkit.runs.classes import examples_of_class
@@ -61,19 +64,11 @@ def write_report(
     """
     dataset = examples_of_class(run.dataset(), found.label)
     drawn = _figures(run, directory, dataset, found, evaluation)
-    folder = directory / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths, pictures = [], []
-    for name, (figure, caption) in drawn.items():
-        picture = figures.render(figure)
-        atomic_write(folder / f"{name}.png", picture)
-        paths.append(folder / f"{name}.png")
-        pictures.append(Picture(picture, caption, caption))
     page = Page(
         title=f"Samplers on {run.config.data.name}{_of_class(found)} under {run.config.sde.name}",
         lead=_lead(run),
         cards=_cards(run, found, evaluation, main),
-        pictures=pictures,
+        pictures=_written(directory, drawn),
         records=found.records,
         references=found.references,
         config=config_json(run.config),
@@ -81,7 +76,84 @@ def write_report(
         facts={"checkpoint": f"step {run.step}, weights {run.fingerprint}"},
     )
     write_page(directory / "report.html", page)
-    return [*paths, directory / "report.html"]
+    return [*(directory / "figures" / f"{name}.png" for name in drawn), directory / "report.html"]
+
+
+def write_experiment_page(
+    config: Config, directory: Path, found: Comparison, commands: Sequence[str]
+) -> list[Path]:
+    """Write the figures and the page of a comparison without a run of its own; return their paths.
+
+    Args:
+        config: says what was compared.
+        directory: where they are written, and where the samples lie.
+        found: the comparison.
+        commands: shell lines that reproduce the page.
+    """
+    drawn: dict[str, tuple[Any, str]] = {}
+    for problem in found.problems:
+        rows = [record for record in found.records if record.problem == problem.name]
+        for metric in dict.fromkeys(record.metric for record in rows):
+            caption = f"{problem.name}: {metric} against network evaluations per sample"
+            figure = figures.quality_figure(rows, metric, f"Step count against quality: {problem.name}")
+            drawn[f"quality-{problem.folder}-{_file_name(metric)}"] = figure, caption
+        cells = _problem_cells(config, directory, problem, found.label)
+        if cells and problem.real is not None:
+            real = _shown(problem.real[:SCATTER_SAMPLES], problem)
+            caption = f"{problem.name}: samples of seed {config.comparison.seeds[0]}, not selected"
+            drawn[f"samples-{problem.folder}"] = figures.samples_figure(cells, real, caption), caption
+    names = ", ".join(problem.name for problem in found.problems)
+    page = Page(
+        title=f"Samplers on {names}",
+        lead=f"Samplers at several step counts on {names}; {config.comparison.num_samples:,} samples each, "
+        f"seeds {', '.join(map(str, config.comparison.seeds))}.",
+        cards=[],
+        pictures=_written(directory, drawn),
+        records=found.records,
+        references=found.references,
+        config=config_json(config),
+        commands=[command for command in commands if command],
+        facts={problem.name: problem.fingerprint for problem in found.problems if problem.fingerprint},
+    )
+    write_page(directory / "report.html", page)
+    return [*(directory / "figures" / f"{name}.png" for name in drawn), directory / "report.html"]
+
+
+def _problem_cells(
+    config: Config, directory: Path, problem: Problem, label: int | None
+) -> dict[tuple[str, str], np.ndarray]:
+    """The first samples of every candidate of a problem that has a file."""
+    count = CELL_SAMPLES if len(problem.model.event_shape) == 3 else SCATTER_SAMPLES
+    cells = {}
+    for candidate in build_candidates(config, problem.model):
+        path = samples_path(directory, config, candidate, config.comparison.seeds[0], label, problem.folder)
+        if path.exists():
+            x, note = load_samples(path)
+            if note["model"] == problem.fingerprint:
+                cells[short_name(candidate.name), f"{candidate.label}, NFE {note['nfe']:.4g}"] = _shown(
+                    x[:count], problem
+                )
+    return cells
+
+
+def _file_name(metric: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", metric.lower()).strip("-")
+
+
+def _shown(x: Tensor, problem: Problem) -> np.ndarray:
+    return displayable(x, problem.scaling)
+
+
+def _written(directory: Path, drawn: Mapping[str, tuple[Any, str]]) -> list[Picture]:
+    """Write figures as PNG and return them as pictures of the page."""
+    folder = directory / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for name, (figure, caption) in drawn.items():
+        picture = figures.render(figure)
+        atomic_write(folder / f"{name}.png", picture)
+        pictures.append(Picture(picture, caption, caption))
+    return pictures
 
 
 def _figures(
@@ -90,7 +162,7 @@ def _figures(
     """Name -> figure and caption, the headline first."""
     drawn: dict[str, tuple[Any, str]] = {}
     for number, reference in enumerate(found.references):
-        name = "quality" if number == 0 else "quality-" + reference.metric.lower().replace(" ", "-")
+        name = "quality" if number == 0 else f"quality-{_file_name(reference.metric)}"
         figure = figures.quality_figure(
             found.records, reference.metric, f"Step count against quality: {run.config.data.name}", reference
         )

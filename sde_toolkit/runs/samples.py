@@ -148,7 +148,8 @@ def samples_stem(candidate: Candidate, config: Config, condition: str, seed: int
         condition: what the name says of the classes, see ``class_suffix``.
         seed: of the noise.
     """
-    return f"{candidate.label}{options_suffix(config, candidate.name)}{condition}-seed{seed}"
+    label = candidate.label.replace("/", "_")  # of a path
+    return f"{label}{options_suffix(config, candidate.name)}{condition}-seed{seed}"
 
 
 def options_suffix(config: Config, entry: str) -> str:

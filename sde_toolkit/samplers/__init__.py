@@ -97,6 +97,7 @@ from sde_toolkit.samplers.snapped import (
 from sde_toolkit.samplers.starts import (
     STARTS,
     Start,
+    start_state,
 )
 
 __all__ = [
@@ -174,6 +175,7 @@ __all__ = [
     "sde_dpm_solver_pp",
     "semilinear",
     "sra",
+    "start_state",
     "stochastic_heun",
     "torchsde_sampler",
     "tsit5",

@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from sde_toolkit.samplers import gaussian, presets
 from sde_toolkit.samplers.sampler import Sampler
+from sde_toolkit.utils import named_object
 
 Kind = Literal["fixed", "model", "adaptive"]
 
@@ -241,32 +242,12 @@ def find_preset(name: str) -> Preset:
 
 
 def _find_function(path: str) -> Preset:
-    match = re.fullmatch(r"((?:\w+\.)*\w+)[.:](\w+)", path)
-    if match is None:
-        raise ValueError(f"sampler {path!r} is no path of a function, as in mypackage.mine")
-    module_name, attribute = match.groups()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module raises
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{module_name}.".startswith(f"{missing}."):
-            raise ValueError(
-                f"sampler {path!r}: there is no module {missing!r}; put the directory that holds it on the "
-                "Python path, as in PYTHONPATH=. sde-toolkit ..."
-            ) from None
-        raise ValueError(
-            f"sampler {path!r}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, attribute, None)
-    if function is None:
-        close = difflib.get_close_matches(attribute, [n for n in vars(module) if n[0] != "_"], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"sampler {path!r}: module {module_name!r} has no function {attribute!r}{hint}")
+    function = named_object(path, "sampler")
     if not callable(function):
         raise ValueError(
             f"sampler {path!r} must be a function that returns a Sampler, got a {type(function).__name__}"
         )
-    return describe(path.replace(":", "."), function)
+    return describe(path if ".py:" in path else path.replace(":", "."), function)
 
 
 OTHER_NAMES = {

@@ -13,6 +13,7 @@ from sde_toolkit.utils.files import (
     remove_leftovers,
     turns,
 )
+from sde_toolkit.utils.named import named_object
 from sde_toolkit.utils.outputs import (
     check_output_directory,
     check_output_file,
@@ -77,6 +78,7 @@ __all__ = [
     "integer",
     "launched",
     "leading",
+    "named_object",
     "permutation",
     "read_document",
     "reading",

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from sde_toolkit import config as c
 from sde_toolkit import networks
+from sde_toolkit.lab import Problem
 from sde_toolkit.likelihood import Endpoint, ExactDivergence, Hutchinson, HutchPlusPlus
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_toolkit.training.loss import DenoisingLoss
@@ -268,12 +269,13 @@ def test_likelihood_options(tiny):
 
 
 def test_metrics_by_name(tiny):
-    dataset = c.build_dataset(tiny)
-    made = c.build_metrics(tiny, dataset)
+    problem = Problem("ring", c.build_model(tiny, (2,), 1.0), c.build_dataset(tiny).scaled_test())
+    made = c.build_metrics(tiny, problem, problem.real)
     assert [metric.name for metric in made] == ["energy distance", "sliced Wasserstein", "squared MMD"]
     assert all(len(metric.real) == 32 for metric in made)
+    frechet = c.override_config(tiny, {"comparison.metrics": "frechet"})
     with pytest.raises(ValueError, match="only the digits have"):
-        c.build_metrics(c.override_config(tiny, {"comparison.metrics": "frechet"}), dataset)
+        c.build_metrics(frechet, problem, problem.real)
 
 
 FIELDS = (

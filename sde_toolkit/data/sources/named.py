@@ -7,7 +7,6 @@ too large for memory is read item by item when it is used.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from sde_toolkit.data.rows import generators_at
 from sde_toolkit.data.sources.folders import ImageOptions, array_of_images
 from sde_toolkit.data.sources.raw import MAX_IN_MEMORY, Raw, label_numbers
+from sde_toolkit.utils import named_object
 
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 HUGGING_FACE = "hf:"
@@ -34,13 +34,7 @@ def call_function(source: str) -> object:
     Raises:
         ValueError: no such module or function, or it failed; the sentence holds its error.
     """
-    module, _, name = source.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ValueError(f"data source {source!r} cannot be imported: {error}") from error
-    except AttributeError:
-        raise ValueError(f"data source {source!r}: module {module} has no function {name}") from None
+    function = named_object(source, "data source")
     if not callable(function):
         raise ValueError(f"data source {source!r} must be a function, got {type(function).__name__}")
     try:

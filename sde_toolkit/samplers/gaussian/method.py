@@ -41,7 +41,7 @@ and the weights of the residual get the factor (1 + eta^2) rho(n', p); a correct
 
 Where n is not far below s, the noise has smoothed the residual, and more nodes predict it better; further
 below, where thin parts of the data show, more nodes amplify what is rough.  So steps from n > c_n s take one
-node more, in runs long enough to have it.
+node more, in runs long enough to have it.  Networks' residuals are rough everywhere: for them no step does.
 
 Not promised: an order of convergence for networks, whose predictions are not smooth, or equal accuracy where
 the moments are those of other data.  With moments that are diagonal or scalar, less is done in closed form.
@@ -68,6 +68,7 @@ from sde_toolkit.samplers.gaussian.grid import (
     CONSTANTS,
     NETWORK_CONSTANTS,
     NOISY_CONSTANTS,
+    ROUGH_CONSTANTS,
     Constants,
     ResidualGrid,
 )
@@ -264,7 +265,12 @@ def gaussian_residual(
         raise ValueError(f"moments must have the event shape {model.event_shape}, got {moments.event_shape}")
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be a finite number >= 0, got {eta}; 0 is deterministic")
-    constants = NOISY_CONSTANTS if eta else NETWORK_CONSTANTS if _noise_network(model) else CONSTANTS
+    if eta:
+        constants = NOISY_CONSTANTS
+    elif _noise_network(model):
+        constants = NETWORK_CONSTANTS
+    else:
+        constants = CONSTANTS if model.exact else ROUGH_CONSTANTS
     return Sampler(
         "gaussian_residual",
         ResidualFlow(model.event_shape, eta),

@@ -1,0 +1,113 @@
+"""The problems of a comparison by name: a run, an exact problem, a workdir, a function of the user's.
+
+    model                     the trained model of the run itself
+    ring, mixture8, ...       ``sde_toolkit.lab.EXACT_PROBLEMS``, under the process of ``config.sde``
+    digits, ...               a checkpoint of the package
+    runs/a                    the newest checkpoint of a workdir
+    file.py:f, package.m:f    what the function f returns: a ``Problem``, or (model, real examples)
+
+Nothing that a file names is imported: a function counts only when it is given with the call
+(``sde_toolkit.runs.trust``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from sde_toolkit.config import OWN_MODEL, REAL, Config, build_sde, config_names
+from sde_toolkit.lab import EXACT_PROBLEMS, Problem, exact_problem
+from sde_toolkit.models import ScoreModel
+from sde_toolkit.runs.classes import examples_of_class, need_classes
+from sde_toolkit.runs.store import Run, open_run, open_shipped
+from sde_toolkit.utils import named_object
+
+
+def open_problems(config: Config, run: Run | None) -> list[Problem]:
+    """The problems that ``config.comparison.problems`` names.
+
+    Args:
+        config: of the comparison.
+        run: what "model" stands for.
+
+    Raises:
+        ValueError: a name that stands for nothing, or "model" without a run.
+    """
+    found = []
+    for entry in config.comparison.problems:
+        problem = _open(entry, config, run)
+        folder = "" if entry == OWN_MODEL else re.sub(r"[^\w.-]+", "_", problem.name)
+        found.append(replace(problem, folder=folder))
+    return found
+
+
+def _open(entry: str, config: Config, run: Run | None) -> Problem:
+    if entry == OWN_MODEL:
+        if run is None:
+            raise ValueError("problem 'model' needs a trained model; give --workdir=DIR or --config=NAME")
+        return run_problem(run)
+    if entry in EXACT_PROBLEMS:
+        return exact_problem(entry, build_sde(config))
+    if ":" in entry:
+        return _from_function(entry)
+    if Path(entry).expanduser().is_dir():
+        return run_problem(open_run(entry, _use(config)), str(entry))
+    if entry in config_names():
+        return run_problem(open_shipped(entry, _use(config)), entry)
+    raise ValueError(
+        f"problem {entry!r} is unknown; it must be model, one of {', '.join(EXACT_PROBLEMS)}, a workdir, the "
+        "name of a checkpoint of the package, or a function as in mine.py:problem"
+    )
+
+
+def _use(config: Config) -> dict[str, object]:
+    """What another run is told of this configuration."""
+    return {"comparison.real": config.comparison.real, "device": config.device}
+
+
+def run_problem(run: Run, name: str | None = None) -> Problem:
+    """A trained model and its data as a problem.
+
+    Args:
+        run: the trained model.
+        name: for tables; that of the data if None.
+    """
+    dataset, part = run.dataset(), REAL[run.config.comparison.real]
+    return Problem(
+        run.config.data.name if name is None else name,
+        run.model,
+        part(dataset),
+        fingerprint=run.fingerprint,
+        scaling=dataset.scaling,
+        real_of_class=lambda label: part(examples_of_class(dataset, label)),
+    )
+
+
+def real_of_class(problem: Problem, label: int) -> Tensor:
+    """Real examples of one class with shape (M, *).
+
+    Raises:
+        ValueError: a model without classes, or data without labels.
+    """
+    need_classes(problem.model)
+    if problem.real_of_class is None:
+        raise ValueError(f"problem {problem.name!r} must know its data by class for a label, got {label}")
+    return problem.real_of_class(label)
+
+
+def _from_function(entry: str) -> Problem:
+    found = named_object(entry, "problem")
+    try:
+        made = found() if callable(found) and not isinstance(found, ScoreModel) else found
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"problem {entry!r} failed: {type(error).__name__}: {error}") from error
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], ScoreModel):
+        return Problem(entry.rpartition("/")[2], made[0], made[1])
+    if not isinstance(made, Problem):
+        raise ValueError(
+            f"problem {entry!r} must return a Problem or (model, real examples), got {type(made).__name__}"
+        )
+    return made
