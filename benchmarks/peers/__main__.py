@@ -1,6 +1,6 @@
 """Our samplers beside those of diffusers and azula, on the same models, starts and budgets.
 
-    python -m benchmarks.peers [flow] [parity] [law] [speed] [spectrum] [untouched] [network] [default]
+    python -m benchmarks.peers [flow] [parity] [law] [speed] [spectrum] [untouched] [renewed] [network] ...
 
     flow      error of the deterministic flow at 5, 10, 20 and 50 evaluations on exact problems and on the
               digits network                                                            (``peers.flow``)
@@ -11,6 +11,7 @@
     untouched the same on a set that was looked at once, after everything was settled   (``peers.spectrum``)
     network   the errors of all samplers on the digits network and of our default on all problems, beside the
               recorded ones                                                           (``peers.flow``)
+    renewed   as spectrum, the errors of our default alone, beside the recorded ones    (``peers.spectrum``)
     default   the errors of our default alone, beside the recorded ones of all others   (``peers.flow``)
 
 Peers are driven by our models over the range of noise levels of our processes (``peers.models``), each under
@@ -166,21 +167,30 @@ def speed() -> None:
     write_result("peers_speed", _settings(**peer_speed.SETTINGS), rows)
 
 
-def spectrum(name: str = "reporting") -> None:
-    """Part E, on one set of ``benchmarks.families``."""
+def spectrum(name: str = "reporting", renew: bool = False) -> None:
+    """Part E, on one set of ``benchmarks.families``; with ``renew`` beside the peers' recorded errors."""
     from benchmarks import families, flows
     from benchmarks.peers import azula as peer_azula
     from benchmarks.peers import diffusers as peer_diffusers
     from benchmarks.peers import spectrum as peer_spectrum
 
-    peers = [*peer_diffusers.deterministic(), *peer_azula.deterministic()]
-    columns = peer_spectrum.measure(getattr(families, name)(), peers)
+    file = "peers_spectrum" if name == "reporting" else f"peers_spectrum_{name}"
+    if renew:
+        rows = json.loads((RESULTS / f"{file}.json").read_text())["results"]
+        columns = peer_spectrum.renewed(getattr(families, name)(), rows)
+    else:
+        peers = [*peer_diffusers.deterministic(), *peer_azula.deterministic()]
+        columns = peer_spectrum.measure(getattr(families, name)(), peers)
     print(peer_spectrum.table(columns))
     settings = _settings(
         evaluations=peer_spectrum.EVALUATIONS, points=flows.NUM_POINTS, end=families.NSR_MIN, set=name
     )
-    file = "peers_spectrum" if name == "reporting" else f"peers_spectrum_{name}"
     write_result(file, settings, peer_spectrum.records(columns))
+
+
+def renewed_spectrum() -> None:
+    """Part E for our default alone."""
+    spectrum(renew=True)
 
 
 def untouched() -> None:
@@ -195,7 +205,12 @@ PARTS: dict[str, Callable[[], None]] = {
     "speed": speed,
     "spectrum": spectrum,
 }
-MORE: dict[str, Callable[[], None]] = {"network": network, "default": default, "untouched": untouched}
+MORE: dict[str, Callable[[], None]] = {
+    "network": network,
+    "default": default,
+    "untouched": untouched,
+    "renewed": renewed_spectrum,
+}
 
 
 def main(parts: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,17 +103,33 @@ def measure(cases: Iterable[Case], peers: Sequence[Peer]) -> list[Column]:
 
 def column(problem: SpectrumProblem, peers: Sequence[Peer], nfe: int) -> Column:
     """Our default against all peers on one problem at one budget."""
+    found = [(peer_errors(peer, problem, nfe), peer.title) for peer in peers]
+    best = [min(found, key=lambda pair: pair[0][kind]) for kind in (0, 1)]
+    return against(problem, nfe, (best[0][0][0], best[1][0][1]), (best[0][1], best[1][1]))
+
+
+def renewed(cases: Iterable[Case], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns of all cases with our default measured again, beside the peers of ``records``."""
+    known = {(row["problem"], row["nfe"]): row for row in rows}
+    columns = []
+    for case in cases:
+        problem = make_problem(case)
+        for nfe in EVALUATIONS:
+            best = [known[case.name, nfe][f"peer_{kind}"] for kind in KINDS_OF_ERROR]
+            columns.append(against(problem, nfe, (best[0][0], best[1][0]), (best[0][1], best[1][1])))
+    return columns
+
+
+def against(problem: SpectrumProblem, nfe: int, peer: Errors, titles: tuple[str, str]) -> Column:
+    """Our default on one problem at one budget, beside the best errors of the peers."""
     sampler = default().within(nfe, problem.t_min, problem.model)
     assert sampler is not None
     x = ends(sampler, problem)
-    found = [(peer_errors(peer, problem, nfe), peer.title) for peer in peers]
-    best = [min(found, key=lambda pair: pair[0][kind]) for kind in (0, 1)]
     rare = None
     if problem.case.kind == "rare" and x is not None:
         rare = rare_weight(problem, x), rare_weight(problem, problem.end)
     ours = LOST if x is None else problem.errors(x)
-    peer = best[0][0][0], best[1][0][1]
-    return Column(problem.case, nfe, ours, peer, (best[0][1], best[1][1]), rare)
+    return Column(problem.case, nfe, ours, peer, titles, rare)
 
 
 def table(columns: Sequence[Column]) -> str:

@@ -9,13 +9,14 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sde_toolkit.runs import Run
+    from sde_toolkit.runs import Run, Shard
 
 FALLBACK_CONFIG = "digits"
 FALLBACK_OUTPUT = Path("sde-toolkit-output")
@@ -85,6 +86,27 @@ def add_label(parser: argparse._ActionsContainer, meaning: str) -> None:
     parser.add_argument("--label", type=int, metavar="K", help=f"of a network with classes: {meaning}")
 
 
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Add ``--shard`` and ``--merge``, for work that is split without communication."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="make part I of N alone and keep it, as in 3/16",
+    )
+    group.add_argument("--merge", action="store_true", help="join the shards; refuse to make what is missing")
+
+
+def _shard(text: str) -> Shard:
+    from sde_toolkit.runs import Shard
+
+    match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, as in 3/16, got {text!r}")
+    return Shard(int(match[1]), int(match[2]))
+
+
 def given(options: argparse.Namespace, section: str = "", names: Sequence[str] = ()) -> dict[str, Any]:
     """Overrides of the configuration: those of ``--config.*``, then those of the verb's own flags.
 
@@ -144,7 +166,7 @@ def keeping(parts: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if parts.is_file():
+        if parts.exists():
             note(f"sde-toolkit: the finished batches are kept in {parts}; the same command goes on with them")
         raise
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sde_toolkit.cli.common import (
     add_evaluation,
     add_label,
+    add_shards,
     add_verb,
     given,
     keeping,
@@ -34,6 +35,7 @@ def add_parser(verbs: Any) -> None:
     parser = add_verb(verbs, "likelihood", likelihood, "log-likelihoods by the probability flow", EXAMPLES)
     add_evaluation(parser)
     add_label(parser, "the examples of class K, given this class")
+    add_shards(parser)
 
 
 @contextlib.contextmanager
@@ -68,8 +70,14 @@ def likelihood(options: argparse.Namespace) -> None:
         note(f"likelihood: {run.config.likelihood.split} data, probability flow under {run.config.sde.name}")
     split = run.config.likelihood.split
     parts = runs.parts_path(runs.evaluation_path(directory, split, options.label))
-    with keeping(parts), _progress() as watch:
-        found, reused = runs.evaluate_likelihood(run, directory, options.label, watch if leading() else None)
+    try:
+        with keeping(parts), _progress() as watch:
+            found, reused = runs.evaluate_likelihood(
+                run, directory, options.label, watch if leading() else None, options.shard, options.merge
+            )
+    except runs.ShardFinishedError:
+        note(f"shard {options.shard.index} of {options.shard.count} is in {parts}; --merge joins the shards")
+        return
     if not leading():
         return
     say(("reused: " if reused else "") + found.sentence)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sde_toolkit.cli.common import (
     SAMPLERS_HELP,
     add_label,
     add_model,
+    add_shards,
     add_verb,
     given,
     keeping,
@@ -29,14 +30,16 @@ from sde_toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sde_toolkit import runs
-    from sde_toolkit.models import Condition
+    from sde_toolkit.config import Config
+    from sde_toolkit.models import Condition, ScoreModel
+    from sde_toolkit.samplers import Samples
 
 EXAMPLES = """examples:
   sde-toolkit sample --sampler=ddim --num_steps=20        # the digits that ship with the package
   sde-toolkit sample --workdir=runs/d --sampler=heun --num_steps=10 --num_samples=100 --seed=1
   sde-toolkit sample --workdir=runs/d --sampler=ddim --config.sampling.eta=0.5 --config.sampling.grid=karras
   sde-toolkit sample --sampler=ddim --num_samples=1000 --format=png   # a folder of pictures
+  sde-toolkit sample --problem=ring --sampler=heun --num_samples=1000000 --shard=3/16   # then --merge
   sde-toolkit sample --config=digits_classes --labels=0,1,2,3,4,5,6,7,8,9 --num_samples=100"""
 
 FORMATS = ("npz", "grid", "png")
@@ -48,6 +51,9 @@ def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "sample", sample, "draw samples: an npz file and a picture", EXAMPLES)
     add_model(parser)
+    parser.add_argument(
+        "--problem", metavar="NAME", help="an exact problem such as ring or mixture8, in place of a run"
+    )
     parser.add_argument("--sampler", metavar="NAME", help=SAMPLERS_HELP)
     parser.add_argument("--num_steps", type=int, metavar="N", help="not for adaptive samplers")
     parser.add_argument("--num_samples", type=int, metavar="N")
@@ -67,6 +73,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--output", type=path_argument, metavar="DIR", help="where to write; else DIR/samples of the workdir"
     )
+    add_shards(parser)
 
 
 def _labels(text: str) -> list[int]:
@@ -88,35 +95,57 @@ def sample(options: argparse.Namespace) -> None:
     from sde_toolkit import runs
     from sde_toolkit.config import build_sampler
     from sde_toolkit.lab import Candidate
-    from sde_toolkit.utils import atomic_write
+    from sde_toolkit.utils import launched
 
     overrides = given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed"))
-    run = open_model(options, overrides)
-    settings = run.config.sampling
+    source = _source(options, overrides)
+    settings = source.config.sampling
     _warn_without_effect(settings, overrides)
     condition = _condition(options, settings.num_samples)
     if condition is not None:
-        runs.need_classes(run.model)
-    need_memory(settings.num_samples, run.model.event_shape)
-    sampler = build_sampler(run.config, model=run.model)
+        runs.need_classes(source.model)
+    need_memory(settings.num_samples, source.model.event_shape)
+    sampler = build_sampler(source.config, model=source.model)
     candidate = Candidate.of(settings.sampler, sampler)
-    name = runs.samples_stem(candidate, run.config, _suffix(options), settings.seed)
-    places = _places(options, run, name)
+    name = source.prefix + runs.samples_stem(candidate, source.config, _suffix(options), settings.seed)
+    places = _places(options, source, name)
     npz = output_place(options) / "samples" / f"{name}.npz"
-    with keeping(runs.parts_path(npz)):
-        samples = runs.draw_samples(
-            run, sampler, npz, settings.num_samples, condition=condition, seed=settings.seed,
-            batch_size=settings.batch_size,
-        )  # fmt: skip
-    label = candidate.label
+    with keeping(runs.parts_path(npz)), launched() as processes:
+        try:
+            samples = runs.draw_samples(
+                source.model, source.fingerprint, sampler, npz, settings.num_samples, condition=condition,
+                seed=settings.seed, batch_size=settings.batch_size, processes=processes,
+                shard=options.shard, merging=options.merge,
+            )  # fmt: skip
+        except runs.ShardFinishedError:
+            part = f"shard {options.shard.index} of {options.shard.count}"
+            note(f"{part} is in {runs.parts_path(npz)}; the same command with --merge joins the shards")
+            return
+    if processes.rank == 0:
+        _write(options, source, samples, places, candidate.label, condition)
+        runs.forget_parts(npz)
+
+
+def _write(
+    options: argparse.Namespace,
+    source: Source,
+    samples: Samples,
+    places: Mapping[str, Path],
+    label: str,
+    condition: Condition | None,
+) -> None:
+    """Write the samples in every format that is asked for, and say so."""
+    from sde_toolkit import runs
+    from sde_toolkit.utils import atomic_write
+
     say(
         f"{len(samples.x)} samples by {label}: {samples.nfe:.4g} network evaluations each, "
         f"{samples.seconds:.1f} s, seed {samples.seed}"
     )
     output_directory(options)
     if "npz" in places:
-        _tell_replaced(places["npz"], run, len(samples.x))
-        runs.save_samples(places["npz"], samples, run.config, run.fingerprint, condition=condition)
+        _tell_replaced(places["npz"], source.fingerprint, len(samples.x))
+        runs.save_samples(places["npz"], samples, source.config, source.fingerprint, condition=condition)
         say(f"samples  {places['npz']}")
     if "grid" in places:
         places["grid"].parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +154,43 @@ def sample(options: argparse.Namespace) -> None:
     if "png" in places:
         runs.write_pictures(samples, places["png"])
         say(f"pictures {places['png']} ({len(samples.x)} files)")
-    runs.forget_parts(npz)
 
 
-def _places(options: argparse.Namespace, run: runs.Run, name: str) -> dict[str, Path]:
+class Source(NamedTuple):
+    """What is sampled.
+
+    Attributes:
+        config: says how.
+        model: the model.
+        fingerprint: identifies its weights.
+        prefix: of the names of files.
+    """
+
+    config: Config
+    model: ScoreModel
+    fingerprint: str
+    prefix: str = ""
+
+
+def _source(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Source:
+    """The run that the options name, or the problem."""
+    from sde_toolkit import runs
+    from sde_toolkit.config import load_config, override_config, parse_config
+
+    if options.problem is None:
+        run = open_model(options, overrides)
+        return Source(run.config, run.model, run.fingerprint)
+    if options.workdir is not None:
+        raise ValueError("give --workdir or --problem, not both")
+    if options.config is None:
+        config = override_config(parse_config({}), overrides)
+    else:
+        config = load_config(options.config, overrides)
+    (problem,) = runs.open_problems(override_config(config, {"comparison.problems": options.problem}), None)
+    return Source(config, problem.model, problem.fingerprint, f"{problem.folder}-")
+
+
+def _places(options: argparse.Namespace, source: Source, name: str) -> dict[str, Path]:
     """Format -> where it is written; refused before the work where it cannot be."""
     from sde_toolkit import runs
     from sde_toolkit.utils import check_output_directory, check_output_file
@@ -138,7 +200,7 @@ def _places(options: argparse.Namespace, run: runs.Run, name: str) -> dict[str, 
     chosen = {form: places[form] for form in options.format}
     for form, place in chosen.items():
         if form == "png":
-            runs.check_picture_shape(run.model.event_shape, run.model.scaling)
+            runs.check_picture_shape(source.model.event_shape, source.model.scaling)
             check_output_directory(place.parent)
             runs.check_picture_folder(place)
         else:
@@ -146,7 +208,7 @@ def _places(options: argparse.Namespace, run: runs.Run, name: str) -> dict[str, 
     return chosen
 
 
-def _tell_replaced(path: Path, run: runs.Run, count: int) -> None:
+def _tell_replaced(path: Path, fingerprint: str, count: int) -> None:
     """Say on standard error that a file with other samples goes."""
     from sde_toolkit import runs
 
@@ -157,7 +219,7 @@ def _tell_replaced(path: Path, run: runs.Run, count: int) -> None:
     except ValueError:
         note(f"sde-toolkit: warning: {path}, which is no file of samples, is replaced")
         return
-    if known["model"] != run.fingerprint or len(x) != count:
+    if known["model"] != fingerprint or len(x) != count:
         note(f"sde-toolkit: warning: {path} with {len(x)} samples of weights {known['model']} is replaced")
 
 

@@ -13,7 +13,7 @@ from sde_toolkit.runs.comparison import (
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.page import write_experiment_page, write_report
-from sde_toolkit.runs.parts import forget_parts, parts_path
+from sde_toolkit.runs.parts import Shard, ShardFinishedError, forget_parts, parts_path
 from sde_toolkit.runs.pictures import (
     check_picture_folder,
     check_picture_shape,
@@ -30,6 +30,8 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Run",
+    "Shard",
+    "ShardFinishedError",
     "Start",
     "check_picture_folder",
     "check_picture_shape",

@@ -28,7 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_toolkit.config import BOUNDS, DEQUANTIZERS, Config, likelihood_options, raw_examples
+from sde_toolkit.config import (
+    BOUNDS,
+    DEQUANTIZERS,
+    Config,
+    likelihood_options,
+    override_config,
+    raw_examples,
+)
 from sde_toolkit.data import Dataset
 from sde_toolkit.lab import plus_minus
 from sde_toolkit.likelihood import (
@@ -48,7 +55,7 @@ from sde_toolkit.likelihood import (
 )
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
-from sde_toolkit.runs.parts import KeepingProcesses, forget_parts, kept_parts
+from sde_toolkit.runs.parts import KeepingProcesses, Shard, ShardFinishedError, forget_parts, kept_parts
 from sde_toolkit.runs.store import Run
 from sde_toolkit.utils import Processes, atomic_write, launched
 from solvers import Normals
@@ -155,7 +162,12 @@ def _watched(
 
 
 def evaluate_likelihood(
-    run: Run, directory: Path, label: int | None = None, watch: Watch | None = None
+    run: Run,
+    directory: Path,
+    label: int | None = None,
+    watch: Watch | None = None,
+    shard: Shard | None = None,
+    merging: bool = False,
 ) -> tuple[Evaluation, bool]:
     """Log-likelihoods as the run's configuration asks; and whether they were reused from a file.
 
@@ -164,8 +176,11 @@ def evaluate_likelihood(
         directory: for the file.
         label: the class that the density is given and that the examples are of; None for no class.
         watch: told the cost before the work starts, and how it goes on; not if the values are reused.
+        shard: make the batches of this shard alone, and keep them.
+        merging: refuse to make a batch that is missing.
 
     Raises:
+        ShardFinishedError: the batches of ``shard`` are made, and kept.
         ValueError: an option out of range, or a label for a network or data without classes.
         solvers.SolverError: the flow broke down.
     """
@@ -185,9 +200,10 @@ def evaluate_likelihood(
     compute = _continuous if dataset.levels is None else _discrete
     path = evaluation_path(directory, section.split, label)
     with launched() as processes, kept_parts(path, settings | {"data": dataset.digest}) as parts:
-        if processes.count == 1:
-            processes = KeepingProcesses(parts=parts)
-        bits, nfe, budget, bounds = compute(run.config, model, dataset, examples, processes)
+        keeping = KeepingProcesses(processes.rank, processes.count, parts, shard=shard, merging=merging)
+        bits, nfe, budget, bounds = compute(_for_shard(run.config, shard), model, dataset, examples, keeping)
+        if shard is not None:
+            raise ShardFinishedError
     lines = () if budget is None else tuple(budget.lines(examples[0].numel()))
     uniform = None if dataset.levels is None else math.log2(dataset.levels)
     seconds = time.perf_counter() - begin
@@ -205,6 +221,11 @@ def evaluate_likelihood(
         atomic_write(path, json.dumps(asdict(result), indent=1).encode())
         forget_parts(path)
     return result, False
+
+
+def _for_shard(config: Config, shard: Shard | None) -> Config:
+    """The configuration without a budget for a shard: whoever joins the shards makes it."""
+    return config if shard is None else override_config(config, {"likelihood.num_diagnostic_samples": 0})
 
 
 Found = tuple[Tensor, Tensor, Budget | None, tuple[tuple[str, float, float], ...]]

@@ -2,9 +2,9 @@
 
 A file <name>.npz holds ``x``, the samples with shape (N, *) in model scale; ``data``, the same on the scale
 of the data (integers for grey levels), where the model knows it; and ``note``, JSON with the seed, the cost,
-the sampler's settings, the condition, the configuration and the fingerprint of the weights.  Nothing in a
-file is pickled, and nothing is unpickled when one is read.  How much memory its arrays would take is looked
-at first.
+the sampler's settings, the condition, the configuration and the fingerprint of the weights.  It holds no
+time, so that equal samples are equal files, byte for byte.  Nothing in a file is pickled, and nothing is
+unpickled when one is read.  How much memory its arrays would take is looked at first.
 
 The name says the sampler, its steps or tolerance, every option that is not the default, the classes and the
 seed, so that samples of other options have another name.
@@ -17,9 +17,8 @@ import io
 import json
 import re
 import zipfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +26,10 @@ from torch import Tensor
 
 from sde_toolkit.config import Config, changed_fields
 from sde_toolkit.lab import Candidate, plain_condition
-from sde_toolkit.models import Condition
-from sde_toolkit.runs.parts import kept_parts
-from sde_toolkit.runs.store import Run
+from sde_toolkit.models import Condition, ScoreModel
+from sde_toolkit.runs.parts import KeepingProcesses, Shard, ShardFinishedError, cost_rows, kept_parts
 from sde_toolkit.samplers import Sampler, Samples
-from sde_toolkit.utils import atomic_write
+from sde_toolkit.utils import ALONE, Processes, atomic_write
 
 MAX_BYTES = 16 * 2**30
 """The largest arrays that are read from a file of samples."""
@@ -40,14 +38,24 @@ MAX_RATIO = 1000
 """The largest compression of an array that is read: more is no file of samples."""
 
 _LONGEST = 80
+_NO_TIME = (1980, 1, 1, 0, 0, 0)
 _NOTE = {
-    "nfe": (int, float), "seconds": (int, float), "seed": (int,), "first_sample": (int,), "settings": (dict,),
+    "nfe": (int, float), "seed": (int,), "first_sample": (int,), "settings": (dict,),
     "config": (dict,), "model": (str,),
 }  # fmt: skip
 
 
+class _Drawn(NamedTuple):
+    """A batch of samples, and the cost of each."""
+
+    x: Tensor
+    nfe: Tensor
+    seconds: Tensor
+
+
 def draw_samples(
-    run: Run,
+    model: ScoreModel,
+    fingerprint: str,
     sampler: Sampler,
     path: Path,
     num_samples: int,
@@ -55,42 +63,46 @@ def draw_samples(
     condition: Condition | None = None,
     seed: int = 0,
     batch_size: int,
+    processes: Processes = ALONE,
+    shard: Shard | None = None,
+    merging: bool = False,
 ) -> Samples:
-    """``Sampler.sample`` of the run's model, batch by batch; those that an interrupted call for the same file
-    finished are taken from there.  Call ``forget_parts(path)`` once they are written.
+    """``Sampler.sample`` of a model, batch by batch; those that earlier calls for the same file finished are
+    taken from there.  Call ``forget_parts(path)`` once they are written.
 
     Args:
-        run: the trained model.
+        model: what is sampled.
+        fingerprint: identifies its weights.
         sampler: which sampler.
         path: of the file that the samples are for.
         num_samples, condition, seed, batch_size: as for ``Sampler.sample``.
+        processes: that share the batches; every one receives all samples.
+        shard: make the batches of this shard alone, and keep them.
+        merging: refuse to make a batch that is missing.
 
     Raises:
-        ValueError, TypeError, solvers.SolverError: as for ``Sampler.sample``.
+        ShardFinishedError: the batches of ``shard`` are made, and kept.
+        ValueError, TypeError, solvers.SolverError: as for ``Sampler.sample``; a batch that is missing.
     """
-    prepared = sampler.prepare(run.model)
-    rows = run.model.conditions(condition, num_samples)
+    prepared = sampler.prepare(model)
+    rows = model.conditions(condition, num_samples)
     key = {
-        "model": run.fingerprint, "sampler": dict(sampler.settings), "seed": seed, "batch_size": batch_size,
-        "condition": plain_condition(condition), "dtype": str(run.model.dtype),
+        "model": fingerprint, "sampler": dict(sampler.settings), "seed": seed, "batch_size": batch_size,
+        "condition": plain_condition(condition), "dtype": str(model.dtype), "num_samples": num_samples,
     }  # fmt: skip
-    made: list[Samples] = []
+
+    def draw(first: int, part: Tensor) -> _Drawn:
+        given = None if rows is None else rows[first : first + batch_size]
+        made = prepared.sample(len(part), condition=given, seed=seed, first_sample=first)
+        return _Drawn(made.x, *cost_rows(len(part), made.nfe, made.seconds))
+
     with kept_parts(path, key) as parts:
-        for first in range(0, num_samples, batch_size):
-            count = min(batch_size, num_samples - first)
-            given = None if rows is None else rows[first : first + count]
-            known = parts.find(0, first)
-            if made and known is not None and len(known[0]) == count:
-                x, cost = known
-                made.append(replace(made[0], x=x.to(made[0].x), nfe=float(cost[0]), seconds=float(cost[1])))
-                continue
-            part = prepared.sample(count, condition=given, seed=seed, first_sample=first)
-            parts.add(0, first, (part.x, torch.tensor([part.nfe, part.seconds], dtype=torch.float64)))
-            made.append(part)
-    nfe = sum(part.nfe * len(part.x) for part in made) / num_samples
-    return replace(
-        made[0], x=torch.cat([part.x for part in made]), nfe=nfe, seconds=sum(part.seconds for part in made)
-    )
+        keeping = KeepingProcesses(processes.rank, processes.count, parts, shard=shard, merging=merging)
+        drawn = keeping.map(draw, torch.empty(num_samples, 0), batch_size)
+        if shard is not None:
+            raise ShardFinishedError
+    nfe, seconds = float(drawn.nfe.mean()), float(drawn.seconds.sum())
+    return Samples(drawn.x, nfe, seconds, seed, 0, sampler.settings, model.scaling)
 
 
 def save_samples(
@@ -99,7 +111,6 @@ def save_samples(
     """Write samples with their seed, cost, settings and condition as npz, atomically."""
     note = {
         "nfe": samples.nfe,
-        "seconds": samples.seconds,
         "seed": samples.seed,
         "first_sample": samples.first_sample,
         "settings": dict(samples.settings),
@@ -110,8 +121,15 @@ def save_samples(
     arrays: dict[str, Any] = {"x": _numpy(samples.x)}
     if samples.scaling is not None:
         arrays["data"] = _smallest(samples.data)
+    arrays["note"] = np.array(json.dumps(note))
     stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays, note=np.array(json.dumps(note)))
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():  # as numpy.savez_compressed, without the time of day
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", _NO_TIME)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, member.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, stream.getvalue())
 

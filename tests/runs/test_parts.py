@@ -41,15 +41,15 @@ def test_an_interrupted_call_goes_on_with_its_batches(run, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         Interrupting(patch, before=2)
         with pytest.raises(KeyboardInterrupt):
-            runs.draw_samples(run, sampler, path, **OPTIONS)
-    assert parts_path(path).is_file()
+            runs.draw_samples(run.model, run.fingerprint, sampler, path, **OPTIONS)
+    assert parts_path(path).is_dir()
     with monkeypatch.context() as patch:
         counted = Interrupting(patch, before=None)
-        again = runs.draw_samples(run, sampler, path, **OPTIONS)
+        again = runs.draw_samples(run.model, run.fingerprint, sampler, path, **OPTIONS)
         assert counted.made == 3  # the first, whose settings are those of all, and the two that were missing
     assert torch.equal(again.x, whole.x)
     assert (again.nfe, again.settings, again.first_sample) == (whole.nfe, whole.settings, 0)
-    assert parts_path(path).is_file()  # until the result is written
+    assert parts_path(path).is_dir()  # until the result is written
     runs.forget_parts(path)
     assert not list(tmp_path.iterdir())
 
@@ -60,17 +60,18 @@ def test_batches_of_another_call_are_not_taken(run, tmp_path, monkeypatch, optio
     with monkeypatch.context() as patch:
         Interrupting(patch, before=2)
         with pytest.raises(KeyboardInterrupt):
-            runs.draw_samples(run, sampler, path, **OPTIONS)
+            runs.draw_samples(run.model, run.fingerprint, sampler, path, **OPTIONS)
     asked = OPTIONS | options
-    found = runs.draw_samples(run, sampler, path, **asked)
+    found = runs.draw_samples(run.model, run.fingerprint, sampler, path, **asked)
     assert torch.equal(found.x, sampler.sample(run.model, **asked).x)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b'{"kind": 3}'])
 def test_a_damaged_file_counts_as_none(run, tmp_path, content):
     path = tmp_path / "x.npz"
-    parts_path(path).write_bytes(content)
-    found = runs.draw_samples(run, samplers.ddim(2), path, **OPTIONS)
+    parts_path(path).mkdir()
+    (parts_path(path) / "a-000000.safetensors").write_bytes(content)
+    found = runs.draw_samples(run.model, run.fingerprint, samplers.ddim(2), path, **OPTIONS)
     assert torch.equal(found.x, samplers.ddim(2).sample(run.model, **OPTIONS).x)
 
 
@@ -97,3 +98,48 @@ def test_likelihoods_go_on_with_their_batches(tmp_path):
         found = log_likelihood(model, x, batch_size=4, processes=KeepingProcesses(parts=parts))
     assert torch.equal(found.nats, whole.nats)
     assert torch.equal(found.nfe, whole.nfe)
+
+
+def test_shards_join_to_the_undivided_samples(run, tmp_path):
+    path, sampler = tmp_path / "x.npz", samplers.ddim(3)
+    whole = sampler.sample(run.model, **OPTIONS)
+
+    def draw(**more):
+        return runs.draw_samples(run.model, run.fingerprint, sampler, path, **OPTIONS, **more)
+
+    for index in (1, 3):
+        with pytest.raises(runs.ShardFinishedError):
+            draw(shard=runs.Shard(index, 3))
+    with pytest.raises(ValueError, match=r"the batch from row 3 is missing in .*x.npz.parts; run the shard"):
+        draw(merging=True)
+    with pytest.raises(runs.ShardFinishedError):
+        draw(shard=runs.Shard(2, 3))
+    assert len(list(parts_path(path).iterdir())) == 3
+    joined = draw(merging=True)
+    assert torch.equal(joined.x, whole.x)
+    assert joined.nfe == whole.nfe
+
+
+def test_batches_are_written_while_the_work_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sde_toolkit.runs.parts.INTERVAL", 0.0)
+    path, seen = tmp_path / "x.npz", []
+    usual = samplers.PreparedSampler.sample
+
+    @functools.wraps(usual)
+    def sample(prepared, *args, **options):
+        seen.append(len(list(parts_path(path).glob("*"))))
+        return usual(prepared, *args, **options)
+
+    monkeypatch.setattr(samplers.PreparedSampler, "sample", sample)
+    runs.draw_samples(run.model, run.fingerprint, samplers.ddim(2), path, **OPTIONS)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_equal_samples_are_equal_files(run, tmp_path):
+    samples = samplers.ddim(2).sample(run.model, 4)
+    for name in ("a.npz", "b.npz"):
+        runs.save_samples(tmp_path / name, samples, run.config, run.fingerprint)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    x, note = runs.load_samples(tmp_path / "a.npz")
+    assert torch.equal(x, samples.x)
+    assert note["nfe"] == samples.nfe

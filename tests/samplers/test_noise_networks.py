@@ -16,6 +16,7 @@ from sde_toolkit.samplers.gaussian.grid import (
     CONSTANTS,
     NETWORK_CONSTANTS,
     NOISY_CONSTANTS,
+    ROUGH_CONSTANTS,
     Constants,
     ResidualGrid,
 )
@@ -33,7 +34,7 @@ def constants_of(sampler: samplers.Sampler) -> Constants:
 @pytest.mark.parametrize("predicts", ["noise", "score", "velocity", "data", "edm", "residual"])
 def test_the_rule_depends_on_what_a_network_predicts(predicts: str) -> None:
     model = NetworkModel(MLP((2,), width=8, depth=1), VPSDE(), predicts, (2,), 1.0)
-    expected = NETWORK_CONSTANTS if predicts in ("noise", "score") else CONSTANTS
+    expected = NETWORK_CONSTANTS if predicts in ("noise", "score") else ROUGH_CONSTANTS
     assert constants_of(samplers.default(model)) is expected
     assert constants_of(samplers.default(Wrapper(model))) is expected
     assert constants_of(samplers.default(model, eta=1.0)) is NOISY_CONSTANTS
