@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import shlex
 import sys
@@ -15,6 +16,7 @@ from sde_toolkit.cli.common import (
     SAMPLERS_HELP,
     add_label,
     add_model,
+    add_shards,
     add_verb,
     given,
     need_memory,
@@ -75,6 +77,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--time_budget", type=duration, metavar="TIME", help="begin nothing that does not fit, as in 10m"
     )
+    add_shards(parser)
     parser.add_argument("--dry_run", action="store_true", help="print what would be measured, with its time")
     parser.add_argument(
         "--output", type=path_argument, metavar="DIR", help="where to write; else the workdir"
@@ -93,6 +96,7 @@ def compare(options: argparse.Namespace) -> None:
     """Compare samplers at several step counts; write records, figures and a page; print the table."""
     from sde_toolkit import runs
     from sde_toolkit.lab import format_table
+    from sde_toolkit.utils import leading
 
     overrides = given(options, "comparison", FIELDS)
     run, config = opened(options, overrides)
@@ -104,8 +108,15 @@ def compare(options: argparse.Namespace) -> None:
         plan = runs.plan_comparison(config, problems, runs.comparison_labels(config, options.label))
         say_plan(plan, directory)
         return
-    found = compare_with_bar(config, problems, directory, options.label)
-    if not found.records:
+    if options.merge:
+        need_all(config, problems, directory, options.label)
+    try:
+        found = compare_with_bar(config, problems, directory, options.label, options.shard)
+    except runs.ShardFinishedError:
+        place = runs.shard_path(directory, options.shard)
+        note(f"the shard is in {place}; the same command with --merge joins the shards")
+        return
+    if not found.records or not leading():
         return
     say(format_table(found.records, found.references))
     command = shlex.join(["sde-toolkit", *sys.argv[1:]])
@@ -144,6 +155,21 @@ def opened(options: argparse.Namespace, overrides: Mapping[str, Any]) -> tuple[r
     return run, run.config
 
 
+def need_all(config: Config, problems: Sequence[Problem], directory: Path, label: int | None) -> None:
+    """Take in the stores of shards, and refuse to go on, with a ValueError, where a cell is missing."""
+    from sde_toolkit import runs
+
+    store = runs.open_records(directory, problems[0].name)
+    plan = runs.plan_comparison(config, problems, runs.comparison_labels(config, label))
+    missing = [cell for cell in plan.cells(store) if cell.missing]
+    if missing:
+        first = f"{missing[0].group.problem.name} {missing[0].candidate.label}"
+        raise ValueError(
+            f"{len(missing)} cells are missing in {store.path}, the first is {first}; run their shards "
+            "again, or leave --merge out to measure them here"
+        )
+
+
 def say_plan(plan: Experiment, directory: Path) -> None:
     """Print every cell, its evaluations, the seeds that are missing and the estimated time."""
     from sde_toolkit import runs
@@ -162,7 +188,11 @@ def say_plan(plan: Experiment, directory: Path) -> None:
 
 
 def compare_with_bar(
-    config: Config, problems: Sequence[Problem], directory: Path, label: int | None = None
+    config: Config,
+    problems: Sequence[Problem],
+    directory: Path,
+    label: int | None = None,
+    shard: runs.Shard | None = None,
 ) -> runs.Comparison:
     """The comparison of a configuration with a progress bar; records appear as they are made."""
     from sde_toolkit import runs
@@ -170,8 +200,9 @@ def compare_with_bar(
 
     plan = runs.plan_comparison(config, problems, runs.comparison_labels(config, label))
     total = sum(len(plan.candidates(group)) for group in plan.groups)
+    workers = shard.count if shard is not None else int(os.environ.get("WORLD_SIZE", "1"))
     reused = 0
-    with progress_bar(total, 0, "sampler") as bar:
+    with progress_bar(-(-total // workers), 0, "sampler") as bar:
 
         def on_records(cell: Cell, rows: list[Record], old: bool) -> None:
             nonlocal reused
@@ -181,7 +212,7 @@ def compare_with_bar(
             bar.update()
 
         try:
-            found = runs.run_comparison(config, problems, directory, on_records, label)
+            found = runs.run_comparison(config, problems, directory, on_records, label, shard)
         except KeyboardInterrupt:
             bar.close()
             note(f"measured so far: {runs.records_path(directory)}; the same command goes on from there")

@@ -13,6 +13,7 @@ those left out are listed, and the same plan with the same store goes on with th
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -94,6 +95,7 @@ class Experiment:
         batch_size: samples computed at once; None for all.
         max_nfe: cells of more evaluations are no part of the plan; 0 for no limit.
         time_budget: seconds; 0 for no limit.
+        share: (i, n) for every n-th cell from cell i on, counted from 0: the part of one process of n.
     """
 
     groups: Sequence[Group]
@@ -102,9 +104,13 @@ class Experiment:
     batch_size: int | None = None
     max_nfe: int = 0
     time_budget: float = 0.0
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        index, count = self.share
+        if not 0 <= index < count:
+            raise ValueError(f"share must be (i, n) with 0 <= i < n, got {self.share}")
         if not self.time_budget >= 0 or self.max_nfe < 0:
             raise ValueError(
                 f"time_budget and max_nfe must be at least 0, got {self.time_budget} and {self.max_nfe}"
@@ -117,11 +123,14 @@ class Experiment:
 
     @checked
     def cells(self, store: Store | None = None) -> list[Cell]:
-        """All cells in their order, with what is missing in the store and what it will cost."""
-        found = []
+        """The cells of this share in their order, with what the store lacks and what it will cost."""
+        found: list[Cell] = []
+        (index, count), number = self.share, itertools.count()
         for group in self.groups:
             each: float | None = None
             for candidate in self.candidates(group):
+                if next(number) % count != index:
+                    continue
                 missing = self._missing(group, candidate, store)
                 if missing and each is None:
                     each = self._seconds_of_evaluation(group.problem.model)

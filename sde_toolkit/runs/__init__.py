@@ -6,10 +6,12 @@ from sde_toolkit.runs.comparison import (
     comparison_candidates,
     comparison_labels,
     headline,
+    open_records,
     plan_comparison,
     records_path,
     run_comparison,
     samples_path,
+    shard_path,
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
 from sde_toolkit.runs.page import write_experiment_page, write_report
@@ -51,6 +53,7 @@ __all__ = [
     "load_samples",
     "need_classes",
     "open_problems",
+    "open_records",
     "open_run",
     "open_shipped",
     "parts_path",
@@ -64,6 +67,7 @@ __all__ = [
     "samples_stem",
     "save_samples",
     "saved_step",
+    "shard_path",
     "shipped_path",
     "train_run",
     "write_experiment_page",

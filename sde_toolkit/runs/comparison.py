@@ -31,11 +31,12 @@ from sde_toolkit.lab import (
     load_records,
 )
 from sde_toolkit.runs.classes import class_suffix
+from sde_toolkit.runs.parts import Shard, ShardFinishedError
 from sde_toolkit.runs.problems import real_of_class, run_problem
 from sde_toolkit.runs.samples import samples_stem, save_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.samplers import Samples
-from sde_toolkit.utils import turns
+from sde_toolkit.utils import Processes, launched, turns
 
 MOST_SAMPLES = 2000
 """Limit of the samples drawn for the headline."""
@@ -59,7 +60,7 @@ def records_path(directory: Path) -> Path:
 
 
 def open_records(directory: Path, problem: str) -> Store:
-    """The store of a directory; records.json of an earlier version is taken over.
+    """The store of a directory; records.json of an earlier version, and the stores of shards, are taken in.
 
     Args:
         directory: of the comparison.
@@ -72,8 +73,24 @@ def open_records(directory: Path, problem: str) -> Store:
     if not store.path.exists() and older.exists():
         records, references = load_records(older)
         store.add([replace(record, problem=record.problem or problem) for record in records], references)
+    for part in sorted(directory.glob("records-shard*of*.sqlite")):
+        store.merge(part)
+        part.unlink()
     store.records()
     return store
+
+
+def shard_path(directory: Path, shard: Shard) -> Path:
+    """Where a shard of a comparison keeps its records."""
+    return directory / f"records-shard{shard.index}of{shard.count}.sqlite"
+
+
+def shared_records(directory: Path, problem: str, processes: Processes) -> Store:
+    """``open_records`` by the first of several processes, for all."""
+    if processes.rank == 0:
+        open_records(directory, problem)
+    processes.wait()
+    return Store(records_path(directory))
 
 
 def export_all(store: Store) -> list[Path]:
@@ -130,9 +147,13 @@ def run_comparison(
     directory: Path,
     on_records: Callable[[Cell, list[Record], bool], None] | None = None,
     label: int | None = None,
+    shard: Shard | None = None,
 ) -> Comparison:
     """Compare what a configuration asks; write samples and records to ``directory`` as they are made, reuse
     those there.
+
+    Under torchrun every process takes a share of the cells; they write to one store.  A shard writes to a
+    store of its own, which the next comparison in the directory takes in.
 
     Args:
         config: says what is compared.
@@ -141,18 +162,14 @@ def run_comparison(
         on_records: called after each cell with its records and whether they were reused.
         label: the class that all samples are of, and the real data; those of ``config.comparison.labels``
             if None.
+        shard: measure the cells of this shard alone.
 
     Raises:
+        ShardFinishedError: the cells of ``shard`` are measured.
         ValueError: a label for a network without classes; and what ``sde_toolkit.lab.compare`` and
             ``build_metrics`` refuse.
     """
     experiment = plan_comparison(config, problems, comparison_labels(config, label))
-    store = open_records(directory, problems[0].name)
-    known, references = store.references(), list[Reference]()
-    for metric in (metric for group in experiment.groups for metric in group.metrics):
-        found = _reference(metric, experiment.num_samples, [*known, *references])
-        references += [] if found is None or found in references else [found]
-    store.add([], references)
 
     def write(cell: Cell, samples: Samples) -> None:
         problem, condition = cell.group.problem, cell.group.condition
@@ -160,9 +177,28 @@ def run_comparison(
         place = samples_path(directory, config, cell.candidate, samples.seed, condition, problem.folder)
         save_samples(place, samples, config, problem.fingerprint, condition)
 
-    outcome = experiment.run(store, on_records, write)
-    export_all(store)
+    if shard is not None:
+        store = Store(shard_path(directory, shard))
+        replace(experiment, share=(shard.index - 1, shard.count)).run(store, on_records, write)
+        raise ShardFinishedError
+    with launched() as processes:
+        store = shared_records(directory, problems[0].name, processes)
+        mine = replace(experiment, share=(processes.rank, processes.count)).run(store, on_records, write)
+        processes.wait()
+    outcome = mine if processes.count == 1 else experiment.run(store)
+    references = _references(experiment, store) if processes.rank == 0 else []
     return Comparison(outcome.records, references, label, problems, outcome.left_out)
+
+
+def _references(experiment: Experiment, store: Store) -> list[Reference]:
+    """What real examples score by every metric; those that the store lacks are measured, and all exported."""
+    known, references = store.references(), list[Reference]()
+    for metric in (metric for group in experiment.groups for metric in group.metrics):
+        found = _reference(metric, experiment.num_samples, [*known, *references])
+        references += [] if found is None or found in references else [found]
+    store.add([], references)
+    export_all(store)
+    return references
 
 
 def comparison_labels(config: Config, label: int | None) -> tuple[int | None, ...]:

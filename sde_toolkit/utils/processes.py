@@ -12,6 +12,7 @@ receives all rows.  If a process fails, all processes raise an error at that poi
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class Processes:
             *(self._gather(column, mine, batch_size, len(x)) for column in zip(*parts, strict=True))
         )
 
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
     def _any(self, here: bool) -> bool:
         flag = torch.tensor([float(here)])
         dist.all_reduce(flag)
@@ -79,6 +85,9 @@ class Processes:
         dist.all_reduce(host)
         return host.to(whole.device)
 
+
+_PATIENCE = datetime.timedelta(days=30)
+"""How long a process waits for the others; torchrun ends all when one fails."""
 
 ALONE = Processes()
 """This process without others."""
@@ -95,7 +104,7 @@ def launched() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

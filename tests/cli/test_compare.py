@@ -144,3 +144,35 @@ def test_what_is_wrong_is_a_sentence_before_any_work(mine, tmp_path, capsys, wor
     assert message in shown
     assert "Traceback" not in shown
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_shards_join_to_the_undivided_comparison(tmp_path, capsys):
+    words = ["--problems=ring", "--samplers=ddim,heun", "--seeds=0,1"]
+    assert run(tmp_path, *words, "--shard=1/3") == 0
+    assert run(tmp_path, *words, "--shard=2/3") == 0
+    assert "records-shard2of3.sqlite" in capsys.readouterr().err
+    assert run(tmp_path, *words, "--merge") == 2
+    assert "1 cells are missing" in capsys.readouterr().err
+    assert run(tmp_path, *words, "--shard=3/3") == 0
+    assert run(tmp_path, *words, "--merge") == 0
+    assert "reused 4 of 4 entries" in capsys.readouterr().err
+    joined = records(tmp_path)
+    assert not list((tmp_path / "out").glob("records-shard*"))
+    assert (
+        cli.main(["compare", f"--output={tmp_path / 'whole'}", "--num_samples=20", "--num_steps=2,4", *words])
+        == 0
+    )
+    whole = Store(tmp_path / "whole" / "records.sqlite").records()
+
+    def values(rows):
+        return {(r.sampler, r.num_steps, r.seeds): (r.value, r.estimates) for r in rows}
+
+    assert values(joined) == values(whole)
+    assert len(joined) == 8
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0"])
+def test_shards_that_are_none(tmp_path, capsys, text):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--problems=ring", f"--shard={text}")
+    assert "must be I/N with 1 <= I <= N, as in 3/16" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import cli
+from sde_toolkit.lab import Store
 from sde_toolkit.utils.processes import ALONE, launched, leading
 
 TINY = [
@@ -106,3 +107,23 @@ def test_likelihoods_under_torchrun_are_those_of_one_process(tmp_path):
     assert first["nfe"] == second["nfe"]
     assert first["budget"] == second["budget"]
     assert several.stdout.count("bits/dim (") == 1  # one process prints
+
+
+@pytest.mark.slow
+def test_samples_and_comparisons_under_torchrun_are_those_of_one_process(tmp_path):
+    words = ["--problem=ring", "--sampler=ddim", "--num_steps=4", "--num_samples=1000", "--format=npz"]
+    assert cli.main(["sample", *words, f"--output={tmp_path / 'one'}"]) == 0
+    several = torchrun("-m", "sde_toolkit", "sample", *words, f"--output={tmp_path / 'two'}")
+    assert several.returncode == 0, several.stderr
+    assert several.stdout.count("1000 samples by") == 1
+    one, two = (next((tmp_path / name).rglob("*.npz")) for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    words = ["--problems=ring", "--samplers=ddim,heun", "--num_steps=2,3,4", "--num_samples=30"]
+    assert cli.main(["compare", *words, f"--output={tmp_path / 'one'}"]) == 0
+    several = torchrun("-m", "sde_toolkit", "compare", *words, f"--output={tmp_path / 'two'}")
+    assert several.returncode == 0, several.stderr
+    assert several.stdout.count("wrote") == 3
+    found = [Store(tmp_path / name / "records.sqlite").records() for name in ("one", "two")]
+    first, second = ({(r.sampler, r.num_steps): r.estimates for r in rows} for rows in found)
+    assert len(first) == 6
+    assert first == second
