@@ -389,6 +389,16 @@ def _lab(folder: Path) -> dict[str, Recipe]:
         "lab.export_records": Recipe(
             lab.export_records, _the(path=folder / "records.csv", records=[one, other])
         ),
+        "lab.Recorder": Recipe(lab.Recorder, _the(num_frames=3, most_samples=4)),
+        "lab.forward_trajectory": Recipe(
+            lab.forward_trajectory, _the(sde=VP, x0=X, times=[0.1, 0.5], seed=0)
+        ),
+        "lab.write_animation": Recipe(
+            lab.write_animation, _the(path=folder / "a.gif", frames={"a": ((1.0,), np.zeros((1, 4, 2)))})
+        ),
+        "lab.write_papers": Recipe(
+            lab.write_papers, _the(directory=folder / "papers", records=[one, other], formats=["latex"])
+        ),
         "lab.paired_difference": Recipe(lab.paired_difference, _the(a=one, b=other)),
     }
 

@@ -22,7 +22,15 @@ Sources = dict[str, str]
 HEAVY = {"diffusers", "matplotlib", "sklearn"}
 ORDER = ("solvers", *sde_toolkit.ROOMS)
 """Bottom up: each imports from those before it alone."""
-SUBROOMS = ("samplers.presets", "samplers.gaussian", "config.configs", "data.sources")
+SUBROOMS = (
+    "samplers.presets",
+    "samplers.gaussian",
+    "config.configs",
+    "data.sources",
+    "lab.page",
+    "lab.drawing",
+    "cli.showing",
+)
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""
 TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli"}

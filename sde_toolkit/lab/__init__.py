@@ -1,6 +1,16 @@
 """The experiment: samplers x step counts x seeds, its records, tables, figures and the report page."""
 
-from sde_toolkit.lab import figures
+from sde_toolkit.lab.drawing import (
+    Recorder,
+    Trajectory,
+    extent_of,
+    figures,
+    forward_trajectory,
+    has_ffmpeg,
+    sample_picture,
+    strip_figure,
+    write_animation,
+)
 from sde_toolkit.lab.experiment import (
     Candidate,
     Metric,
@@ -16,8 +26,11 @@ from sde_toolkit.lab.page import (
     Card,
     Page,
     Picture,
+    Sample,
+    facets_of,
     write_page,
 )
+from sde_toolkit.lab.papers import latex_table, write_papers
 from sde_toolkit.lab.plan import (
     Cell,
     Experiment,
@@ -41,6 +54,7 @@ from sde_toolkit.lab.store import Store
 from sde_toolkit.lab.table import (
     format_table,
     plus_minus,
+    problem_of,
     setting_of,
     short_name,
 )
@@ -60,20 +74,33 @@ __all__ = [
     "Picture",
     "Problem",
     "Record",
+    "Recorder",
     "Reference",
+    "Sample",
     "Store",
+    "Trajectory",
     "compare",
     "exact_problem",
     "export_records",
+    "extent_of",
+    "facets_of",
     "figures",
     "format_table",
+    "forward_trajectory",
+    "has_ffmpeg",
+    "latex_table",
     "load_records",
     "paired_difference",
     "plain_condition",
     "plus_minus",
     "pooled_records",
+    "problem_of",
+    "sample_picture",
     "save_records",
     "setting_of",
     "short_name",
+    "strip_figure",
+    "write_animation",
     "write_page",
+    "write_papers",
 ]

@@ -152,6 +152,25 @@ def pooled_records(records: Iterable[Record]) -> list[Record]:
     return [over_all_seeds(group) for group in groups.values()]
 
 
+def better_of(record: Record) -> str:
+    """Whether "lower" or "higher" values of a record's metric are better, or "closer" to real data's."""
+    return str(record.settings.get("metric.better", "lower"))
+
+
+def comparison_group(record: Record) -> str:
+    """What two records must have in common to be compared by ``paired_difference``, as JSON."""
+    common = {name: getattr(record, name) for name in ("metric", "problem", "num_samples", "seeds")}
+    return json.dumps([common, _compared_settings(record)], sort_keys=True, default=dict)
+
+
+def _compared_settings(record: Record) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in record.settings.items()
+        if key in ("model", "condition") or key.startswith("metric.")
+    }
+
+
 @checked
 def paired_difference(a: Record, b: Record) -> Estimate:
     """By how much a lies above b, and the error bar of this difference: "a beats b by d +- e" for d < 0.
@@ -168,11 +187,12 @@ def paired_difference(a: Record, b: Record) -> Estimate:
                 f"b must have the {name} of a, {getattr(a, name)!r}, got {getattr(b, name)!r}; "
                 "measure both in the same experiment"
             )
-    for key in sorted({*a.settings, *b.settings}):
-        if key in ("model", "condition") or key.startswith("metric."):
-            ours, theirs = a.settings.get(key), b.settings.get(key)
-            if ours != theirs:
-                raise ValueError(f"b must have the setting {key} of a, {ours!r}, got {theirs!r}")
+    ours, theirs = _compared_settings(a), _compared_settings(b)
+    for key in sorted({*ours, *theirs}):
+        if ours.get(key) != theirs.get(key):
+            raise ValueError(
+                f"b must have the setting {key} of a, {ours.get(key)!r}, got {theirs.get(key)!r}"
+            )
     for name, record in (("a", a), ("b", b)):
         if len(record.estimates) < len(record.seeds):
             raise ValueError(

@@ -1,16 +1,20 @@
 """The comparison as a text table.
 
 A number with an error is written to the second significant digit of its error, as in 3.21 ± 0.13; the error
-is one standard error.  The best value of each metric on each problem carries an asterisk.
+is one standard error.  The best value of each metric carries an asterisk, among records that may be
+compared: of one problem, condition, model, number of samples and seeds.  A setting that tells two rows of one
+sampler and step count apart has a column of its own.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sde_toolkit.lab.records import Record, Reference
+from sde_toolkit.lab.records import Record, Reference, better_of, comparison_group
 
 
 def plus_minus(value: float, error: float) -> str:
@@ -25,53 +29,105 @@ def plus_minus(value: float, error: float) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: a candidate and the value of every metric."""
+    """One line of the comparison: a candidate and the value of every metric.
+
+    Attributes:
+        sampler, setting: its name, and its step count or tolerance.
+        nfe, seconds: its cost.
+        cells: a record for each metric, None where there is none.
+        more: what tells it from other rows of this sampler and setting.
+    """
 
     sampler: str
     setting: str
     nfe: float
     seconds: float
     cells: tuple[Record | None, ...]
-    problem: str = ""
+    more: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> Record:
+        """The first record of the row."""
+        return next(cell for cell in self.cells if cell is not None)
+
+
+def pivot(records: Sequence[Record]) -> tuple[list[str], list[Row]]:
+    """Metrics in order of appearance, and one row for each sampler, setting and what else differs."""
+    metrics = list(dict.fromkeys(record.metric for record in records))
+    names = distinguishing(records)
+    groups: dict[tuple[str, ...], dict[str, Record]] = {}
+    for record in records:
+        parts = _parts(record)
+        key = (json.dumps(parts.get(name), default=dict) for name in names)
+        groups.setdefault((record.sampler, setting_of(record), *key), {})[record.metric] = record
+    rows = []
+    for (sampler, setting, *_), cells in groups.items():
+        first = next(iter(cells.values()))
+        values, parts = tuple(cells.get(m) for m in metrics), _parts(first)
+        more = tuple(short(parts.get(name)) for name in names)
+        rows.append(Row(sampler, setting, first.nfe, first.seconds, values, more))
+    return metrics, rows
+
+
+def _parts(record: Record) -> Mapping[str, Any]:
+    """What may tell records of one sampler, setting and metric apart."""
+    own = {
+        key: value
+        for key, value in sorted(record.settings.items())
+        if key not in ("sampler", "num_steps", "condition") and not key.startswith("metric.")
+    }
+    return {"problem": problem_of(record), "num_samples": record.num_samples, **own}
 
 
 def problem_of(record: Record) -> str:
     """The problem of a record and its class, as in "ring" and "digits, class 3"."""
-    condition = record.settings.get("condition")
+    return with_condition(record.problem, record.settings.get("condition"))
+
+
+def with_condition(problem: str, condition: Any) -> str:
+    """A problem's name with its class, if there is one."""
     if condition is None:
-        return record.problem
+        return problem
     shown = f"class {condition}" if isinstance(condition, int) else "given conditions"
-    return f"{record.problem}, {shown}" if record.problem else shown
+    return f"{problem}, {shown}" if problem else shown
 
 
-def pivot(records: Sequence[Record]) -> tuple[list[str], list[Row]]:
-    """Metrics in order of appearance, and one row for each problem, sampler and setting."""
-    metrics = list(dict.fromkeys(record.metric for record in records))
-    groups: dict[tuple[str, str, str], dict[str, Record]] = {}
+def distinguishing(records: Sequence[Record]) -> list[str]:
+    """Names of what tells records of one sampler, setting and metric apart: "problem", "grid", ..."""
+    seen: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in records:
-        key = problem_of(record), record.sampler, setting_of(record)
-        groups.setdefault(key, {})[record.metric] = record
-    rows = []
-    for (problem, sampler, setting), cells in groups.items():
-        first = next(iter(cells.values()))
-        found = tuple(cells.get(metric) for metric in metrics)
-        rows.append(Row(sampler, setting, first.nfe, first.seconds, found, problem))
-    return metrics, rows
+        seen.setdefault((record.sampler, setting_of(record), record.metric), []).append(_parts(record))
+    names: dict[str, None] = {}
+    for group in seen.values():
+        for name in dict.fromkeys(key for parts in group for key in parts):
+            if len({json.dumps(parts.get(name), default=dict) for parts in group}) > 1:
+                names[name] = None
+    first = ("problem", "num_samples")
+    return [name for name in first if name in names] + [name for name in names if name not in first]
 
 
-def best_records(records: Sequence[Record]) -> list[Record]:
-    """The best record of every problem and metric, as the metric says what is better; none where values are
-    to be close to those of real data."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+def short(value: Any) -> str:
+    """A setting in a few characters: text as it is, other values as JSON; long ones are cut."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, default=dict)
+    return text if len(text) <= 32 else text[:29] + "..."
+
+
+def best_records(records: Sequence[Record]) -> set[int]:
+    """The ``id`` of each record that is the best of those that it may be compared with; none where values
+    are to be close to those of real data."""
+    best: dict[str, float] = {}
+    signs = {"lower": 1, "higher": -1}
     for record in records:
-        groups.setdefault((problem_of(record), record.metric), []).append(record)
-    found = []
-    for group in groups.values():
-        better = group[0].settings.get("metric.better", "lower")
-        if better != "closer":
-            sign = -1 if better == "higher" else 1
-            found.append(min(group, key=lambda record: sign * record.value))
-    return found
+        if math.isfinite(record.value) and better_of(record) in signs:
+            group, amount = comparison_group(record), signs[better_of(record)] * record.value
+            best[group] = min(amount, best.get(group, math.inf))
+    return {
+        id(record)
+        for record in records
+        if best.get(comparison_group(record)) == signs.get(better_of(record), 1) * record.value
+    }
 
 
 def short_name(sampler: str) -> str:
@@ -89,25 +145,33 @@ def table_lines(
 ) -> tuple[list[str], list[list[str]]]:
     """Head and body of the table as strings; the best value of each metric carries an asterisk."""
     metrics, rows = pivot(records)
-    best, several = best_records(records), len({row.problem for row in rows}) > 1
+    more, best = distinguishing(records), best_records(records)
     body = []
     for row in rows:
-        cells = ["" if cell is None else _amount(cell, any(cell is b for b in best)) for cell in row.cells]
-        body.append([short_name(row.sampler), row.setting, f"{row.nfe:.4g}", *cells, f"{row.seconds:.2f}"])
-        if several:
-            body[-1].insert(0, row.problem)
-    for label in dict.fromkeys(reference.label for reference in references):
-        found: dict[str, list[Reference]] = {}
-        for r in references:
-            if r.label == label:
-                found.setdefault(r.metric, []).append(r)
-        for number in range(max(map(len, found.values()))):
-            every = [found.get(metric, [])[number : number + 1] for metric in metrics]
-            cells = [_amount(one[0], False) if one else "" for one in every]
-            name = next((str(one[0].settings.get("problem", "")) for one in every if one), "")
-            body.append([*([name] if several else []), label, "", "", *cells, ""])
-    head = ["sampler", "steps", "NFE", *(f"{m}  " for m in metrics), "seconds"]
-    return ["problem", *head] if several else head, body
+        cells = ["" if cell is None else _amount(cell, id(cell) in best) for cell in row.cells]
+        body.append(
+            [short_name(row.sampler), row.setting, *row.more, f"{row.nfe:.4g}", *cells, f"{row.seconds:.2f}"]
+        )
+    for label, told, found in reference_rows(references, metrics, more):
+        cells = ["" if reference is None else _amount(reference, False) for reference in found]
+        body.append([label, "", *told, "", *cells, ""])
+    return ["sampler", "steps", *more, "NFE", *(f"{m}  " for m in metrics), "seconds"], body
+
+
+def reference_rows(
+    references: Sequence[Reference], metrics: Sequence[str], more: Sequence[str]
+) -> list[tuple[str, list[str], list[Reference | None]]]:
+    """What real data score by label and problem: the label, the columns ``more``, a value for each metric."""
+    groups: dict[tuple[str, str], dict[str, Reference]] = {}
+    for reference in references:
+        settings = reference.settings
+        problem = with_condition(str(settings.get("problem", "")), settings.get("class"))
+        problem = problem if "problem" in more else ""
+        groups.setdefault((reference.label, problem), {})[reference.metric] = reference
+    return [
+        (label, [problem if name == "problem" else "" for name in more], [found.get(m) for m in metrics])
+        for (label, problem), found in groups.items()
+    ]
 
 
 def _amount(cell: Record | Reference, best: bool) -> str:

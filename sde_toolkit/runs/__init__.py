@@ -8,19 +8,23 @@ from sde_toolkit.runs.comparison import (
     headline,
     open_records,
     plan_comparison,
+    read_records,
     records_path,
     run_comparison,
     samples_path,
     shard_path,
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
-from sde_toolkit.runs.page import write_experiment_page, write_report
+from sde_toolkit.runs.page import write_experiment_page, write_report, write_stored_page
 from sde_toolkit.runs.parts import Shard, ShardFinishedError, forget_parts, parts_path
 from sde_toolkit.runs.pictures import (
+    animation_frames,
     check_picture_folder,
     check_picture_shape,
     displayable,
     picture_of_samples,
+    stored_samples,
+    trajectory_pictures,
     write_pictures,
 )
 from sde_toolkit.runs.problems import open_problems, run_problem
@@ -35,6 +39,7 @@ __all__ = [
     "Shard",
     "ShardFinishedError",
     "Start",
+    "animation_frames",
     "check_picture_folder",
     "check_picture_shape",
     "class_suffix",
@@ -60,6 +65,7 @@ __all__ = [
     "picture_of_samples",
     "plan_comparison",
     "read_history",
+    "read_records",
     "records_path",
     "run_comparison",
     "run_problem",
@@ -69,8 +75,11 @@ __all__ = [
     "saved_step",
     "shard_path",
     "shipped_path",
+    "stored_samples",
     "train_run",
+    "trajectory_pictures",
     "write_experiment_page",
     "write_pictures",
     "write_report",
+    "write_stored_page",
 ]

@@ -29,6 +29,7 @@ from sde_toolkit.lab import (
     compare,
     export_records,
     load_records,
+    pooled_records,
 )
 from sde_toolkit.runs.classes import class_suffix
 from sde_toolkit.runs.parts import Shard, ShardFinishedError
@@ -91,6 +92,25 @@ def shared_records(directory: Path, problem: str, processes: Processes) -> Store
         open_records(directory, problem)
     processes.wait()
     return Store(records_path(directory))
+
+
+def read_records(directory: Path) -> tuple[list[Record], list[Reference]]:
+    """What a directory holds of comparisons, the seeds of each candidate pooled; nothing is written.
+
+    Raises:
+        ValueError: there are no records, or a file that is not what its name says.
+    """
+    store, older = Store(records_path(directory)), directory / "records.json"
+    if store.path.exists():
+        records, references = store.records(), store.references()
+    else:
+        records, references = load_records(older)
+    if not records:
+        raise ValueError(
+            f"workdir must hold records of a comparison, got {directory}, which has none; make them with "
+            f"`sde-toolkit compare --workdir={directory}`"
+        )
+    return pooled_records(records), references
 
 
 def export_all(store: Store) -> list[Path]:

@@ -23,8 +23,13 @@ from sde_toolkit.lab import (
     Problem,
     Record,
     Reference,
+    Sample,
+    extent_of,
+    facets_of,
     figures,
     plus_minus,
+    problem_of,
+    sample_picture,
     setting_of,
     short_name,
     write_page,
@@ -32,7 +37,7 @@ from sde_toolkit.lab import (
 from sde_toolkit.runs.classes import examples_of_class
 from sde_toolkit.runs.comparison import Comparison, comparison_candidates, samples_path
 from sde_toolkit.runs.evaluation import Evaluation
-from sde_toolkit.runs.pictures import displayable
+from sde_toolkit.runs.pictures import displayable, trajectory_pictures
 from sde_toolkit.runs.samples import load_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.runs.training import read_history
@@ -42,6 +47,9 @@ CELL_SAMPLES = figures.CELL_SIDE**2
 SCATTER_SAMPLES = 1000
 FEW_EVALUATIONS = 21
 """Network evaluations of the "few steps" headline: 20 steps and a final denoising."""
+
+Cells = dict[tuple[str, str], np.ndarray]
+"""(Sampler, caption) -> samples as ``displayable`` gives them."""
 
 
 def write_report(
@@ -63,14 +71,18 @@ def write_report(
         main: a record and its reference, as the page's first number; the best record when None.
     """
     dataset = examples_of_class(run.dataset(), found.label)
-    drawn = _figures(run, directory, dataset, found, evaluation)
+    real = displayable(dataset.scaled_test()[:SCATTER_SAMPLES], dataset.scaling)
+    cells = _cells(run, directory, dataset, found.label)
+    drawn = _figures(run, cells, real, found, evaluation)
     page = Page(
         title=f"Samplers on {run.config.data.name}{_of_class(found)} under {run.config.sde.name}",
         lead=_lead(run),
         cards=_cards(run, found, evaluation, main),
+        samples=_samples(run.config.data.name, cells, real, found.label),
         pictures=_written(directory, drawn),
         records=found.records,
         references=found.references,
+        trajectories=trajectory_pictures(directory),
         config=config_json(run.config),
         commands=[command for command in commands if command],
         facts={"checkpoint": f"step {run.step}, weights {run.fingerprint}"},
@@ -91,15 +103,22 @@ def write_experiment_page(
         commands: shell lines that reproduce the page.
     """
     drawn: dict[str, tuple[Any, str]] = {}
+    samples: list[Sample] = []
     for problem in found.problems:
-        rows = [record for record in found.records if record.problem == problem.name]
-        for metric in dict.fromkeys(record.metric for record in rows):
-            caption = f"{problem.name}: {metric} against network evaluations per sample"
-            figure = figures.quality_figure(rows, metric, f"Step count against quality: {problem.name}")
-            drawn[f"quality-{problem.folder}-{_file_name(metric)}"] = figure, caption
+        groups: dict[tuple[str, str], list[Record]] = {}
+        for record in found.records:
+            if record.problem == problem.name:
+                groups.setdefault((record.metric, problem_of(record)), []).append(record)
+        for (metric, named), rows in groups.items():
+            caption = f"{named}: {metric} against network evaluations per sample"
+            figure = figures.quality_figure(rows, metric, f"Step count against quality: {named}")
+            label = rows[0].settings.get("condition")
+            more = "" if label is None else f"-{_file_name(f'class {label}')}"
+            drawn[f"quality-{problem.folder}-{_file_name(metric)}{more}"] = figure, caption
         cells = _problem_cells(config, directory, problem, found.label)
-        if cells and problem.real is not None:
-            real = _shown(problem.real[:SCATTER_SAMPLES], problem)
+        if cells:
+            real = None if problem.real is None else _shown(problem.real[:SCATTER_SAMPLES], problem)
+            samples += _samples(problem.name, cells, real, found.label)
             caption = f"{problem.name}: samples of seed {config.comparison.seeds[0]}, not selected"
             drawn[f"samples-{problem.folder}"] = figures.samples_figure(cells, real, caption), caption
     names = ", ".join(problem.name for problem in found.problems)
@@ -107,8 +126,9 @@ def write_experiment_page(
         title=f"Samplers on {names}",
         lead=f"Samplers at several step counts on {names}; {config.comparison.num_samples:,} samples each, "
         f"seeds {', '.join(map(str, config.comparison.seeds))}.",
-        cards=[],
+        samples=samples,
         pictures=_written(directory, drawn),
+        trajectories=trajectory_pictures(directory),
         records=found.records,
         references=found.references,
         config=config_json(config),
@@ -119,9 +139,7 @@ def write_experiment_page(
     return [*(directory / "figures" / f"{name}.png" for name in drawn), directory / "report.html"]
 
 
-def _problem_cells(
-    config: Config, directory: Path, problem: Problem, label: int | None
-) -> dict[tuple[str, str], np.ndarray]:
+def _problem_cells(config: Config, directory: Path, problem: Problem, label: int | None) -> Cells:
     """The first samples of every candidate of a problem that has a file."""
     count = CELL_SAMPLES if len(problem.model.event_shape) == 3 else SCATTER_SAMPLES
     cells = {}
@@ -144,6 +162,21 @@ def _shown(x: Tensor, problem: Problem) -> np.ndarray:
     return displayable(x, problem.scaling)
 
 
+def _samples(problem: str, cells: Cells, real: np.ndarray | None, label: int | None) -> list[Sample]:
+    """Small pictures of real data and of every candidate's samples."""
+    points = next(iter(cells.values())) if real is None else real
+    bound = None if points.ndim == 4 else extent_of(points)
+    condition, pictures = "none" if label is None else str(label), []
+    if real is not None:
+        told = f"Real data of {problem}"
+        pictures.append(Sample(sample_picture(real, bound), "real examples", told, problem=problem))
+    for (sampler, caption), x in cells.items():
+        told = f"Samples of {sampler}, {caption}"
+        picture = sample_picture(x, bound)
+        pictures.append(Sample(picture, caption, told, sampler, problem, condition))
+    return pictures
+
+
 def _written(directory: Path, drawn: Mapping[str, tuple[Any, str]]) -> list[Picture]:
     """Write figures as PNG and return them as pictures of the page."""
     folder = directory / "figures"
@@ -152,12 +185,13 @@ def _written(directory: Path, drawn: Mapping[str, tuple[Any, str]]) -> list[Pict
     for name, (figure, caption) in drawn.items():
         picture = figures.render(figure)
         atomic_write(folder / f"{name}.png", picture)
-        pictures.append(Picture(picture, caption, caption))
+        if not name.startswith(("quality", "samples")):  # the page has its own
+            pictures.append(Picture(picture, caption, caption))
     return pictures
 
 
 def _figures(
-    run: Run, directory: Path, dataset: Dataset, found: Comparison, evaluation: Evaluation | None
+    run: Run, cells: Cells, real: np.ndarray, found: Comparison, evaluation: Evaluation | None
 ) -> dict[str, tuple[Any, str]]:
     """Name -> figure and caption, the headline first."""
     drawn: dict[str, tuple[Any, str]] = {}
@@ -172,8 +206,6 @@ def _figures(
             "random choices."
         )
         drawn[name] = figure, caption
-    cells = _cells(run, directory, dataset, found.label)
-    real = displayable(dataset.scaled_test()[:SCATTER_SAMPLES], dataset.scaling)
     drawn["samples"] = (
         figures.samples_figure(
             cells, real, f"Samples of seed {run.config.comparison.seeds[0]}, not selected"
@@ -200,9 +232,7 @@ def _figures(
     return drawn
 
 
-def _cells(
-    run: Run, directory: Path, dataset: Dataset, label: int | None
-) -> dict[tuple[str, str], np.ndarray]:
+def _cells(run: Run, directory: Path, dataset: Dataset, label: int | None) -> Cells:
     """The first samples of every candidate: from its file, or drawn again where the file does not fit."""
     count = CELL_SAMPLES if len(run.model.event_shape) == 3 else SCATTER_SAMPLES
     cells = {}
@@ -295,3 +325,42 @@ def _training_seconds(run: Run) -> float:
     history = [] if run.workdir is None else read_history(run.workdir)
     steps = np.array([0.0] + [row["step"] for row in history])
     return float(np.sum(np.diff(steps) * np.array([row["seconds"] for row in history]))) if history else 0.0
+
+
+def write_stored_page(
+    directory: Path, records: Sequence[Record], references: Sequence[Reference],
+    samples: Sequence[tuple[Record, np.ndarray]], source: Path, commands: Sequence[str],
+) -> Path:  # fmt: skip
+    """Write the page of records and samples that are there, without the model; return its path.
+
+    Args:
+        directory: where it is written.
+        records, references: as the store holds them, seeds pooled.
+        samples: as ``stored_samples`` finds them.
+        source: the directory of the records.
+        commands: shell lines that reproduce the page.
+    """
+    points = [extent_of(x) for _, x in samples if x.ndim != 4]
+    bound = float(np.median(points)) if points else None
+    shown = [_stored_picture(record, x, bound) for record, x in samples]
+    problems = ", ".join(dict.fromkeys(record.problem or "an unnamed problem" for record in records))
+    candidates = len({(r.sampler, setting_of(r), r.problem) for r in records})
+    page = Page(
+        title=f"Samplers on {problems}",
+        lead=f"{len(records)} records of {candidates} samplers and settings in {source}; nothing was "
+        "measured for this page.",
+        samples=shown, records=records, references=references, commands=commands,
+        trajectories=trajectory_pictures(source),
+    )  # fmt: skip
+    write_page(directory / "report.html", page)
+    return directory / "report.html"
+
+
+def _stored_picture(record: Record, x: np.ndarray, bound: float | None) -> Sample:
+    caption = f"{setting_of(record)}{' steps' if record.num_steps else ''}, NFE {record.nfe:.4g}"
+    told = f"Samples of {record.sampler}, {caption}"
+    facets = facets_of(record)
+    return Sample(
+        sample_picture(x, bound), caption, told, record.sampler, facets["problem"], facets["condition"],
+        facets["grid"],
+    )  # fmt: skip

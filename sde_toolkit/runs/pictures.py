@@ -8,17 +8,23 @@ else in it.  Grey level v of L is written as round(255 v / (L - 1)).
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_toolkit.data import Scaling
-from sde_toolkit.lab import figures
+from sde_toolkit.lab import Picture, Record, Recorder, figures, forward_trajectory
 from sde_toolkit.models import DataScale
-from sde_toolkit.samplers import Samples
+from sde_toolkit.runs.classes import examples_of_class
+from sde_toolkit.runs.samples import load_samples
+from sde_toolkit.runs.store import Run
+from sde_toolkit.samplers import Sampler, Samples
 from sde_toolkit.utils import atomic_folder
 
 DIGITS = 6
@@ -110,3 +116,98 @@ def _png(picture: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def stored_samples(directory: Path, records: Sequence[Record], count: int) -> list[tuple[Record, np.ndarray]]:
+    """The first samples of each candidate that there are files of, with a record of it; nothing is drawn.
+
+    Images are in [0, 1], on one scale for all: grey levels from 0 to the highest that any file holds.  Files
+    of other weights, settings or seeds than those of the records are left out, and so are damaged ones.
+
+    Args:
+        directory: of the comparison.
+        records: one for each candidate and metric.
+        count: samples of each, at most.
+    """
+    wanted: dict[str, Record] = {}
+    for record in records:
+        wanted.setdefault(_candidate_key(record.settings, min(record.seeds)), record)
+    found: dict[str, np.ndarray] = {}
+    highest = 0.0
+    for path in sorted((directory / "samples").rglob("*.npz")):
+        try:
+            x, note = load_samples(path)
+        except ValueError:
+            continue
+        settings = {**note["settings"], "model": note["model"]}
+        if note.get("condition") is not None:
+            settings["condition"] = note["condition"]
+        key = _candidate_key(settings, note["seed"])
+        if key in wanted and note["first_sample"] == 0:
+            data, top = _stored_data(path, x)
+            found[key], highest = data[:count], max(highest, top)
+    images = {key: x / highest if x.ndim == 4 and highest > 0 else x for key, x in found.items()}
+    return [(wanted[key], images[key]) for key in wanted if key in images]
+
+
+def _candidate_key(settings: Mapping[str, Any], seed: int) -> str:
+    """What samples are of: the settings of the sampler, the weights, the condition and the seed."""
+    own = {key: value for key, value in settings.items() if not key.startswith("metric.")}
+    return json.dumps([own, seed], sort_keys=True, default=dict)
+
+
+def _stored_data(path: Path, x: Tensor) -> tuple[np.ndarray, float]:
+    """Samples on the scale of the data, images from 0 on, and the highest value of an image."""
+    with np.load(path, allow_pickle=False) as arrays:
+        data = np.asarray(arrays["data"] if "data" in arrays else x.numpy(), dtype=np.float32)
+    if data.ndim != 4:
+        return data, 0.0
+    grey = "data" in arrays and data.min() >= 0
+    shifted = data if grey else data - data.min()
+    return shifted, float(shifted.max())
+
+
+def animation_frames(
+    run: Run, sampler: Sampler, num_samples: int, num_frames: int, label: int | None = None
+) -> tuple[dict[str, tuple[tuple[float, ...], np.ndarray]], Samples]:
+    """Samples on their way to data, beside data under the forward process at the same times; and the samples.
+
+    Args:
+        run: what is sampled.
+        sampler: with a fixed grid.
+        num_samples: drawn, and as many examples at most.
+        num_frames: at most.
+        label: the class of all samples and examples; None for no class.
+
+    Raises:
+        ValueError: a sampler without a fixed grid; a label for a model without classes.
+    """
+    recorder = Recorder(num_frames, num_samples)
+    seed, batch_size = run.config.sampling.seed, run.config.sampling.batch_size
+    samples = sampler.sample(
+        run.model, num_samples, condition=label, seed=seed, batch_size=batch_size, callback=recorder
+    )
+    reverse = recorder.trajectory()
+    data = examples_of_class(run.dataset(), label).scaled_test()[:num_samples]
+    forward = forward_trajectory(run.model.sde, data, reverse.times[::-1], seed)
+    scaling = run.model.scaling
+    name = str(sampler.settings.get("sampler", "reverse")).replace("_", " ")
+    frames = {"forward process": forward, name: reverse}
+    return {
+        title: (trajectory.times, _displayed(trajectory.x, scaling)) for title, trajectory in frames.items()
+    }, samples
+
+
+def _displayed(x: Tensor, scaling: DataScale | None) -> np.ndarray:
+    """States with shape (F, n, *) on one scale for all frames."""
+    shown = displayable(x.flatten(0, 1), scaling)
+    return shown.reshape(*x.shape[:2], *shown.shape[1:])
+
+
+def trajectory_pictures(directory: Path) -> list[Picture]:
+    """The strips of frames that ``sde-toolkit animate`` left in a directory."""
+    pictures = []
+    for path in sorted((directory / "animations").glob("*.png")):
+        told = f"{path.stem}: data under the forward process, and samples on their way from noise to data"
+        pictures.append(Picture(path.read_bytes(), told, told))
+    return pictures

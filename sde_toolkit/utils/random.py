@@ -56,6 +56,7 @@ class Stream(enum.IntEnum):
     BOUND_PLACES = 0x626F6E64  # times or indices of a variational bound
     BOUND_NOISE = 0x626F6E65  # its noisy states
     BOUND_RECONSTRUCTION = 0x626F6E66  # its first noisy state
+    FORWARD = 0x666F7277  # paths of the forward process
     MODEL_STATES = 0x70726F62  # states whose predictions identify a model
 
     PERMUTATION = _GENERATORS  # orders of the examples

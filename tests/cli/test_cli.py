@@ -267,7 +267,18 @@ def test_debug_shows_the_traceback(monkeypatch):
         cli.main(["sample", "--workdir=nowhere"])
 
 
-VERBS = ["train", "sample", "likelihood", "classify", "compare", "demo", "export", "configs"]
+VERBS = [
+    "train",
+    "sample",
+    "likelihood",
+    "classify",
+    "compare",
+    "report",
+    "animate",
+    "demo",
+    "export",
+    "configs",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -130,7 +130,7 @@ def test_values_of_fields(workdir, tmp_path_factory, path, value, verb):
 FLAGS = ["--workdir", "--config", "--samplers", "--sampler", "--num_steps", "--num_samples", "--seeds",
          "--seed", "--metrics", "--label", "--labels", "--split", "--num_examples", "--device", "--debu",
          "--format", "--version", "--describe", "--completion", "--help", "-h", "x"]  # fmt: skip
-VERBS = ["sample", "likelihood", "compare", "classify", "configs", "train", "export", "", "smaple"]
+VERBS = ["sample", "likelihood", "compare", "report", "classify", "configs", "train", "export", "", "smaple"]
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """Figures: what is on the axes, and that nothing global is touched."""
 
+import math
 import subprocess
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 
 from sde_toolkit.lab import figures
+from sde_toolkit.lab.drawing import symlog
 from sde_toolkit.lab.experiment import Record, Reference
 
 
@@ -30,13 +33,66 @@ def test_quality_figure_has_log_axes_a_curve_per_sampler_and_error_bars():
     assert "halves" in [text.get_text() for text in axes.texts]
 
 
-def test_values_that_are_not_positive_are_drawn_at_the_lower_edge():
+def test_values_at_or_below_zero_are_drawn_where_they_lie():
     figure = figures.quality_figure(
         records(4.0, 0.05, -0.2), "energy", "t", Reference("energy", "halves", -0.1, 0.01)
     )
-    y = figure.axes[0].containers[0][0].get_ydata()
-    assert 0 < y[2] < y[1]
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "symlog"
+    assert list(axes.containers[0][0].get_ydata()) == [4.0, 0.05, -0.2]
+    threshold = symlog.linear_threshold([4.0, 0.05, -0.2, -0.1], [0.1, 0.1, 0.1, 0.01])
+    assert threshold == 0.1
+    assert {-threshold, 0.0, threshold, 1.0} <= set(axes.get_yticks())
+    assert any("linear below 0.1" in text.get_text() for text in axes.texts)
     figures.render(figure)
+
+
+def test_the_axis_is_that_of_the_page():
+    figure = figures.quality_figure(records(4.0, 0.05, -0.2), "energy", "t")
+    y = np.array([-3.0, -0.1, -0.02, 0.0, 0.05, 0.1, 0.7, 50.0])
+    size = np.abs(y) / 0.1
+    expected = np.where(size <= 1, size, 1 + np.log10(np.maximum(size, 1))) * np.sign(y)
+    assert figure.axes[0].yaxis.get_transform().transform(y) / 0.1 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "errors", "threshold"),
+    [
+        ([1.0, 2.0], [0.1, 0.1], None),
+        ([1.0, 0.01], [0.1, 0.013], 0.02),
+        ([1.0, 0.0], [0.1, 0.0], 1.0),
+        ([0.0], [0.0], 1.0),
+        ([math.nan, 1.0], [0.1, 0.1], None),
+        ([-1.0, -2.0, 5.0], [0.5, 0.7, 9.0], 0.7),
+        ([], [], None),
+    ],
+)
+def test_the_threshold_is_the_error_of_what_cannot_be_told_from_zero(values, errors, threshold):
+    assert symlog.linear_threshold(values, errors) == threshold
+
+
+def test_ticks_lie_in_the_range():
+    assert symlog.ticks(1.0, 20.0, None) == [1, 2, 5, 10, 20]
+    assert symlog.ticks(-0.03, 2.0, 0.01) == [-0.02, -0.01, 0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]
+    assert symlog.ticks(0.0, 0.0, None) == [0.0]
+
+
+def test_cost_in_seconds():
+    figure = figures.quality_figure(records(4.0, 2.0), "energy", "t", against="seconds")
+    assert figure.axes[0].get_xlabel().startswith("seconds")
+    with pytest.raises(ValueError, match="against must be one of"):
+        figures.quality_figure(records(4.0), "energy", "t", against="hours")
+
+
+def test_one_style_and_the_users_own_is_put_back():
+    before = matplotlib.rcParams["pdf.fonttype"], matplotlib.rcParams["font.size"]
+    drawn = [figures.quality_figure(records(4.0, 2.0), "energy", "t") for _ in range(2)]
+    for suffix in ("pdf", "svg"):
+        first, second = (figures.render(figure, suffix) for figure in drawn)
+        assert first == second
+    assert b"/FontFile2" in figures.render(drawn[0], "pdf")
+    assert (matplotlib.rcParams["pdf.fonttype"], matplotlib.rcParams["font.size"]) == before
+    assert set(figures.STYLE) <= set(matplotlib.rcParams)
 
 
 def test_unknown_metric_is_refused():

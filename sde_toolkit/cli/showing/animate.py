@@ -1,0 +1,86 @@
+"""``sde-toolkit animate``: samples from noise to data as a moving picture, beside the forward process."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sde_toolkit.cli.common import (
+    SAMPLERS_HELP,
+    add_label,
+    add_model,
+    add_verb,
+    given,
+    open_model,
+    output_place,
+    path_argument,
+    say,
+)
+
+EXAMPLES = """examples:
+  sde-toolkit animate --sampler=ddim --num_steps=50              # the digits that ship with the package
+  sde-toolkit animate --workdir=runs/d --sampler=euler_maruyama --num_steps=200 --format=gif,mp4
+
+Left the data as the forward process adds noise, right the sampler that takes it away; vectors as points,
+numbers as densities, images as a grid.  A strip of frames (.png) goes with it, which `report` shows."""
+
+FORMATS = ("gif", "mp4")
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the program."""
+    parser = add_verb(verbs, "animate", animate, "samples from noise to data, as a moving picture", EXAMPLES)
+    add_model(parser)
+    parser.add_argument("--sampler", metavar="NAME", help=SAMPLERS_HELP)
+    parser.add_argument("--num_steps", type=int, metavar="N", help="of the sampler, which must take steps")
+    parser.add_argument("--num_samples", type=int, metavar="N", help="500 points or 25 images if not given")
+    parser.add_argument("--seed", type=int, metavar="S", help="sample i of a seed is always the same")
+    parser.add_argument("--frames", type=int, default=40, metavar="N", help="at most; default: 40")
+    add_label(parser, "the class of all samples")
+    parser.add_argument(
+        "--format", type=_formats, default=("gif",), metavar="F,F", help="gif, mp4 (needs ffmpeg); else gif"
+    )
+    parser.add_argument(
+        "--output",
+        type=path_argument,
+        metavar="DIR",
+        help="where to write; else DIR/animations of the workdir",
+    )
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(FORMATS) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"must be one or more of {', '.join(FORMATS)}, got {text!r}")
+    return names
+
+
+def animate(options: argparse.Namespace) -> None:
+    """Draw samples, keep their states, and write them as a moving picture."""
+    from sde_toolkit import runs
+    from sde_toolkit.config import build_sampler
+    from sde_toolkit.lab import Candidate, figures, has_ffmpeg, strip_figure, write_animation
+    from sde_toolkit.utils import atomic_write, check_output_directory
+
+    if options.frames < 2:
+        raise ValueError(f"frames must be at least 2, got {options.frames}")
+    if "mp4" in options.format and not has_ffmpeg():
+        raise ValueError(
+            "--format=mp4 needs ffmpeg, which is not installed; install it (apt-get install ffmpeg), "
+            "or ask for gif"
+        )
+    run = open_model(options, given(options, "sampling", ("sampler", "num_steps", "seed")))
+    directory = check_output_directory(output_place(options)) / "animations"
+    count = options.num_samples or (25 if len(run.model.event_shape) == 3 else 500)
+    sampler = build_sampler(run.config, model=run.model)
+    candidate = Candidate.of(run.config.sampling.sampler, sampler)
+    frames, samples = runs.animation_frames(run, sampler, count, options.frames, options.label)
+    suffix = runs.class_suffix(options.label)
+    name = runs.samples_stem(candidate, run.config, suffix, run.config.sampling.seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    for form in options.format:
+        write_animation(directory / f"{name}.{form}", frames)
+        say(f"animation  {directory / f'{name}.{form}'}")
+    atomic_write(directory / f"{name}.png", figures.render(strip_figure(frames)))
+    say(f"strip      {directory / f'{name}.png'}")
+    say(f"{count} samples by {candidate.label}: {samples.nfe:.4g} network evaluations each")
