@@ -9,12 +9,13 @@ export OMP_NUM_THREADS ?= $(THREADS)
 # Tests run in WORKERS processes of one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow lint bench checkpoint clean
+.PHONY: help demo test test-slow test-browser lint bench checkpoint clean
 
 help:
 	@echo "make demo       set up .venv, then train, sample, evaluate and report on the 8x8 digits (runs/demo)"
 	@echo "make test       set up .venv, then the test-suite (under 5 minutes)"
 	@echo "make test-slow  the long statistical, training and fault runs"
+	@echo "make test-browser  the report page in headless Chromium, which apt-get installs where it is not"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmark programs; results in benchmarks/results/"
 	@echo "make checkpoint train the digits checkpoints that ship inside the package"
@@ -29,10 +30,15 @@ demo: $(STAMP)
 	$(BIN)/sde-toolkit demo --workdir=runs/demo
 
 test: $(STAMP)
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not browser'
 
 test-slow: $(STAMP)
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not browser'
+
+test-browser: $(STAMP)
+	@tests/browser/install.sh
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
