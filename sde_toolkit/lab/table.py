@@ -94,16 +94,23 @@ def with_condition(problem: str, condition: Any) -> str:
 
 def distinguishing(records: Sequence[Record]) -> list[str]:
     """Names of what tells records of one sampler, setting and metric apart: "problem", "grid", ..."""
-    seen: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    seen: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        seen.setdefault((record.sampler, setting_of(record), record.metric), []).append(_parts(record))
-    names: dict[str, None] = {}
-    for group in seen.values():
-        for name in dict.fromkeys(key for parts in group for key in parts):
-            if len({json.dumps(parts.get(name), default=dict) for parts in group}) > 1:
-                names[name] = None
-    first = ("problem", "num_samples")
-    return [name for name in first if name in names] + [name for name in names if name not in first]
+        key = json.dumps([record.sampler, setting_of(record), record.metric])
+        seen.setdefault(key, []).append(_parts(record))
+    first, last = ("problem", "num_samples"), ("model",)
+    every = dict.fromkeys(key for parts in map(_parts, records) for key in parts)
+    between = [name for name in every if name not in (*first, *last)]
+    names, groups = [], list(seen.values())
+    for name in (*first, *between, *last):
+        split: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+        for number, group in enumerate(groups):
+            for parts in group:
+                split.setdefault((number, json.dumps(parts.get(name), default=dict)), []).append(parts)
+        if len(split) > len(groups):
+            names.append(name)
+            groups = list(split.values())
+    return names
 
 
 def short(value: Any) -> str:

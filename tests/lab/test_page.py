@@ -87,6 +87,8 @@ def test_what_differs_has_a_column_and_the_best_are_among_equals():
     ]
     assert distinguishing(RECORDS) == []
     assert distinguishing(rows) == ["problem", "grid"]
+    told = [replace(r, settings={**r.settings, "model": r.problem}) for r in rows[1:]]
+    assert distinguishing(told) == ["problem"]  # which tells grids and weights apart already
     assert [row.more for row in pivot(rows)[1]] == [("", "uniform"), ("", "quadratic"), ("ring", "uniform")]
     lines = format_table(rows).splitlines()
     assert lines[0].split() == ["sampler", "steps", "problem", "grid", "NFE", "energy", "seconds"]

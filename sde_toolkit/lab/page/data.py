@@ -31,6 +31,7 @@ from sde_toolkit.lab.records import (
     paired_difference,
 )
 from sde_toolkit.lab.table import distinguishing, setting_of, short, short_name
+from sde_toolkit.lab.table import problem_of as named_problem
 
 MAX_RECORDS = 60
 MAX_BASELINES = 12
@@ -96,17 +97,17 @@ def draw_labels(records: Sequence[Record]) -> list[str]:
     settings = [
         {k: v for k, v in r.settings.items() if k == "model" or k.startswith("metric.")} for r in records
     ]
-    seen: dict[tuple[str, str], set[str]] = {}
+    seen: dict[tuple[str, str, str], set[str]] = {}
     for record, own in zip(records, settings, strict=True):
         for key, value in own.items():
-            seen.setdefault((record.metric, key), set()).add(short(value))
+            seen.setdefault((record.metric, named_problem(record), key), set()).add(short(value))
     labels = []
     for record, own in zip(records, settings, strict=True):
         seeds = ", ".join(map(str, record.seeds))
         more = [
             f"{key.removeprefix('metric.')} {short(value)}"
             for key, value in sorted(own.items())
-            if len(seen[record.metric, key]) > 1
+            if len(seen[record.metric, named_problem(record), key]) > 1
         ]
         labels.append(", ".join([f"{record.num_samples:,} samples of seed {seeds}", *more]))
     return labels
