@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.browser.conftest import chromium
 
-HEIGHTS = {1280: 1500, 400: 1700}
+HEIGHTS = {1280: 1900, 400: 1700}
 
 
 def main(page: Path, folder: Path) -> None:
