@@ -40,6 +40,9 @@ from sde_toolkit.utils import Processes
 INTERVAL = 2.0
 """Seconds between two files of finished batches."""
 
+MOST_BYTES = 1 << 22
+"""Of finished batches in memory: more are written at once."""
+
 _KIND = "parts"
 
 Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
@@ -88,7 +91,8 @@ class Parts:
         named = {f"{call}.{first}.{k}": tensor.detach() for k, tensor in enumerate(tensors)}
         self.tensors |= named
         self._new |= named
-        if time.monotonic() - self._written > INTERVAL:
+        size = sum(tensor.nbytes for tensor in self._new.values())
+        if time.monotonic() - self._written > INTERVAL or size > MOST_BYTES:
             self.write()
 
     def write(self) -> None:
@@ -97,6 +101,8 @@ class Parts:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self._owner}-{next(self._numbers):06d}.safetensors"
             write_tensors(path, {"kind": _KIND, "key": self.key}, self._new)
+            for name in self._new:  # they are in the result, and now on the disk
+                del self.tensors[name]
             self._new = {}
         self._written = time.monotonic()
 
@@ -171,7 +177,7 @@ class KeepingProcesses(Processes):
                     "again, or leave --merge out to make what is missing here"
                 )
             made = function(first, rows)
-            kinds.append(made)
+            kinds[:] = [made]
             if self.parts is not None and (len(x) > batch_size or self.shard is not None):
                 self.parts.add(call, first, made)
             return made
@@ -195,6 +201,5 @@ class KeepingProcesses(Processes):
 
 
 def cost_rows(count: int, nfe: float, seconds: float) -> tuple[Tensor, Tensor]:
-    """The cost of a batch, row by row, so that it can be joined like samples: float64 with shape (count,)."""
-    each = torch.full((count,), nfe, dtype=torch.float64)
-    return each, torch.full((count,), seconds / count, dtype=torch.float64)
+    """The cost of a batch, row by row, so that it can be joined like samples: float32 with shape (count,)."""
+    return torch.full((count,), nfe), torch.full((count,), seconds / count)

@@ -13,12 +13,11 @@ seed, so that samples of other options have another name.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from sde_toolkit.lab import Candidate, plain_condition
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.runs.parts import KeepingProcesses, Shard, ShardFinishedError, cost_rows, kept_parts
 from sde_toolkit.samplers import Sampler, Samples
-from sde_toolkit.utils import ALONE, Processes, atomic_write
+from sde_toolkit.utils import ALONE, Processes, atomic_file
 
 MAX_BYTES = 16 * 2**30
 """The largest arrays that are read from a file of samples."""
@@ -38,6 +37,7 @@ MAX_RATIO = 1000
 """The largest compression of an array that is read: more is no file of samples."""
 
 _LONGEST = 80
+_PIECE = 1 << 20
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 _NOTE = {
     "nfe": (int, float), "seed": (int,), "first_sample": (int,), "settings": (dict,),
@@ -101,8 +101,8 @@ def draw_samples(
         drawn = keeping.map(draw, torch.empty(num_samples, 0), batch_size)
         if shard is not None:
             raise ShardFinishedError
-    nfe, seconds = float(drawn.nfe.mean()), float(drawn.seconds.sum())
-    return Samples(drawn.x, nfe, seconds, seed, 0, sampler.settings, model.scaling)
+    nfe, seconds = (float(each.cpu().numpy().mean(dtype=np.float64)) for each in (drawn.nfe, drawn.seconds))
+    return Samples(drawn.x, nfe, seconds * num_samples, seed, 0, sampler.settings, model.scaling)
 
 
 def save_samples(
@@ -122,16 +122,21 @@ def save_samples(
     if samples.scaling is not None:
         arrays["data"] = _smallest(samples.data)
     arrays["note"] = np.array(json.dumps(note))
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():  # as numpy.savez_compressed, without the time of day
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", _NO_TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, member.getvalue())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, stream.getvalue())
+            with archive.open(entry, "w", force_zip64=True) as member:
+                _write_array(member, array if array.flags.c_contiguous else np.ascontiguousarray(array))
+
+
+def _write_array(member: IO[bytes], array: np.ndarray) -> None:
+    """An array in numpy's format, in pieces, so that no copy of it is held."""
+    np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(array))
+    content = array.reshape(-1).view(np.uint8)
+    for first in range(0, len(content), _PIECE):
+        member.write(content[first : first + _PIECE].tobytes())
 
 
 def load_samples(path: Path) -> tuple[Tensor, dict[str, Any]]:

@@ -5,6 +5,7 @@ from sde_toolkit.utils.checks import (
 )
 from sde_toolkit.utils.files import (
     WorkdirLock,
+    atomic_file,
     atomic_folder,
     atomic_write,
     atomic_write_text,
@@ -65,6 +66,7 @@ __all__ = [
     "as_device",
     "as_tensor",
     "as_times",
+    "atomic_file",
     "atomic_folder",
     "atomic_write",
     "atomic_write_text",

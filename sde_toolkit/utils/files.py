@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -39,6 +40,22 @@ def atomic_write(path: Path | str, data: bytes) -> None:
     Raises:
         OSError: the disk is full, or the directory is missing or not writable; nothing has changed then.
     """
+    with atomic_file(path, len(data)) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str, size: int | None = None) -> Iterator[BinaryIO]:
+    """A file to write what is too large to be held as bytes; it takes the place of ``path`` at the end of the
+    ``with``, whole or not at all, as for ``atomic_write``.
+
+    Args:
+        path: of the file.
+        size: in bytes, for the error, where it is known.
+
+    Raises:
+        OSError: as for ``atomic_write``.
+    """
     path = Path(path)
     if (os.getpid(), path.parent) not in _swept:
         remove_leftovers(path.parent)
@@ -47,7 +64,7 @@ def atomic_write(path: Path | str, data: bytes) -> None:
     try:
         temporary, descriptor = _new_temporary(path.parent)
         with open(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -57,8 +74,9 @@ def atomic_write(path: Path | str, data: bytes) -> None:
                 temporary.unlink()
         if isinstance(error, OSError):
             reason = os.strerror(error.errno) if error.errno else str(error)
+            how_much = "" if size is None else f" ({size} bytes)"
             message = (
-                f"could not write {path} ({len(data)} bytes): {reason}; what was there before is untouched, "
+                f"could not write {path}{how_much}: {reason}; what was there before is untouched, "
                 "so make room or choose another directory and run again"
             )
             raise OSError(error.errno, message) from error

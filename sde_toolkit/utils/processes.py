@@ -51,8 +51,7 @@ class Processes:
         """
         mine = range(self.rank * batch_size, len(x), self.count * batch_size)
         if self.count == 1:
-            parts = [function(first, x[first : first + batch_size]) for first in mine]
-            return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            return _joined(function, x, batch_size)
         failure: Exception | None = None
         parts = []
         try:
@@ -88,6 +87,20 @@ class Processes:
 
 _PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for the others; torchrun ends all when one fails."""
+
+
+def _joined(function: Callable[[int, Tensor], Rows], x: Tensor, batch_size: int) -> Rows:
+    """The rows of all batches; each is put into its place when it is made."""
+    rows = function(0, x[:batch_size])
+    if len(x) <= batch_size:
+        return rows
+    whole = [column.new_empty(len(x), *column.shape[1:]) for column in rows]
+    for first in range(0, len(x), batch_size):
+        rows = function(first, x[first : first + batch_size]) if first else rows
+        for column, part in zip(whole, rows, strict=True):
+            column[first : first + batch_size] = part
+    return type(rows)(*whole)
+
 
 ALONE = Processes()
 """This process without others."""
