@@ -118,7 +118,7 @@ def _needed(value: Any, entry: Entry, problem: Problem, what: str) -> Any:
 def _own_metric(
     name: str, options: dict[str, Any], problem: Problem, real: Tensor | None, settings: dict[str, Any]
 ) -> Metric:
-    found = named_object(name, "metric")
+    found: Any = named_object(name, "metric")
     title = name.rpartition(":")[2] if ":" in name else name.rpartition(".")[2]
     if isinstance(found, Metric):
         return replace(found, real=found.real if found.real is not None else real)

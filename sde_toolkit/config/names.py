@@ -15,6 +15,7 @@ REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
     "test": lambda dataset: dataset.scaled_test(),
     "all": lambda dataset: torch.cat([dataset.scaled_train(), dataset.scaled_test()]),
 }
+"""Part of the data -> its examples in model scale, with shape (M, *)."""
 
 GRIDS: dict[str, grids.Grid] = {
     "uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "karras": grids.karras,

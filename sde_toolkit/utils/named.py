@@ -14,10 +14,9 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 
-def named_object(path: str, what: str) -> Any:
+def named_object(path: str, what: str) -> object:
     """What a path names.
 
     Args:
@@ -39,7 +38,8 @@ def named_object(path: str, what: str) -> Any:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         kind = "file" if is_file else "module"
         raise ValueError(f"{what} {path!r}: {kind} {where!r} has no function {name!r}{hint}")
-    return getattr(module, name)
+    found: object = getattr(module, name)
+    return found
 
 
 def _from_file(where: str, path: str, what: str) -> ModuleType:

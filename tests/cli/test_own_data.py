@@ -201,7 +201,7 @@ def test_a_stopped_run_with_workers_ends_with_the_weights_of_one_without(tmp_pat
         ("points.npy", ["--config.data.colums=a"], "did you mean 'columns'"),
         ("points.npy", ["--config=digits"], "use an MLP for vectors"),
         ("hf:no/such/place", [], "hf:no/such/place"),
-        ("no_such_package:make", [], "cannot be imported"),
+        ("no_such_package:make", [], "there is no module"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, monkeypatch, source, options, words) -> None:
