@@ -383,9 +383,26 @@ def _lab(folder: Path) -> dict[str, Recipe]:
     other = replace(one, sampler="b")
     store = lab.Store(folder / "records.sqlite")
     store.add([one])
+    problem = lab.Problem("normal", MODEL, X)
+    candidate = lab.Candidate.of("ddim", samplers.ddim(2))
+    metric = lab.Metric("energy", metrics.EnergyDistance(), X.repeat(4, 1))
+    group = lab.Group(problem, [candidate], [metric])
+    experiment = lab.Experiment([group], 20)
     return {
         "Store": Recipe(lab.Store, _the(path=folder / "new.sqlite")),
         "Store.merge": Recipe(store.merge, _the(other=folder / "records.sqlite")),
+        "lab.Experiment": Recipe(lab.Experiment, _the(groups=[group], num_samples=20)),
+        "lab.Experiment.cells": Recipe(experiment.cells, _the(store=store)),
+        "lab.Experiment.run": Recipe(experiment.run, dict),
+        "lab.FlowEnds": Recipe(lab.FlowEnds, _the(model=MODEL)),
+        "lab.FlowMetric": Recipe(
+            lab.FlowMetric,
+            _the(name="flow error", distance=metrics.FlowError(), ends=lab.FlowEnds(MODEL)),
+        ),
+        "lab.Group": Recipe(lab.Group, _the(problem=problem, candidates=[candidate], metrics=[metric])),
+        "lab.Metric": Recipe(lab.Metric, _the(name="energy", distance=metrics.EnergyDistance(), real=X)),
+        "lab.Problem": Recipe(lab.Problem, _the(name="normal", model=MODEL, real=X)),
+        "lab.exact_problem": Recipe(lab.exact_problem, _the(name="gaussian", sde=VP, num_real=10)),
         "lab.export_records": Recipe(
             lab.export_records, _the(path=folder / "records.csv", records=[one, other])
         ),

@@ -46,6 +46,8 @@ OWN_ERRORS = {
     ("compare", "on_samples"),
     ("discrete_bound", "variance"),
     ("fit", "loss"),
+    ("lab.Experiment.run", "on_records"),
+    ("lab.Experiment.run", "on_samples"),
     ("solve with noise", "after_step"),
     ("solve", "after_step"),
     ("training.train_step", "loss"),

@@ -20,7 +20,7 @@ from sde_toolkit.lab.experiment import Metric
 from sde_toolkit.metrics import Estimate, bootstrap
 from sde_toolkit.models import Condition, ExactModel, ScoreModel
 from sde_toolkit.samplers import Sampler, Samples, Start, dopri5, start_state
-from sde_toolkit.utils import Stream
+from sde_toolkit.utils import Stream, checked
 from solvers import Normals
 
 _TOLERANCE = 1e-6
@@ -35,11 +35,12 @@ class FlowEnds:
         reference: a sampler with small errors, for models that are not exact; Dormand-Prince at 1e-6 if None.
     """
 
+    @checked
     def __init__(
         self, model: ScoreModel, condition: Condition | None = None, reference: Sampler | None = None
     ) -> None:
         self.model, self.condition = model, condition
-        self.reference = reference or dopri5(rtol=_TOLERANCE, atol=_TOLERANCE)
+        self.reference = dopri5(rtol=_TOLERANCE, atol=_TOLERANCE) if reference is None else reference
         self._known: list[tuple[Start, tuple[float, bool, int, int], Tensor]] = []
 
     def of(self, sampler: Sampler, num_samples: int, seed: int) -> Tensor:
