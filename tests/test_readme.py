@@ -9,6 +9,7 @@ import torch
 
 import sde_toolkit
 from sde_toolkit import cli
+from sde_toolkit.lab import Store
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
@@ -17,7 +18,7 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 def test_there_is_something_to_check():
     assert len(BLOCKS) == 10
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 14
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,15 @@ def test_block_on_exact_models_is_as_accurate_as_it_says():
     scope: dict = {}
     exec(BLOCKS[5], scope)
     assert float((scope["result"].nats - scope["mixture"].log_prob(scope["x"])).abs().max()) < 1e-3
+
+
+def test_own_parts_are_compared_as_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```py\n(.*?)```", README, flags=re.S)
+    (tmp_path / "mine.py").write_text(block)
+    (command,) = (command for command in COMMANDS if "mine.py" in command)
+    few = ["--num_steps=3", "--num_samples=20", "--output=out"]
+    assert cli.main([*shlex.split(command)[1:], *few]) == 0
+    records = Store("out/records.sqlite").records()
+    assert {record.sampler for record in records} == {"ddim", "mine.py.half_noisy"}
+    assert {record.metric for record in records} == {"shift", "KID (features=mine.py:moments)"}
