@@ -399,6 +399,11 @@ def _lab(folder: Path) -> dict[str, Recipe]:
             lab.FlowMetric,
             _the(name="flow error", distance=metrics.FlowError(), ends=lab.FlowEnds(MODEL)),
         ),
+        "lab.GaussianMetric": Recipe(
+            lab.GaussianMetric, _the(name="W2", distance=metrics.gaussian_w2, model=MODEL)
+        ),
+        "lab.gaussian_kl": Recipe(lab.gaussian_kl, _the(mean0=X[0], cov0=EYE, mean1=X[1], cov1=EYE)),
+        "lab.gaussian_output": Recipe(lab.gaussian_output, _the(sampler=samplers.ddim(2), model=MODEL)),
         "lab.Group": Recipe(lab.Group, _the(problem=problem, candidates=[candidate], metrics=[metric])),
         "lab.Metric": Recipe(lab.Metric, _the(name="energy", distance=metrics.EnergyDistance(), real=X)),
         "lab.Problem": Recipe(lab.Problem, _the(name="normal", model=MODEL, real=X)),

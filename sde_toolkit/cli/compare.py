@@ -45,6 +45,11 @@ EXAMPLES = """examples:
 A plan is a configuration as JSON: {"comparison": {"problems": ["ring"], "samplers": ["ddim"], ...}}.
 Results that exist already are reused; samples and records of an interrupted comparison are kept."""
 
+METRICS_HELP = (
+    "energy, sliced_wasserstein, precision, flow_error, exact_w2, mine.py:metric, ...; `sde-toolkit configs "
+    "--describe comparison` lists all"
+)
+
 FIELDS = (
     "problems", "samplers", "grids", "num_steps", "num_samples", "seeds", "metrics", "labels", "max_nfe",
     "time_budget",
@@ -70,7 +75,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--num_steps", metavar="N,M,...", help="step counts; adaptive samplers run once")
     parser.add_argument("--num_samples", type=int, metavar="N", help="for each sampler, step count and seed")
     parser.add_argument("--seeds", metavar="S,T,...")
-    parser.add_argument("--metrics", metavar="A,B,...", help="frechet, sliced_wasserstein, energy, mmd")
+    parser.add_argument("--metrics", metavar="A,B,...", help=METRICS_HELP)
     parser.add_argument("--labels", metavar="K,L,...", help="classes, each compared for itself")
     add_label(parser, "the class of all samples, compared with the real data of this class")
     parser.add_argument("--max_nfe", type=int, metavar="N", help="leave out more network evaluations")

@@ -14,6 +14,7 @@ from sde_toolkit.config import likelihood_fields, sampler_fields
 from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.loading import config_names, load_config
 from sde_toolkit.config.meanings import ABOUT
+from sde_toolkit.config.metric_fields import LAWS
 from sde_toolkit.config.names import DATA_NAMES, DTYPES, GRIDS, OWN_GRID, OWN_MODEL, REAL
 from sde_toolkit.config.schema import Variants, nearest
 from sde_toolkit.config.trees import Config
@@ -168,7 +169,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "likelihood.split": tuple(REAL),
     "comparison.problems": (OWN_MODEL, *EXACT_PROBLEMS),
     "comparison.grids": (OWN_GRID, *GRIDS),
-    "comparison.metrics": tuple(CATALOGUE),
+    "comparison.metrics": (*CATALOGUE, *LAWS),
     "comparison.real": tuple(REAL),
 }
 """The fields that hold names, and the names."""

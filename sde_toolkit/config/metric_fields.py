@@ -1,6 +1,6 @@
 """The metrics of a comparison by name: those of ``sde_toolkit.metrics.CATALOGUE``, and the user's own.
 
-    energy        kid(features='mine.py:features')        mode_coverage(measure=kl)        mine.py:metric
+    energy    exact_w2    kid(features='mine.py:features')    mode_coverage(measure=kl)    mine.py:metric
 
 What a metric needs beside the samples comes from the problem: real examples, the exact density, the mixture,
 the ends of the flow.  A path names a function (x, y) -> number of samples and real examples with shapes
@@ -11,15 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from sde_toolkit.config.sampler_fields import parse_call
 from sde_toolkit.config.schema import need
-from sde_toolkit.lab import FlowEnds, FlowMetric, Metric, Problem
-from sde_toolkit.metrics import CATALOGUE, Distance, Entry, Statistic
+from sde_toolkit.lab import FlowEnds, FlowMetric, GaussianMetric, Metric, Problem
+from sde_toolkit.metrics import CATALOGUE, Distance, Entry, Statistic, gaussian_w2
+from sde_toolkit.models import ExactModel
 from sde_toolkit.utils import named_object
+
+LAWS: dict[str, tuple[str, Literal["w2", "kl"]]] = {
+    "exact_w2": ("exact W2", "w2"),
+    "exact_kl": ("exact KL", "kl"),
+}
+"""Metrics of a sampler's law on Gaussian data: name -> heading, and the distance."""
 
 _GIVEN = {"density": "log_density", "mixture": "mixture"}
 """What a metric needs -> the option that the problem fills."""
@@ -38,7 +45,11 @@ def checked_metric(text: str) -> None:
     name, options = _parsed(text)
     if ":" in name or "." in name:
         return
-    need("metric", name, CATALOGUE)
+    need("metric", name, (*CATALOGUE, *LAWS))
+    if name in LAWS:
+        if options:
+            raise ValueError(f"metric {name!r} has no option {next(iter(options))!r}; valid: none")
+        return
     entry = CATALOGUE[name]
     valid = [option for option in entry.options if option != _GIVEN.get(entry.needs)]
     for option in options:
@@ -66,11 +77,20 @@ def build_metric(text: str, part: str, problem: Problem, real: Tensor | None, la
     if ":" in name or "." in name:
         return _own_metric(name, options, problem, real, settings)
     checked_metric(text)
+    if name in LAWS:
+        return _law(name, problem)
     entry = CATALOGUE[name]
     title = _title(entry.title, options)
     if entry.needs == "pairs":
         return FlowMetric(title, entry.make(**options), None, options, ends=FlowEnds(problem.model, label))
     return Metric(title, _made(entry, options, problem, label), real, settings, entry.better)
+
+
+def _law(name: str, problem: Problem) -> Metric:
+    if not isinstance(problem.model, ExactModel):
+        raise ValueError(f"metric {name!r} needs an exact Gaussian problem, got {problem.name!r}")
+    title, which = LAWS[name]
+    return GaussianMetric(title, gaussian_w2, model=problem.model, measure_of=which)
 
 
 def _title(title: str, options: dict[str, Any]) -> str:

@@ -22,6 +22,12 @@ from sde_toolkit.lab.flow_error import (
     FlowEnds,
     FlowMetric,
 )
+from sde_toolkit.lab.gaussian_law import (
+    GaussianLaw,
+    GaussianMetric,
+    gaussian_kl,
+    gaussian_output,
+)
 from sde_toolkit.lab.page import (
     Card,
     Page,
@@ -67,6 +73,8 @@ __all__ = [
     "Experiment",
     "FlowEnds",
     "FlowMetric",
+    "GaussianLaw",
+    "GaussianMetric",
     "Group",
     "Metric",
     "Outcome",
@@ -87,6 +95,8 @@ __all__ = [
     "figures",
     "format_table",
     "forward_trajectory",
+    "gaussian_kl",
+    "gaussian_output",
     "has_ffmpeg",
     "latex_table",
     "load_records",

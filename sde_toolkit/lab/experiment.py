@@ -69,7 +69,7 @@ class Metric:
     """
 
     name: str
-    distance: Callable[[Tensor, Tensor], float] | Distance | Statistic
+    distance: Callable[..., float] | Distance | Statistic
     real: Tensor | None = field(default=None, repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
     better: str = "lower"

@@ -69,6 +69,19 @@ def test_exact_problems_grids_and_classes(tmp_path, capsys):
     assert "reused 24 of 24 entries" in capsys.readouterr().err
 
 
+def test_exact_laws_on_gaussian_problems(tmp_path):
+    words = ["--problems=gaussian", "--samplers=ddim,default", "--metrics=exact_w2,exact_kl", "--seeds=0,1"]
+    assert run(tmp_path, *words) == 0
+    values = {(r.sampler, r.num_steps, r.metric): r.value for r in records(tmp_path)}
+    assert (
+        values["default", 4, "exact W2"]
+        < 1e-3
+        < values["ddim", 4, "exact W2"]
+        < values["ddim", 2, "exact W2"]
+    )
+    assert {r.standard_error for r in records(tmp_path)} == {0.0}
+
+
 def test_parts_of_the_users_own(mine, tmp_path, capsys):
     words = [
         f"--problems={mine}:problem,{mine}:pair", f"--samplers=ddim,{mine}:sampler,{mine}:sampler(eta=1)",
@@ -122,6 +135,8 @@ def test_a_plan_is_a_file(tmp_path, capsys):
         (["--problems={mine}:broken"], "failed: KeyError: 'oops'"),
         (["--problems={mine}:metric"], "failed: TypeError"),
         (["--problems=ring", "--metrics=frechet"], "needs features, which only the digits have"),
+        (["--problems=ring", "--metrics=exact_w2"], "needs Gaussian data"),
+        (["--problems={mine}:pair", "--metrics=exact_kl(a=1)"], "has no option 'a'"),
         (["--problems=ring", "--metrics=energies"], "metric 'energies' is unknown; did you mean 'energy'?"),
         (["--problems=ring", "--metrics=energy(depth=3)"], "metric 'energy' has no option 'depth'"),
         (["--problems={mine}:pair", "--metrics=nll"], "needs the exact density of the data"),
