@@ -31,7 +31,7 @@ from sde_toolkit.lab.experiment import Metric
 from sde_toolkit.metrics import Estimate, gaussian_w2
 from sde_toolkit.models import ExactModel, Gaussian
 from sde_toolkit.samplers import Sampler, Samples
-from sde_toolkit.utils import checked
+from sde_toolkit.utils import check_fields, checked
 
 _ROWS = 4096
 """Impulses that are run at once."""
@@ -141,15 +141,19 @@ def gaussian_kl(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> flo
     Raises:
         ValueError: a covariance that is not positive definite.
     """
+    gaussian_w2(mean0, cov0, mean1, cov1)  # refuses shapes that do not fit
+    mean0, cov0, mean1, cov1 = (
+        torch.as_tensor(a).detach().cpu().double() for a in (mean0, cov0, mean1, cov1)
+    )
     factors = []
     for name, covariance in (("cov0", cov0), ("cov1", cov1)):
-        factor, failed = torch.linalg.cholesky_ex(covariance.double())
+        factor, failed = torch.linalg.cholesky_ex(covariance)
         if int(failed) or not torch.isfinite(factor).all():
             raise ValueError(f"{name} must be positive definite for a KL divergence")
         factors.append(factor)
     one, other = factors
     whitened = torch.linalg.solve_triangular(other, one, upper=False)
-    off = torch.linalg.solve_triangular(other, (mean0 - mean1).double()[:, None], upper=False)
+    off = torch.linalg.solve_triangular(other, (mean0 - mean1)[:, None], upper=False)
     log_det = 2 * (other.diagonal().log().sum() - one.diagonal().log().sum())
     return float(whitened.square().sum() - len(mean0) + off.square().sum() + log_det) / 2
 
@@ -167,9 +171,10 @@ class GaussianMetric(Metric):
     measure_of: Literal["w2", "kl"] = "w2"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.model is None or not isinstance(self.model.data, Gaussian):
             raise ValueError(
-                f"metric {self.name!r} needs Gaussian data, got {self.model!r}; use it on the problems "
+                f"metric {self.name!r} needs Gaussian data, got model={self.model!r}; use it on the problems "
                 "gaussian, gaussian_ill and gaussian_low_rank"
             )
 
