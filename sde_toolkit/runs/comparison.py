@@ -5,8 +5,7 @@
 
 A record is written as soon as it is measured, and reused when the same is asked for again: same weights (by
 their fingerprint), same settings, same class.  A directory of an earlier version, which holds records.json
-alone, is taken over.  Of a network with classes one class may be compared, with the
-real data of this class.
+alone, is taken over.  Classes of a network are compared each for itself, with the real data of the class.
 """
 
 from __future__ import annotations
@@ -41,6 +40,9 @@ from sde_toolkit.utils import Processes, launched, turns
 
 MOST_SAMPLES = 2000
 """Limit of the samples drawn for the headline."""
+
+_NO_TIME = 1e-9
+"""A budget in which no cell fits."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def run_comparison(
         store = shared_records(directory, problems[0].name, processes)
         mine = replace(experiment, share=(processes.rank, processes.count)).run(store, on_records, write)
         processes.wait()
-    outcome = mine if processes.count == 1 else experiment.run(store)
+    # of several processes the records of all are read; what the budget left out is not begun again
+    outcome = mine if processes.count == 1 else replace(experiment, time_budget=_NO_TIME).run(store)
     references = _references(experiment, store) if processes.rank == 0 else []
     return Comparison(outcome.records, references, label, problems, outcome.left_out)
 
