@@ -64,9 +64,19 @@ class FlowEnds:
         z = normals.draw(0, Stream.PRIOR)
         T, t_min = (torch.tensor(t, dtype=torch.float64) for t in (model.sde.T, sampler.t_min))
         x = start_state(sampler.start, model, z, T, rows)
-        of_class = model if rows is None else model.given(int(rows[0]))
-        ends = of_class.flow(x, T, t_min)
-        return of_class.denoise(ends, t_min) if sampler.denoise else ends
+        if rows is None:
+            return _ends(model, x, T, t_min, sampler.denoise)
+        ends = torch.empty_like(x)
+        for label in rows.unique().tolist():
+            mine = rows == label
+            ends[mine] = _ends(model.given(label), x[mine], T, t_min, sampler.denoise)
+        return ends
+
+
+def _ends(model: ExactModel, x: Tensor, T: Tensor, t_min: Tensor, denoise: bool) -> Tensor:
+    """x with shape (B, *) at T, carried to t_min by the exact flow, and denoised there if asked."""
+    ends = model.flow(x, T, t_min)
+    return model.denoise(ends, t_min) if denoise else ends
 
 
 @dataclass(frozen=True, eq=False)

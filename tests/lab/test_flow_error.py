@@ -17,7 +17,7 @@ RING = exact_problem("ring", VPSDE()).model
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(0.01, 20.0)])
 @pytest.mark.parametrize("denoise", [True, False])
-@pytest.mark.parametrize("condition", [None, 3])
+@pytest.mark.parametrize("condition", [None, 3, torch.arange(8)], ids=["none", "one", "each its own"])
 def test_a_fine_run_ends_where_the_flow_does(sde, denoise, condition):
     model = exact_problem("ring", sde).model
     sampler = dopri5(rtol=1e-8, atol=1e-8, denoise=denoise)
