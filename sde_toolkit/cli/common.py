@@ -13,9 +13,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from sde_toolkit.config import Config
+    from sde_toolkit.lab import Problem
+    from sde_toolkit.models import ScoreModel
     from sde_toolkit.runs import Run, Shard
 
 FALLBACK_CONFIG = "digits"
@@ -64,6 +67,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     add_data(parser, "where the run's own data lie now; needed where a function makes them")
     add_device(parser)
+
+
+def add_problem(parser: argparse.ArgumentParser) -> None:
+    """Add ``--problem``, which samples a model that is no run."""
+    parser.add_argument(
+        "--problem",
+        metavar="NAME",
+        help="in place of a run: an exact problem such as ring or mixture8, or mine.py:problem",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -143,6 +155,61 @@ def open_model(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Run
     if options.workdir is not None:
         return open_run(options.workdir, overrides)
     return open_shipped(options.config or FALLBACK_CONFIG, overrides)
+
+
+class Source(NamedTuple):
+    """What is sampled: a run, or a problem in its place.
+
+    Attributes:
+        config: says how.
+        model: the model.
+        fingerprint: identifies its weights.
+        prefix: of the names of files.
+        run: None for a problem.
+        problem: None for a run.
+    """
+
+    config: Config
+    model: ScoreModel
+    fingerprint: str
+    prefix: str = ""
+    run: Run | None = None
+    problem: Problem | None = None
+
+    def as_problem(self) -> Problem:
+        """The model with its data; a run's data are read now.
+
+        Raises:
+            ValueError: a run whose data are not known.
+        """
+        from sde_toolkit.runs import run_problem
+
+        if self.problem is not None:
+            return self.problem
+        assert self.run is not None
+        return run_problem(self.run)
+
+
+def open_source(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Source:
+    """The problem that ``--problem`` names, else the run of ``open_model``.
+
+    Raises:
+        ValueError: a problem and a workdir, an unknown problem, and what ``open_model`` refuses.
+    """
+    from sde_toolkit.config import load_config, override_config, parse_config
+    from sde_toolkit.runs import open_problems
+
+    if options.problem is None:
+        run = open_model(options, overrides)
+        return Source(run.config, run.model, run.fingerprint, run=run)
+    if options.workdir is not None:
+        raise ValueError("give --workdir or --problem, not both")
+    if options.config is None:
+        config = override_config(parse_config({}), overrides)
+    else:
+        config = load_config(options.config, overrides)
+    (problem,) = open_problems(override_config(config, {"comparison.problems": options.problem}), None)
+    return Source(config, problem.model, problem.fingerprint, f"{problem.folder}-", problem=problem)
 
 
 def output_place(options: argparse.Namespace) -> Path:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sde_toolkit.cli.common import (
     SAMPLERS_HELP,
+    Source,
     add_label,
     add_model,
+    add_problem,
     add_shards,
     add_verb,
     given,
     keeping,
     need_memory,
     note,
-    open_model,
+    open_source,
     output_directory,
     output_place,
     path_argument,
@@ -30,8 +32,7 @@ from sde_toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sde_toolkit.config import Config
-    from sde_toolkit.models import Condition, ScoreModel
+    from sde_toolkit.models import Condition
     from sde_toolkit.samplers import Samples
 
 EXAMPLES = """examples:
@@ -51,9 +52,7 @@ def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "sample", sample, "draw samples: an npz file and a picture", EXAMPLES)
     add_model(parser)
-    parser.add_argument(
-        "--problem", metavar="NAME", help="an exact problem such as ring or mixture8, in place of a run"
-    )
+    add_problem(parser)
     parser.add_argument("--sampler", metavar="NAME", help=SAMPLERS_HELP)
     parser.add_argument("--num_steps", type=int, metavar="N", help="not for adaptive samplers")
     parser.add_argument("--num_samples", type=int, metavar="N")
@@ -98,7 +97,7 @@ def sample(options: argparse.Namespace) -> None:
     from sde_toolkit.utils import launched
 
     overrides = given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed"))
-    source = _source(options, overrides)
+    source = open_source(options, overrides)
     settings = source.config.sampling
     _warn_without_effect(settings, overrides)
     condition = _condition(options, settings.num_samples)
@@ -154,40 +153,6 @@ def _write(
     if "png" in places:
         runs.write_pictures(samples, places["png"])
         say(f"pictures {places['png']} ({len(samples.x)} files)")
-
-
-class Source(NamedTuple):
-    """What is sampled.
-
-    Attributes:
-        config: says how.
-        model: the model.
-        fingerprint: identifies its weights.
-        prefix: of the names of files.
-    """
-
-    config: Config
-    model: ScoreModel
-    fingerprint: str
-    prefix: str = ""
-
-
-def _source(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Source:
-    """The run that the options name, or the problem."""
-    from sde_toolkit import runs
-    from sde_toolkit.config import load_config, override_config, parse_config
-
-    if options.problem is None:
-        run = open_model(options, overrides)
-        return Source(run.config, run.model, run.fingerprint)
-    if options.workdir is not None:
-        raise ValueError("give --workdir or --problem, not both")
-    if options.config is None:
-        config = override_config(parse_config({}), overrides)
-    else:
-        config = load_config(options.config, overrides)
-    (problem,) = runs.open_problems(override_config(config, {"comparison.problems": options.problem}), None)
-    return Source(config, problem.model, problem.fingerprint, f"{problem.folder}-")
 
 
 def _places(options: argparse.Namespace, source: Source, name: str) -> dict[str, Path]:

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.config import Config
 from sde_toolkit.data import Scaling
-from sde_toolkit.lab import Picture, Record, Recorder, figures, forward_trajectory
+from sde_toolkit.lab import Picture, Problem, Record, Recorder, figures, forward_trajectory
 from sde_toolkit.models import DataScale
-from sde_toolkit.runs.classes import examples_of_class
+from sde_toolkit.runs.problems import real_of_class
 from sde_toolkit.runs.samples import load_samples
-from sde_toolkit.runs.store import Run
 from sde_toolkit.samplers import Sampler, Samples
 from sde_toolkit.utils import atomic_folder
 
@@ -168,33 +168,45 @@ def _stored_data(path: Path, x: Tensor) -> tuple[np.ndarray, float]:
 
 
 def animation_frames(
-    run: Run, sampler: Sampler, num_samples: int, num_frames: int, label: int | None = None
+    problem: Problem,
+    sampler: Sampler,
+    config: Config,
+    num_samples: int,
+    num_frames: int,
+    label: int | None = None,
 ) -> tuple[dict[str, tuple[tuple[float, ...], np.ndarray]], Samples]:
     """Samples on their way to data, beside data under the forward process at the same times; and the samples.
 
     Args:
-        run: what is sampled.
+        problem: what is sampled, with its real examples.
         sampler: with a fixed grid.
+        config: says the seed and the size of batches.
         num_samples: drawn, and as many examples at most.
         num_frames: at most.
         label: the class of all samples and examples; None for no class.
 
     Raises:
-        ValueError: a sampler without a fixed grid; a label for a model without classes.
+        ValueError: a sampler without a fixed grid; a label for a model without classes; a problem without
+            real examples.
     """
-    recorder = Recorder(num_frames, num_samples)
-    seed, batch_size = run.config.sampling.seed, run.config.sampling.batch_size
+    data = problem.real if label is None else real_of_class(problem, label)
+    if data is None:
+        raise ValueError(
+            f"problem {problem.name!r} must have real examples, which the forward process starts from, got "
+            "none; give it Problem(..., real=x) with x of shape (M, *)"
+        )
+    model, recorder = problem.model, Recorder(num_frames, num_samples)
+    seed, batch_size = config.sampling.seed, config.sampling.batch_size
     samples = sampler.sample(
-        run.model, num_samples, condition=label, seed=seed, batch_size=batch_size, callback=recorder
+        model, num_samples, condition=label, seed=seed, batch_size=batch_size, callback=recorder
     )
     reverse = recorder.trajectory()
-    data = examples_of_class(run.dataset(), label).scaled_test()[:num_samples]
-    forward = forward_trajectory(run.model.sde, data, reverse.times[::-1], seed)
-    scaling = run.model.scaling
+    forward = forward_trajectory(model.sde, data[:num_samples], reverse.times[::-1], seed)
     name = str(sampler.settings.get("sampler", "reverse")).replace("_", " ")
     frames = {"forward process": forward, name: reverse}
     return {
-        title: (trajectory.times, _displayed(trajectory.x, scaling)) for title, trajectory in frames.items()
+        title: (trajectory.times, _displayed(trajectory.x, problem.scaling))
+        for title, trajectory in frames.items()
     }, samples
 
 

@@ -1,8 +1,11 @@
 """``sde-toolkit animate``: the files, and the mistakes."""
 
+import numpy as np
 import pytest
+import torch
 
-from sde_toolkit import cli
+from sde_toolkit import cli, runs, samplers
+from sde_toolkit.config import parse_config
 from sde_toolkit.lab import has_ffmpeg
 
 
@@ -15,9 +18,56 @@ def test_animate_writes_a_film_and_a_strip(tmp_path, capsys):
     assert "9 samples by ddim-4: 5 network evaluations each" in capsys.readouterr().out
 
 
+def test_animate_takes_exact_problems(tmp_path, capsys):
+    words = ["animate", "--problem=ring", "--sampler=heun", "--num_steps=6", "--num_samples=50", "--frames=4"]
+    assert cli.main([*words, f"--output={tmp_path}"]) == 0
+    assert cli.main([*words, "--label=3", f"--output={tmp_path}"]) == 0
+    names = {path.name for path in (tmp_path / "animations").iterdir()}
+    stems = ("ring-heun-6-seed0", "ring-heun-6-class3-seed0")
+    assert names == {f"{stem}.{form}" for stem in stems for form in ("gif", "png")}
+    assert "50 samples by heun-6: 13 network evaluations each" in capsys.readouterr().out
+
+
+def test_frames_of_a_problem_hold_data_and_samples_at_the_same_times():
+    config = parse_config({"comparison": {"problems": "ring"}, "sampling": {"seed": 3}})
+    (problem,) = runs.open_problems(config, None)
+    frames, samples = runs.animation_frames(
+        problem, samplers.heun(100, denoise=False), config, 50, 4, label=2
+    )
+    (ahead, clean), (back, reverse) = frames["forward process"], frames["heun"]
+    assert ahead == back[::-1]
+    assert clean.shape == reverse.shape == (4, 50, 2)
+    assert torch.equal(torch.from_numpy(reverse[-1]), samples.x.float())  # the last frame is the samples
+    component = problem.mixture.component(2)
+    for x in (clean[0], reverse[-1]):  # both are draws of one mode, at the end of the run
+        assert np.abs(x.mean(0) - component.mean.numpy()).max() < 0.1
+        assert 0.5 < x.std(0).mean() / component.std < 2
+
+
+def test_a_problem_of_the_users_in_one_dimension(tmp_path, capsys):
+    """Densities are drawn; without real examples the forward process has nothing to start from."""
+    (tmp_path / "mine.py").write_text(
+        "from sde_toolkit import VPSDE, ExactModel, GaussianMixture\n"
+        "from sde_toolkit.lab import Problem\n"
+        "law = GaussianMixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.05])\n"
+        "def line():\n    return ExactModel(law, VPSDE()), law.sample(200, seed=1)\n"
+        "def bare():\n    return Problem('bare', ExactModel(law, VPSDE()))\n"
+    )
+    words = ["animate", "--sampler=ddim", "--num_steps=4", "--num_samples=50", f"--output={tmp_path}"]
+    assert cli.main([*words, f"--problem={tmp_path}/mine.py:line"]) == 0
+    assert (tmp_path / "animations" / "mine.py_line-ddim-4-seed0.gif").exists()
+    assert cli.main([*words, f"--problem={tmp_path}/mine.py:bare"]) == 2
+    assert "problem 'bare' must have real examples" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--problem=gaussian", "--label=1"], "classes"),
+        (["--problem=ring", "--label=8"], "label must be a component, 0 .. 7, got 8"),
+        (["--problem=rings"], "problem 'rings' is unknown"),
+        (["--problem=ring", "--workdir=."], "give --workdir or --problem, not both"),
+        (["--num_samples=0"], "num_samples must be at least 1, got 0"),
         (["--sampler=dopri5"], "a callback needs a fixed grid"),
         (["--frames=1"], "frames must be at least 2, got 1"),
         (["--format=webm"], "must be one or more of gif, mp4"),
@@ -26,7 +76,8 @@ def test_animate_writes_a_film_and_a_strip(tmp_path, capsys):
 )
 def test_mistakes_are_told_in_a_sentence(words, said, tmp_path, capsys):
     try:
-        code = cli.main(["animate", "--config=digits", f"--output={tmp_path}", *words])
+        model = [] if any(word.startswith("--problem") for word in words) else ["--config=digits"]
+        code = cli.main(["animate", *model, f"--output={tmp_path}", *words])
     except SystemExit as stop:
         code = stop.code
     assert code == 2

@@ -100,6 +100,21 @@ def test_pictures_of_every_shape(tmp_path, shape):
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
 
 
+def test_axes_stand_still_unless_the_noise_explodes():
+    """Above a frame of a process whose states shrink a hundredfold stands the width of its axes."""
+    x = np.random.default_rng(0).normal(size=(3, 200, 2))
+    times = (1.0, 0.5, 0.0)
+    still = strip_figure({"vp": (times, x)})
+    assert [axes.get_title() for axes in still.axes] == ["t = 1", "t = 0.5", "t = 0"]
+    assert len({axes.get_xlim() for axes in still.axes}) == 1
+    moving = strip_figure({"ve": (times, x * np.array([100, 10, 1])[:, None, None])})
+    widths = [axes.get_xlim()[1] for axes in moving.axes]
+    assert widths[0] > 5 * widths[1] > 25 * widths[2] > 25 * 2
+    assert all(f"axes ±{w:.3g}" in a.get_title() for w, a in zip(widths, moving.axes, strict=True))
+    zeros = strip_figure({"none": (times, 0 * x)})
+    assert [axes.get_xlim() for axes in zeros.axes] == [(-1, 1)] * 3
+
+
 def test_endings_and_films(tmp_path):
     frames = {"reverse": ((1.0, 0.0), np.zeros((2, 5, 2)))}
     with pytest.raises(ValueError, match=r"path must end in .gif or .mp4, got 'a.webm'"):

@@ -9,9 +9,10 @@ from sde_toolkit.cli.common import (
     SAMPLERS_HELP,
     add_label,
     add_model,
+    add_problem,
     add_verb,
     given,
-    open_model,
+    open_source,
     output_place,
     path_argument,
     say,
@@ -20,6 +21,7 @@ from sde_toolkit.cli.common import (
 EXAMPLES = """examples:
   sde-toolkit animate --sampler=ddim --num_steps=50              # the digits that ship with the package
   sde-toolkit animate --workdir=runs/d --sampler=euler_maruyama --num_steps=200 --format=gif,mp4
+  sde-toolkit animate --problem=ring --sampler=heun --num_steps=40
 
 Left the data as the forward process adds noise, right the sampler that takes it away; vectors as points,
 numbers as densities, images as a grid.  A strip of frames (.png) goes with it, which `report` shows."""
@@ -31,6 +33,7 @@ def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "animate", animate, "samples from noise to data, as a moving picture", EXAMPLES)
     add_model(parser)
+    add_problem(parser)
     parser.add_argument("--sampler", metavar="NAME", help=SAMPLERS_HELP)
     parser.add_argument("--num_steps", type=int, metavar="N", help="of the sampler, which must take steps")
     parser.add_argument("--num_samples", type=int, metavar="N", help="500 points or 25 images if not given")
@@ -69,14 +72,15 @@ def animate(options: argparse.Namespace) -> None:
             "--format=mp4 needs ffmpeg, which is not installed; install it (apt-get install ffmpeg), "
             "or ask for gif"
         )
-    run = open_model(options, given(options, "sampling", ("sampler", "num_steps", "seed")))
+    source = open_source(options, given(options, "sampling", ("sampler", "num_steps", "seed")))
+    config, problem = source.config, source.as_problem()
     directory = check_output_directory(output_place(options)) / "animations"
-    count = options.num_samples or (25 if len(run.model.event_shape) == 3 else 500)
-    sampler = build_sampler(run.config, model=run.model)
-    candidate = Candidate.of(run.config.sampling.sampler, sampler)
-    frames, samples = runs.animation_frames(run, sampler, count, options.frames, options.label)
+    count = _count(options.num_samples, source.model.event_shape)
+    sampler = build_sampler(config, model=source.model)
+    candidate = Candidate.of(config.sampling.sampler, sampler)
+    frames, samples = runs.animation_frames(problem, sampler, config, count, options.frames, options.label)
     suffix = runs.class_suffix(options.label)
-    name = runs.samples_stem(candidate, run.config, suffix, run.config.sampling.seed)
+    name = source.prefix + runs.samples_stem(candidate, config, suffix, config.sampling.seed)
     directory.mkdir(parents=True, exist_ok=True)
     for form in options.format:
         write_animation(directory / f"{name}.{form}", frames)
@@ -84,3 +88,16 @@ def animate(options: argparse.Namespace) -> None:
     atomic_write(directory / f"{name}.png", figures.render(strip_figure(frames)))
     say(f"strip      {directory / f'{name}.png'}")
     say(f"{count} samples by {candidate.label}: {samples.nfe:.4g} network evaluations each")
+
+
+def _count(asked: int | None, event_shape: tuple[int, ...]) -> int:
+    """How many samples are drawn.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if asked is None:
+        return 25 if len(event_shape) == 3 else 500
+    if asked < 1:
+        raise ValueError(f"num_samples must be at least 1, got {asked}")
+    return asked

@@ -1,6 +1,7 @@
 """Trajectories as moving pictures, forward and reverse side by side, and as a strip of frames.
 
-Vectors are scatters of their first two coordinates, numbers are densities (histograms), images a grid.
+Vectors are scatters of their first two coordinates, numbers are densities (histograms), images a grid.  Axes
+stand still, unless states shrink so far that data would be a point: then they follow, and tell their width.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FRAMES_PER_SECOND = 12
 _STRIP = 6
 _BINS = 60
+_ZOOM = 10.0
 
 Frames = Mapping[str, tuple[tuple[float, ...], np.ndarray]]
 """Title -> times and states with shape (F, n, *): vectors, or images in [0, 1]."""
@@ -67,15 +69,16 @@ def _encoded(frames: Frames, suffix: str) -> bytes:
     grid = figure.subplots(1, len(frames), squeeze=False)[0]
     figure.subplots_adjust(left=0.04, right=0.96, bottom=0.04, top=0.88, wspace=0.08)
     writer = (PillowWriter if suffix == ".gif" else FFMpegWriter)(fps=FRAMES_PER_SECOND)
-    count, limits = len(next(iter(frames.values()))[0]), _limits(frames)
+    count, (widths, follow) = len(next(iter(frames.values()))[0]), _half_widths(frames)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / f"animation{suffix}"
         with writer.saving(figure, str(place), 100):
             for k in [*range(count), *[count - 1] * (FRAMES_PER_SECOND // 2)]:  # rests on the last
                 for axes, (title, (times, x)) in zip(grid, frames.items(), strict=True):
                     axes.clear()
-                    _draw(axes, x[k], limits)
-                    axes.set_title(f"{title}, t = {times[k]:.3f}", fontsize=9)
+                    _draw(axes, x[k], widths[title][k])
+                    above = _title(times[k], ".3f", widths[title][k], follow)
+                    axes.set_title(f"{title}, {above}", fontsize=9)
                 writer.grab_frame()
         return place.read_bytes()
 
@@ -94,11 +97,12 @@ def strip_figure(frames: Frames) -> Figure:
     count = len(next(iter(frames.values()))[0])
     shown = np.unique(np.linspace(0, count - 1, min(_STRIP, count)).round().astype(int))
     figure = new_figure(1.6 * len(shown) + 0.8, 1.8 * len(frames) + 0.2)
-    grid, limits = figure.subplots(len(frames), len(shown), squeeze=False), _limits(frames)
+    grid = figure.subplots(len(frames), len(shown), squeeze=False)
+    widths, follow = _half_widths(frames)
     for row, (title, (times, x)) in zip(grid, frames.items(), strict=True):
         for axes, k in zip(row, shown, strict=True):
-            _draw(axes, x[k], limits)
-            axes.set_title(f"t = {times[k]:.3g}", fontsize=8, pad=2)
+            _draw(axes, x[k], widths[title][k])
+            axes.set_title(_title(times[k], ".3g", widths[title][k], follow), fontsize=8, pad=2)
         row[0].set_ylabel(title, fontsize=9)
     return figure
 
@@ -113,14 +117,32 @@ def _check(frames: Frames) -> None:
         raise ValueError(f"frames must hold trajectories with equally many frames, got {sorted(counts)}")
 
 
-def _limits(frames: Frames) -> tuple[float, float]:
-    """The ends of the axes: those of all frames of a trajectory, outliers left out; the same for all."""
-    x = np.concatenate([states.reshape(len(states), -1) for _, states in frames.values()], axis=1)
-    bound = 1.1 * float(np.quantile(np.abs(x), 0.998)) or 1.0
-    return -bound, bound
+def _half_widths(frames: Frames) -> tuple[dict[str, np.ndarray], bool]:
+    """Title -> half width of the axes of every frame, with shape (F,), outliers left out; and whether they
+    follow the states.
+
+    One width for all frames where they fit it; where states shrink by more than ``_ZOOM``, as those of a
+    process whose noise explodes, every frame has its own.
+    """
+    bounds = {
+        title: 1.1 * np.quantile(np.abs(x.reshape(len(x), -1)), 0.998, axis=1)
+        for title, (_, x) in frames.items()
+    }
+    all_bounds = np.concatenate(list(bounds.values()))
+    widest = float(all_bounds.max()) or 1.0
+    images = any(x.ndim == 5 for _, x in frames.values())
+    if images or widest <= _ZOOM * float(all_bounds.min(initial=widest, where=all_bounds > 0)):
+        return {title: np.full_like(bound, widest) for title, bound in bounds.items()}, False
+    return {title: np.where(bound > 0, bound, widest) for title, bound in bounds.items()}, True
 
 
-def _draw(axes: Axes, x: np.ndarray, limits: tuple[float, float]) -> None:
+def _title(time: float, digits: str, width: float, follows: bool) -> str:
+    """What stands above a frame: its time, and the half width of axes that follow the states."""
+    return f"t = {time:{digits}}" + (f", axes ±{width:.3g}" if follows else "")
+
+
+def _draw(axes: Axes, x: np.ndarray, width: float) -> None:
+    limits = (-width, width)
     axes.set(xticks=[], yticks=[])
     if x.ndim == 4:
         axes.imshow(tile(x, CELL_SIDE), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
