@@ -37,7 +37,7 @@ from torch import Tensor
 from benchmarks import flows
 from benchmarks.flows import FlowProblem, normals
 from sde_toolkit.models import GaussianMixture
-from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, RectifiedFlow, SubVPSDE
 
 NSR_MIN = 0.001
 OFFSET = 0.5
@@ -99,7 +99,7 @@ def make_processes() -> dict[str, ForwardSDE]:
         "cosine": VPSDE(CosineBeta()),
         "sub_vp": SubVPSDE(LinearBeta(0.1, 20.0)),
         "ve": VESDE(NSR_MIN, 80.0),
-        "rectified": CustomSDE(alpha=lambda t: 1 - t, sigma=lambda t: t, T=0.999),
+        "rectified": RectifiedFlow(0.999),
     }
 
 

@@ -120,6 +120,7 @@ from .sdes import CosineBeta as CosineBeta
 from .sdes import CustomSDE as CustomSDE
 from .sdes import ForwardSDE as ForwardSDE
 from .sdes import LinearBeta as LinearBeta
+from .sdes import RectifiedFlow as RectifiedFlow
 from .sdes import SubVPSDE as SubVPSDE
 from .training import ChainLoss as ChainLoss
 from .training import DenoisingLoss as DenoisingLoss
@@ -169,6 +170,7 @@ __all__ = [
     "Moments",
     "NetworkModel",
     "Optimization",
+    "RectifiedFlow",
     "Restart",
     "Run",
     "Sampler",

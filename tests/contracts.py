@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_toolkit.sdes import ForwardSDE
 
-FUNCTIONS = ("alpha", "log_alpha", "sigma", "f", "g", "g_squared", "nsr", "lam")
+FUNCTIONS = ("alpha", "log_alpha", "sigma", "f", "g", "g_squared", "noise_rate", "nsr", "lam")
 EVENT_SHAPES = ((1,), (5,), (3, 2), (1, 4, 4))
 
 
@@ -46,6 +46,8 @@ class SDEContract:
         assert float((error / scale).abs().max()) < 1e-11
         assert bool((sde.g_squared(t) >= 0).all())
         torch.testing.assert_close(sde.g(t).square(), sde.g_squared(t), rtol=1e-14, atol=0)
+        rate = derivative(sde.sigma, t) - sde.f(t) * sde.sigma(t)
+        torch.testing.assert_close(sde.noise_rate(t), rate, rtol=1e-9, atol=1e-12)
 
     def test_noise_to_signal_ratio_is_the_clock(self, sde: ForwardSDE):
         t = torch.cat([t_end(sde, 0.0), inner_times(sde, 201), t_end(sde, 1.0)])

@@ -112,6 +112,7 @@ def _parts() -> dict[str, Recipe]:
         "CosineBeta": Recipe(sde.CosineBeta, dict),
         "LinearBeta": Recipe(sde.LinearBeta, dict),
         "CustomSDE": Recipe(sde.CustomSDE, _the(alpha=lambda t: 1 - t, sigma=lambda t: t, T=0.9)),
+        "RectifiedFlow": Recipe(sde.RectifiedFlow, dict),
         "SubVPSDE": Recipe(sde.SubVPSDE, dict),
         "VESDE": Recipe(sde.VESDE, dict),
         "VPSDE": Recipe(sde.VPSDE, dict),

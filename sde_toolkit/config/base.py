@@ -41,7 +41,8 @@ SCHEMA: Schema = {
          "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}, "files": _FILES}
     ),
     "sde": Variants(
-        {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0}}
+        {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0},
+         "rectified": {"T": 0.999}}
     ),
     "model": Variants(
         {"unet": _NETWORK | {"channels": (32, 64), "layers_per_block": 1, "attention_levels": (),

@@ -25,7 +25,7 @@ from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import Candidate, Metric, Problem
 from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
-from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, RectifiedFlow, SubVPSDE
 from sde_toolkit.training import DenoisingLoss, Optimization
 from sde_toolkit.utils import as_device
 
@@ -60,6 +60,7 @@ def build_sde(config: Config) -> ForwardSDE:
         "vp_cosine": lambda: VPSDE(CosineBeta(**options)),
         "subvp": lambda: SubVPSDE(LinearBeta(**options)),
         "ve": lambda: VESDE(**options),
+        "rectified": lambda: RectifiedFlow(**options),
     }
     return makers[config.sde.name]()
 

@@ -62,6 +62,7 @@ ABOUT: dict[str, About] = {
     "sde.s": About("offset of the cosine table near the data, a small positive number"),
     "sde.sigma_min": About("standard deviation of the noise at the data end"),
     "sde.sigma_max": About("standard deviation of the noise at the prior end"),
+    "sde.T": About("end of the straight paths, below 1, where nothing of the data is left"),
     "model.name": About("the network"),
     "model.predicts": About("what the network puts out; diffusers' names are understood"),
     "model.num_classes": About("number of classes of a network with labels, 0 for none", _NATURAL, 10**6),

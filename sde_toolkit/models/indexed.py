@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.network import ModuleModel
-from sde_toolkit.models.score import Prediction, conversion, prediction_coefficients
+from sde_toolkit.models.score import Prediction, conversion, prediction_coefficients, prediction_name
 from sde_toolkit.models.wrappers import inner_network
 from sde_toolkit.sdes import Chain, ChainSDE
 from sde_toolkit.utils import checked
@@ -81,6 +81,11 @@ class IndexedModel(ModuleModel):
             raise ValueError(
                 'predicts must be a prediction of a network that sees x_t itself, got "residual"; use a '
                 "NetworkModel under ChainSDE(chain)"
+            )
+        if prediction_name(predicts) == "flow":
+            raise ValueError(
+                'predicts must be a prediction at the levels of an index, got "flow", which is a rate of '
+                "time; use a NetworkModel under a process in continuous time"
             )
         if data_std is None:
             data_std = 1.0 if moments is None else moments.std

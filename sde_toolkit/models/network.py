@@ -30,12 +30,14 @@ from torch import Tensor, nn
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.products import is_autocast
 from sde_toolkit.models.score import (
+    READ_AS,
     TIME_SCALE,
     Condition,
     Prediction,
     ScoreModel,
     check_states,
     class_labels,
+    flow_as_velocity,
     known_moments,
     prediction_name,
 )
@@ -74,7 +76,7 @@ class ModuleModel(ScoreModel, nn.Module):
     """A score model that is a module around a network; ``arguments`` says how the network is called.
 
     ``network_predicts`` is what the network puts out and ``predicts`` what ``raw`` returns, the same but for
-    "residual", of which ``raw`` makes "edm".
+    "residual", of which ``raw`` makes "edm", and "flow", of which it makes "velocity".
 
     Args:
         network: a module or a function that returns a tensor with the shape and type of its first argument.
@@ -120,7 +122,7 @@ class ModuleModel(ScoreModel, nn.Module):
         if not event_shape or min(event_shape) < 1:
             raise ValueError(f"event_shape must have dimensions of at least 1, got {tuple(event_shape)}")
         self.network, self.sde, self.network_predicts = as_module(network), sde, prediction_name(predicts)
-        self.predicts = "edm" if self.network_predicts == "residual" else self.network_predicts
+        self.predicts = READ_AS.get(self.network_predicts, self.network_predicts)
         self.event_shape, self.data_std = tuple(event_shape), float(data_std)
         self._place(dtype, device)
         self.condition_shape = None if condition_shape is None else tuple(condition_shape)
@@ -246,7 +248,7 @@ class ModuleModel(ScoreModel, nn.Module):
         return self.network(*arguments) if condition is None else self.network(*arguments, condition)
 
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The network's output, checked for shape and type, and as EDM's prediction if it is a residual.
+        """The network's output, checked for shape and type, as the prediction ``predicts``.
 
         Raises:
             TypeError: the network returned something else than a tensor with the shape and type of x_t.
@@ -265,7 +267,12 @@ class ModuleModel(ScoreModel, nn.Module):
             raw = raw.to(x_t.dtype)
         if not isinstance(raw, Tensor) or raw.shape != x_t.shape or raw.dtype != x_t.dtype:
             self._refuse(raw, x_t)
-        return self._joined(raw, x_t, t) if self.network_predicts == "residual" else cast(Tensor, raw)
+        if self.network_predicts == "residual":
+            return self._joined(raw, x_t, t)
+        if self.network_predicts == "flow":
+            keep, factor = flow_as_velocity(self.sde, t)
+            return expand_like(keep, x_t) * x_t + expand_like(factor, raw) * raw
+        return cast(Tensor, raw)
 
     def _joined(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """A residual as EDM's prediction."""

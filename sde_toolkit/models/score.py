@@ -11,6 +11,10 @@ is a linear combination  raw = a x0_hat + b z_hat  with coefficients that depend
     edm        (x0_hat - c_skip x_t/alpha) / c_out,  nsr = sigma / alpha, d = data_std,
                c_skip = d^2 / (nsr^2 + d^2), c_out = d nsr / sqrt(nsr^2 + d^2)
                                                   a = (1 - c_skip) / c_out     b = -c_skip nsr / c_out
+    flow       dx_t/dt = alpha' x0_hat + sigma' z_hat, the velocity of the probability flow, and flow
+               matching's; under straight paths it is z_hat - x0_hat.  Networks with it are read as
+               "velocity" by all others, because its coefficients are those of the process, not of its
+               levels                              a = alpha'    b = sigma'
     residual   edm with the data's mean and covariance in the place of d (``models.Whitening``); networks with
                it are read as "edm" by all others
 
@@ -45,16 +49,21 @@ from solvers.terms import expand_like
 Condition = int | Tensor | np.ndarray | Sequence[int]
 """What callers give for a condition: a class for all samples, or one row per sample."""
 
-Prediction = Literal["noise", "data", "velocity", "score", "edm", "residual"]
+Prediction = Literal["noise", "data", "velocity", "flow", "score", "edm", "residual"]
 """What a network puts out."""
 
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 """The names of the predictions."""
 
-COMBINATIONS = tuple(name for name in PREDICTIONS if name != "residual")
-"""Those that are a x0_hat + b z_hat with numbers a and b, as ``raw`` returns them."""
+READ_AS = {"residual": "edm", "flow": "velocity"}
+"""What ``raw`` makes of predictions that the levels alone do not convert."""
 
-PREDICTION_ALIASES = {"epsilon": "noise", "sample": "data", "v_prediction": "velocity"}
+COMBINATIONS = tuple(name for name in PREDICTIONS if name not in READ_AS)
+"""Those that are a x0_hat + b z_hat with numbers a and b of the levels, as ``raw`` returns them."""
+
+PREDICTION_ALIASES = {
+    "epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow",
+}  # fmt: skip
 """diffusers' names of predictions, and ours."""
 
 TIME_SCALE = 1000.0
@@ -120,6 +129,17 @@ def conversion(
     return (keep, factor) if wanted == "noise" else (-keep / sigma_t, -factor / sigma_t)
 
 
+def flow_as_velocity(sde: ForwardSDE, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (P, Q) such that v_hat = P x_t + Q flow, for the flow dx_t/dt at t with shape () or (B,).
+
+    flow = f x_t + r z_hat with r = g^2 / (2 sigma), and v_hat = (z_hat - sigma x_t / (alpha^2 + sigma^2))
+    (alpha^2 + sigma^2) / alpha.  The times must have noise.
+    """
+    alpha_t, sigma_t, rate = sde.alpha(t), sde.sigma(t), sde.noise_rate(t)
+    factor = (alpha_t.square() + sigma_t.square()) / (alpha_t * rate)
+    return -(sigma_t / alpha_t) - sde.f(t) * factor, factor
+
+
 class DataScale(Protocol):
     """The map between raw data and model scale, such as ``sde_toolkit.data.Scaling``."""
 
@@ -172,7 +192,7 @@ class ScoreModel(ABC):
 
     Attributes:
         sde: the forward process.
-        predicts: what ``raw`` returns, one of ``PREDICTIONS`` without "residual".
+        predicts: what ``raw`` returns, one of ``COMBINATIONS``.
         event_shape: the shape D of one sample, so that states have shape (B, *D).
         data_std: root-mean-square standard deviation of the data, used by the "edm" prediction and the input
             scale.

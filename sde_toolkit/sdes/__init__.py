@@ -18,6 +18,9 @@ from sde_toolkit.sdes.description import (
     describe_process,
     described_process,
 )
+from sde_toolkit.sdes.rectified import (
+    RectifiedFlow,
+)
 from sde_toolkit.sdes.sde import (
     VESDE,
     VPSDE,
@@ -37,6 +40,7 @@ __all__ = [
     "CustomSDE",
     "ForwardSDE",
     "LinearBeta",
+    "RectifiedFlow",
     "SubVPSDE",
     "Variance",
     "ancestral_coefficients",

@@ -21,6 +21,7 @@ from torch import Tensor
 from sde_toolkit.sdes.beta import Beta, CosineBeta, LinearBeta
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.chain_sde import ChainSDE
+from sde_toolkit.sdes.rectified import RectifiedFlow
 from sde_toolkit.sdes.sde import VESDE, VPSDE, ForwardSDE, SubVPSDE
 
 _NUM_TIMES = 17
@@ -42,6 +43,8 @@ def describe_process(sde: ForwardSDE) -> tuple[dict[str, Any], dict[str, Tensor]
             return found | {"rate": {"name": type(beta).__name__, **rate}}, {}
     elif type(sde) is VESDE:
         return found | {"sigma_min": sde.sigma_min, "sigma_max": sde.sigma_max}, {}
+    elif type(sde) is RectifiedFlow:
+        return found | {"T": sde.T}, {}
     elif type(sde) is ChainSDE:
         return found, {name: getattr(sde.chain, name) for name in _TABLES}
     return found | {"known": False}, {}
@@ -88,6 +91,8 @@ def _rebuilt(description: Mapping[str, Any], tables: Mapping[str, Tensor]) -> Fo
         return _WITH_RATE[name](_RATES[rate.pop("name")](**rate))
     if name == "VESDE":
         return VESDE(description["sigma_min"], description["sigma_max"])
+    if name == "RectifiedFlow":
+        return RectifiedFlow(description["T"])
     if name == "ChainSDE":
         return ChainSDE(Chain(*(tables[table] for table in _TABLES)))
     raise ValueError(f"there is no process {name!r}")

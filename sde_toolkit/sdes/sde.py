@@ -47,7 +47,10 @@ from solvers.terms import expand_like
 
 Function = Callable[[Tensor], Tensor]
 
-_OF_TIME = ("log_alpha", "alpha", "sigma", "f", "g_squared", "g", "nsr", "lam", "inverse_nsr")
+_OF_TIME = (
+    *("log_alpha", "alpha", "sigma", "f", "g_squared", "g", "noise_rate"),
+    *("nsr", "lam", "inverse_nsr"),
+)
 """The functions of time that a process may define."""
 
 
@@ -125,6 +128,14 @@ class ForwardSDE(ABC):
     def g(self, t: Tensor) -> Tensor:
         """Diffusion g(t), with the shape of t."""
         return self.g_squared(t).sqrt()
+
+    @takes_numbers
+    def noise_rate(self, t: Tensor) -> Tensor:
+        """g^2 / (2 sigma) = sigma' - f sigma, with the shape of t, per unit of time; t must have noise.
+
+        The probability flow is dx_t/dt = f x_t + noise_rate z_hat.
+        """
+        return self.g_squared(t) / (2 * self.sigma(t))
 
     @takes_numbers
     def lam(self, t: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from sde_toolkit import config as c
 from sde_toolkit import networks
 from sde_toolkit.lab import Problem
 from sde_toolkit.likelihood import Endpoint, ExactDivergence, Hutchinson, HutchPlusPlus
-from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, LinearBeta, RectifiedFlow, SubVPSDE
 from sde_toolkit.training.loss import DenoisingLoss
 from sde_toolkit.training.state import Optimization
 from solvers import AB4
@@ -81,6 +81,7 @@ def test_fourier_features_are_told_the_noise_in_their_input():
         ("vp_cosine", VPSDE, CosineBeta),
         ("subvp", SubVPSDE, LinearBeta),
         ("ve", VESDE, None),
+        ("rectified", RectifiedFlow, None),
     ],
 )
 def test_process_by_name(name, kind, beta):

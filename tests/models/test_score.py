@@ -2,19 +2,20 @@ import math
 
 import pytest
 import torch
-from contracts import draw
+from contracts import derivative, draw
 from problems import DATA, MIXTURE, SDES
 from torch import Tensor, nn
 
 from sde_toolkit.models.exact import ExactModel
+from sde_toolkit.models.indexed import IndexedModel
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.models.score import COMBINATIONS, PREDICTIONS, ScoreModel, prediction_coefficients
-from sde_toolkit.sdes import VPSDE, ForwardSDE
+from sde_toolkit.sdes import VPSDE, ForwardSDE, RectifiedFlow
 from solvers.terms import expand_like
 
 ALL = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-EVERY_PREDICTION = pytest.mark.parametrize("predicts", COMBINATIONS)
+EVERY_PREDICTION = pytest.mark.parametrize("predicts", [*COMBINATIONS, "flow"])
 METHODS = ("denoise", "noise", "score", "velocity")
 
 
@@ -44,6 +45,8 @@ class Oracle(nn.Module):
             "data": x0_hat,
             "score": -z_hat / expand_like(sigma_t, x),
             "velocity": expand_like(alpha_t, x) * z_hat - expand_like(sigma_t, x) * x0_hat,
+            "flow": expand_like(derivative(sde.alpha, t), x) * x0_hat
+            + expand_like(derivative(sde.sigma, t), x) * z_hat,
         }[self.predicts]
 
 
@@ -85,7 +88,7 @@ def test_predictions_of_one_model_fit_together(sde: ForwardSDE, name: str):
     torch.testing.assert_close(v_hat, alpha_t * z_hat - sigma_t * x0_hat, rtol=1e-12, atol=1e-11)
 
 
-@EVERY_PREDICTION
+@pytest.mark.parametrize("predicts", COMBINATIONS)
 def test_coefficients_build_the_prediction(predicts: str):
     sde, t = VPSDE(), times(VPSDE(), 5)
     exact = ExactModel(MIXTURE, sde)
@@ -166,6 +169,32 @@ def test_bad_arguments_are_refused():
     for data_std in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match=r"data_std must be a (finite positive )?number, got"):
             NetworkModel(network, sde, "noise", (2,), data_std=data_std)
+
+
+@ALL
+def test_a_flow_is_the_drift_of_the_probability_flow(sde: ForwardSDE):
+    t = times(sde, 5)
+    model = oracle(sde, "flow")
+    assert (model.network_predicts, model.predicts) == ("flow", "velocity")
+    x_t = sde.perturb(MIXTURE.sample(5, seed=1), t, draw(5, MIXTURE.event_shape))
+    drift = sde.probability_flow(model).drift(t, x_t)
+    torch.testing.assert_close(model(x_t, t), drift, rtol=1e-9, atol=1e-9)
+
+
+def test_straight_paths_leave_the_flow_as_it_is_and_start_at_the_data():
+    """At t = 0 of rectified flow x0_hat is the state, and nothing is divided by the noise level."""
+    sde, x = RectifiedFlow(), draw(3, (2,))
+    model = NetworkModel(lambda x, c: torch.ones_like(x), sde, "flow", (2,), dtype=torch.float64)
+    torch.testing.assert_close(model.denoise(x, torch.zeros(3)), x, rtol=0, atol=0)
+    t = torch.tensor([0.2, 0.5, 0.999], dtype=torch.float64)
+    torch.testing.assert_close(
+        model.noise(x, t) - model.denoise(x, t), torch.ones_like(x), rtol=1e-10, atol=0
+    )
+
+
+def test_the_indices_of_a_chain_have_no_flow():
+    with pytest.raises(ValueError, match='got "flow", which is a rate of time; use a NetworkModel'):
+        IndexedModel(nn.Linear(2, 2), VPSDE().discretize(10), "flow", (2,))
 
 
 def test_score_model_is_abstract():

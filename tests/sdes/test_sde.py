@@ -9,7 +9,17 @@ from problems import DATA, MIXTURE, SDES
 
 import solvers
 from sde_toolkit.models.exact import ExactModel
-from sde_toolkit.sdes import VESDE, VPSDE, Beta, CosineBeta, CustomSDE, ForwardSDE, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import (
+    VESDE,
+    VPSDE,
+    Beta,
+    CosineBeta,
+    CustomSDE,
+    ForwardSDE,
+    LinearBeta,
+    RectifiedFlow,
+    SubVPSDE,
+)
 
 
 def time(value: float) -> torch.Tensor:
@@ -31,6 +41,8 @@ class TestContract(SDEContract):
         VPSDE(LinearBeta(0.1, 12.0, T=2.0)),
         SubVPSDE(CosineBeta(s=0.02, T=0.9)),
         VESDE(sigma_min=0.002, sigma_max=80.0),
+        RectifiedFlow(),
+        RectifiedFlow(0.9),
         CustomSDE(lambda t: torch.exp(-2 * t.square()), lambda t: 3 * t.sin(), T=1.5, prior_std=3.0),
     ],
     ids=repr,
@@ -84,6 +96,26 @@ def test_custom_sde_rebuilds_a_built_in_one():
         torch.testing.assert_close(getattr(custom, name)(t), getattr(vp, name)(t), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(custom.inverse_nsr(vp.nsr(t)), t, rtol=0, atol=1e-12)
     assert custom.prior_std == pytest.approx(float(vp.sigma(time(1.0))))
+
+
+class TestRectifiedFlow(SDEContract):
+    @pytest.fixture
+    def sde(self) -> RectifiedFlow:
+        return RectifiedFlow(0.995)
+
+    def test_it_is_the_custom_process_of_straight_lines(self, sde):
+        custom, t = CustomSDE(lambda t: 1 - t, lambda t: t, T=0.995), inner_times(sde)
+        for name in ("alpha", "sigma", "f", "g_squared", "nsr"):
+            torch.testing.assert_close(getattr(sde, name)(t), getattr(custom, name)(t), rtol=1e-12, atol=0)
+        torch.testing.assert_close(custom.inverse_nsr(sde.nsr(t)), t, rtol=0, atol=1e-13)
+        assert sde.prior_std == custom.prior_std
+
+    def test_its_flow_is_the_mean_of_noise_less_data(self, sde):
+        """dx/dt = E[z - x0 | x_t] for data whose conditional means are known."""
+        model, t = ExactModel(MIXTURE, sde), inner_times(sde, 5)
+        x = draw(5, MIXTURE.event_shape)
+        flow = sde.probability_flow(model).drift(t, x)
+        torch.testing.assert_close(flow, model.noise(x, t) - model.denoise(x, t), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("beta", [LinearBeta(), LinearBeta(2.0, 2.0), CosineBeta()], ids=repr)
@@ -172,6 +204,7 @@ def test_discretize_samples_the_process(sde: ForwardSDE):
         (lambda: LinearBeta(T=0.0), "T must be a finite positive number, got 0"),
         (lambda: CosineBeta(s=-0.1), "s > 0.*got s = -0.1"),
         (lambda: CosineBeta(T=1.0), "T < 1.*T = 1.0"),
+        (lambda: RectifiedFlow(1.0), "T must be between 0 and 1, .* got 1.0; try 0.999"),
         (lambda: CustomSDE(lambda t: 1 - t, lambda t: t), r"alpha\(t\) must be finite and positive"),
         (
             lambda: CustomSDE(lambda t: 1 - t, lambda t: t, T=-1.0),

@@ -23,7 +23,7 @@ from sde_toolkit.models.network import NetworkModel, NoiseLevel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.networks.unet import UNet
 from sde_toolkit.samplers import ddim, default
-from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, CustomSDE, LinearBeta, SubVPSDE
+from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, CustomSDE, LinearBeta, RectifiedFlow, SubVPSDE
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.training.loop import fit
 from sde_toolkit.training.loss import DenoisingLoss
@@ -31,6 +31,7 @@ from sde_toolkit.training.model_file import load_model, save_model
 from sde_toolkit.training.state import TrainState
 
 PROCESSES = [VPSDE(), VPSDE(LinearBeta(0.2, 12, T=2.0)), VPSDE(CosineBeta(0.01)), SubVPSDE(), VESDE(0.02, 9)]
+PROCESSES += [RectifiedFlow(0.99)]
 
 
 class Own(nn.Module):
