@@ -34,6 +34,7 @@ from sde_toolkit.lab.page import (
     Picture,
     Sample,
     facets_of,
+    refers_to,
     write_page,
 )
 from sde_toolkit.lab.papers import latex_table, write_papers
@@ -58,6 +59,7 @@ from sde_toolkit.lab.records import (
 )
 from sde_toolkit.lab.store import Store
 from sde_toolkit.lab.table import (
+    candidate_captions,
     format_table,
     plus_minus,
     problem_of,
@@ -87,6 +89,7 @@ __all__ = [
     "Sample",
     "Store",
     "Trajectory",
+    "candidate_captions",
     "compare",
     "exact_problem",
     "export_records",
@@ -105,6 +108,7 @@ __all__ = [
     "plus_minus",
     "pooled_records",
     "problem_of",
+    "refers_to",
     "sample_picture",
     "save_records",
     "setting_of",

@@ -2,6 +2,7 @@
 
     quality-<metric>-<cost>.pdf, .svg   one for each metric, and problem if there are several, against network
                                         evaluations and against seconds; all in the style ``figures.STYLE``
+    samples.pdf, .svg                   samples of each sampler; samples-<problem> where there are several
     table.tex                           booktabs; values with errors, the best of each metric bold
     records.csv, .parquet, .json        see ``lab.export_records``
 
@@ -38,7 +39,7 @@ def write_papers(
     records: Sequence[Record],
     references: Sequence[Reference] = (),
     formats: Sequence[str] = ("pdf", "latex", "csv"),
-    samples: Mapping[tuple[str, str], np.ndarray] | None = None,
+    samples: Mapping[str, Mapping[tuple[str, str], np.ndarray]] | None = None,
 ) -> list[Path]:
     """Write records for a paper; return the paths.
 
@@ -47,7 +48,8 @@ def write_papers(
         records: one for each candidate and metric, as ``pooled_records`` gives them.
         references: what real data score.
         formats: of "pdf", "svg", "csv", "latex", "parquet" and "json".
-        samples: (sampler, caption) -> samples to be drawn in one figure more; see ``figures.samples_figure``.
+        samples: problem -> (sampler, caption) -> samples, for a figure of each problem; see
+            ``figures.samples_figure``.
 
     Raises:
         ValueError: no records, or another format.
@@ -78,7 +80,7 @@ def _write_figures(
     records: Sequence[Record],
     references: Sequence[Reference],
     suffix: str,
-    samples: Mapping[tuple[str, str], np.ndarray] | None,
+    samples: Mapping[str, Mapping[tuple[str, str], np.ndarray]] | None,
 ) -> list[Path]:
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -92,9 +94,11 @@ def _write_figures(
             )
             paths.append(directory / f"quality-{name}-{cost}.{suffix}")
             atomic_write(paths[-1], figures.render(figure, suffix))
-    if samples:
-        paths.append(directory / f"samples.{suffix}")
-        atomic_write(paths[-1], figures.render(figures.samples_figure(samples, None, ""), suffix))
+    for problem, cells in (samples or {}).items():
+        title = problem if len(samples or {}) > 1 else ""
+        name = _plain_name(f"samples-{title}" if title else "samples", [path.stem for path in paths])
+        paths.append(directory / f"{name}.{suffix}")
+        atomic_write(paths[-1], figures.render(figures.samples_figure(cells, None, title), suffix))
     return paths
 
 
@@ -107,10 +111,15 @@ def _names(groups: Sequence[Sequence[Record]]) -> list[str]:
         words = [first.problem] if several else []
         condition = first.settings.get("condition")
         words += [first.metric] if condition is None else [first.metric, f"class{condition}"]
-        name = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")[:60] or "metric"
-        alike = sum(other == name or other.startswith(f"{name}-n") for other in names)
-        names.append(name if not alike else f"{name}-n{alike + 1}")
+        names.append(_plain_name("-".join(words), names))
     return names
+
+
+def _plain_name(text: str, taken: Sequence[str]) -> str:
+    """A word for a file's name, none of those that are taken."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "metric"
+    alike = sum(other == name or other.startswith(f"{name}-n") for other in taken)
+    return name if not alike else f"{name}-n{alike + 1}"
 
 
 def latex_table(records: Sequence[Record], references: Sequence[Reference] = ()) -> str:

@@ -113,6 +113,17 @@ def distinguishing(records: Sequence[Record]) -> list[str]:
     return names
 
 
+def candidate_captions(records: Sequence[Record]) -> list[str]:
+    """What is told of each record's candidate beside its sampler: steps, evaluations, what else differs."""
+    names, captions = [name for name in distinguishing(records) if name != "problem"], []
+    for record in records:
+        parts = _parts(record)
+        more = [f"{name} {short(parts[name])}" for name in names if short(parts.get(name))]
+        steps = f"{setting_of(record)}{' steps' if record.num_steps else ''}"
+        captions.append(", ".join([steps, f"NFE {record.nfe:.4g}", *more]))
+    return captions
+
+
 def short(value: Any) -> str:
     """A setting in a few characters: text as it is, other values as JSON; long ones are cut."""
     if value is None:

@@ -18,10 +18,12 @@ from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluat
 from sde_toolkit.runs.page import write_experiment_page, write_report, write_stored_page
 from sde_toolkit.runs.parts import Shard, ShardFinishedError, forget_parts, parts_path
 from sde_toolkit.runs.pictures import (
+    Cells,
     animation_frames,
     check_picture_folder,
     check_picture_shape,
     displayable,
+    paper_cells,
     picture_of_samples,
     stored_samples,
     trajectory_pictures,
@@ -33,6 +35,7 @@ from sde_toolkit.runs.store import Run, export_run, open_run, open_shipped, save
 from sde_toolkit.runs.training import Start, read_history, train_run
 
 __all__ = [
+    "Cells",
     "Comparison",
     "Evaluation",
     "Run",
@@ -61,6 +64,7 @@ __all__ = [
     "open_records",
     "open_run",
     "open_shipped",
+    "paper_cells",
     "parts_path",
     "picture_of_samples",
     "plan_comparison",

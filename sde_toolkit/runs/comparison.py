@@ -32,7 +32,7 @@ from sde_toolkit.lab import (
 )
 from sde_toolkit.runs.classes import class_suffix
 from sde_toolkit.runs.parts import Shard, ShardFinishedError
-from sde_toolkit.runs.problems import real_of_class, run_problem
+from sde_toolkit.runs.problems import real_examples, run_problem
 from sde_toolkit.runs.samples import samples_stem, save_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.samplers import Samples
@@ -47,14 +47,20 @@ _NO_TIME = 1e-9
 
 @dataclass(frozen=True)
 class Comparison:
-    """Records of the asked candidates, what real data score by each metric, the class (None for all), the
-    problems, and the cells that did not fit into the budget of time."""
+    """Records of the asked candidates, what real data score by each metric, the class (None for all), what
+    was compared, and the cells that did not fit into the budget of time."""
 
     records: list[Record]
     references: list[Reference]
     label: int | None = None
-    problems: Sequence[Problem] = ()
+    groups: Sequence[Group] = ()
     left_out: Sequence[Cell] = ()
+
+
+def class_of(group: Group) -> int | None:
+    """The class of a group of ``plan_comparison``."""
+    assert group.condition is None or isinstance(group.condition, int)
+    return group.condition
 
 
 def records_path(directory: Path) -> Path:
@@ -194,8 +200,7 @@ def run_comparison(
     experiment = plan_comparison(config, problems, comparison_labels(config, label))
 
     def write(cell: Cell, samples: Samples) -> None:
-        problem, condition = cell.group.problem, cell.group.condition
-        assert condition is None or isinstance(condition, int)
+        problem, condition = cell.group.problem, class_of(cell.group)
         place = samples_path(directory, config, cell.candidate, samples.seed, condition, problem.folder)
         save_samples(place, samples, config, problem.fingerprint, condition)
 
@@ -210,7 +215,7 @@ def run_comparison(
     # of several processes the records of all are read; what the budget left out is not begun again
     outcome = mine if processes.count == 1 else replace(experiment, time_budget=_NO_TIME).run(store)
     references = _references(experiment, store) if processes.rank == 0 else []
-    return Comparison(outcome.records, references, label, problems, outcome.left_out)
+    return Comparison(outcome.records, references, label, experiment.groups, outcome.left_out)
 
 
 def _references(experiment: Experiment, store: Store) -> list[Reference]:
@@ -232,8 +237,7 @@ def comparison_labels(config: Config, label: int | None) -> tuple[int | None, ..
 
 
 def _metrics(config: Config, problem: Problem, label: int | None) -> list[Metric]:
-    real = problem.real if label is None else real_of_class(problem, label)
-    return build_metrics(config, problem, real, label)
+    return build_metrics(config, problem, real_examples(problem, label), label)
 
 
 def headline(run: Run, directory: Path) -> tuple[Record, Reference]:

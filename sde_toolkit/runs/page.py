@@ -8,19 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from sde_toolkit.config import Config, build_candidates, config_json
-from sde_toolkit.data import Dataset
+from sde_toolkit.config import Config, config_json
 from sde_toolkit.lab import (
-    Candidate,
     Card,
+    Group,
     Page,
     Picture,
-    Problem,
     Record,
     Reference,
     Sample,
@@ -29,27 +26,32 @@ from sde_toolkit.lab import (
     figures,
     plus_minus,
     problem_of,
+    refers_to,
     sample_picture,
     setting_of,
-    short_name,
     write_page,
 )
-from sde_toolkit.runs.classes import examples_of_class
-from sde_toolkit.runs.comparison import Comparison, comparison_candidates, samples_path
+from sde_toolkit.runs.classes import class_suffix
+from sde_toolkit.runs.comparison import Comparison, class_of
 from sde_toolkit.runs.evaluation import Evaluation
-from sde_toolkit.runs.pictures import displayable, trajectory_pictures
-from sde_toolkit.runs.samples import load_samples
+from sde_toolkit.runs.pictures import (
+    SCATTER_SAMPLES,
+    Cells,
+    compared_samples,
+    displayable,
+    paper_cells,
+    trajectory_pictures,
+)
+from sde_toolkit.runs.problems import real_examples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.runs.training import read_history
 from sde_toolkit.utils import atomic_write
 
-CELL_SAMPLES = figures.CELL_SIDE**2
-SCATTER_SAMPLES = 1000
 FEW_EVALUATIONS = 21
 """Network evaluations of the "few steps" headline: 20 steps and a final denoising."""
 
-Cells = dict[tuple[str, str], np.ndarray]
-"""(Sampler, caption) -> samples as ``displayable`` gives them."""
+Figures = dict[str, tuple[Any, str]]
+"""Name of a file -> figure and caption."""
 
 
 def write_report(
@@ -70,15 +72,13 @@ def write_report(
         commands: shell lines that reproduce the page.
         main: a record and its reference, as the page's first number; the best record when None.
     """
-    dataset = examples_of_class(run.dataset(), found.label)
-    real = displayable(dataset.scaled_test()[:SCATTER_SAMPLES], dataset.scaling)
-    cells = _cells(run, directory, dataset, found.label)
-    drawn = _figures(run, cells, real, found, evaluation)
+    compared = _compared(run.config, directory, found)
+    drawn = compared.drawn | _figures_of_training(run, evaluation)
     page = Page(
-        title=f"Samplers on {run.config.data.name}{_of_class(found)} under {run.config.sde.name}",
+        title=f"Samplers on {_names(found)}{_of_class(found)} under {run.config.sde.name}",
         lead=_lead(run),
         cards=_cards(run, found, evaluation, main),
-        samples=_samples(run.config.data.name, cells, real, found.label),
+        samples=compared.samples,
         pictures=_written(directory, drawn),
         records=found.records,
         references=found.references,
@@ -102,78 +102,93 @@ def write_experiment_page(
         found: the comparison.
         commands: shell lines that reproduce the page.
     """
-    drawn: dict[str, tuple[Any, str]] = {}
-    samples: list[Sample] = []
-    for problem in found.problems:
-        groups: dict[tuple[str, str], list[Record]] = {}
-        for record in found.records:
-            if record.problem == problem.name:
-                groups.setdefault((record.metric, problem_of(record)), []).append(record)
-        for (metric, named), rows in groups.items():
-            caption = f"{named}: {metric} against network evaluations per sample"
-            figure = figures.quality_figure(rows, metric, f"Step count against quality: {named}")
-            label = rows[0].settings.get("condition")
-            more = "" if label is None else f"-{_file_name(f'class {label}')}"
-            drawn[f"quality-{problem.folder}-{_file_name(metric)}{more}"] = figure, caption
-        cells = _problem_cells(config, directory, problem, found.label)
-        if cells:
-            real = None if problem.real is None else _shown(problem.real[:SCATTER_SAMPLES], problem)
-            samples += _samples(problem.name, cells, real, found.label)
-            caption = f"{problem.name}: samples of seed {config.comparison.seeds[0]}, not selected"
-            drawn[f"samples-{problem.folder}"] = figures.samples_figure(cells, real, caption), caption
-    names = ", ".join(problem.name for problem in found.problems)
+    compared, names = _compared(config, directory, found), _names(found)
+    problems = {group.problem.name: group.problem.fingerprint for group in found.groups}
     page = Page(
         title=f"Samplers on {names}",
         lead=f"Samplers at several step counts on {names}; {config.comparison.num_samples:,} samples each, "
         f"seeds {', '.join(map(str, config.comparison.seeds))}.",
-        samples=samples,
-        pictures=_written(directory, drawn),
+        samples=compared.samples,
+        pictures=_written(directory, compared.drawn),
         trajectories=trajectory_pictures(directory),
         records=found.records,
         references=found.references,
         config=config_json(config),
         commands=[command for command in commands if command],
-        facts={problem.name: problem.fingerprint for problem in found.problems if problem.fingerprint},
+        facts={name: fingerprint for name, fingerprint in problems.items() if fingerprint},
     )
     write_page(directory / "report.html", page)
-    return [*(directory / "figures" / f"{name}.png" for name in drawn), directory / "report.html"]
+    return [*(directory / "figures" / f"{name}.png" for name in compared.drawn), directory / "report.html"]
 
 
-def _problem_cells(config: Config, directory: Path, problem: Problem, label: int | None) -> Cells:
-    """The first samples of every candidate of a problem that has a file."""
-    count = CELL_SAMPLES if len(problem.model.event_shape) == 3 else SCATTER_SAMPLES
-    cells = {}
-    for candidate in build_candidates(config, problem.model):
-        path = samples_path(directory, config, candidate, config.comparison.seeds[0], label, problem.folder)
-        if path.exists():
-            x, note = load_samples(path)
-            if note["model"] == problem.fingerprint:
-                cells[short_name(candidate.name), f"{candidate.label}, NFE {note['nfe']:.4g}"] = _shown(
-                    x[:count], problem
-                )
-    return cells
+class _Compared(NamedTuple):
+    """Figures of a comparison, name -> figure and caption, and pictures of samples for its page."""
+
+    drawn: Figures
+    samples: list[Sample]
 
 
-def _file_name(metric: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", metric.lower()).strip("-")
+def _compared(config: Config, directory: Path, found: Comparison) -> _Compared:
+    """Quality and samples of every problem and condition, those of one in figures of their own."""
+    drawn: Figures = {}
+    samples: list[Sample] = []
+    everything = compared_samples(config, directory, found)
+    for group, (rows, cells) in zip(found.groups, everything, strict=True):
+        if not rows:
+            continue
+        named, metrics = problem_of(rows[0]), list(dict.fromkeys(record.metric for record in rows))
+        for metric in metrics:
+            of_metric = [record for record in rows if record.metric == metric]
+            reference = next((r for r in found.references if refers_to(r, of_metric[0])), None)
+            title = f"Step count against quality: {named}"
+            figure = figures.quality_figure(of_metric, metric, title, reference)
+            words = [] if metric == metrics[0] and not group.problem.folder else [metric]
+            drawn[_file_name("quality", group, *words)] = figure, _quality_caption(named, metric, reference)
+        if not cells:
+            continue
+        examples = real_examples(group.problem, class_of(group))
+        real = None if examples is None else displayable(examples[:SCATTER_SAMPLES], group.problem.scaling)
+        samples += _pictures(cells, real, len(found.groups) > 1)
+        title = f"{named}: samples of seed {config.comparison.seeds[0]}, not selected"
+        caption = "The first samples of each sampler and step count; equal places start from equal noise."
+        figure = figures.samples_figure(paper_cells(cells), real, title)
+        drawn[_file_name("samples", group)] = figure, caption
+    return _Compared(drawn, samples)
 
 
-def _shown(x: Tensor, problem: Problem) -> np.ndarray:
-    return displayable(x, problem.scaling)
+def _quality_caption(named: str, metric: str, reference: Reference | None) -> str:
+    text = f"{named}: {metric} against network evaluations per sample, counted; bars are one standard error"
+    if reference is None:
+        return f"{text}."
+    return (
+        f"{text}, the line and band what {reference.label} score against the others, with the spread over "
+        "random choices."
+    )
 
 
-def _samples(problem: str, cells: Cells, real: np.ndarray | None, label: int | None) -> list[Sample]:
-    """Small pictures of real data and of every candidate's samples."""
-    points = next(iter(cells.values())) if real is None else real
-    bound = None if points.ndim == 4 else extent_of(points)
-    condition, pictures = "none" if label is None else str(label), []
+def _file_name(kind: str, group: Group, *more: str) -> str:
+    """A word for a figure's name: what it is of, the problem, and the class if there is one."""
+    words = [kind, group.problem.folder, *more, class_suffix(class_of(group))]
+    return "-".join(re.sub(r"[^\w.-]+", "-", word.lower()).strip("-") for word in words if word)
+
+
+def _pictures(cells: Cells, real: np.ndarray | None, several: bool) -> list[Sample]:
+    """Small pictures of the samples of one problem and condition, which they name if there are several."""
+    points = [x for _, x in cells if x.ndim != 4]
+    bound = None
+    if points:
+        bound = extent_of(real) if real is not None else float(np.median([extent_of(x) for x in points]))
+    facets = facets_of(cells[0][0])
+    where, named = (facets["problem"], facets["condition"]), problem_of(cells[0][0])
+    before, pictures = f"{named}: " if several else "", []
     if real is not None:
-        told = f"Real data of {problem}"
-        pictures.append(Sample(sample_picture(real, bound), "real examples", told, problem=problem))
-    for (sampler, caption), x in cells.items():
-        told = f"Samples of {sampler}, {caption}"
+        told = f"Real data of {named}"
+        pictures.append(Sample(sample_picture(real, bound), f"{before}real examples", told, "", *where))
+    for (_, caption), (record, x) in zip(paper_cells(cells), cells, strict=True):
+        told = f"Samples of {record.sampler}, {caption}, for {named}"
+        facets, text = facets_of(record), before + caption
         picture = sample_picture(x, bound)
-        pictures.append(Sample(picture, caption, told, sampler, problem, condition))
+        pictures.append(Sample(picture, text, told, facets["sampler"], *where, facets["grid"]))
     return pictures
 
 
@@ -190,28 +205,9 @@ def _written(directory: Path, drawn: Mapping[str, tuple[Any, str]]) -> list[Pict
     return pictures
 
 
-def _figures(
-    run: Run, cells: Cells, real: np.ndarray, found: Comparison, evaluation: Evaluation | None
-) -> dict[str, tuple[Any, str]]:
-    """Name -> figure and caption, the headline first."""
-    drawn: dict[str, tuple[Any, str]] = {}
-    for number, reference in enumerate(found.references):
-        name = "quality" if number == 0 else f"quality-{_file_name(reference.metric)}"
-        figure = figures.quality_figure(
-            found.records, reference.metric, f"Step count against quality: {run.config.data.name}", reference
-        )
-        caption = (
-            f"{reference.metric} against network evaluations per sample, counted; bars are one standard "
-            f"error, the line and band what {reference.label} score against the others, with the spread over "
-            "random choices."
-        )
-        drawn[name] = figure, caption
-    drawn["samples"] = (
-        figures.samples_figure(
-            cells, real, f"Samples of seed {run.config.comparison.seeds[0]}, not selected"
-        ),
-        "The first samples of each sampler and step count; equal places start from equal noise.",
-    )
+def _figures_of_training(run: Run, evaluation: Evaluation | None) -> Figures:
+    """Name -> figure and caption."""
+    drawn: Figures = {}
     history = [] if run.workdir is None else read_history(run.workdir)
     if history:
         steps, loss = [int(row["step"]) for row in history], [row["loss"] for row in history]
@@ -232,32 +228,9 @@ def _figures(
     return drawn
 
 
-def _cells(run: Run, directory: Path, dataset: Dataset, label: int | None) -> Cells:
-    """The first samples of every candidate: from its file, or drawn again where the file does not fit."""
-    count = CELL_SAMPLES if len(run.model.event_shape) == 3 else SCATTER_SAMPLES
-    cells = {}
-    for candidate in comparison_candidates(run):
-        x, nfe = _first_samples(run, directory, candidate, count, label)
-        setting = (
-            f"{candidate.num_steps} steps" if candidate.num_steps else f"rtol {candidate.settings['rtol']:g}"
-        )
-        cells[candidate.name, f"{setting}, NFE {nfe:.4g}"] = displayable(x, dataset.scaling)
-    return cells
-
-
-def _first_samples(
-    run: Run, directory: Path, candidate: Candidate, count: int, label: int | None
-) -> tuple[Tensor, float]:
-    seed = run.config.comparison.seeds[0]
-    path = samples_path(directory, run.config, candidate, seed, label)
-    count = min(count, run.config.comparison.num_samples)
-    if path.exists():
-        x, note = load_samples(path)
-        same = note["model"] == run.fingerprint and note["settings"] == dict(candidate.settings)
-        if same and note["first_sample"] == 0 and len(x) >= count:
-            return x[:count], note["nfe"]
-    samples = candidate.sampler.sample(run.model, count, condition=label, seed=seed)
-    return samples.x, samples.nfe
+def _names(found: Comparison) -> str:
+    """The problems of a comparison."""
+    return ", ".join(dict.fromkeys(group.problem.name for group in found.groups))
 
 
 def _of_class(found: Comparison) -> str:
@@ -329,7 +302,7 @@ def _training_seconds(run: Run) -> float:
 
 def write_stored_page(
     directory: Path, records: Sequence[Record], references: Sequence[Reference],
-    samples: Sequence[tuple[Record, np.ndarray]], source: Path, commands: Sequence[str],
+    samples: Cells, source: Path, commands: Sequence[str],
 ) -> Path:  # fmt: skip
     """Write the page of records and samples that are there, without the model; return its path.
 
@@ -340,9 +313,10 @@ def write_stored_page(
         source: the directory of the records.
         commands: shell lines that reproduce the page.
     """
-    points = [extent_of(x) for _, x in samples if x.ndim != 4]
-    bound = float(np.median(points)) if points else None
-    shown = [_stored_picture(record, x, bound) for record, x in samples]
+    groups: dict[str, Cells] = {}
+    for record, x in samples:
+        groups.setdefault(problem_of(record), []).append((record, x))
+    shown = [picture for cells in groups.values() for picture in _pictures(cells, None, len(groups) > 1)]
     problems = ", ".join(dict.fromkeys(record.problem or "an unnamed problem" for record in records))
     candidates = len({(r.sampler, setting_of(r), r.problem) for r in records})
     page = Page(
@@ -354,13 +328,3 @@ def write_stored_page(
     )  # fmt: skip
     write_page(directory / "report.html", page)
     return directory / "report.html"
-
-
-def _stored_picture(record: Record, x: np.ndarray, bound: float | None) -> Sample:
-    caption = f"{setting_of(record)}{' steps' if record.num_steps else ''}, NFE {record.nfe:.4g}"
-    told = f"Samples of {record.sampler}, {caption}"
-    facets = facets_of(record)
-    return Sample(
-        sample_picture(x, bound), caption, told, record.sampler, facets["problem"], facets["condition"],
-        facets["grid"],
-    )  # fmt: skip

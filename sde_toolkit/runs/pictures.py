@@ -20,12 +20,30 @@ from torch import Tensor
 
 from sde_toolkit.config import Config
 from sde_toolkit.data import Scaling
-from sde_toolkit.lab import Picture, Problem, Record, Recorder, figures, forward_trajectory
+from sde_toolkit.lab import (
+    Candidate,
+    Group,
+    Picture,
+    Problem,
+    Record,
+    Recorder,
+    candidate_captions,
+    figures,
+    forward_trajectory,
+    short_name,
+)
 from sde_toolkit.models import DataScale
-from sde_toolkit.runs.problems import real_of_class
+from sde_toolkit.runs.comparison import Comparison, class_of, samples_path
+from sde_toolkit.runs.problems import problem_folder, real_examples
 from sde_toolkit.runs.samples import load_samples
 from sde_toolkit.samplers import Sampler, Samples
 from sde_toolkit.utils import atomic_folder
+
+CELL_SAMPLES = figures.CELL_SIDE**2
+"""Images of one candidate that are drawn, at most."""
+
+SCATTER_SAMPLES = 1000
+"""Points of one candidate that are drawn, at most."""
 
 DIGITS = 6
 """Digits of an index in a file's name, at least."""
@@ -118,22 +136,69 @@ def _png(picture: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def stored_samples(directory: Path, records: Sequence[Record], count: int) -> list[tuple[Record, np.ndarray]]:
+Cells = list[tuple[Record, np.ndarray]]
+"""A record of each candidate, and its first samples as ``displayable`` gives them."""
+
+
+def compared_samples(config: Config, directory: Path, found: Comparison) -> list[tuple[list[Record], Cells]]:
+    """The records of every group of a comparison, and the first samples of its candidates: from their files,
+    or drawn again where a file does not fit.
+
+    Args:
+        config: says the seeds and the number of samples.
+        directory: where the samples lie.
+        found: the comparison.
+    """
+    everything = []
+    for group in found.groups:
+        problem, cells = group.problem, []
+        rows = [r for r in found.records if r.problem == problem.name and _condition_of(r) == group.condition]
+        known = {_candidate_key(record.settings): record for record in reversed(rows)}
+        count = CELL_SAMPLES if len(problem.model.event_shape) == 3 else SCATTER_SAMPLES
+        for candidate in group.candidates:
+            settings = {**candidate.settings, "model": problem.fingerprint}
+            settings |= {} if group.condition is None else {"condition": group.condition}
+            record = known.get(_candidate_key(settings))
+            if record is not None:
+                x = _first_samples(config, directory, group, candidate, count)
+                cells.append((record, displayable(x, problem.scaling)))
+        everything.append((rows, cells))
+    return everything
+
+
+def _condition_of(record: Record) -> object:
+    return record.settings.get("condition")
+
+
+def _first_samples(config: Config, directory: Path, group: Group, candidate: Candidate, count: int) -> Tensor:
+    problem, seed = group.problem, config.comparison.seeds[0]
+    path = samples_path(directory, config, candidate, seed, class_of(group), problem.folder)
+    count = min(count, config.comparison.num_samples)
+    if path.exists():
+        x, note = load_samples(path)
+        same = note["model"] == problem.fingerprint and note["settings"] == dict(candidate.settings)
+        if same and note["first_sample"] == 0 and len(x) >= count:
+            return x[:count]
+    return candidate.sampler.sample(problem.model, count, condition=group.condition, seed=seed).x
+
+
+def stored_samples(directory: Path, records: Sequence[Record]) -> Cells:
     """The first samples of each candidate that there are files of, with a record of it; nothing is drawn.
 
-    Images are in [0, 1], on one scale for all: grey levels from 0 to the highest that any file holds.  Files
-    of other weights, settings or seeds than those of the records are left out, and so are damaged ones.
+    Images are in [0, 1], on one scale for all of a problem: grey levels from 0 to the highest that any file
+    holds.  Files of other weights, settings or seeds than those of the records are left out, and so are
+    damaged ones.
 
     Args:
         directory: of the comparison.
         records: one for each candidate and metric.
-        count: samples of each, at most.
     """
-    wanted: dict[str, Record] = {}
+    wanted: dict[tuple[str, int], list[Record]] = {}
     for record in records:
-        wanted.setdefault(_candidate_key(record.settings, min(record.seeds)), record)
-    found: dict[str, np.ndarray] = {}
-    highest = 0.0
+        same = wanted.setdefault((_candidate_key(record.settings), min(record.seeds)), [])
+        same += [] if record.problem in [other.problem for other in same] else [record]
+    found: list[tuple[Record, np.ndarray]] = []
+    highest: dict[str, float] = {}
     for path in sorted((directory / "samples").rglob("*.npz")):
         try:
             x, note = load_samples(path)
@@ -142,18 +207,35 @@ def stored_samples(directory: Path, records: Sequence[Record], count: int) -> li
         settings = {**note["settings"], "model": note["model"]}
         if note.get("condition") is not None:
             settings["condition"] = note["condition"]
-        key = _candidate_key(settings, note["seed"])
-        if key in wanted and note["first_sample"] == 0:
-            data, top = _stored_data(path, x)
-            found[key], highest = data[:count], max(highest, top)
-    images = {key: x / highest if x.ndim == 4 and highest > 0 else x for key, x in found.items()}
-    return [(wanted[key], images[key]) for key in wanted if key in images]
+        folders = ("", path.parent.name) if path.parent.name == "samples" else (path.parent.name,)
+        for record in wanted.get((_candidate_key(settings), note["seed"]), []):
+            if note["first_sample"] == 0 and (folders[0] == "" or problem_folder(record.problem) in folders):
+                data, top = _stored_data(path, x)
+                found.append((record, data[: CELL_SAMPLES if data.ndim == 4 else SCATTER_SAMPLES]))
+                highest[record.problem] = max(highest.get(record.problem, 0.0), top)
+    order = {id(record): place for place, record in enumerate(records)}
+    found.sort(key=lambda pair: order[id(pair[0])])
+    return [(record, x / highest[record.problem] if x.ndim == 4 and highest[record.problem] > 0 else x)
+            for record, x in found]  # fmt: skip
 
 
-def _candidate_key(settings: Mapping[str, Any], seed: int) -> str:
-    """What samples are of: the settings of the sampler, the weights, the condition and the seed."""
+def paper_cells(cells: Cells) -> dict[tuple[str, str], np.ndarray]:
+    """(Sampler, caption) -> samples, no two alike."""
+    captions = candidate_captions([record for record, _ in cells])
+    named: dict[tuple[str, str], np.ndarray] = {}
+    for (record, x), caption in zip(cells, captions, strict=True):
+        name, number = short_name(record.sampler), 2
+        told = caption
+        while (name, told) in named:
+            told, number = f"{caption}, no. {number}", number + 1
+        named[name, told] = x
+    return named
+
+
+def _candidate_key(settings: Mapping[str, Any]) -> str:
+    """What samples are of: the settings of the sampler, the weights and the condition."""
     own = {key: value for key, value in settings.items() if not key.startswith("metric.")}
-    return json.dumps([own, seed], sort_keys=True, default=dict)
+    return json.dumps(own, sort_keys=True, default=dict)
 
 
 def _stored_data(path: Path, x: Tensor) -> tuple[np.ndarray, float]:
@@ -189,7 +271,7 @@ def animation_frames(
         ValueError: a sampler without a fixed grid; a label for a model without classes; a problem without
             real examples.
     """
-    data = problem.real if label is None else real_of_class(problem, label)
+    data = real_examples(problem, label)
     if data is None:
         raise ValueError(
             f"problem {problem.name!r} must have real examples, which the forward process starts from, got "

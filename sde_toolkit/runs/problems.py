@@ -39,9 +39,13 @@ def open_problems(config: Config, run: Run | None) -> list[Problem]:
     found = []
     for entry in config.comparison.problems:
         problem = _open(entry, config, run)
-        folder = "" if entry == OWN_MODEL else re.sub(r"[^\w.-]+", "_", problem.name)
-        found.append(replace(problem, folder=folder))
+        found.append(replace(problem, folder="" if entry == OWN_MODEL else problem_folder(problem.name)))
     return found
+
+
+def problem_folder(name: str) -> str:
+    """The folder of a problem's samples, below that of all samples."""
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _open(entry: str, config: Config, run: Run | None) -> Problem:
@@ -86,12 +90,14 @@ def run_problem(run: Run, name: str | None = None) -> Problem:
     )
 
 
-def real_of_class(problem: Problem, label: int) -> Tensor:
-    """Real examples of one class with shape (M, *).
+def real_examples(problem: Problem, label: int | None) -> Tensor | None:
+    """Real examples with shape (M, *), those of one class for a label; None where there are none.
 
     Raises:
-        ValueError: a model without classes, or data without labels.
+        ValueError: a label for a model without classes, or for data without labels.
     """
+    if label is None:
+        return problem.real
     need_classes(problem.model)
     if problem.real_of_class is None:
         raise ValueError(f"problem {problem.name!r} must know its data by class for a label, got {label}")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from comparison_page import GRIDS, make_records
 
+from sde_toolkit import cli
 from sde_toolkit.lab import load_records, paired_difference
 
 pytestmark = pytest.mark.browser
@@ -99,6 +100,61 @@ def test_filters_change_curves_rows_and_samples(page):
     wait_for(lambda: page.execute_script(worst) > 0.9)
     assert len(shown(page, "#table tr.result")) == 9
     assert "9 of 18 rows" in page.find_element("id", "status").text
+
+
+def pictures(driver):
+    """What is shown, by sampler, grid and problem."""
+    return driver.execute_script(
+        "return [...document.querySelectorAll('.sample')].filter(e => e.offsetParent)"
+        ".map(e => [e.dataset.sampler, e.dataset.grid, e.dataset.problem])"
+    )
+
+
+def test_every_filter_hides_and_shows_pictures(page):
+    of_ring = pictures(page)
+    assert {problem for _, _, problem in of_ring} == {"ring", ""}  # real data without a problem always
+    assert len(of_ring) == 10
+    click(page, "#samplers input[value=ddim]")
+    assert {sampler for sampler, _, _ in pictures(page)} == {"heun", "dopri5", ""}
+    assert "ddim" not in shown(page, ".gallery h3")  # an empty row has no heading
+    click(page, "#grids input[value=karras]")
+    assert {sampler for sampler, _, _ in pictures(page)} == {"dopri5", ""}
+    click(page, "#all-samplers")
+    assert {grid for _, grid, _ in pictures(page)} == {"uniform", ""}
+    click(page, "#grids input[value=karras]")
+    choose(page, "problem", "<digits>")
+    assert {problem for _, _, problem in pictures(page)} == {"<digits>", ""}
+    assert len(pictures(page)) == 10
+    choose(page, "metric", "coverage")  # which the ring alone has
+    assert page.find_element("id", "problem").get_attribute("value") == "ring"
+    assert pictures(page) == of_ring
+
+
+@pytest.fixture(scope="module")
+def compared_path(tmp_path_factory):
+    """The page that ``sde-toolkit compare`` writes for two problems, two grids and two classes."""
+    folder = tmp_path_factory.mktemp("compared")
+    words = ["compare", "--problems=ring,mixture8", "--samplers=ddim", "--grids=own,karras", "--labels=0,1",
+             "--num_steps=3,6", "--num_samples=20", "--metrics=energy", f"--output={folder}"]  # fmt: skip
+    assert cli.main(words) == 0
+    return folder / "report.html"
+
+
+def test_pictures_of_all_problems_are_there_and_follow_the_filters(driver, compared_path):
+    look(driver, compared_path)
+    assert driver.execute_script("return document.querySelectorAll('.sample').length") == 2 * 2 * (1 + 2 * 2)
+    for problem in ("ring", "mixture8"):
+        choose(driver, "problem", problem)
+        for condition in ("0", "1"):
+            choose(driver, "condition", condition)
+            assert len(pictures(driver)) == 1 + 2 * 2
+            assert {p for _, _, p in pictures(driver)} == {problem}
+            assert all(f"{problem}, class {condition}: " in text for text in shown(driver, ".sample"))
+            click(driver, "#grids input[value=Karras]")
+            assert sorted(map(tuple, pictures(driver))) == [
+                ("", "", problem), ("ddim", "uniform", problem), ("ddim", "uniform", problem),
+            ]  # fmt: skip
+            click(driver, "#grids input[value=Karras]")
 
 
 def test_values_below_zero_are_drawn_on_a_linear_part(page):

@@ -35,6 +35,27 @@ def test_report_writes_what_is_asked_and_leaves_the_rest(compared, tmp_path, cap
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_pictures_of_every_problem(tmp_path, capsys):
+    """In the pages of compare and report, and in the figures, each on the scale of its own data."""
+    problems = ("ring", "mixture8", "digits")
+    words = ["compare", f"--problems={','.join(problems)}", "--samplers=ddim", "--grids=own,karras",
+             "--num_steps=2,3", "--num_samples=20", "--metrics=energy", f"--output={tmp_path}"]  # fmt: skip
+    assert cli.main(words) == 0
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {f"samples-{problem}.png" for problem in problems} <= figures
+    assert cli.main(["report", f"--workdir={tmp_path}", "--format=html,svg"]) == 0
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {f"samples-{problem}.svg" for problem in problems} <= written
+    facets = r'class="sample" data-sampler="([^"]*)" data-grid="([^"]*)" data-problem="([^"]*)"'
+    for path, real in ((tmp_path / "report.html", 1), (tmp_path / "report" / "report.html", 0)):
+        found = re.findall(facets, path.read_text())
+        assert len(found) == 3 * (4 + real)
+        for problem in problems:
+            mine = [(sampler, grid) for sampler, grid, other in found if other == problem]
+            two = [("ddim", "uniform"), ("ddim(grid=karras)", "Karras")]
+            assert sorted(mine) == sorted([("", "")] * real + two * 2)
+
+
 def test_the_page_is_the_default(compared, capsys):
     assert cli.main(["report", f"--workdir={compared}"]) == 0
     assert (compared / "report" / "report.html").is_file()

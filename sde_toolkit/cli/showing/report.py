@@ -17,7 +17,6 @@ EXAMPLES = """examples:
 Reads the records and the samples that `sde-toolkit compare` left in the directory."""
 
 FORMATS = ("html", "pdf", "svg", "csv", "latex", "parquet", "json")
-DRAWN_SAMPLES = 1000
 
 
 def add_parser(verbs: Any) -> None:
@@ -50,7 +49,7 @@ def _formats(text: str) -> tuple[str, ...]:
 def report(options: argparse.Namespace) -> None:
     """Write what is asked of the records and samples that are there."""
     from sde_toolkit import runs
-    from sde_toolkit.lab import write_papers
+    from sde_toolkit.lab import problem_of, write_papers
     from sde_toolkit.utils import check_output_directory
 
     if options.overrides:
@@ -61,12 +60,11 @@ def report(options: argparse.Namespace) -> None:
     workdir = options.workdir.expanduser()
     output = check_output_directory(Path(options.output or workdir / "report").expanduser())
     records, references = runs.read_records(workdir)
-    samples = runs.stored_samples(workdir, records, DRAWN_SAMPLES)
-    drawn = {
-        (record.sampler, f"{record.num_steps or 'adaptive'} steps, NFE {record.nfe:.4g}"): x
-        for record, x in samples
-        if record.problem == records[0].problem
-    }
+    samples = runs.stored_samples(workdir, records)
+    groups: dict[str, runs.Cells] = {}
+    for record, x in samples:
+        groups.setdefault(problem_of(record), []).append((record, x))
+    drawn = {problem: runs.paper_cells(cells) for problem, cells in groups.items()}
     note(f"{len(records)} records, samples of {len(samples)} candidates")
     output.mkdir(parents=True, exist_ok=True)
     paths = write_papers(output, records, references, [f for f in options.format if f != "html"], drawn)

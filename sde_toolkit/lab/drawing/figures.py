@@ -214,6 +214,7 @@ def _extent(real: np.ndarray) -> tuple[float, float] | None:
 def _draw_cell(axes: Axes, x: np.ndarray, extent: tuple[float, float] | None) -> None:
     if extent is None:
         axes.imshow(tile(x, CELL_SIDE), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.spines[:].set_visible(False)
         return
     axes.plot(x[:, 0], x[:, min(1, x.shape[1] - 1)], ".", color=COLOURS[0], markersize=1.2, alpha=0.5)
     axes.set(xlim=extent, ylim=extent, aspect="equal")
