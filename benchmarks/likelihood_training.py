@@ -6,7 +6,7 @@
 Two runs of the configuration ``digits_likelihood`` that differ in the loss alone: the mean squared error of
 the noise at times even in t ("noise", DDPM's loss), and the likelihood weighting with what keeps its
 gradients from drowning in noise (importance-sampled times, antithetic pairs, the mean noise given the grey
-levels; see ``sde_toolkit.training.loss``).  Network, process, initial weights, batches, number of updates,
+levels; see ``training.objective``).  Network, process, initial weights, batches, number of updates,
 learning rate and moving average are equal; gradients are clipped at a norm that the first loss never reaches.
 
 Both are judged on the same held-out digits, dequantised with the same uniform noise: bits per dimension by

@@ -235,6 +235,14 @@ def _training(folder: Path) -> dict[str, Recipe]:
     return {
         "ChainLoss": Recipe(sde.ChainLoss, _the(chain=CHAIN)),
         "DenoisingLoss": Recipe(sde.DenoisingLoss, dict),
+        "EDMWeight": Recipe(training.EDMWeight, dict),
+        "LogNormal": Recipe(training.LogNormal, dict),
+        "LogitNormalWeight": Recipe(training.LogitNormalWeight, dict),
+        "MinSNR": Recipe(training.MinSNR, dict),
+        "P2": Recipe(training.P2, dict),
+        "SigmoidWeight": Recipe(training.SigmoidWeight, dict),
+        "SoftMinSNR": Recipe(training.SoftMinSNR, dict),
+        "logit_normal": Recipe(training.logit_normal, dict),
         "Optimization": Recipe(sde.Optimization, dict),
         "TrainState": Recipe(sde.TrainState, lambda: {"model": network_model()}),
         "fit": Recipe(

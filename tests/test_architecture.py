@@ -30,6 +30,7 @@ SUBROOMS = (
     "lab.page",
     "lab.drawing",
     "cli.showing",
+    "training.objective",
 )
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""

@@ -17,7 +17,7 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     assert len(COMMANDS) == 15
 
 
@@ -28,6 +28,7 @@ def test_there_is_something_to_check():
         "own",
         "vectors",
         "given",
+        "objectives",
         "digits",
         "file",
         "exact",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from sde_toolkit.config.sampler_fields import (
     entries_on_grids,
     entry_label,
     make_sampler,
+    parse_call,
     parse_entry,
     resolve_entry,
 )
@@ -26,7 +28,7 @@ from sde_toolkit.lab import Candidate, Metric, Problem
 from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, RectifiedFlow, SubVPSDE
-from sde_toolkit.training import DenoisingLoss, Optimization
+from sde_toolkit.training import TIMES_WITH_OPTIONS, WEIGHTS_WITH_OPTIONS, DenoisingLoss, Optimization
 from sde_toolkit.utils import as_device
 
 
@@ -117,8 +119,31 @@ def resolve_dtype(config: Config) -> torch.dtype:
 
 
 def build_loss(config: Config) -> DenoisingLoss:
-    """Denoising score matching as ``config.loss`` says."""
-    return DenoisingLoss(**config.loss.to_dict())
+    """Denoising score matching as ``config.loss`` says; weights and laws of the times may have options, as in
+    "min_snr(gamma=3)".
+
+    Raises:
+        ValueError: an unknown name, or an option that it does not have.
+    """
+    fields = config.loss.to_dict()
+    fields["weighting"] = _with_options("weighting", fields["weighting"], WEIGHTS_WITH_OPTIONS)
+    fields["time_sampling"] = _with_options("time_sampling", fields["time_sampling"], TIMES_WITH_OPTIONS)
+    return DenoisingLoss(**fields)
+
+
+def _with_options(field: str, text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
+    """The text if it has no options, else what they make."""
+    if "(" not in text:
+        return text
+    what = f"config.loss.{field}"
+    name, options = parse_call(text, what, f"{next(iter(known))}(std=1.0)")
+    if name not in known:
+        raise ValueError(f"{what}: {name!r} has no options; those with options are {', '.join(known)}")
+    valid = list(inspect.signature(known[name]).parameters)
+    for option in options:
+        if option not in valid:
+            raise ValueError(f"{what}: {name!r} has no option {option!r}; valid: {', '.join(valid)}")
+    return known[name](**options)
 
 
 def build_optimization(config: Config) -> Optimization:

@@ -78,9 +78,12 @@ ABOUT: dict[str, About] = {
     "model.depth": About("residual blocks of two layers each", _COUNT, 10**4),
     "model.num_frequencies": About("frequencies of the time features", _COUNT, 10**5),
     "loss.weighting": About(
-        "weight of the times: DDPM's simple loss, the same as sigma^2, the likelihood's, or the residual's"
+        "weight of the times, of which loss the name says, with options as in min_snr(gamma=3); residual is "
+        "the residual's own error"
     ),
-    "loss.time_sampling": About("law of the times; the loss is divided by its density"),
+    "loss.time_sampling": About(
+        "law of the times, with options as in log_normal(mean=-0.4); the loss is divided by its density"
+    ),
     "loss.t_min": About("earliest time of the training", 0),
     "loss.antithetic_nsr": About(
         "noise-to-signal ratio below which rows come in pairs of opposite noise, 0 for none", 0

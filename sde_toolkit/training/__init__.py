@@ -22,15 +22,25 @@ from sde_toolkit.training.loop import (
     fit,
     train_step,
 )
-from sde_toolkit.training.loss import (
-    TIME_SAMPLINGS,
-    WEIGHTINGS,
-    ChainLoss,
-    DenoisingLoss,
-)
 from sde_toolkit.training.model_file import (
     load_model,
     save_model,
+)
+from sde_toolkit.training.objective import (
+    P2,
+    TIME_SAMPLINGS,
+    TIMES_WITH_OPTIONS,
+    WEIGHTINGS,
+    WEIGHTS_WITH_OPTIONS,
+    ChainLoss,
+    DenoisingLoss,
+    EDMWeight,
+    LogitNormalWeight,
+    LogNormal,
+    MinSNR,
+    SigmoidWeight,
+    SoftMinSNR,
+    logit_normal,
 )
 from sde_toolkit.training.state import (
     NonFiniteError,
@@ -45,13 +55,22 @@ from sde_toolkit.training.tensor_file import (
 
 __all__ = [
     "COMPARED_SECTIONS",
+    "P2",
+    "TIMES_WITH_OPTIONS",
     "TIME_SAMPLINGS",
     "WEIGHTINGS",
+    "WEIGHTS_WITH_OPTIONS",
     "ChainLoss",
     "Checkpoint",
     "DenoisingLoss",
+    "EDMWeight",
+    "LogNormal",
+    "LogitNormalWeight",
+    "MinSNR",
     "NonFiniteError",
     "Optimization",
+    "SigmoidWeight",
+    "SoftMinSNR",
     "TrainState",
     "UpdateInfo",
     "as_bytes",
@@ -64,6 +83,7 @@ __all__ = [
     "latest_checkpoint",
     "load_ema",
     "load_model",
+    "logit_normal",
     "read_checkpoint",
     "read_tensors",
     "refuse_checkpoint",

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from sde_toolkit.data import Dataset, TrainingData, batch_size_of, training_data
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, full_precision, recording
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
-from sde_toolkit.training.loss import Loss
+from sde_toolkit.training.objective import Loss
 from sde_toolkit.training.state import NonFiniteError, TrainState
 from sde_toolkit.training.suitability import warn_if_unsuitable
 from sde_toolkit.utils import Stream, WorkdirLock, check_called, checked, integer, returned, step_generator

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from sde_toolkit import config as c
-from sde_toolkit import networks
+from sde_toolkit import networks, training
 from sde_toolkit.lab import Problem
 from sde_toolkit.likelihood import Endpoint, ExactDivergence, Hutchinson, HutchPlusPlus
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, LinearBeta, RectifiedFlow, SubVPSDE
-from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import Optimization
 from solvers import AB4
 
@@ -338,3 +339,23 @@ def test_a_checkpoint_of_an_older_layout_still_gives_what_was_trained():
     with pytest.warns(UserWarning, match=r"config.sampling is not used: .* no field 'predictor'"):
         config = c.checkpoint_config(old)
     assert (config.sampling.sampler, config.comparison.samplers) == ("default", ("heun",))
+
+
+def test_weights_and_laws_of_the_times_take_options():
+    def loss(**fields):
+        return c.build_loss(c.load_config("digits", {f"loss.{k}": v for k, v in fields.items()}))
+
+    assert loss(weighting="min_snr(gamma=3.0)").weighting == training.MinSNR(3.0)
+    assert loss(weighting="p2").weighting == "p2"
+    found = loss(time_sampling="log_normal(mean=-0.4, std=1.0)").time_sampling
+    assert found == training.LogNormal(-0.4, 1.0)
+    assert loss(time_sampling="logit_normal(std=0.5)").time_sampling == training.logit_normal(0.0, 0.5)
+    for text, said in {
+        "noise(gamma=3)": "config.loss.weighting: 'noise' has no options; those with options are edm, ",
+        "min_snr(k=3)": "config.loss.weighting: 'min_snr' has no option 'k'; valid: gamma",
+        "min_snr(gamma=0.0)": "gamma must be a finite positive number, got 0",
+        "min_snr(3)": "must be a name, with options as in",
+        "simple": "weighting must be one of noise",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(said)):
+            loss(weighting=text)

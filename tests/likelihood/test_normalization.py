@@ -13,7 +13,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes import VESDE, VPSDE
 from sde_toolkit.training.loop import fit
-from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import Optimization, TrainState
 from solvers import AB4
 

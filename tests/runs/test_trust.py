@@ -21,8 +21,8 @@ from sde_toolkit.samplers import ddim
 from sde_toolkit.sdes import VPSDE, CustomSDE
 from sde_toolkit.training.checkpoint import checkpoint_paths
 from sde_toolkit.training.loop import fit
-from sde_toolkit.training.loss import DenoisingLoss
 from sde_toolkit.training.model_file import load_model
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import TrainState
 from sde_toolkit.training.tensor_file import write_tensors
 from sde_toolkit.utils.files import WorkdirLock

@@ -39,8 +39,8 @@ from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.chain_sde import ChainSDE
 from sde_toolkit.training.description import describe_model
 from sde_toolkit.training.loop import fit
-from sde_toolkit.training.loss import DenoisingLoss
 from sde_toolkit.training.model_file import load_model, save_model
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import TrainState
 from sde_toolkit.utils.values import Partial, same_values
 

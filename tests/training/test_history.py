@@ -11,7 +11,7 @@ from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.checkpoint import latest_checkpoint, restore
 from sde_toolkit.training.loop import fit
-from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import TrainState
 from sde_toolkit.utils.files import WorkdirLock
 

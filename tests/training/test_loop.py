@@ -28,7 +28,7 @@ from sde_toolkit.training.checkpoint import (
     save_checkpoint,
 )
 from sde_toolkit.training.loop import NonFiniteError, UpdateInfo, class_moments, fit, train_step
-from sde_toolkit.training.loss import ChainLoss, DenoisingLoss
+from sde_toolkit.training.objective import ChainLoss, DenoisingLoss
 from sde_toolkit.training.state import Optimization, TrainState
 from sde_toolkit.utils import files
 from sde_toolkit.utils.files import WorkdirLock

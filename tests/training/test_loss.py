@@ -11,7 +11,22 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.models.score import ScoreModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes import VESDE, VPSDE
-from sde_toolkit.training.loss import TIME_SAMPLINGS, WEIGHTINGS, ChainLoss, DenoisingLoss, noise_given_levels
+from sde_toolkit.training.objective import (
+    P2,
+    TIME_SAMPLINGS,
+    WEIGHTINGS,
+    ChainLoss,
+    DenoisingLoss,
+    EDMWeight,
+    LogitNormalWeight,
+    LogNormal,
+    MinSNR,
+    SigmoidWeight,
+    SoftMinSNR,
+    noise_given_levels,
+)
+from sde_toolkit.training.objective.weightings import WEIGHTS
+from tests.contracts import derivative
 from tests.problems import ALPHA, DIAGONAL, GAUSSIAN, SDES
 
 
@@ -51,11 +66,64 @@ def conditional_variance(data, sde, t):
     return (signal / (signal + sde.sigma(t).square()[:, None])).mean(1)
 
 
-def guided_density(sde, t, ends):
-    """Nine tenths in proportion to the root of 1 / (1 + n^2), for N(0, I) data, and a tenth uniform."""
+GUIDES = {  # of log n, for N(0, I) data
+    "moments": lambda log_n: (1 + (2 * log_n).exp()).rsqrt(),
+    "log_normal": lambda log_n: torch.exp(-0.5 * ((log_n - (-1.2 + math.log(2))) / 1.2).square()),
+    "logit_normal": lambda log_n: torch.exp(-0.5 * log_n.square()),
+}
+
+
+def guided_density(sde, t, ends, name="moments"):
+    """Nine tenths in proportion to a guide, and a tenth uniform in lam."""
     lam = torch.linspace(float(ends[1]), float(ends[0]), 100_001, dtype=torch.float64)
-    mass = torch.trapezoid((1 + (-2 * lam).exp()).rsqrt(), lam)
-    return 0.9 * (1 + sde.nsr(t).square()).rsqrt() / mass + 0.1 / (ends[0] - ends[1])
+    mass = torch.trapezoid(GUIDES[name](-lam), lam)
+    return 0.9 * GUIDES[name](sde.nsr(t).log()) / mass + 0.1 / (ends[0] - ends[1])
+
+
+def paper_error(name, model, x_t, t, x0, z):
+    """The losses of the papers, each in its own prediction and with its own factor, under a uniform t."""
+    sde, d = model.sde, model.data_std
+
+    def gap(a, b):
+        return (a - b).square().mean(1)
+
+    def column(values):
+        return values[:, None]
+
+    x0_hat, z_hat, n = model.denoise(x_t, t), model.noise(x_t, t), sde.nsr(t)
+    alpha_t, sigma_t, snr = sde.alpha(t), sde.sigma(t), sde.nsr(t) ** -2.0
+    log_n_rate = derivative(lambda u: sde.nsr(u).log(), t)
+    flow = [column(derivative(f, t)) for f in (sde.alpha, sde.sigma)]
+    if name in ("noise", "sigma^2"):
+        return gap(z_hat, z)
+    if name == "data":
+        return gap(x0_hat, x0)
+    if name == "velocity":
+        v = column(alpha_t) * z - column(sigma_t) * x0
+        return gap(column(alpha_t) * z_hat - column(sigma_t) * x0_hat, v)
+    if name == "flow":
+        return gap(flow[0] * x0_hat + flow[1] * z_hat, flow[0] * x0 + flow[1] * z)
+    if name == "likelihood":
+        return sde.g_squared(t) * gap(model.score(x_t, t), -z / column(sigma_t))
+    if name == "residual":  # without moments S = data_std^2 I
+        return (1 + n.square() / d**2) * gap(z_hat, z)
+    if name == "edm":
+        law = stats.norm(-1.2 + math.log(d / 0.5), 1.2).pdf(n.log())
+        return torch.from_numpy(law) * log_n_rate * (n**2 + d**2) / (n * d) ** 2 * gap(x0_hat, x0)
+    if name == "logit_normal":
+        s = n / (1 + n)  # the time of straight paths
+        law = torch.from_numpy(stats.norm.pdf((s / (1 - s)).log())) / (s * (1 - s))
+        rate = derivative(lambda u: sde.nsr(u) / (1 + sde.nsr(u)), t)
+        return law * rate * gap(z_hat - x0_hat, z - x0)
+    if name == "min_snr":
+        return snr.clamp(max=5.0) * gap(x0_hat, x0)
+    if name == "soft_min_snr":
+        return snr * 4 / (snr + 4) * gap(x0_hat, x0)
+    if name == "p2":
+        return gap(z_hat, z) / (1 + snr)
+    assert name == "sigmoid"
+    log_snr = snr.log()
+    return -derivative(lambda u: -2 * sde.nsr(u).log(), t) * torch.sigmoid(2 - log_snr) * gap(z_hat, z)
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
@@ -86,18 +154,77 @@ def test_it_is_the_weighted_error_of_the_score(sde, weighting, time_sampling):
     values = DenoisingLoss(weighting, t_min, time_sampling)(model, x0, generator())
     x_t, t = model.x_t, model.t
     assert bool(((t >= t_min) & (t <= sde.T)).all())
-    target = -(x_t - sde.alpha(t)[:, None] * x0) / sde.sigma(t).square()[:, None]
-    weight = sde.g_squared(t) if weighting == "likelihood" else sde.sigma(t).square()
-    if weighting == "residual":  # without moments S = data_std^2 I = I
-        weight = weight * (1 + sde.nsr(t).square())
-    if time_sampling in ("log_snr", "moments"):  # divide by the density over that of a uniform time
+    z = (x_t - sde.alpha(t)[:, None] * x0) / sde.sigma(t)[:, None]
+    expected = paper_error(weighting, model, x_t.clone(), t.clone(), x0, z)
+    if time_sampling not in ("uniform", "stratified"):  # divide by the density over that of a uniform time
         lam_rate = sde.g_squared(t) / (2 * sde.sigma(t).square())
         ends = sde.lam(torch.tensor([t_min, sde.T], dtype=torch.float64))
-        density = 1 / (ends[0] - ends[1]) if time_sampling == "log_snr" else guided_density(sde, t, ends)
-        weight = weight / (sde.T - t_min) / lam_rate / density
-    expected = weight * (model.score(x_t, t) - target).square().mean(1)
-    tolerance = 1e-8 if time_sampling != "moments" else 0.02  # its density is constant between nodes
+        even = 1 / (ends[0] - ends[1])
+        density = even if time_sampling == "log_snr" else guided_density(sde, t, ends, time_sampling)
+        expected = expected / (sde.T - t_min) / lam_rate / density
+    tolerance = 0.05 if time_sampling in GUIDES else 1e-7  # their density is constant between nodes
     torch.testing.assert_close(values, expected, rtol=tolerance, atol=1e-10)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_every_law_of_the_times_gives_the_same_mean(weighting):
+    """Of the wrong score of N(0, I), against the integral over t by quadrature."""
+    sde, t_min, h = VPSDE(), 0.05, 0.5
+    t = torch.linspace(t_min, sde.T, 20_001, dtype=torch.float64)
+    variance = sde.alpha(t).square() + sde.sigma(t).square()
+    # z_hat - z = (1 + h) sigma x_t / variance - z has mean square (h sigma)^2 / variance + alpha^2 / variance
+    square = ((h * sde.sigma(t)).square() + sde.alpha(t).square()) / variance
+    model = Recorder(sde)
+    weight = (1 + sde.nsr(t).square()) if weighting == "residual" else WEIGHTS[weighting](model, t)
+    expected = float(torch.trapezoid(weight * square, t)) / (sde.T - t_min)
+    for law in (*TIME_SAMPLINGS, LogNormal(0.5, 0.7), lambda model, t: 1 + t.square()):
+        values = DenoisingLoss(weighting, t_min, law)(Recorder(sde, h), normals(20_000, 3), generator())
+        accept(values, expected)
+
+
+def test_weights_with_parameters_and_functions():
+    sde, x0 = VPSDE(), normals(32, 3)
+
+    def of(weighting, **more):
+        return DenoisingLoss(weighting, 0.01, "uniform", **more)(Recorder(sde), x0, generator())
+
+    torch.testing.assert_close(of(MinSNR(5.0)), of("min_snr"), rtol=0, atol=0)
+    torch.testing.assert_close(of(MinSNR(1e9)), of("noise"), rtol=1e-12, atol=0)
+    torch.testing.assert_close(of(SoftMinSNR(1e9)), of("noise"), rtol=1e-4, atol=0)
+    torch.testing.assert_close(of(P2(1e-12, 1.0)), of("data"), rtol=1e-6, atol=0)
+    torch.testing.assert_close(of(P2(1.0, 1e-9)), of("noise"), rtol=1e-6, atol=0)
+    torch.testing.assert_close(of(SigmoidWeight(60.0)), of("likelihood"), rtol=1e-12, atol=0)
+    torch.testing.assert_close(of(EDMWeight()), of("edm"), rtol=0, atol=0)
+    torch.testing.assert_close(of(LogitNormalWeight()), of("logit_normal"), rtol=0, atol=0)
+    torch.testing.assert_close(of(lambda model, t: model.sde.nsr(t) ** 2), of("data"), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: MinSNR(0.0), "gamma must be a finite positive number, got 0"),
+        (lambda: SoftMinSNR(-1.0), "gamma must be a finite positive number, got -1"),
+        (lambda: P2(gamma=0.0), "gamma must be a finite positive number, got 0"),
+        (lambda: EDMWeight(std=0.0), "std must be a finite positive number, got 0"),
+        (lambda: LogitNormalWeight(std=-1.0), "std must be a finite positive number, got -1"),
+        (lambda: LogNormal(data_std=-1.0), "data_std must be a (finite )?number >= 0, got -1"),
+        (lambda: SigmoidWeight(math.inf), "bias must be a finite number, got inf"),
+        (lambda: _loss(weighting=lambda model, t: 1.0), r"weighting\(model, t\) must return a tensor"),
+        (
+            lambda: _loss(time_sampling=lambda model, t: 1.0),
+            r"time_sampling\(model, t\) must return a tensor",
+        ),
+        (lambda: _loss(time_sampling=lambda model, t: -t), "must be a density of t, finite and not negative"),
+        (lambda: _loss(time_sampling=lambda model, t: 0 * t), "and not 0 everywhere"),
+    ],
+)
+def test_bad_weights_and_laws_get_a_sentence(build, said):
+    with pytest.raises(ValueError, match=said):
+        build()
+
+
+def _loss(**arguments):
+    return DenoisingLoss(**arguments)(Recorder(VPSDE()), normals(4, 3), generator())
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
@@ -224,9 +351,9 @@ def test_the_time_of_a_given_sample_has_the_declared_law(time_sampling):
         loss(model, torch.zeros(4, 3, dtype=torch.float64), g)
         times.append(model.t[2])
     position, ends = torch.stack(times), torch.tensor([t_min, sde.T], dtype=torch.float64)
-    if time_sampling == "moments":
+    if time_sampling in GUIDES:
         lam = torch.linspace(*sde.lam(ends), 4001, dtype=torch.float64)
-        density = guided_density(sde, sde.inverse_nsr((-lam).exp()), sde.lam(ends))
+        density = guided_density(sde, sde.inverse_nsr((-lam).exp()), sde.lam(ends), time_sampling)
         cumulative = torch.cumulative_trapezoid(density, -lam)
         u = np.interp(-sde.lam(position).numpy(), -lam[1:].numpy(), cumulative.numpy())
         assert stats.kstest(u, "uniform").pvalue > ALPHA
@@ -301,11 +428,11 @@ def test_a_draw_depends_on_the_generator_alone():
     [
         (
             {"weighting": "simple"},
-            "weighting must be one of noise, sigma\\^2, likelihood, residual, got 'simple'",
+            "weighting must be one of noise, sigma\\^2, data, .*, sigmoid, got 'simple'",
         ),
         (
             {"time_sampling": "random"},
-            "time_sampling must be one of stratified, uniform, log_snr, moments, got 'random'",
+            "time_sampling must be one of stratified, uniform, .*, logit_normal, got 'random'",
         ),
         ({"second_order": -1.0}, "second_order must be a finite number >= 0, got -1.0"),
         ({"levels": 1}, "levels must be an integer >= 2, or 0"),

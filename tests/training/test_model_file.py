@@ -26,8 +26,8 @@ from sde_toolkit.samplers import ddim, default
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, CustomSDE, LinearBeta, RectifiedFlow, SubVPSDE
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.training.loop import fit
-from sde_toolkit.training.loss import DenoisingLoss
 from sde_toolkit.training.model_file import load_model, save_model
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import TrainState
 
 PROCESSES = [VPSDE(), VPSDE(LinearBeta(0.2, 12, T=2.0)), VPSDE(CosineBeta(0.01)), SubVPSDE(), VESDE(0.02, 9)]

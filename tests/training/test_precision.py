@@ -10,7 +10,7 @@ from sde_toolkit.samplers import ddim
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.checkpoint import latest_checkpoint, read_checkpoint, restore
 from sde_toolkit.training.loop import NonFiniteError, fit, train_step
-from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import Optimization, TrainState
 from sde_toolkit.utils.files import WorkdirLock
 

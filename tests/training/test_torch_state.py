@@ -14,7 +14,7 @@ from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.samplers import ddim, default
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.loop import fit
-from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import TrainState
 from solvers import HEUN
 

@@ -8,7 +8,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.samplers import ddim
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.loop import fit
-from sde_toolkit.training.loss import DenoisingLoss
+from sde_toolkit.training.objective import DenoisingLoss
 from sde_toolkit.training.state import TrainState
 
 
