@@ -230,6 +230,13 @@ def _data(folder: Path) -> dict[str, Recipe]:
     }
 
 
+def _with_snapshots(folder: Path) -> Path:
+    """A run with two snapshots."""
+    state = sde.TrainState(network_model(), sde.Optimization(ema_traces=(0.05, 0.1)))
+    sde.fit(state, POINTS, sde.DenoisingLoss(), 2, 4, folder, snapshot_every=1)
+    return folder
+
+
 def _training(folder: Path) -> dict[str, Recipe]:
     model = sde.save_model(network_model(), folder / "model.safetensors")
     return {
@@ -378,6 +385,12 @@ def _methods(folder: Path) -> dict[str, Recipe]:
         "grids.trailing": Recipe(samplers.grids.trailing, _the(**line)),
         "grids.uniform": Recipe(samplers.grids.uniform, _the(**line)),
         "loss": Recipe(loss, _the(model=model, x0=X, generator=generator)),
+        "training.held_out_loss": Recipe(
+            training.held_out_loss, lambda: {"model": network_model(), "dataset": POINTS, "loss": loss}
+        ),
+        "training.reconstruct": Recipe(
+            training.reconstruct, _the(workdir=_with_snapshots(folder / "snapshots"), sigma_rel=(0.05, 0.1))
+        ),
         "training.latest_checkpoint": Recipe(training.latest_checkpoint, _the(workdir=folder)),
         "training.train_step": Recipe(
             training.train_step, lambda: {"state": sde.TrainState(network_model()), "x0": X, "loss": loss}

@@ -31,6 +31,9 @@ SUBROOMS = (
     "lab.drawing",
     "cli.showing",
     "training.objective",
+    "cli.weights",
+    "runs.learning",
+    "training.averages",
 )
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""

@@ -68,6 +68,9 @@ class TrainingBar:
             return
         where = f"resuming at step {start.step}" if start.step else "from the beginning"
         note(f"training: {start.num_parameters:,} parameters, {start.num_steps} steps, {where}")
+        if start.num_snapshots:
+            room = start.num_snapshots * start.snapshot_bytes / 2**20
+            note(f"snapshots of averages still to be stored: {start.num_snapshots}, {room:,.1f} MiB in all")
         if start.unused_classes:
             note(
                 f"the data have labels of {start.unused_classes} classes that are not used; "

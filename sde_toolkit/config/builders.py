@@ -147,8 +147,9 @@ def _with_options(field: str, text: str, known: Mapping[str, Callable[..., Any]]
 
 
 def build_optimization(config: Config) -> Optimization:
-    """The rule of the updates in ``config.optimization``."""
-    return Optimization(**config.optimization.to_dict())
+    """The rule of the updates in ``config.optimization``, and the averages that the training stores."""
+    traces = config.training.snapshot_lengths if config.training.snapshot_every else ()
+    return Optimization(**config.optimization.to_dict(), ema_traces=traces)
 
 
 def build_grid(name: str) -> grids.Grid:

@@ -98,12 +98,26 @@ ABOUT: dict[str, About] = {
     ),
     "optimization.weight_decay": About("decoupled, per unit of learning rate", 0),
     "optimization.max_grad_norm": About("the gradient is scaled down to this Euclidean norm"),
-    "optimization.ema_decay": About("largest decay of the moving average of the weights", 0, 1),
+    "optimization.ema_decay": About(
+        "largest decay of the moving average of the weights, of the profiles warmup and constant", 0, 1
+    ),
+    "optimization.ema_profile": About(
+        "what the average weighs: the last updates with a warm-up or without one, or by a power of the step"
+    ),
+    "optimization.ema_sigma_rel": About(
+        "length of the average of the profile power, as a share of the run", 0
+    ),
     "training.num_steps": About("updates from the beginning of the run to its end", _COUNT),
     "training.batch_size": About("examples per update", _COUNT, _MOST),
     "training.checkpoint_every": About("updates between checkpoints", _COUNT),
     "training.log_every": About("updates that a row of history.csv is the mean of", _COUNT),
     "training.keep": About("checkpoints that are kept", _COUNT),
+    "training.snapshot_every": About(
+        "updates between stored averages, from which `sde-toolkit ema` makes others; 0 for none", _NATURAL
+    ),
+    "training.snapshot_lengths": About(
+        "lengths of the two or more averages that are stored, as shares of the run", 0
+    ),
     "training.label_dropout": About("share of the examples that are trained without their label", 0, 1),
     "sampling.sampler": About(
         "the sampler, or the dotted path of a function, with options as in ddim(eta=0.5)"

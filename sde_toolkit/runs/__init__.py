@@ -15,6 +15,7 @@ from sde_toolkit.runs.comparison import (
     shard_path,
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
+from sde_toolkit.runs.learning import Average, Start, read_history, train_run, write_averages
 from sde_toolkit.runs.page import write_experiment_page, write_report, write_stored_page
 from sde_toolkit.runs.parts import Shard, ShardFinishedError, forget_parts, parts_path
 from sde_toolkit.runs.pictures import (
@@ -32,9 +33,9 @@ from sde_toolkit.runs.pictures import (
 from sde_toolkit.runs.problems import open_problems, run_problem
 from sde_toolkit.runs.samples import digest_of, draw_samples, load_samples, samples_stem, save_samples
 from sde_toolkit.runs.store import Run, export_run, open_run, open_shipped, saved_step, shipped_path
-from sde_toolkit.runs.training import Start, read_history, train_run
 
 __all__ = [
+    "Average",
     "Cells",
     "Comparison",
     "Evaluation",
@@ -82,6 +83,7 @@ __all__ = [
     "stored_samples",
     "train_run",
     "trajectory_pictures",
+    "write_averages",
     "write_experiment_page",
     "write_pictures",
     "write_report",

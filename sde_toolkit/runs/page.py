@@ -34,6 +34,7 @@ from sde_toolkit.lab import (
 from sde_toolkit.runs.classes import class_suffix
 from sde_toolkit.runs.comparison import Comparison, class_of
 from sde_toolkit.runs.evaluation import Evaluation
+from sde_toolkit.runs.learning import read_history
 from sde_toolkit.runs.pictures import (
     SCATTER_SAMPLES,
     Cells,
@@ -44,7 +45,6 @@ from sde_toolkit.runs.pictures import (
 )
 from sde_toolkit.runs.problems import real_examples
 from sde_toolkit.runs.store import Run
-from sde_toolkit.runs.training import read_history
 from sde_toolkit.utils import atomic_write
 
 FEW_EVALUATIONS = 21

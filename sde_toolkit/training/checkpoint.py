@@ -1,17 +1,18 @@
 """Checkpoints of training runs.
 
-A checkpoint is one safetensors file.  Tensors: ``model.*``, ``ema.*``, ``optimizer.<parameter>.<key>``,
-``data.*`` (moments of the training data); an inference checkpoint has ``ema.*`` and ``data.*`` only.  The
-header holds one JSON document under "sde_toolkit": format version, kind, step, config, metrics, versions of
-the libraries.  Nothing is ever unpickled.  Files appear whole or not at all (``sde_toolkit.utils.files``),
-under <workdir>/checkpoints/step-<n>.safetensors.
+A checkpoint is one safetensors file.  Tensors: ``model.*``, ``ema.*``, ``traces.<number>.*`` (where averages
+are tracked for later), ``optimizer.<parameter>.<key>``, ``data.*`` (moments of the training data); an
+inference checkpoint has ``ema.*`` and ``data.*`` only.  The header holds one JSON document under
+"sde_toolkit": format version, kind, step, config, metrics, versions of the libraries.  Nothing is ever
+unpickled.  Files appear whole or not at all (``sde_toolkit.utils.files``), under
+<workdir>/checkpoints/step-<n>.safetensors.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from sde_toolkit.data import is_share
 from sde_toolkit.models import class_moments_from_tensors, moments_from_tensors, plain_tensors
 from sde_toolkit.training.description import describe_model
-from sde_toolkit.training.state import TrainState, as_json, prefixed
+from sde_toolkit.training.state import Optimization, TrainState, as_json, prefixed
 from sde_toolkit.training.tensor_file import (
     check_tensors,
     copy_tensors,
@@ -42,6 +43,7 @@ FREE_FIELDS = (
     "training.checkpoint_every",
     "training.keep",
     "training.log_every",
+    "training.snapshot_every",  # 0 tracks no traces, which are compared
     "data.source",  # data may have moved; the digest of their values is what may not change
     "data.workers",  # the batches are the same
 )
@@ -127,6 +129,11 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     """
     path = check_output_file(path)
     refuse_checkpoint(path)
+    write_inference(checkpoint, path)
+
+
+def write_inference(checkpoint: Checkpoint, path: Path) -> None:
+    """The same for a path that was checked."""
     tensors = {**prefixed("ema", checkpoint.part("ema")), **prefixed("data", checkpoint.part("data"))}
     tensors |= prefixed("sde", checkpoint.part("sde"))
     about = {name: getattr(checkpoint, name) for name in ("step", "config", "run", "metrics", "model")}
@@ -212,7 +219,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             "start a new run, or sample from it"
         )
     differing = config_differences(checkpoint.config, state.config)
-    differing = differing or config_differences(checkpoint.run, state.run)
+    differing = differing or config_differences(_with_defaults(checkpoint.run), state.run)
     if differing:
         raise ValueError(
             f"config must be that of {checkpoint.path}, got other values: {'; '.join(differing)}; restore "
@@ -269,6 +276,12 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     if not any(map(is_share, held)):  # another place of the same values: the digest is that of both
         differing = [n for n in differing if n != "data.held_out"]
     return [f"{n}: {a.get(n, _ABSENT)!r} -> {b.get(n, _ABSENT)!r}" for n in differing]
+
+
+def _with_defaults(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The seed and rule of a run; fields of the rule that came after it have their defaults."""
+    rule = run.get("optimization")
+    return {**run, "optimization": {**asdict(Optimization()), **rule}} if isinstance(rule, dict) else {**run}
 
 
 def _ordinary(path: Path) -> bool:

@@ -35,6 +35,7 @@ from sde_toolkit.data import Dataset, TrainingData, batch_size_of, training_data
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, full_precision, recording
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
 from sde_toolkit.training.objective import Loss
+from sde_toolkit.training.snapshots import drop_snapshots, save_snapshot
 from sde_toolkit.training.state import NonFiniteError, TrainState
 from sde_toolkit.training.suitability import warn_if_unsuitable
 from sde_toolkit.utils import Stream, WorkdirLock, check_called, checked, integer, returned, step_generator
@@ -122,6 +123,7 @@ def fit(
     label_dropout: float = 0.1,
     on_update: Callable[[UpdateInfo], None] | None = None,
     progress: bool = False,
+    snapshot_every: int = 0,
 ) -> list[UpdateInfo]:
     """Train until ``num_steps`` updates have been made since the beginning of the run; at once if they have.
 
@@ -149,6 +151,8 @@ def fit(
         on_update: called after every update, before the checkpoint of its step, which holds the
             ``state.notes`` that it leaves.
         progress: whether a bar is shown on standard error.
+        snapshot_every: number of updates after which the averages in ``state.traces`` are stored in
+            ``workdir`` (``training.snapshots``), for ``reconstruct``; 0 for never.
 
     Returns:
         What every update of this call was.
@@ -157,7 +161,8 @@ def fit(
         NonFiniteError: see ``train_step``; the checkpoints are those of before.
         OSError: a checkpoint could not be written (a full disk); earlier ones are untouched.
         ValueError: a count or ``label_dropout`` out of range, a data set of another event shape, labels that
-            are missing or not among the network's classes, or a lock that is not held.
+            are missing or not among the network's classes, a lock that is not held, or snapshots without
+            traces or a workdir.
     """
     batch_size = batch_size_of(dataset, DEFAULT_BATCH_SIZE) if batch_size is None else batch_size
     dataset = training_data(dataset)
@@ -169,11 +174,13 @@ def fit(
         keep=keep,
         checkpoint_every=checkpoint_every,
     )
+    _check_snapshots(state, workdir, snapshot_every)
     with _locked(state, workdir) as lock:
         _check_parts(state, dataset, lock)
         warn_if_unsuitable(dataset, state.model.sde)
         count, history = _set_moments(state, dataset), []
-        saver = _Saver(state, lock, keep, state.step)
+        saver = _Saver(state, lock, keep, state.step, snapshot_every)
+        saver.begin()
         try:
             for _ in _steps(state.step, num_steps, progress):
                 x0 = dataset.batch(state.step, batch_size, state.seed)
@@ -181,6 +188,7 @@ def fit(
                 info = train_step(state, x0, loss, labels)
                 saver.losses.append(info.loss)
                 history.append(info)
+                saver.snapshot()
                 if on_update is not None:
                     on_update(info)
                 if state.step % checkpoint_every == 0 or state.step == num_steps:
@@ -203,7 +211,18 @@ class _Saver:
     lock: WorkdirLock | None
     keep: int
     saved: int
+    snapshot_every: int = 0
     losses: list[float] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Remove the snapshots that are about to be made again."""
+        if self.lock is not None and self.state.traces:
+            drop_snapshots(self.lock.path, after=self.state.step)
+
+    def snapshot(self) -> None:
+        """Store the traces of this step if it is one of theirs, before the checkpoint of the same step."""
+        if self.lock is not None and self.snapshot_every and self.state.step % self.snapshot_every == 0:
+            save_snapshot(self.state, self.lock.path)
 
     def save(self) -> None:
         """Write the checkpoint of this step if there is none yet."""
@@ -251,6 +270,19 @@ def _check_numbers(label_dropout: float, **counts: int) -> None:
         integer(name, number, 1)
     if not 0 <= label_dropout <= 1:
         raise ValueError(f"label_dropout must be in [0, 1], got {label_dropout}")
+
+
+def _check_snapshots(state: TrainState, workdir: object, snapshot_every: int) -> None:
+    """Refuse snapshots of nothing, or nowhere."""
+    if not integer("snapshot_every", snapshot_every, 0):
+        return
+    if not state.traces:
+        raise ValueError(
+            f"snapshot_every must be 0 for a run that tracks no averages, got {snapshot_every}; give it "
+            "TrainState(model, Optimization(ema_traces=(0.05, 0.1)))"
+        )
+    if workdir is None:
+        raise ValueError(f"snapshot_every = {snapshot_every} needs a workdir to store averages in, got None")
 
 
 def _set_moments(state: TrainState, dataset: Dataset) -> int:

@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.models import IndexedModel, NetworkModel, plain_parameters, plain_tensors, recording
-from sde_toolkit.training.ema import averaged_copy, decay_at, is_narrow, update_average
+from sde_toolkit.training.averages import (
+    EMA_PROFILES,
+    EmaProfile,
+    averaged_copy,
+    gamma_of,
+    is_narrow,
+    need_length,
+    power_decay,
+    update_average,
+    warmed_decay,
+)
 from sde_toolkit.utils import check_fields, checked, integer
 
 _TRAINABLE = (torch.bfloat16, torch.float32, torch.float64)
@@ -43,7 +53,11 @@ class Optimization:
         betas: decay of the first and second moment.
         weight_decay: decoupled, per unit of learning rate.
         max_grad_norm: the gradient is scaled down to this Euclidean norm; infinity for no clipping.
-        ema_decay: largest decay of the moving average, in [0, 1).
+        ema_decay: largest decay of the moving average, in [0, 1), for "warmup" and "constant".
+        ema_profile: what the average weighs, "warmup", "constant" or "power" (``training.averages``).
+        ema_sigma_rel: length of the average for "power", as a share of the run.
+        ema_traces: lengths of further power-function averages that are tracked beside it; combinations of
+            what ``fit`` stores of them give an average of any length later (``reconstruct``).
 
     Raises:
         ValueError: a value out of range.
@@ -56,6 +70,9 @@ class Optimization:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9995
+    ema_profile: EmaProfile = "warmup"
+    ema_sigma_rel: float = 0.1
+    ema_traces: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -70,6 +87,18 @@ class Optimization:
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}; try 0")
         if not all(0 <= value < 1 for value in (*self.betas, self.ema_decay)):
             raise ValueError(f"betas and ema_decay must be in [0, 1), got {self.betas} and {self.ema_decay}")
+        if self.ema_profile not in EMA_PROFILES:
+            raise ValueError(
+                f"ema_profile must be one of {', '.join(EMA_PROFILES)}, got {self.ema_profile!r}"
+            )
+        need_length("ema_sigma_rel", self.ema_sigma_rel)
+        for length in self.ema_traces:
+            need_length("ema_traces", length)
+        if len(set(self.ema_traces)) < len(self.ema_traces) or len(self.ema_traces) == 1:
+            raise ValueError(
+                "ema_traces must be two or more different lengths, as in (0.05, 0.1), or empty, got "
+                f"{self.ema_traces}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of update ``step``, counted from 0."""
@@ -79,7 +108,9 @@ class Optimization:
 
     def ema_decay_at(self, step: int) -> float:
         """The decay of the moving average at update ``step``, counted from 0."""
-        return decay_at(step, self.ema_decay)
+        if self.ema_profile == "power":
+            return power_decay(step, gamma_of(self.ema_sigma_rel))
+        return self.ema_decay if self.ema_profile == "constant" else warmed_decay(step, self.ema_decay)
 
 
 class TrainState:
@@ -93,6 +124,7 @@ class TrainState:
 
     Attributes:
         model, ema: the trained model and, for sampling, the model of the averaged weights.
+        traces: networks of the power-function averages, one for each length in ``optimization.ema_traces``.
         optimizer: AdamW on the parameters of ``model.network``.
         step: number of updates made.
         data: moments of the training data, "mean" and "std", shaped as an event, and "covariance" where it is
@@ -121,6 +153,7 @@ class TrainState:
         self.config = as_json(config or {})
         self.optimization = optimization or Optimization()
         self.ema = model.with_network(averaged_copy(model.network))
+        self.traces = [averaged_copy(model.network) for _ in self.optimization.ema_traces]
         model.network.train()
         rule = self.optimization
         self.optimizer = torch.optim.AdamW(
@@ -161,6 +194,8 @@ class TrainState:
             self.optimizer.step()
             self._require_finite_weights()
             update_average(self.ema.network, network, self.optimization.ema_decay_at(self.step))
+            for trace, length in zip(self.traces, self.optimization.ema_traces, strict=True):
+                update_average(trace, network, power_decay(self.step, gamma_of(length)))
         self.step += 1
         self.updating = False
 
@@ -194,9 +229,17 @@ class TrainState:
         """All tensors of the run under the names that they have in a checkpoint."""
         tensors = prefixed("model", plain_tensors(self.model.network))
         tensors |= prefixed("ema", plain_tensors(self.ema.network))
+        tensors |= self.trace_tensors()
         for name, parameter in plain_parameters(self.model.network):
             tensors |= prefixed(f"optimizer.{name}", self.optimizer.state[parameter])
         return tensors | prefixed("data", self.data)
+
+    def trace_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the traces, under "traces.<number>.<name>"."""
+        tensors: dict[str, Tensor] = {}
+        for number, trace in enumerate(self.traces):
+            tensors |= prefixed(f"traces.{number}", plain_tensors(trace))
+        return tensors
 
 
 def _check_trainable(network: nn.Module) -> None:

@@ -73,6 +73,7 @@ class Stream(enum.IntEnum):
     FLIPS = _GENERATORS + 11  # which images of a batch are mirrored
     AUGMENTATION = _GENERATORS + 12  # what a data set of the user's own draws when a batch is read
     SKETCH = _GENERATORS + 13  # directions that find the widest axes of data
+    HELD_OUT = _GENERATORS + 14  # times and noises of losses on held-out examples
 
 
 def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:

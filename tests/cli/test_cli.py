@@ -276,6 +276,7 @@ VERBS = [
     "report",
     "animate",
     "demo",
+    "ema",
     "export",
     "configs",
 ]

@@ -83,7 +83,10 @@ def history(directory: Path) -> list[dict[str, float]]:
 @pytest.mark.timeout(300)
 def test_training_killed_twenty_times_is_the_undisturbed_run(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_killed(["train", "--config=ring", *TINY], [f"--workdir={whole}"], [f"--workdir={killed}"], True)
+    snapshots = "--config.training.snapshot_every=30"
+    run_killed(
+        ["train", "--config=ring", snapshots, *TINY], [f"--workdir={whole}"], [f"--workdir={killed}"], True
+    )
     one, other = latest_checkpoint(whole), latest_checkpoint(killed)
     assert one is not None
     assert other is not None
@@ -94,6 +97,10 @@ def test_training_killed_twenty_times_is_the_undisturbed_run(tmp_path):
     assert history(killed) == history(whole)
     assert len(history(whole)) == 34
     assert names(killed) == names(whole)
+    stored = sorted(path.name for path in (whole / "snapshots").iterdir())
+    assert stored == [f"step-{step:08d}.safetensors" for step in range(30, 241, 30)]
+    for name in stored:
+        assert (killed / "snapshots" / name).read_bytes() == (whole / "snapshots" / name).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ def test_fields_and_defaults_are_those_of_the_object(fields, made):
     options = {
         p.name: p.default for p in inspect.signature(made).parameters.values() if p.name != "event_shape"
     }
-    for built in ("seed", "noise_level"):  # not fields: they follow from the rest of the configuration
+    # not fields: they follow from the rest of the configuration
+    for built in ("seed", "noise_level", "ema_traces"):
         options.pop(built, None)
     assert {name: value for name, value in fields.items() if name != "predicts"} == options
 

@@ -126,7 +126,7 @@ def test_workdir_in_use_is_refused(workdir):
 
 
 def test_no_room_is_said_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("sde_toolkit.runs.training.MIN_FREE_BYTES", 2**62)
+    monkeypatch.setattr("sde_toolkit.runs.learning.train.MIN_FREE_BYTES", 2**62)
     steps = []
     with pytest.raises(OSError, match="make room or choose another workdir"):
         runs.train_run(tmp_path, "ring", TINY, on_step=steps.append)

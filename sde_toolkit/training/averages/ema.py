@@ -1,11 +1,15 @@
 """The moving average of a network's weights.
 
-After update n, counted from 0,
+After update n, counted from 0, with the theta just updated, so that the average includes the last update,
 
-    ema <- d_n ema + (1 - d_n) theta,      d_n = min(ema_decay, (1 + n) / (10 + n))
+    ema <- d_n ema + (1 - d_n) theta
 
-with the theta just updated, so the average includes the last update.  While d_n grows the average spans about
-the last tenth of the run, however long the run is.
+    profile     d_n
+    warmup      min(ema_decay, (1 + n) / (10 + n))     the last tenth of the run, then like "constant"
+    constant    ema_decay                              the last 1 / (1 - ema_decay) updates
+    power       (n / (n + 1))^(gamma + 1)              update k like k^gamma (``averages.power``)
+
+"constant" keeps a share ema_decay^n of the initial weights.
 
 The average of parameters of less than 32 bits is float32: in bfloat16, (1 - d_n)(theta - ema) is below half
 a unit in the last place of ema as soon as d_n > 0.99, and the average would stand still.
@@ -16,16 +20,20 @@ Reference: Karras et al., "Analyzing and Improving the Training Dynamics of Diff
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
+EmaProfile = Literal["warmup", "constant", "power"]
+EMA_PROFILES: tuple[str, ...] = get_args(EmaProfile)
+"""Rules of the moving average, see the module's text."""
 
-def decay_at(step: int, ema_decay: float) -> float:
-    """d_n at update ``step``, counted from 0."""
+
+def warmed_decay(step: int, ema_decay: float) -> float:
+    """d_n of "warmup" at update ``step``, counted from 0."""
     return min(ema_decay, (1 + step) / (10 + step))
 
 

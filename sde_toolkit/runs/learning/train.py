@@ -34,7 +34,15 @@ from sde_toolkit.data import Dataset, absolute_places
 from sde_toolkit.models import NetworkModel
 from sde_toolkit.runs.store import Run, need_same_shapes, open_run
 from sde_toolkit.runs.trust import need_confirmed, stored_config
-from sde_toolkit.training import Checkpoint, TrainState, UpdateInfo, fit, latest_checkpoint, restore
+from sde_toolkit.training import (
+    Checkpoint,
+    TrainState,
+    UpdateInfo,
+    fit,
+    latest_checkpoint,
+    restore,
+    snapshot_bytes,
+)
 from sde_toolkit.utils import WorkdirLock, atomic_write, integer
 
 HISTORY = ("step", "loss", "grad_norm", "learning_rate", "seconds")
@@ -51,12 +59,16 @@ class Start:
         num_steps: of the whole run.
         num_parameters: of the network.
         unused_classes: number of classes of data of your own for a network that takes none; 0 otherwise.
+        num_snapshots: of the averages, still to be stored (``training.snapshots``).
+        snapshot_bytes: that one of them takes.
     """
 
     step: int
     num_steps: int
     num_parameters: int
     unused_classes: int = 0
+    num_snapshots: int = 0
+    snapshot_bytes: int = 0
 
 
 def train_run(
@@ -88,7 +100,7 @@ def train_run(
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
         integer(f"config.training.{name}", config.training[name], 1)
     with WorkdirLock(workdir) as lock:
-        _require_room(workdir)
+        _require_room(workdir, MIN_FREE_BYTES)
         need_confirmed(config, unconfirmed)
         if source is None and checkpoint is not None:
             need_same_shapes(checkpoint, config)
@@ -102,13 +114,14 @@ def train_run(
             # a field that came after the checkpoint has its default, which is how the run was trained
             restore(state, replace(checkpoint, config=trained_sections(checkpoint.config).to_dict()))
         atomic_write(workdir / "config.json", config_json(config).encode())
+        start = _start(state, model, dataset, config)
+        _require_room(workdir, MIN_FREE_BYTES + start.num_snapshots * start.snapshot_bytes)
         if on_start is not None:
-            size = sum(parameter.numel() for parameter in model.network.parameters())
-            unused = _unused_classes(dataset, model) if config.data.name == "files" else 0
-            on_start(Start(state.step, settings.num_steps, size, unused))
+            on_start(start)
         with _history(workdir, state, settings.log_every) as log:
             fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
-                settings.checkpoint_every, settings.keep, on_step, settings.label_dropout, log)  # fmt: skip
+                settings.checkpoint_every, settings.keep, on_step, settings.label_dropout, log,
+                snapshot_every=settings.snapshot_every)  # fmt: skip
     return open_run(workdir, overrides)
 
 
@@ -136,17 +149,26 @@ def _training_config(
     return load_config(config_for(dataset.event_shape), overrides), ()
 
 
+def _start(state: TrainState, model: NetworkModel, dataset: Dataset, config: Config) -> Start:
+    settings = config.training
+    size = sum(parameter.numel() for parameter in model.network.parameters())
+    unused = _unused_classes(dataset, model) if config.data.name == "files" else 0
+    every = settings.snapshot_every
+    count = settings.num_steps // every - state.step // every if every else 0
+    return Start(state.step, settings.num_steps, size, unused, max(count, 0), snapshot_bytes(state))
+
+
 def _unused_classes(dataset: Dataset, model: NetworkModel) -> int:
     labels = dataset.labels_train
     return 0 if labels is None or model.num_classes else int(labels.max()) + 1
 
 
-def _require_room(workdir: Path) -> None:
+def _require_room(workdir: Path, wanted: int) -> None:
     free = shutil.disk_usage(workdir).free
-    if free < MIN_FREE_BYTES:
+    if free < wanted:
         raise OSError(
             f"{workdir} is on a disk with {free / 2**20:.0f} MiB free, and training asks for "
-            f"{MIN_FREE_BYTES / 2**20:.0f} MiB; make room or choose another workdir"
+            f"{wanted / 2**20:.0f} MiB; make room or choose another workdir"
         )
 
 

@@ -1,0 +1,6 @@
+"""The training of a run, and what is made of its weights alone."""
+
+from sde_toolkit.runs.learning.averages import Average, write_averages
+from sde_toolkit.runs.learning.train import Start, read_history, train_run
+
+__all__ = ["Average", "Start", "read_history", "train_run", "write_averages"]
