@@ -52,6 +52,10 @@ ABOUT: dict[str, About] = {
     "data.crop": About("side of the square from the middle of images in pixels, 0 for all", 0, 1 << 16),
     "data.on_error": About("what is done with images that cannot be read: refuse or leave them out"),
     "data.scaling": About("of continuous data; auto is per_coordinate for tables, else common"),
+    "data.bounds": About(
+        "between which values continuous data lie, as 0:1, 0:,:,0:1 for three columns or age=0:,share=0:1; "
+        "they are mapped onto the line"
+    ),
     "data.held_out": About("share of the examples that is held out, or a source of its own"),
     "data.split_seed": About("of the choice of those examples", _SEED),
     "data.flip": About("mirror images at random while training"),

@@ -32,6 +32,9 @@ from sde_toolkit.data.sources import (
     open_data,
     training_data,
 )
+from sde_toolkit.data.support import (
+    Support,
+)
 from sde_toolkit.data.toy import (
     checkerboard,
     digits,
@@ -54,6 +57,7 @@ __all__ = [
     "Flip",
     "ImageOptions",
     "Scaling",
+    "Support",
     "Training",
     "TrainingData",
     "absolute_places",

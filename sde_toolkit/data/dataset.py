@@ -34,6 +34,7 @@ from sde_toolkit.data.batches import batch_indices
 from sde_toolkit.data.estimation import FEW, low_rank, shrunk
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
+from sde_toolkit.data.support import Support
 from sde_toolkit.models import MAX_FULL, MAX_RANK, Moments
 from sde_toolkit.utils import (
     UNSIGNED,
@@ -296,12 +297,14 @@ def from_array(
     test_fraction: float = 0.1,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    support: Support | None = None,
 ) -> Dataset:
     """Return a data set from raw ``x`` with shape (N, *), a random ``test_fraction`` of it held out.
 
     Integers need ``scaling=Scaling.grey(levels)``.  Continuous data are mapped to model scale by
     ``scaling``, by default ``Scaling.standard`` of the training part, and to ``dtype``.  For a split of your
-    own, build ``Dataset`` itself.  ``labels`` are integers with shape (N,).
+    own, build ``Dataset`` itself.  ``labels`` are integers with shape (N,).  ``support`` says between which
+    values continuous data lie, such as ``Support(0.0)`` for positive ones, which are mapped onto the line.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range data.
     """
     x = _signed(_tensor("x", x))
@@ -320,7 +323,11 @@ def from_array(
             raise ValueError(
                 "x must vary, got equal examples; give scaling=Scaling.identity() for constant data"
             )
-        scaling = Scaling.standard(x[train])
+        scaling = Scaling.standard(x[train], support=support)
+    elif support is not None:
+        raise ValueError(
+            "support must be left out where a scaling is given; use Scaling(..., support=support)"
+        )
     if scaling.levels is None:
         x = scaling.to_model(x, dtype)
     if labels is None:

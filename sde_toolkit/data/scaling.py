@@ -1,9 +1,14 @@
-"""Scaling: the affine map between raw data and model scale, and its log-determinant.
+"""Scaling: the map between raw data and model scale, and its log-determinant.
 
     x = scale w + shift,      log p(w) = log p(x) + D log_det_per_dim,    log_det_per_dim = mean of log scale
 
-for raw data w and model-scale data x with D dimensions.  Grey levels are integers v in {0, ..., L - 1}.
-Dequantisation adds a u in [0, 1) and maps the L bins onto [-1, 1]:
+for raw data w and model-scale data x with D dimensions.  Data that end somewhere are mapped onto the line
+first (``support``), y(w) in the place of w, and then
+
+    log p(w) = log p(x) + log_det(x),      log_det(x) = sum of log scale + log dy/dw over the dimensions
+
+Grey levels are integers v in {0, ..., L - 1}.  Dequantisation adds a u in [0, 1) and maps the L bins onto
+[-1, 1]:
 
     w = v + u,      x = 2 (v + u) / L - 1,      log |dx/dw| = log(2 / L) per dimension
 
@@ -24,19 +29,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.data.support import Support
 from sde_toolkit.utils import check_fields, checked, integer, same_values
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """The map x = scale w + shift from raw data to model scale; ``levels`` is None for continuous data.
+    """The map x = scale y(w) + shift from raw data to model scale; ``levels`` is None for continuous data.
 
-    ``scale`` (positive) and ``shift`` are float64 tensors that broadcast against an event.
+    ``scale`` (positive) and ``shift`` are float64 tensors that broadcast against an event; y(w) is the map of
+    the ``support`` onto the line, w itself without one.
     """
 
     scale: Tensor
     shift: Tensor
     levels: int | None = None
+    support: Support | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -45,10 +53,16 @@ class Scaling:
                 raise ValueError(f"{name} must hold real numbers, got {getattr(self, name).dtype}")
         if not (torch.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError(f"scale must be positive and finite, got {self.scale}; are the data constant?")
+        if self.levels is not None and self.support is not None:
+            raise ValueError(
+                "support must be None for grey levels, whose bins end at 0 and the number of levels"
+            )
 
     def __repr__(self) -> str:
         if self.levels is not None:
             return f"Scaling({self.levels} grey levels)"
+        if self.support is not None:
+            return f"Scaling({self.support!r})"
         if self.scale.numel() == self.shift.numel() == 1:
             return f"Scaling(x = {float(self.scale):.4g} w + {float(self.shift):.4g})"
         low, high = float(self.scale.min()), float(self.scale.max())
@@ -74,41 +88,72 @@ class Scaling:
 
     @staticmethod
     @checked
-    def standard(w: Tensor, per_coordinate: bool = False) -> Scaling:
+    def standard(w: Tensor, per_coordinate: bool = False, support: Support | None = None) -> Scaling:
         """Return the scaling that gives ``w`` with shape (N, *) mean 0 and rms standard deviation 1.
 
         One common scale keeps the shape of the cloud; ``per_coordinate`` gives every coordinate its own, for
-        coordinates of different units.  Raises ValueError if a variance is 0.
+        coordinates of different units.  With a ``support`` that is true of y(w).  Raises ValueError if a
+        variance is 0, or values are outside the support.
         """
-        w = w.to(torch.float64)
+        w = w.to(torch.float64) if support is None else support.to_line(w)
         if w.ndim < 2 or not bool(torch.isfinite(w).all()):
             raise ValueError(f"w must be finite with shape (N, *), got {w.dtype} with shape {tuple(w.shape)}")
         variance = w.var(0, correction=0)
         if not bool((variance > 0).all() if per_coordinate else (variance > 0).any()):
             raise ValueError("w must vary: scale must be positive and finite, got constant data")
-        return Scaling.standardizing(w.mean(0), variance, per_coordinate)
+        return Scaling.standardizing(w.mean(0), variance, per_coordinate, support)
 
     @staticmethod
-    def standardizing(mean: Tensor, variance: Tensor, per_coordinate: bool = False) -> Scaling:
-        """Return ``standard`` from the mean and the variance of the data, each shaped as an event."""
+    def standardizing(
+        mean: Tensor, variance: Tensor, per_coordinate: bool = False, support: Support | None = None
+    ) -> Scaling:
+        """Return ``standard`` from the mean and the variance of the data, or of y(w) where they have a
+        ``support``, each shaped as an event."""
         mean, variance = mean.to(torch.float64), variance.to(torch.float64)
         scale = (variance if per_coordinate else variance.mean()).rsqrt()
-        return Scaling(scale, -mean * scale)
+        return Scaling(scale, -mean * scale, support=support)
 
     @property
     def log_det_per_dim(self) -> float:
-        """log |dx/dw| averaged over the dimensions, in nats: log p(w) = log p(x) + D log_det_per_dim."""
+        """log |dx/dw| averaged over the dimensions, in nats: log p(w) = log p(x) + D log_det_per_dim.
+
+        Raises:
+            ValueError: data with a support, where it depends on the example.
+        """
+        if self.support is not None:
+            raise ValueError(
+                "log_det_per_dim depends on the example where data have a support; use log_det(x) / D"
+            )
         return float(self.scale.log().mean())
 
     @checked
+    def log_det(self, x: Tensor) -> Tensor:
+        """log |dx/dw| with shape (B,), in nats and float64: log p(w) = log p(x) + log_det(x).
+
+        Args:
+            x: data in model scale with shape (B, *).
+        """
+        scale, shift = self.scale.to(x.device), self.shift.to(x.device)
+        found = scale.log().expand(x.shape)
+        if self.support is not None:
+            found = found + self.support.log_slope((x.to(torch.float64) - shift) / scale)
+        return found.flatten(1).sum(1)
+
+    @checked
     def to_model(self, w: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return x = scale w + shift with the shape of ``w``, computed in float64."""
-        return (w.to(torch.float64) * self.scale.to(w.device) + self.shift.to(w.device)).to(dtype)
+        """Return x = scale y(w) + shift with the shape of ``w``, computed in float64.
+
+        Raises:
+            ValueError: values outside the support.
+        """
+        y = w.to(torch.float64) if self.support is None else self.support.to_line(w)
+        return (y * self.scale.to(w.device) + self.shift.to(w.device)).to(dtype)
 
     @checked
     def from_model(self, x: Tensor) -> Tensor:
-        """Return w = (x - shift) / scale with the shape and dtype of ``x``, computed in float64."""
-        return ((x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device)).to(x.dtype)
+        """Return w with the shape and dtype of ``x``, y(w) = (x - shift) / scale, computed in float64."""
+        y = (x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device)
+        return (y if self.support is None else self.support.from_line(y)).to(x.dtype)
 
     @checked
     def dequantize(self, v: Tensor, u: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -133,9 +178,15 @@ class Scaling:
         return self.from_model(x) if self.levels is None else self.to_levels(x)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint: "scaling_scale", "scaling_shift", and "scaling_levels" for grey levels."""
-        levels = {} if self.levels is None else {"scaling_levels": torch.tensor(self.levels)}
-        return {"scaling_scale": self.scale, "scaling_shift": self.shift, **levels}
+        """For a checkpoint: "scaling_scale", "scaling_shift", "scaling_levels" for grey levels, and
+        "scaling_low" and "scaling_high" for a support."""
+        found = {"scaling_scale": self.scale, "scaling_shift": self.shift}
+        if self.levels is not None:
+            found["scaling_levels"] = torch.tensor(self.levels)
+        if self.support is not None:
+            low, high = self.support.ends
+            found |= {"scaling_low": low.contiguous(), "scaling_high": high.contiguous()}
+        return found
 
     def _need_levels(self) -> int:
         if self.levels is None:
@@ -174,8 +225,12 @@ def scaling_from_tensors(tensors: Mapping[str, Tensor]) -> Scaling | None:
         raise ValueError("the scaling must have a float64 scale and shift, got another or none")
     if not bool(torch.isfinite(shift).all()):
         raise ValueError("the shift of the scaling must be finite, got nan or inf")
+    low, high = tensors.get("scaling_low"), tensors.get("scaling_high")
+    if (low is None) != (high is None):
+        raise ValueError("the support of the scaling must have a low and a high end, got one")
+    support = None if low is None or high is None else Support(low, high)
     if levels is None:
-        return Scaling(scale, shift)
+        return Scaling(scale, shift, support=support)
     if levels.dtype != torch.int64 or levels.ndim != 0:
         raise ValueError("the levels of the scaling must be one int64 number, got another")
     return Scaling(scale, shift, integer("levels", int(levels), 2))

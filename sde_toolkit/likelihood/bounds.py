@@ -80,7 +80,7 @@ from sde_toolkit.likelihood.bound_terms import (
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, data_end, refuse_noise_alone
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated, known_moments
 from sde_toolkit.sdes import Chain, Variance
-from sde_toolkit.utils import ALONE, Processes, Stream, check_fields, checked, integer
+from sde_toolkit.utils import ALONE, Processes, Stream, check_fields, checked, integer, per_sample
 from solvers import Normals, expand_like
 
 
@@ -171,7 +171,7 @@ def continuous_bound(
     t_min: float = LIKELIHOOD_T_MIN,
     scaling: Scaling | None = None,
     prior_moments: Moments | None = None,
-    log_det_per_dim: float = 0.0,
+    log_det_per_dim: float | Tensor = 0.0,
     seed: int = 0,
     first_sample: int = 0,
     batch_size: int | None = None,
@@ -188,7 +188,7 @@ def continuous_bound(
         scaling: of grey levels, when x0 are the centres of bins and log P of the levels is wanted.
         prior_moments: of the data, when the prior is the Gaussian that they have at T; N(0, prior_std^2 I)
             when None.
-        log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension.
+        log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension; or (B,).
         seed, first_sample: the draws of row i are keyed by (seed, first_sample + i).
         batch_size: samples per evaluation; all at once when None.
         processes: those of torch.distributed that share the batches; each gets the whole result.
@@ -207,7 +207,7 @@ def continuous_bound(
     settings = {"bound": "continuous", "num_draws": num_draws, "t_min": t_min}
     settings |= {"time_sampling": draws.time_sampling}
     rows = _Rows(x0, model.conditions(condition, len(x0)), first_sample, batch_size or len(x0), processes)
-    return _run(estimate, rows, log_det_per_dim, settings)
+    return _run(estimate, rows, per_sample("log_det_per_dim", log_det_per_dim, x0), settings)
 
 
 @checked
@@ -222,7 +222,7 @@ def discrete_bound(
     draws: BoundDraws = DEFAULT_DRAWS,
     scaling: Scaling | None = None,
     prior_moments: Moments | None = None,
-    log_det_per_dim: float = 0.0,
+    log_det_per_dim: float | Tensor = 0.0,
     seed: int = 0,
     first_sample: int = 0,
     batch_size: int | None = None,
@@ -260,7 +260,7 @@ def discrete_bound(
     name = variance if isinstance(variance, str) else "learned"
     settings = {"bound": "discrete", "num_steps": chain.num_steps, "variance": name, "num_terms": num_terms}
     rows = _Rows(x0, model.conditions(condition, len(x0)), first_sample, batch_size or len(x0), processes)
-    return _run(estimate, rows, log_det_per_dim, settings)
+    return _run(estimate, rows, per_sample("log_det_per_dim", log_det_per_dim, x0), settings)
 
 
 class _Estimate(NamedTuple):
@@ -303,7 +303,7 @@ class _Parts(NamedTuple):
     pieces: Tensor
 
 
-def _run(estimate: _Estimate, rows: _Rows, log_det_per_dim: float, settings: dict[str, Any]) -> Bound:
+def _run(estimate: _Estimate, rows: _Rows, log_det: Tensor, settings: dict[str, Any]) -> Bound:
     start, x0, path, draws = time.perf_counter(), rows.x0, estimate.path, estimate.draws
     gaussian = known_moments(estimate.model) if draws.control else None
 
@@ -322,7 +322,7 @@ def _run(estimate: _Estimate, rows: _Rows, log_det_per_dim: float, settings: dic
     evaluations = path.num_draws * (1 + draws.antithetic) + draws.num_reconstructions
     return Bound(
         nats=nats,
-        bits_per_dim=-(nats / dims + log_det_per_dim) / math.log(2),
+        bits_per_dim=-(nats / dims + log_det) / math.log(2),
         standard_error=error,
         standard_error_bits_per_dim=error / (dims * math.log(2)),
         prior=found.prior,
@@ -337,7 +337,7 @@ def _run(estimate: _Estimate, rows: _Rows, log_det_per_dim: float, settings: dic
             "control": draws.control,
             "num_reconstructions": draws.num_reconstructions,
             "seed": estimate.seed,
-            "log_det_per_dim": log_det_per_dim,
+            "log_det_per_dim": float(log_det.mean()),
             "levels": None if estimate.scaling is None else estimate.scaling.levels,
             "prior": "process" if estimate.prior_moments is None else "moments",
         },
@@ -429,13 +429,9 @@ def _variance_in_strata(values: Tensor) -> Tensor:
 
 
 def _check(
-    model: ScoreModel,
-    x0: Tensor,
-    batch_size: int | None,
-    scaling: Scaling | None,
-    log_det_per_dim: float,
-    first_sample: int,
-) -> None:
+    model: ScoreModel, x0: Tensor, batch_size: int | None, scaling: Scaling | None,
+    log_det_per_dim: float | Tensor, first_sample: int,
+) -> None:  # fmt: skip
     check_states(model, x0, "x0")
     integer("first_sample", first_sample, 0)
     if batch_size is not None and batch_size < 1:
@@ -443,7 +439,8 @@ def _check(
     if scaling is None:
         return
     centres = scaling.to_model(scaling.to_levels(x0) + 0.5, torch.float64)
-    if log_det_per_dim or not torch.allclose(centres, x0.double(), atol=1e-3 * float(scaling.scale.min())):
+    near = torch.allclose(centres, x0.double(), atol=1e-3 * float(scaling.scale.min()))
+    if not near or bool(torch.as_tensor(log_det_per_dim).any()):
         raise ValueError(
             "with scaling, x0 must be the centres of its bins and log_det_per_dim 0, for the bound is on the "
             "mass of a level; use scaling.to_model(levels + 0.5), or leave scaling out for dequantised data"

@@ -49,7 +49,7 @@ from sde_toolkit.likelihood.divergence import (
 )
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, WhitenedFlow
 from sde_toolkit.models import Condition, EvaluatedModel, Moments, ScoreModel, check_states, evaluated
-from sde_toolkit.utils import ALONE, Processes, check_fields, checked, integer
+from sde_toolkit.utils import ALONE, Processes, check_fields, checked, integer, per_sample
 from solvers import DOPRI5, MAX_STEPS, ODE, RK4, Adaptive, FixedGrid, Integrator, Method
 
 DIAGNOSTIC_SAMPLES = 8
@@ -223,7 +223,7 @@ def log_likelihood(
     seed: int = 0,
     first_sample: int = 0,
     batch_size: int | None = None,
-    log_det_per_dim: float = 0.0,
+    log_det_per_dim: float | Tensor = 0.0,
     processes: Processes = ALONE,
 ) -> LogLikelihood:
     """Log-likelihood of x under the probability flow of a model, in nats.
@@ -244,7 +244,8 @@ def log_likelihood(
         num_diagnostic_samples: so many first samples measure the budget; 0 for no budget.
         seed, first_sample: the probes of row i are keyed by (seed, first_sample + i).
         batch_size: samples per evaluation; all at once when None.
-        log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension.
+        log_det_per_dim: log |dx/dw| per dimension of the data's scaling, for the bits per dimension; with
+            shape (B,) where it depends on the sample.
         processes: those of torch.distributed that share the batches; each gets the whole result.
 
     Raises:
@@ -255,6 +256,7 @@ def log_likelihood(
     _check_counts(batch_size, num_diagnostic_samples)
     integer("first_sample", first_sample, 0)
     given = model.conditions(condition, len(x))
+    log_det = per_sample("log_det_per_dim", log_det_per_dim, x)
     start, dims = time.perf_counter(), x[0].numel()
     density = _density(model, dims, divergence, solver, endpoint, t_min, seed)
     density, target = _aimed(density, target_se, divergence)
@@ -270,7 +272,7 @@ def log_likelihood(
     samples, of_few = range(first_sample, first_sample + few), None if given is None else given[:few]
     return LogLikelihood(
         nats=found.nats,
-        bits_per_dim=-(found.nats / dims + log_det_per_dim) / math.log(2),
+        bits_per_dim=-(found.nats / dims + log_det) / math.log(2),
         standard_error=standard_errors(density, found),
         num_probes=found.num_columns,
         skewness=found.skewness,
@@ -279,7 +281,7 @@ def log_likelihood(
         budget=measure(density, x[:few], samples, of_few, head, len(x)) if few else None,
         seconds=time.perf_counter() - start,
         settings=_settings(density, dims, solver, endpoint, seed)
-        | {"log_det_per_dim": log_det_per_dim}
+        | {"log_det_per_dim": float(log_det.mean())}
         | ({} if math.isinf(target) else {"target_se": target / (dims * math.log(2))}),
     )
 

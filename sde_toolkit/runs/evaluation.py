@@ -234,11 +234,11 @@ Found = tuple[Tensor, Tensor, Budget | None, tuple[tuple[str, float, float], ...
 def _continuous(
     config: Config, model: ScoreModel, dataset: Dataset, x: Tensor, processes: Processes
 ) -> Found:
-    x, log_det = x.to(model.device, model.dtype), dataset.scaling.log_det_per_dim
+    log_det, x = dataset.scaling.log_det(x), x.to(model.device, model.dtype)
     found = log_likelihood(
-        model, x, **likelihood_options(config), log_det_per_dim=log_det, processes=processes
+        model, x, **likelihood_options(config), log_det_per_dim=log_det / x[0].numel(), processes=processes
     )
-    log_q = torch.full((len(x),), -log_det * x[0].numel(), dtype=torch.float64)
+    log_q = -log_det
     return found.bits_per_dim, found.nfe, found.budget, _bounds(config, model, x, log_q, processes)
 
 

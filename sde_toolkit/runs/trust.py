@@ -88,7 +88,7 @@ def _doubt(path: str, value: object) -> str | None:
     if path in _PATHS:
         return "no path in a file is written to" if value else None
     section, _, name = path.partition(".")
-    if section == "data" and isinstance(value, str) and _FUNCTION.fullmatch(value):
+    if section == "data" and name != "bounds" and isinstance(value, str) and _FUNCTION.fullmatch(value):
         return "nothing that a file names is imported" if not value.startswith("hf:") else None
     if name in ("sampler", "samplers", "problems", "metrics"):
         entries = value if isinstance(value, list) else [value]

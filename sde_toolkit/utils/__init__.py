@@ -38,6 +38,7 @@ from sde_toolkit.utils.tensors import (
     as_tensor,
     as_times,
     host_tensor,
+    per_sample,
     takes_numbers,
 )
 from sde_toolkit.utils.values import (
@@ -81,6 +82,7 @@ __all__ = [
     "launched",
     "leading",
     "named_object",
+    "per_sample",
     "permutation",
     "read_document",
     "reading",

@@ -86,3 +86,25 @@ def as_device(name: str, device: torch.device | str) -> torch.device:
             f"{name} {str(device)!r} is not usable on this machine ({reason}); take cpu, cuda, cuda:1 or mps"
         ) from None
     return found
+
+
+def per_sample(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    """One finite number for all samples, with shape (), or one for each, with shape (B,), in float64.
+
+    Args:
+        name: for the errors.
+        value: the number or numbers.
+        x: the samples with shape (B, *), on the device of the result.
+
+    Raises:
+        ValueError: another shape, or a number that is not finite.
+    """
+    found = torch.as_tensor(value, dtype=torch.float64, device=x.device)
+    if found.shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"{name} must be one number or one for every sample, with shape ({len(x)},), got shape "
+            f"{tuple(found.shape)}"
+        )
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return found

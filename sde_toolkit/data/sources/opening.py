@@ -26,6 +26,7 @@ from sde_toolkit.data.sources.named import (
 )
 from sde_toolkit.data.sources.raw import Raw, label_numbers
 from sde_toolkit.data.sources.tables import read_csv, read_parquet
+from sde_toolkit.data.support import Support
 from sde_toolkit.utils import Stream, checked, integer, permutation
 
 SCALINGS = ("auto", "common", "per_coordinate", "none")
@@ -99,6 +100,7 @@ def open_data(
     training: Training = "uniform",
     workers: int = 0,
     digest: str = "",
+    bounds: str = "",
 ) -> Dataset:
     """A data set from a file, a folder, a named data set or a function.
 
@@ -121,6 +123,8 @@ def open_data(
         training: where in their bins the grey levels of training lie, see ``Dataset``.
         workers: processes that read batches ahead of their use, 0 for none.  It changes no batch.
         digest: what ``Dataset.digest`` is expected to be; "" for no check.
+        bounds: between which values continuous data lie, as ``Support.of_text`` reads them: "0:1" for all
+            coordinates, "0:,:,0:1" for three in turn, "age=0:,share=0:1" for columns of a table; "" for none.
 
     Raises:
         ValueError: the source is missing or damaged, or does not fit the options; every sentence says what
@@ -158,7 +162,8 @@ def open_data(
     _check_digest(source, digest, found)
     kind = ("per_coordinate" if raw.table else "common") if scaling == "auto" else scaling
     try:
-        made_set = _dataset(name, parts, known, kind, training)
+        support = Support.of_text(bounds, raw.columns) if bounds else None
+        made_set = _dataset(name, parts, known, kind, training, support)
         return replace(
             made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip, workers=workers
         )
@@ -271,15 +276,21 @@ def _dataset(
     levels: int | None,
     scaling: str,
     training: Training,
+    support: Support | None,
 ) -> Dataset:
     if scaling not in SCALINGS:
         raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
+    if support is not None and (levels is not None or scaling == "none"):
+        got = "grey levels" if levels is not None else "data.scaling=none"
+        raise ValueError(
+            f"data.bounds are those of continuous data that are scaled, got {got}; leave them out"
+        )
     train, test = parts[0], _in_memory(parts[1], name)
     labels_train, labels_test = (None if part is None else torch.from_numpy(part) for part in parts[2:])
     if levels is not None:
         law = Scaling.grey(levels)
     else:
-        common = Scaling.identity() if scaling == "none" else _standard(train, scaling, name)
+        common = Scaling.identity() if scaling == "none" else _standard(train, scaling, name, support)
         law, test = common, common.to_model(test)
         train = common.to_model(train) if isinstance(train, Tensor) else train.scaled(common)
     return Dataset(name, train, test, law, labels_train, labels_test, training if levels else "uniform")
@@ -296,15 +307,28 @@ def _in_memory(held: Tensor | Rows, name: str) -> Tensor:
     return held[:]
 
 
-def _standard(train: Tensor | Rows, scaling: str, name: str) -> Scaling:
-    mean, variance = moments_of(train)
+def _standard(train: Tensor | Rows, scaling: str, name: str, support: Support | None) -> Scaling:
+    if support is None:
+        mean, variance = moments_of(train)
+    else:
+        _check_columns(support, tuple(train.shape[1:]))
+        line = replace(Scaling.identity(), support=support)
+        on_line = line.to_model(train, torch.float64) if isinstance(train, Tensor) else train.scaled(line)
+        mean, variance = moments_of(on_line)
     if scaling == "common" and train.ndim == 4:  # one shift for all pixels, so that a mirror image is one
         mean, variance = mean.mean(), variance.mean() + mean.var(correction=0)
     try:
-        return Scaling.standardizing(mean, variance, scaling == "per_coordinate")
+        return Scaling.standardizing(mean, variance, scaling == "per_coordinate", support)
     except ValueError:
         where = [str(k) for k in (variance.flatten() <= 0).nonzero().flatten()[:5].tolist()]
         raise ValueError(
             f"{name} must vary in every feature, got constant values in feature {', '.join(where)}; leave "
             "constant columns out, or take data.scaling=common"
         ) from None
+
+
+def _check_columns(support: Support, event_shape: tuple[int, ...]) -> None:
+    """Refuse ends that are not those of one event."""
+    shape = tuple(support.ends[0].shape)
+    if shape not in ((), event_shape):
+        raise ValueError(f"data.bounds must be one pair of ends, or {event_shape} of them, got {shape}")
