@@ -65,7 +65,10 @@ from .models import Moments as Moments
 from .models import NetworkModel as NetworkModel
 from .models import ScoreModel as ScoreModel
 from .networks import MLP as MLP
+from .networks import DiT as DiT
+from .networks import NCSNpp as NCSNpp
 from .networks import UNet as UNet
+from .networks import UNet1D as UNet1D
 from .runs import Run as Run
 from .runs import open_run as open_run
 from .runs import open_shipped as open_shipped
@@ -149,6 +152,7 @@ __all__ = [
     "CustomSDE",
     "Dataset",
     "DenoisingLoss",
+    "DiT",
     "DynamicThreshold",
     "Endpoint",
     "Estimate",
@@ -168,6 +172,7 @@ __all__ = [
     "LogLikelihood",
     "LowRank",
     "Moments",
+    "NCSNpp",
     "NetworkModel",
     "Optimization",
     "RectifiedFlow",
@@ -183,6 +188,7 @@ __all__ = [
     "TrainState",
     "TruncatedNormalDequantizer",
     "UNet",
+    "UNet1D",
     "UniformDequantizer",
     "VariationalDequantizer",
     "adaptive",

@@ -30,6 +30,13 @@ _FILES = {"source": "", "digest": "", "layout": "auto", "shape": (), "levels": 0
           "scaling": "auto", "bounds": "", "held_out": "0.1", "split_seed": 0, "flip": "none",
           "training": "uniform", "workers": 0}  # fmt: skip
 _NETWORK = {"predicts": "residual", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
+_LEVELS = {
+    "channels": (32, 64),
+    "layers_per_block": 1,
+    "attention_levels": (),
+    "num_groups": 8,
+    "dropout": 0.0,
+}
 _BETA = {"beta_min": 0.1, "beta_max": 20.0}
 
 SCHEMA: Schema = {
@@ -45,9 +52,12 @@ SCHEMA: Schema = {
          "rectified": {"T": 0.999}}
     ),
     "model": Variants(
-        {"unet": _NETWORK | {"channels": (32, 64), "layers_per_block": 1, "attention_levels": (),
-                             "num_groups": 8, "patch_size": 1, "dropout": 0.0, "fourier": ()},
-         "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32}}
+        {"unet": _NETWORK | _LEVELS | {"patch_size": 1, "fourier": ()},
+         "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32},
+         "dit": _NETWORK | {"patch_size": 2, "width": 128, "depth": 4, "num_heads": 4, "mlp_ratio": 4.0,
+                            "num_frequencies": 64},
+         "ncsnpp": _NETWORK | _LEVELS | {"layers_per_block": 2, "time_embedding": "fourier"},
+         "unet1d": _NETWORK | _LEVELS}
     ),
     "loss": {"weighting": "likelihood", "time_sampling": "moments", "t_min": 1e-5, "antithetic_nsr": 0.0,
              "second_order": 0.0, "levels": 0},

@@ -72,7 +72,10 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
 
     ``data_std``, of the data, tells Fourier features how much noise there is in what the network sees.
     """
-    makers: dict[str, Callable[..., nn.Module]] = {"unet": networks.UNet, "mlp": networks.MLP}
+    makers: dict[str, Callable[..., nn.Module]] = {
+        "unet": networks.UNet, "mlp": networks.MLP, "dit": networks.DiT, "ncsnpp": networks.NCSNpp,
+        "unet1d": networks.UNet1D,
+    }  # fmt: skip
     options = _options(config.model)
     predicts = options.pop("predicts")
     if options.get("fourier") and predicts == "residual":

@@ -21,6 +21,7 @@ from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import EXACT_PROBLEMS
 from sde_toolkit.metrics import CATALOGUE
 from sde_toolkit.models import PREDICTIONS
+from sde_toolkit.networks import TIME_EMBEDDINGS
 from sde_toolkit.samplers import PRESETS, find_preset
 from sde_toolkit.training import EMA_PROFILES, TIME_SAMPLINGS, WEIGHTINGS
 
@@ -162,6 +163,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
     **{f"data.{name}": tuple(names) for name, names in DATA_NAMES.items()},
     "model.predicts": tuple(PREDICTIONS),
+    "model.time_embedding": TIME_EMBEDDINGS,
     "loss.weighting": tuple(WEIGHTINGS),
     "loss.time_sampling": tuple(TIME_SAMPLINGS),
     "optimization.ema_profile": EMA_PROFILES,

@@ -75,12 +75,19 @@ ABOUT: dict[str, About] = {
     "model.layers_per_block": About("residual layers per level on the way down", _COUNT, 1000),
     "model.attention_levels": About("the levels with self-attention, counted from 0", _NATURAL),
     "model.num_groups": About("groups of the group normalisation", _COUNT),
-    "model.patch_size": About("patches of this many pixels squared are folded into channels", _COUNT),
+    "model.patch_size": About(
+        "patches of this many pixels squared are folded into channels, or a token", _COUNT
+    ),
     "model.dropout": About("probability that a unit is left out while training", 0, 1),
     "model.fourier": About("exponents k of the input features cos(2^k pi x) and sin(2^k pi x)", -64, 64),
-    "model.width": About("hidden units", _COUNT, 10**5),
-    "model.depth": About("residual blocks of two layers each", _COUNT, 10**4),
+    "model.width": About("hidden units, or features of a token of a transformer", _COUNT, 10**5),
+    "model.depth": About("residual blocks of two layers each, or transformer blocks", _COUNT, 10**4),
     "model.num_frequencies": About("frequencies of the time features", _COUNT, 10**5),
+    "model.num_heads": About("heads of the attention, which divide the width", _COUNT, 10**4),
+    "model.mlp_ratio": About("hidden units of a transformer block per unit of width", 0, 1000),
+    "model.time_embedding": About(
+        "frequencies of the time features: drawn at random and fixed, or a geometric series"
+    ),
     "loss.weighting": About(
         "weight of the times, of which loss the name says, with options as in min_snr(gamma=3); residual is "
         "the residual's own error"

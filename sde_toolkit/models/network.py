@@ -72,6 +72,17 @@ class NoiseLevel:
         return nsr / (self.data_std**2 + nsr.square()).sqrt()
 
 
+def _condition_shape(network: nn.Module, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The shape of a condition: as given, else the network's own; raises ValueError where they differ."""
+    own = getattr(inner_network(network), "condition_shape", None)
+    own = tuple(own) if isinstance(own, (tuple, list)) and own else None
+    if own is not None and given is not None and tuple(given) != own:
+        raise ValueError(
+            f"condition_shape must be the network's own, {own}, got {tuple(given)}; leave it out"
+        )
+    return own if given is None else tuple(given)
+
+
 class ModuleModel(ScoreModel, nn.Module):
     """A score model that is a module around a network; ``arguments`` says how the network is called.
 
@@ -89,13 +100,15 @@ class ModuleModel(ScoreModel, nn.Module):
         moments: mean and covariance of the data, for the samplers that use them, and for "residual": without
             them that is "edm", with mean 0.
         class_moments: those of every class.
-        condition_shape: the shape of one sample's condition, for conditions that are no classes.
+        condition_shape: the shape of one sample's condition, for conditions that are no classes; the
+            network's own attribute ``condition_shape`` when None.
         dtype, device: of the states, for networks without parameters and buffers of real numbers; the default
             type and the host when None.
 
     Raises:
         ValueError: an unknown prediction, ``data_std`` not positive, moments of another event shape, or of
-            another number of classes than the network has, or a type that is not the network's own.
+            another number of classes than the network has, another ``condition_shape`` than the network's, or
+            a type that is not the network's own.
         TypeError: a network that is neither a module nor a function.
     """
 
@@ -125,7 +138,7 @@ class ModuleModel(ScoreModel, nn.Module):
         self.predicts = READ_AS.get(self.network_predicts, self.network_predicts)
         self.event_shape, self.data_std = tuple(event_shape), float(data_std)
         self._place(dtype, device)
-        self.condition_shape = None if condition_shape is None else tuple(condition_shape)
+        self.condition_shape = _condition_shape(self.network, condition_shape)
         self.set_moments(moments, class_moments)
 
     def _place(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:

@@ -200,6 +200,7 @@ class ScoreModel(ABC):
         class_moments: those of every class; None where they are not known.
         scaling: from model scale to raw data and back; None where it is not known.
         num_classes: number of classes that a condition may be; 0 for none.
+        condition_shape: of one sample's condition, for conditions that are no classes; None for none.
         exact: whether this is the score of known data, with no error of a network.
         dtype, device: of the states that the model takes.
     """
@@ -212,6 +213,7 @@ class ScoreModel(ABC):
     class_moments: Sequence[Moments] | None = None
     scaling: DataScale | None = None
     num_classes: int = 0
+    condition_shape: tuple[int, ...] | None = None
     exact: bool = False
     dtype: torch.dtype
     device: torch.device

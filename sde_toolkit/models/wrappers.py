@@ -89,6 +89,11 @@ class Wrapper(ScoreModel):
         return self.model.num_classes
 
     @property
+    def condition_shape(self) -> tuple[int, ...] | None:  # type: ignore[override]
+        """That of the model inside."""
+        return self.model.condition_shape
+
+    @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
         """That of the model inside."""
         return self.model.dtype
@@ -138,6 +143,11 @@ class GivenModel(Wrapper):
     def num_classes(self) -> int:  # type: ignore[override]
         """0: the condition is chosen."""
         return 0
+
+    @property
+    def condition_shape(self) -> None:  # type: ignore[override]
+        """None: the condition is chosen."""
+        return None
 
     def conditions(self, condition: Condition | None, count: int) -> None:
         """Refuses another condition."""

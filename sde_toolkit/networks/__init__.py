@@ -1,6 +1,13 @@
-"""Networks: a residual MLP for vectors and a U-Net for images, with embeddings of times and labels.
+"""Networks for vectors, signals and images, with embeddings of times and conditions.
 
-network(x, c, labels) -> prediction shaped like x;   x with shape (B, *), c and labels with shape (B,)
+    MLP       vectors, and any shape taken flat        residual blocks
+    UNet1D    signals (C, L)                           convolutions on levels of falling resolution
+    UNet      images (C, H, W)                         the same, by diffusers
+    NCSNpp    images                                   the same, as in 2011.13456
+    DiT       images                                   a transformer on patches, as in 2212.09748
+
+network(x, c[, condition]) -> prediction shaped like x;   x with shape (B, *), c with shape (B,), and
+condition labels with shape (B,) or rows with shape (B, d) or (B, L, d)
 """
 
 from sde_toolkit.networks.description import (
@@ -8,20 +15,34 @@ from sde_toolkit.networks.description import (
     described_network,
     on_meta,
 )
+from sde_toolkit.networks.dit import (
+    DiT,
+)
 from sde_toolkit.networks.embeddings import (
     MAX_ANGLE,
 )
 from sde_toolkit.networks.mlp import (
     MLP,
 )
+from sde_toolkit.networks.ncsnpp import (
+    TIME_EMBEDDINGS,
+    NCSNpp,
+)
 from sde_toolkit.networks.unet import (
     UNet,
+)
+from sde_toolkit.networks.unet1d import (
+    UNet1D,
 )
 
 __all__ = [
     "MAX_ANGLE",
     "MLP",
+    "TIME_EMBEDDINGS",
+    "DiT",
+    "NCSNpp",
     "UNet",
+    "UNet1D",
     "describe_network",
     "described_network",
     "on_meta",

@@ -14,10 +14,15 @@ import torch
 from torch import nn
 
 from sde_toolkit.models import NoiseLevel
+from sde_toolkit.networks.dit import DiT
 from sde_toolkit.networks.mlp import MLP
+from sde_toolkit.networks.ncsnpp import NCSNpp
 from sde_toolkit.networks.unet import UNet
+from sde_toolkit.networks.unet1d import UNet1D
 
-_KNOWN: dict[str, type[nn.Module]] = {"sde_toolkit.networks.MLP": MLP, "sde_toolkit.networks.UNet": UNet}
+_KNOWN: dict[str, type[nn.Module]] = {
+    f"sde_toolkit.networks.{kind.__name__}": kind for kind in (MLP, UNet, DiT, NCSNpp, UNet1D)
+}
 _REPEATS = ("depth", "layers_per_block")
 """Arguments that say how often a part is there."""
 

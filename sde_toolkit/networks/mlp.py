@@ -1,6 +1,7 @@
 """A residual multi-layer perceptron for vectors.
 
-With e the embedding of the time feature c, plus that of the label where there is one:
+With e the embedding of the time feature c, plus that of the condition where there is one
+(``sde_toolkit.networks.conditions``):
 
     h_0     = W x + b
     h_{i+1} = h_i + W_2 silu(W_1 norm(h_i) + V silu(e)),      i = 0 .. depth - 1
@@ -21,13 +22,8 @@ import math
 
 from torch import Tensor, nn
 
-from sde_toolkit.networks.embeddings import (
-    MAX_ANGLE,
-    angle_rate,
-    check_event_shape,
-    labels_or_null,
-    time_features,
-)
+from sde_toolkit.networks.conditions import RowEmbedding, condition_or_null, condition_sizes
+from sde_toolkit.networks.embeddings import MAX_ANGLE, angle_rate, check_event_shape, time_features
 from sde_toolkit.utils import checked, integer, seeded
 
 MOST_BLOCKS = 1024
@@ -57,13 +53,15 @@ class MLP(nn.Module):
         num_frequencies: K, of the time features.
         max_angle: angle of the time features at the prior end.
         num_classes: number of classes; 0 for a network without labels.
+        condition_shape: (d,) for conditions that are vectors, (L, d) for tokens, of which it takes the mean
+            of their embeddings; () for neither.
         seed: of the initial weights.
 
     Attributes:
         arguments: those above by name, as JSON holds them.
 
     Raises:
-        ValueError: a size below 1, or max_angle not positive.
+        ValueError: a size below 1, classes together with ``condition_shape``, or max_angle not positive.
     """
 
     embeds_real_times = True
@@ -78,18 +76,19 @@ class MLP(nn.Module):
         num_frequencies: int = 32,
         max_angle: float = MAX_ANGLE,
         num_classes: int = 0,
+        condition_shape: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
         width, depth = integer("width", width, 1), integer("depth", depth, 1, MOST_BLOCKS)
         self.event_shape = tuple(integer("event_shape", size, 1) for size in event_shape)
         self.num_frequencies = integer("num_frequencies", num_frequencies, 1)
-        self.num_classes = integer("num_classes", num_classes, 0)
+        self.num_classes, self.condition_shape = condition_sizes(num_classes, condition_shape)
         self._angle_rate = angle_rate(max_angle)
         self.arguments = {
             "event_shape": list(self.event_shape), "width": width, "depth": depth,
             "num_frequencies": self.num_frequencies, "max_angle": float(max_angle),
-            "num_classes": self.num_classes, "seed": seed,
+            "num_classes": self.num_classes, "condition_shape": list(self.condition_shape), "seed": seed,
         }  # fmt: skip
         dim = math.prod(self.event_shape)
         with seeded(seed):
@@ -102,15 +101,20 @@ class MLP(nn.Module):
             self.last = nn.Linear(width, dim)
             if num_classes:
                 self.classes = nn.Embedding(num_classes + 1, width)
+            if self.condition_shape:
+                self.rows = RowEmbedding(self.condition_shape, width)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction with shape (B, *), for x with shape (B, *), c and labels with shape (B,)."""
+    def forward(self, x: Tensor, c: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the prediction with shape (B, *), for x with shape (B, *), c with shape (B,), and labels
+        with shape (B,) or rows with shape (B, *condition_shape)."""
         check_event_shape(x, self.event_shape)
-        labels = labels_or_null(labels, self.num_classes, x)
+        condition = condition_or_null(condition, self.num_classes, self.condition_shape, x)
         e = self.embed(time_features(self._angle_rate * c, self.num_frequencies))
-        e = nn.functional.silu(e if labels is None else e + self.classes(labels))
+        if condition is not None:
+            e = e + (self.classes if self.num_classes else self.rows)(condition)
+        e = nn.functional.silu(e)
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, e)

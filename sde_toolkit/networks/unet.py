@@ -28,11 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit.networks.embeddings import MAX_ANGLE, angle_rate, check_event_shape, labels_or_null
+from sde_toolkit.networks.blocks import MOST_LAYERS, check_levels
+from sde_toolkit.networks.conditions import RowEmbedding, condition_or_null, condition_sizes
+from sde_toolkit.networks.embeddings import MAX_ANGLE, angle_rate, check_event_shape
 from sde_toolkit.utils import checked, integer, seeded
-
-MOST_LAYERS = 64
-"""Most residual layers of a level."""
 
 
 class UNet(nn.Module):
@@ -54,6 +53,8 @@ class UNet(nn.Module):
             differences far below the data's scale (2107.00630, section 5.3); () for none.
         max_angle: angle of the time features at the prior end.
         num_classes: number of classes; 0 for a network without labels.
+        condition_shape: (d,) for conditions that are vectors, (L, d) for tokens, of which it takes the mean
+            of their embeddings; () for neither.
         noise_level: c with shape (B,) -> standard deviation s of the noise in x, with shape (B,).  The
             features are then multiplied by exp(-(2^k pi s)^2 / 2), what is left of the clean state's wave:
             without it the fine ones are rapidly varying noise wherever s is large.
@@ -63,8 +64,9 @@ class UNet(nn.Module):
         arguments: those above by name, as JSON holds them, but for ``noise_level``.
 
     Raises:
-        ValueError: an event shape that is not (C, H, W) or not divisible, channels that num_groups does
-            not divide, a level that does not exist, or max_angle not positive.
+        ValueError: an event shape that is not (C, H, W) or not divisible, channels that num_groups does not
+            divide, a level that does not exist, classes together with ``condition_shape``, or max_angle
+            not positive.
         ImportError: diffusers is not installed, or cannot be imported.
     """
 
@@ -84,6 +86,7 @@ class UNet(nn.Module):
         fourier: tuple[int, ...] = (),
         max_angle: float = MAX_ANGLE,
         num_classes: int = 0,
+        condition_shape: tuple[int, ...] = (),
         noise_level: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
@@ -91,15 +94,18 @@ class UNet(nn.Module):
         self.event_shape, self.fourier = tuple(event_shape), tuple(fourier)
         self.noise_level, self._angle_rate = noise_level, angle_rate(max_angle)
         self.patch_size = integer("patch_size", patch_size, 1)
-        self.num_classes = integer("num_classes", num_classes, 0)
+        self.num_classes, self.condition_shape = condition_sizes(num_classes, condition_shape)
         integer("num_groups", num_groups, 1)
-        _check_unet(self.event_shape, channels, attention_levels, num_groups, patch_size, dropout)
+        check_levels(
+            "a U-Net", "an MLP for vectors and a UNet1D for signals", self.event_shape, 2, channels,
+            attention_levels, num_groups, dropout, patch_size,
+        )  # fmt: skip
         self.arguments = {
             "event_shape": list(self.event_shape), "channels": list(channels),
             "layers_per_block": layers_per_block, "attention_levels": list(attention_levels),
             "num_groups": num_groups, "patch_size": self.patch_size, "dropout": float(dropout),
             "fourier": list(self.fourier), "max_angle": float(max_angle), "num_classes": self.num_classes,
-            "noise_level": noise_level, "seed": seed,
+            "condition_shape": list(self.condition_shape), "noise_level": noise_level, "seed": seed,
         }  # fmt: skip
         network = _diffusers_unet()
         size, height, width = self.event_shape
@@ -120,20 +126,25 @@ class UNet(nn.Module):
                 norm_num_groups=num_groups,
                 dropout=dropout,
                 num_class_embeds=num_classes + 1 if num_classes else None,
+                class_embed_type="identity" if self.condition_shape else None,
             )
+            if self.condition_shape:
+                self.rows = RowEmbedding(self.condition_shape, 4 * channels[0])
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
         self.unet.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction with shape (B, C, H, W), for x with that shape, c and labels with shape
-        (B,)."""
+    def forward(self, x: Tensor, c: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the prediction with shape (B, C, H, W), for x with that shape, c with shape (B,), and labels
+        with shape (B,) or rows with shape (B, *condition_shape)."""
         check_event_shape(x, self.event_shape)
-        labels = labels_or_null(labels, self.num_classes, x)
+        condition = condition_or_null(condition, self.num_classes, self.condition_shape, x)
+        if self.condition_shape:
+            condition = self.rows(condition)
         folded = nn.functional.pixel_unshuffle(self._features(x, c), self.patch_size).contiguous(
             memory_format=torch.channels_last
         )
-        out = self.unet(folded, self._angle_rate * c, class_labels=labels, return_dict=False)[0]
+        out = self.unet(folded, self._angle_rate * c, class_labels=condition, return_dict=False)[0]
         return nn.functional.pixel_shuffle(out, self.patch_size)
 
     def _features(self, x: Tensor, c: Tensor) -> Tensor:
@@ -173,33 +184,3 @@ def _broken(error: Exception) -> str:
         "cause is a torchvision made for another version of torch: install a pair that fits, or run pip "
         "uninstall torchvision (it is not needed here)"
     )
-
-
-def _check_unet(
-    event_shape: tuple[int, ...],
-    channels: tuple[int, ...],
-    attention_levels: tuple[int, ...],
-    num_groups: int,
-    patch_size: int,
-    dropout: float,
-) -> None:
-    if len(event_shape) != 3 or min(event_shape) < 1:
-        raise ValueError(
-            f"event_shape must be (C, H, W) for a U-Net, got {event_shape}; use an MLP for vectors"
-        )
-    if not channels or any(count < 1 or count % num_groups for count in channels):
-        raise ValueError(
-            f"channels must be positive multiples of num_groups = {num_groups}, got {tuple(channels)}"
-        )
-    divisor = patch_size * 2 ** (len(channels) - 1)
-    if any(size % divisor for size in event_shape[1:]):
-        raise ValueError(
-            f"height and width must be divisible by {divisor} for {len(channels)} levels and patch_size "
-            f"{patch_size}, got {event_shape[1:]}; use fewer levels or pad the images"
-        )
-    if any(level not in range(len(channels)) for level in attention_levels):
-        raise ValueError(
-            f"attention_levels must be among 0 .. {len(channels) - 1}, got {tuple(attention_levels)}"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")

@@ -233,6 +233,12 @@ def _names(found: Comparison) -> str:
     return ", ".join(dict.fromkeys(group.problem.name for group in found.groups))
 
 
+_NETWORKS = {
+    "unet": "A U-Net", "mlp": "An MLP", "dit": "A diffusion transformer", "ncsnpp": "An NCSN++",
+    "unet1d": "A U-Net for signals",
+}  # fmt: skip
+
+
 def _of_class(found: Comparison) -> str:
     return "" if found.label is None else f", class {found.label},"
 
@@ -240,7 +246,7 @@ def _of_class(found: Comparison) -> str:
 def _lead(run: Run) -> str:
     dataset = run.dataset()
     size = sum(parameter.numel() for parameter in run.model.network.parameters())
-    network = {"unet": "A U-Net", "mlp": "An MLP"}.get(run.config.model.name, run.config.model.name)
+    network = _NETWORKS.get(run.config.model.name, run.config.model.name)
     return (
         f"{network} with {size:,} parameters that predicts {run.config.model.predicts}, trained by "
         f"denoising score matching for {run.step:,} steps of {run.config.training.batch_size} examples on "

@@ -43,7 +43,7 @@ _WEIGHTS = {"model": "network", "inference": "ema"}
 def save_model(model: ModuleModel, path: Path | str) -> Path:
     """Write a model to one file, atomically, and return its path.
 
-    Of a network of this library, ``MLP`` or ``UNet``, the file says how to rebuild it; any other module, with
+    Of a network of this library, such as ``UNet``, the file says how to rebuild it; any other module, with
     or without parameters, is saved too and given to ``load_model`` again.  The same holds for the process.
 
     Args:

@@ -52,6 +52,9 @@ def test_every_shipped_config_builds_its_objects(name, tmp_path):
     [
         (c.SCHEMA["model"].fields["unet"], networks.UNet),
         (c.SCHEMA["model"].fields["mlp"], networks.MLP),
+        (c.SCHEMA["model"].fields["dit"], networks.DiT),
+        (c.SCHEMA["model"].fields["ncsnpp"], networks.NCSNpp),
+        (c.SCHEMA["model"].fields["unet1d"], networks.UNet1D),
         (c.SCHEMA["loss"], DenoisingLoss),
         (c.SCHEMA["optimization"], Optimization),
     ],
@@ -60,8 +63,8 @@ def test_fields_and_defaults_are_those_of_the_object(fields, made):
     options = {
         p.name: p.default for p in inspect.signature(made).parameters.values() if p.name != "event_shape"
     }
-    # not fields: they follow from the rest of the configuration
-    for built in ("seed", "noise_level", "ema_traces"):
+    # not fields: they follow from the rest of the configuration, whose data have no conditions but labels
+    for built in ("seed", "noise_level", "condition_shape", "ema_traces"):
         options.pop(built, None)
     assert {name: value for name, value in fields.items() if name != "predicts"} == options
 

@@ -7,38 +7,18 @@ import sys
 import pytest
 import torch
 
+from sde_toolkit.networks.dit import DiT
 from sde_toolkit.networks.embeddings import time_features
 from sde_toolkit.networks.mlp import MLP
+from sde_toolkit.networks.ncsnpp import NCSNpp
 from sde_toolkit.networks.unet import UNet
-
-IMAGE = (1, 8, 8)
-
-
-def build(kind, **options):
-    return MLP((3,), width=16, depth=2, **options) if kind == "mlp" else UNet(IMAGE, (8, 16), **options)
+from sde_toolkit.networks.unet1d import UNet1D
+from tests.networks.kinds import IMAGE, KINDS, awake, batch, build
 
 
-def awake(network, seed=1):
-    """The network with a last layer that is not zero, so that its output depends on everything."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return network
-
-
-@pytest.fixture(params=["mlp", "unet"])
+@pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
-
-
-def batch(kind, size=5, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(2)
-    event_shape = (3,) if kind == "mlp" else IMAGE
-    return (
-        torch.randn(size, *event_shape, generator=generator, dtype=dtype),
-        1000 * torch.rand(size, generator=generator, dtype=dtype),
-    )
 
 
 def test_an_untrained_network_returns_zeros_with_the_shape_of_the_state(kind):
@@ -145,6 +125,25 @@ def test_a_smaller_angle_slows_the_time_down(kind):
         (lambda: MLP((2,), max_angle=float("inf")), "max_angle must be a finite positive number, got inf"),
         (lambda: UNet(IMAGE, dropout=1.0), "dropout must be in"),
         (lambda: UNet(IMAGE, layers_per_block=0), "layers_per_block must be"),
+        (lambda: DiT((2,)), r"event_shape must be \(C, H, W\) for a DiT, got \(2,\); use an MLP for vectors"),
+        (lambda: DiT((1, 8, 9)), r"divisible by patch_size 2, got \(8, 9\); use smaller patches or pad"),
+        (
+            lambda: DiT(IMAGE, width=20, num_heads=8),
+            "width must be divisible by 4 and by num_heads = 8, got 20",
+        ),
+        (lambda: DiT(IMAGE, mlp_ratio=0.0), "mlp_ratio must give one hidden unit"),
+        (lambda: DiT(IMAGE, depth=2000), "depth must be an integer of at most 1024, got 2000"),
+        (
+            lambda: NCSNpp((1, 6, 8), channels=(8, 8, 8)),
+            "height and width must be divisible by 4 for 3 levels, got",
+        ),
+        (lambda: NCSNpp(IMAGE, time_embedding="sine"), "time_embedding must be one of .*, got 'sine'"),
+        (lambda: UNet1D(IMAGE), r"event_shape must be \(C, L\) for a UNet1D, .*use a UNet for images"),
+        (
+            lambda: UNet1D((1, 9)),
+            "length must be divisible by 2 for 2 levels, got 9; use fewer levels or pad the",
+        ),
+        (lambda: UNet1D((1, 8), channels=(12, 16)), "multiples of num_groups = 8"),
         (lambda: MLP((2,))(torch.zeros(4, 3), torch.zeros(4)), r"x must have shape \(B, 2\), got \(4, 3\)"),
         (lambda: UNet(IMAGE)(torch.zeros(4, 8, 8), torch.zeros(4)), r"x must have shape \(B, 1, 8, 8\)"),
     ],
@@ -160,9 +159,7 @@ def test_diffusers_is_imported_only_when_an_image_network_is_built():
 
 
 def with_classes(kind, num_classes=3):
-    if kind == "mlp":
-        return MLP((3,), width=16, depth=2, num_classes=num_classes)
-    return UNet(IMAGE, channels=(8, 16), num_classes=num_classes)
+    return build(kind, num_classes=num_classes)
 
 
 def test_the_output_depends_on_the_class_and_no_label_is_the_null_class(kind):
