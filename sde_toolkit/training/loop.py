@@ -75,7 +75,8 @@ class UpdateInfo:
 def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None = None) -> UpdateInfo:
     """Make one update of ``state`` from the examples x0 with shape (B, *) and return what it was.
 
-    The labels with shape (B,), where the network has classes, may be those of the null class.
+    The labels with shape (B,), where the network has classes, may be those of the null class.  For a model
+    with ``condition_shape`` they are rows of it; to networks of the library a row of nan is no condition.
 
     Raises:
         NonFiniteError: the loss or the norm of its gradient is not finite, and nothing has been updated; or
@@ -335,6 +336,11 @@ def _check_parts(state: TrainState, dataset: Dataset, workdir: WorkdirLock | Non
     if dataset.event_shape != state.model.event_shape:
         raise ValueError(
             f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"
+        )
+    if state.model.condition_shape is not None:
+        raise ValueError(
+            f"fit trains networks with classes or without conditions, got one with condition_shape "
+            f"{state.model.condition_shape}; call train_step(state, x0, loss, condition) in a loop of yours"
         )
     if workdir is not None and not workdir.held:
         raise ValueError(

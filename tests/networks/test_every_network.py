@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sde_toolkit import VPSDE, DenoisingLoss, NetworkModel, TrainState, ddim, load_model, save_model
+from sde_toolkit import VPSDE, DenoisingLoss, NetworkModel, TrainState, ddim, fit, load_model, save_model
 from sde_toolkit.guidance import guided
 from sde_toolkit.networks import MLP, UNet, describe_network, described_network
 from sde_toolkit.networks.attention import attend
@@ -218,3 +218,9 @@ def test_guidance_by_vectors_and_tokens(options):
 def test_conditions_that_cannot_be_get_a_sentence(build_it, words):
     with pytest.raises(ValueError, match=words):
         build_it()
+
+
+def test_fit_says_where_conditions_that_are_no_classes_are_trained():
+    state = TrainState(model_of(build("mlp", **VECTOR), "mlp"))
+    with pytest.raises(ValueError, match=r"fit trains networks with classes .*\(3,\); call train_step"):
+        fit(state, torch.randn(20, 3), DenoisingLoss(), 1)
