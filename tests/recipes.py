@@ -438,6 +438,7 @@ def _lab(folder: Path) -> dict[str, Recipe]:
         "lab.gaussian_kl": Recipe(lab.gaussian_kl, _the(mean0=X[0], cov0=EYE, mean1=X[1], cov1=EYE)),
         "lab.gaussian_output": Recipe(lab.gaussian_output, _the(sampler=samplers.ddim(2), model=MODEL)),
         "lab.Group": Recipe(lab.Group, _the(problem=problem, candidates=[candidate], metrics=[metric])),
+        "lab.NamedCondition": Recipe(lab.NamedCondition, _the(name="bright", value=X[0])),
         "lab.Metric": Recipe(lab.Metric, _the(name="energy", distance=metrics.EnergyDistance(), real=X)),
         "lab.Problem": Recipe(lab.Problem, _the(name="normal", model=MODEL, real=X)),
         "lab.exact_problem": Recipe(lab.exact_problem, _the(name="gaussian", sde=VP, num_real=10)),

@@ -40,6 +40,7 @@ EXAMPLES = """examples:
   sde-toolkit compare --workdir=runs/d --samplers=dopri5 --config.sampling.rtol=1e-4 --time_budget=10m
   sde-toolkit compare --config=digits_classes --labels=3,5 --samplers=ddim --config.comparison.num_samples=150
   sde-toolkit compare --problems=my.py:problem --samplers=ddim,my.py:sampler --metrics=energy,my.py:metric
+  sde-toolkit compare --problems=my.py:problem --conditions=my.py:conditions --samplers=ddim,heun
   sde-toolkit compare --plan=plan.json --output=runs/plan
 
 A plan is a configuration as JSON: {"comparison": {"problems": ["ring"], "samplers": ["ddim"], ...}}.
@@ -51,7 +52,8 @@ METRICS_HELP = (
 )
 
 FIELDS = (
-    "problems", "samplers", "grids", "num_steps", "num_samples", "seeds", "metrics", "labels", "max_nfe",
+    "problems", "samplers", "grids", "num_steps", "num_samples", "seeds", "metrics", "labels", "conditions",
+    "max_nfe",
     "time_budget",
 )  # fmt: skip
 """Flags that are fields of ``config.comparison``."""
@@ -77,6 +79,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--seeds", metavar="S,T,...")
     parser.add_argument("--metrics", metavar="A,B,...", help=METRICS_HELP)
     parser.add_argument("--labels", metavar="K,L,...", help="classes, each compared for itself")
+    parser.add_argument(
+        "--conditions",
+        metavar="PATH",
+        help="other conditions, each compared for itself: an array (K, *) or a dict of arrays, as in "
+        "mine.py:conditions",
+    )
     add_label(parser, "the class of all samples, compared with the real data of this class")
     parser.add_argument("--max_nfe", type=int, metavar="N", help="leave out more network evaluations")
     parser.add_argument(
@@ -110,7 +118,7 @@ def compare(options: argparse.Namespace) -> None:
     largest = max((problem.model.event_shape for problem in problems), key=math.prod)
     need_memory(config.comparison.num_samples, largest)
     if options.dry_run:
-        plan = runs.plan_comparison(config, problems, runs.comparison_labels(config, options.label))
+        plan = runs.plan_comparison(config, problems, runs.comparison_conditions(config, options.label))
         say_plan(plan, directory)
         return
     if options.merge:
@@ -165,7 +173,7 @@ def need_all(config: Config, problems: Sequence[Problem], directory: Path, label
     from sde_toolkit import runs
 
     store = runs.open_records(directory, problems[0].name)
-    plan = runs.plan_comparison(config, problems, runs.comparison_labels(config, label))
+    plan = runs.plan_comparison(config, problems, runs.comparison_conditions(config, label))
     missing = [cell for cell in plan.cells(store) if cell.missing]
     if missing:
         first = f"{missing[0].group.problem.name} {missing[0].candidate.label}"
@@ -183,7 +191,8 @@ def say_plan(plan: Experiment, directory: Path) -> None:
     cells = plan.cells(Store(runs.records_path(directory)))
     width = max((len(cell.candidate.label) for cell in cells), default=0)
     for cell in cells:
-        label = "" if cell.group.condition is None else f" class {cell.group.condition}"
+        given = cell.group.condition
+        label = "" if given is None else f" class {given}" if isinstance(given, int) else f" {given}"
         nfe = "adaptive" if cell.nfe is None else f"NFE {cell.nfe}"
         seeds = f"seeds {', '.join(map(str, cell.missing))}" if cell.missing else "measured already"
         cost = f"{cell.seconds:8.2f} s" if cell.missing else " " * 10
@@ -203,7 +212,7 @@ def compare_with_bar(
     from sde_toolkit import runs
     from sde_toolkit.lab import plus_minus
 
-    plan = runs.plan_comparison(config, problems, runs.comparison_labels(config, label))
+    plan = runs.plan_comparison(config, problems, runs.comparison_conditions(config, label))
     total = sum(len(plan.candidates(group)) for group in plan.groups)
     workers = shard.count if shard is not None else int(os.environ.get("WORLD_SIZE", "1"))
     reused = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sde_toolkit.cli.common import (
     SAMPLERS_HELP,
@@ -32,7 +32,7 @@ from sde_toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from sde_toolkit.models import Condition
+    from sde_toolkit.models import Condition, ScoreModel
     from sde_toolkit.samplers import Samples
 
 EXAMPLES = """examples:
@@ -72,6 +72,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--output", type=path_argument, metavar="DIR", help="where to write; else DIR/samples of the workdir"
     )
+    classes.add_argument(
+        "--conditions",
+        metavar="PATH",
+        help="other conditions in turn: an array (K, *) or a dict of arrays, as in mine.py:conditions",
+    )
     add_shards(parser)
 
 
@@ -100,28 +105,26 @@ def sample(options: argparse.Namespace) -> None:
     source = open_source(options, overrides)
     settings = source.config.sampling
     _warn_without_effect(settings, overrides)
-    condition = _condition(options, settings.num_samples)
-    if condition is not None:
-        runs.need_classes(source.model)
+    condition = _condition(options, source.model, settings.num_samples)
     need_memory(settings.num_samples, source.model.event_shape)
     sampler = build_sampler(source.config, model=source.model)
     candidate = Candidate.of(settings.sampler, sampler)
-    name = source.prefix + runs.samples_stem(candidate, source.config, _suffix(options), settings.seed)
+    name = source.prefix + runs.samples_stem(candidate, source.config, condition.suffix, settings.seed)
     places = _places(options, source, name)
     npz = output_place(options) / "samples" / f"{name}.npz"
     with keeping(runs.parts_path(npz)), launched() as processes:
         try:
             samples = runs.draw_samples(
-                source.model, source.fingerprint, sampler, npz, settings.num_samples, condition=condition,
-                seed=settings.seed, batch_size=settings.batch_size, processes=processes,
-                shard=options.shard, merging=options.merge,
+                source.model, source.fingerprint, sampler, npz, settings.num_samples,
+                condition=condition.rows, seed=settings.seed, batch_size=settings.batch_size,
+                processes=processes, shard=options.shard, merging=options.merge, told=condition.told,
             )  # fmt: skip
         except runs.ShardFinishedError:
             part = f"shard {options.shard.index} of {options.shard.count}"
             note(f"{part} is in {runs.parts_path(npz)}; the same command with --merge joins the shards")
             return
     if processes.rank == 0:
-        _write(options, source, samples, places, candidate.label, condition)
+        _write(options, source, samples, places, candidate.label, condition.told)
         runs.forget_parts(npz)
 
 
@@ -131,7 +134,7 @@ def _write(
     samples: Samples,
     places: Mapping[str, Path],
     label: str,
-    condition: Condition | None,
+    told: Any,
 ) -> None:
     """Write the samples in every format that is asked for, and say so."""
     from sde_toolkit import runs
@@ -144,7 +147,7 @@ def _write(
     output_directory(options)
     if "npz" in places:
         _tell_replaced(places["npz"], source.fingerprint, len(samples.x))
-        runs.save_samples(places["npz"], samples, source.config, source.fingerprint, condition=condition)
+        runs.save_samples(places["npz"], samples, source.config, source.fingerprint, condition=told)
         say(f"samples  {places['npz']}")
     if "grid" in places:
         places["grid"].parent.mkdir(parents=True, exist_ok=True)
@@ -188,25 +191,58 @@ def _tell_replaced(path: Path, fingerprint: str, count: int) -> None:
         note(f"sde-toolkit: warning: {path} with {len(x)} samples of weights {known['model']} is replaced")
 
 
-def _condition(options: argparse.Namespace, num_samples: int) -> Condition | None:
-    """One class for all samples, or int64 labels with shape (num_samples,)."""
+class Given(NamedTuple):
+    """The condition of samples.
+
+    Attributes:
+        rows: for the model: a class for all, one row per sample, or None.
+        told: what files say of it.
+        suffix: what their names say of it.
+    """
+
+    rows: Condition | None
+    told: Any
+    suffix: str
+
+
+def _condition(options: argparse.Namespace, model: ScoreModel, num_samples: int) -> Given:
+    """What ``--label``, ``--labels`` or ``--conditions`` ask for.
+
+    Raises:
+        ValueError: classes or conditions that the model does not take, or a path that names none.
+    """
     import torch
 
-    if options.labels is None:
-        label: int | None = options.label
-        return label
-    labels = [options.labels[i % len(options.labels)] for i in range(num_samples)]
-    return torch.tensor(labels, dtype=torch.int64)
-
-
-def _suffix(options: argparse.Namespace) -> str:
     from sde_toolkit import runs
 
+    if options.conditions is not None:
+        return _conditions_in_turn(options.conditions, model, num_samples)
     if options.labels is None:
-        return runs.class_suffix(options.label)
+        if options.label is not None:
+            runs.need_classes(model)
+        return Given(options.label, options.label, runs.condition_suffix(options.label))
+    runs.need_classes(model)
+    labels = [options.labels[i % len(options.labels)] for i in range(num_samples)]
     many = len(options.labels) > NAMED_LABELS
     more = f"-more{runs.digest_of(str(options.labels))}" if many else ""
-    return "-classes" + "-".join(map(str, options.labels[:NAMED_LABELS])) + more
+    suffix = "-classes" + "-".join(map(str, options.labels[:NAMED_LABELS])) + more
+    return Given(torch.tensor(labels, dtype=torch.int64), labels, suffix)
+
+
+def _conditions_in_turn(path: str, model: ScoreModel, num_samples: int) -> Given:
+    import torch
+
+    from sde_toolkit import runs
+
+    conditions = runs.open_conditions(path)
+    model.conditions(conditions[0].rows(1), 1)
+    if len(conditions) == 1:
+        only = conditions[0]
+        return Given(only.rows(num_samples), str(only), runs.condition_suffix(only))
+    rows = torch.stack([condition.value for condition in conditions])
+    told = list(map(str, conditions))
+    suffix = f"-{len(told)}conditions-{runs.digest_of(str(told))}"
+    return Given(rows[torch.arange(num_samples) % len(rows)], told, suffix)
 
 
 def _warn_without_effect(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from sde_toolkit.config.sampler_fields import (
 )
 from sde_toolkit.config.schema import need
 from sde_toolkit.config.trees import Config
-from sde_toolkit.lab import Candidate, Metric, Problem
+from sde_toolkit.lab import Candidate, Metric, NamedCondition, Problem
 from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, RectifiedFlow, SubVPSDE
@@ -221,7 +221,7 @@ def build_candidates(config: Config, model: ScoreModel | None = None) -> list[Ca
 
 
 def build_metrics(
-    config: Config, problem: Problem, real: Tensor | None, label: int | None = None
+    config: Config, problem: Problem, real: Tensor | None, condition: int | NamedCondition | None = None
 ) -> list[Metric]:
     """The metrics of ``config.comparison`` for the samples of a problem; the first one is the headline.
 
@@ -229,13 +229,13 @@ def build_metrics(
         config: its section ``comparison`` is used.
         problem: what is sampled.
         real: real examples in model scale with shape (M, *).
-        label: the class of all samples, and of the real examples.
+        condition: of all samples, and of the real examples: a class, or another with a name.
 
     Raises:
         ValueError: a metric needs what the problem does not have.
     """
     return [
-        build_metric(entry, config.comparison.real, problem, real, label)
+        build_metric(entry, config.comparison.real, problem, real, condition)
         for entry in config.comparison.metrics
     ]
 

@@ -210,6 +210,8 @@ def _checked(config: ConfigDict) -> Config:
     need("config.optimization.ema_profile", config.optimization.ema_profile, EMA_PROFILES)
     for field in ("problems", "samplers", "grids", "num_steps", "labels", "seeds", "metrics"):
         check_distinct(f"comparison.{field}", config.comparison[field])
+    if config.comparison.labels and config.comparison.conditions:
+        raise ValueError("give config.comparison.labels or config.comparison.conditions, not both")
     need("config.dtype", config.dtype, DTYPES)
     if config.data.name == "digits":
         need("config.data.training", config.data.training, data.BIN_VARIANCE)

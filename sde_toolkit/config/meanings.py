@@ -191,6 +191,10 @@ ABOUT: dict[str, About] = {
     ),
     "comparison.grids": About("time grids for the samplers that take one; own is the sampler's"),
     "comparison.labels": About("classes, each compared with the real data of this class; none for all", 0),
+    "comparison.conditions": About(
+        "conditions that are no classes, each compared for itself: the path of an array (K, *) or a dict of "
+        "arrays, as in mine.py:conditions"
+    ),
     "comparison.max_nfe": About("leave out samplers of more network evaluations; 0 for no limit", 0),
     "comparison.time_budget": About("seconds after which no further cell is begun; 0 for no limit", 0),
     "comparison.samplers": About("the samplers, with options as in ddim(eta=0.5)"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_toolkit.config.sampler_fields import parse_call
 from sde_toolkit.config.schema import need
-from sde_toolkit.lab import FlowEnds, FlowMetric, GaussianMetric, Metric, Problem
+from sde_toolkit.lab import FlowEnds, FlowMetric, GaussianMetric, Metric, NamedCondition, Problem
 from sde_toolkit.metrics import CATALOGUE, Distance, Entry, Statistic, gaussian_w2
 from sde_toolkit.models import ExactModel
 from sde_toolkit.utils import named_object
@@ -57,7 +57,9 @@ def checked_metric(text: str) -> None:
             raise ValueError(f"metric {name!r} has no option {option!r}; valid: {', '.join(valid) or 'none'}")
 
 
-def build_metric(text: str, part: str, problem: Problem, real: Tensor | None, label: int | None) -> Metric:
+def build_metric(
+    text: str, part: str, problem: Problem, real: Tensor | None, condition: int | NamedCondition | None
+) -> Metric:
     """The metric of an entry for the samples of a problem.
 
     Args:
@@ -65,25 +67,30 @@ def build_metric(text: str, part: str, problem: Problem, real: Tensor | None, la
         part: of the data that the real examples are, for the settings.
         problem: what is sampled.
         real: real examples in model scale with shape (M, *).
-        label: the class of all samples, and of the real examples.
+        condition: of all samples, and of the real examples.
 
     Raises:
         ValueError: an unknown name or option, or a metric that needs what the problem does not have.
     """
     name, options = _parsed(text)
     settings: dict[str, Any] = {} if real is None else {"real": part, "num_real": len(real)}
-    settings |= options if label is None else {**options, "class": label}
+    settings |= options
+    if condition is not None:
+        is_class = isinstance(condition, int)
+        settings |= {"class": condition} if is_class else {"condition": str(condition)}
     settings |= {"problem": problem.name} if problem.folder else {}  # real data of several are told apart
     if ":" in name or "." in name:
-        return _own_metric(name, options, problem, real, settings)
+        return _own_metric(name, options, problem, real, settings, condition)
     checked_metric(text)
     if name in LAWS:
         return _law(name, problem)
     entry = CATALOGUE[name]
     title = _title(entry.title, options)
     if entry.needs == "pairs":
-        return FlowMetric(title, entry.make(**options), None, options, ends=FlowEnds(problem.model, label))
-    return Metric(title, _made(entry, options, problem, label), real, settings, entry.better)
+        return FlowMetric(
+            title, entry.make(**options), None, options, ends=FlowEnds(problem.model, condition)
+        )
+    return Metric(title, _made(entry, options, problem, real, condition), real, settings, entry.better)
 
 
 def _law(name: str, problem: Problem) -> Metric:
@@ -98,7 +105,13 @@ def _title(title: str, options: dict[str, Any]) -> str:
     return f"{title} ({', '.join(shown)})" if options else title
 
 
-def _made(entry: Entry, options: dict[str, Any], problem: Problem, label: int | None) -> Distance | Statistic:
+def _made(
+    entry: Entry,
+    options: dict[str, Any],
+    problem: Problem,
+    real: Tensor | None,
+    condition: int | NamedCondition | None,
+) -> Distance | Statistic:
     """The metric with what the problem gives it."""
     on_digits = entry.default_features == "digits" and "features" not in options
     if on_digits and problem.model.event_shape != (1, 8, 8):
@@ -108,21 +121,31 @@ def _made(entry: Entry, options: dict[str, Any], problem: Problem, label: int | 
             "or sliced_wasserstein"
         )
     if entry.needs == "density":
-        density = problem.log_density if label is None else _density_of_class(problem, label)
+        density = problem.log_density if condition is None else _density_given(problem, condition)
         return entry.make(log_density=_needed(density, entry, problem, "density"), **options)
     if entry.needs == "mixture":
-        mixture = problem.mixture if label is None else None
+        mixture = problem.mixture if condition is None else None
         return entry.make(mixture=_needed(mixture, entry, problem, "law as a mixture"), **options)
-    if entry.needs == "data" and problem.real is None:
-        raise ValueError(f"metric {entry.name!r} needs real examples, which problem {problem.name!r} lacks")
+    if entry.needs == "data" and real is None:
+        raise ValueError(f"metric {entry.name!r} needs real examples, {_lacking(problem, condition)}")
     return entry.make(**options)
 
 
-def _density_of_class(problem: Problem, label: int) -> Callable[[Tensor], Tensor] | None:
+def _lacking(problem: Problem, condition: int | NamedCondition | None) -> str:
+    """Where real examples are missing, and how to give them."""
+    if isinstance(condition, NamedCondition):
+        return (
+            f"which problem {problem.name!r} does not know for condition {condition}; give it "
+            "Problem(real_of_condition=...), a function of the condition"
+        )
+    return f"which problem {problem.name!r} lacks"
+
+
+def _density_given(problem: Problem, condition: int | NamedCondition) -> Callable[[Tensor], Tensor] | None:
     """log p(x | label) where the data are a mixture, whose components are the classes."""
-    if problem.mixture is None:
+    if problem.mixture is None or not isinstance(condition, int):
         return None
-    law = problem.mixture.component(label)
+    law = problem.mixture.component(condition)
     return lambda x: law.log_prob(x.double())
 
 
@@ -136,7 +159,12 @@ def _needed(value: Any, entry: Entry, problem: Problem, what: str) -> Any:
 
 
 def _own_metric(
-    name: str, options: dict[str, Any], problem: Problem, real: Tensor | None, settings: dict[str, Any]
+    name: str,
+    options: dict[str, Any],
+    problem: Problem,
+    real: Tensor | None,
+    settings: dict[str, Any],
+    condition: int | NamedCondition | None,
 ) -> Metric:
     found: Any = named_object(name, "metric")
     title = name.rpartition(":")[2] if ":" in name else name.rpartition(".")[2]
@@ -153,7 +181,7 @@ def _own_metric(
             f"{type(found).__name__}"
         )
     if not isinstance(found, Statistic) and real is None:
-        raise ValueError(f"metric {name!r} needs real examples, which problem {problem.name!r} lacks")
+        raise ValueError(f"metric {name!r} needs real examples, {_lacking(problem, condition)}")
     own: Callable[[Tensor, Tensor], float] | Distance | Statistic = found
     facts = getattr(found, "facts", None)
     return Metric(_title(title, options), own, real, settings, getattr(facts, "better", "lower"))

@@ -46,7 +46,9 @@ from sde_toolkit.lab.plan import (
 )
 from sde_toolkit.lab.problems import (
     EXACT_PROBLEMS,
+    NamedCondition,
     Problem,
+    condition_rows,
     exact_problem,
 )
 from sde_toolkit.lab.records import (
@@ -79,6 +81,7 @@ __all__ = [
     "GaussianMetric",
     "Group",
     "Metric",
+    "NamedCondition",
     "Outcome",
     "Page",
     "Picture",
@@ -91,6 +94,7 @@ __all__ = [
     "Trajectory",
     "candidate_captions",
     "compare",
+    "condition_rows",
     "exact_problem",
     "export_records",
     "extent_of",

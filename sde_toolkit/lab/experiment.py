@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from sde_toolkit.lab.cost import PeakMemory, Timed, environment
+from sde_toolkit.lab.problems import NamedCondition, condition_rows
 from sde_toolkit.lab.records import Record, Reference, identity, over_all_seeds
 from sde_toolkit.lab.store import Store
 from sde_toolkit.metrics import Distance, Estimate, Statistic, bootstrap
@@ -128,7 +129,7 @@ def compare(
     num_samples: int,
     seeds: Sequence[int] = (0,),
     batch_size: int | None = None,
-    condition: Condition | None = None,
+    condition: Condition | NamedCondition | None = None,
     fingerprint: str = "",
     problem: str = "",
     previous: Iterable[Record] = (),
@@ -146,8 +147,8 @@ def compare(
         num_samples: drawn for each candidate and seed.
         seeds: of the draws; sample i of a seed starts from the same noise under every candidate.
         batch_size: samples computed at once; None for all.
-        condition: of the samples: a class for all, or a tensor with one row per sample; recorded in the
-            settings.  The metrics' real data should be of the same condition.
+        condition: of the samples: a class for all, a named vector or tensor for all, or a tensor with one
+            row per sample; recorded in the settings.  The metrics' real data should be of the same condition.
         fingerprint: identifies the model's weights in the settings.
         problem: name of the model and its data.
         previous: records of an earlier run.
@@ -160,7 +161,7 @@ def compare(
         ValueError: no candidate, metric or seed; repeated seeds; ``num_samples`` below 10.
     """
     _check(candidates, metrics, seeds, num_samples)
-    model.conditions(condition, num_samples)
+    model.conditions(condition_rows(condition, num_samples), num_samples)
     if isinstance(previous, Tensor):
         require("previous", previous, Record)
     before = list(previous)
@@ -223,7 +224,7 @@ def blank_records(
     seeds: tuple[int, ...],
     fingerprint: str,
     problem: str,
-    condition: Condition | None,
+    condition: Condition | NamedCondition | None,
 ) -> list[Record]:
     """The records of a candidate before its run, one for each metric: what identifies them, no figures."""
     of_model: dict[str, Any] = {"model": fingerprint}
@@ -240,10 +241,14 @@ def blank_records(
     return blanks
 
 
-def plain_condition(condition: Condition | None) -> int | list[Any] | None:
-    """A condition as JSON holds it: a number, nested lists, or None."""
-    if condition is None or isinstance(condition, int):
+def plain_condition(
+    condition: Condition | NamedCondition | str | Sequence[str] | None,
+) -> int | str | list[Any] | None:
+    """A condition as JSON holds it: a number, a name with its digest, (nested) lists, or None."""
+    if condition is None or isinstance(condition, (int, str)):
         return condition
+    if isinstance(condition, NamedCondition):
+        return str(condition)
     return condition.tolist() if isinstance(condition, (Tensor, np.ndarray)) else list(condition)
 
 
@@ -253,14 +258,16 @@ def _run(
     metrics: Sequence[Metric],
     blanks: Sequence[Record],
     batch_size: int | None,
-    condition: Condition | None,
+    condition: Condition | NamedCondition | None,
     on_samples: Callable[[Candidate, Samples], None] | None,
 ) -> list[Record]:
     """The records of one seed, for every metric."""
     timed, memory = Timed(model), PeakMemory(model.device)
+    count = blanks[0].num_samples
     samples = candidate.sampler.sample(
-        timed, blanks[0].num_samples, condition=condition, seed=blanks[0].seeds[0], batch_size=batch_size
-    )
+        timed, count, condition=condition_rows(condition, count), seed=blanks[0].seeds[0],
+        batch_size=batch_size,
+    )  # fmt: skip
     peak = memory.read()
     if on_samples is not None:
         on_samples(candidate, samples)

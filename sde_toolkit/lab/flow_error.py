@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.lab.experiment import Metric
+from sde_toolkit.lab.problems import NamedCondition, condition_rows
 from sde_toolkit.metrics import Estimate, bootstrap
 from sde_toolkit.models import Condition, ExactModel, ScoreModel
 from sde_toolkit.samplers import Sampler, Samples, Start, dopri5, start_state
@@ -37,7 +38,10 @@ class FlowEnds:
 
     @checked
     def __init__(
-        self, model: ScoreModel, condition: Condition | None = None, reference: Sampler | None = None
+        self,
+        model: ScoreModel,
+        condition: Condition | NamedCondition | None = None,
+        reference: Sampler | None = None,
     ) -> None:
         self.model, self.condition = model, condition
         self.reference = dopri5(rtol=_TOLERANCE, atol=_TOLERANCE) if reference is None else reference
@@ -55,7 +59,7 @@ class FlowEnds:
         return ends
 
     def _carried(self, sampler: Sampler, num_samples: int, seed: int) -> Tensor:
-        model, condition = self.model, self.condition
+        model, condition = self.model, condition_rows(self.condition, num_samples)
         if not isinstance(model, ExactModel):
             fine = replace(self.reference, t_min=sampler.t_min, start=sampler.start, denoise=sampler.denoise)
             return fine.sample(model, num_samples, condition=condition, seed=seed).x

@@ -110,7 +110,9 @@ def _names(groups: Sequence[Sequence[Record]]) -> list[str]:
         first = rows[0]
         words = [first.problem] if several else []
         condition = first.settings.get("condition")
-        words += [first.metric] if condition is None else [first.metric, f"class{condition}"]
+        words.append(first.metric)
+        if condition is not None:
+            words.append(f"class{condition}" if isinstance(condition, int) else str(condition))
         names.append(_plain_name("-".join(words), names))
     return names
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from sde_toolkit.lab.experiment import Candidate, Metric, blank_records, compare, known_records
-from sde_toolkit.lab.problems import Problem
+from sde_toolkit.lab.problems import NamedCondition, Problem, condition_rows
 from sde_toolkit.lab.records import Record
 from sde_toolkit.lab.store import Store
-from sde_toolkit.models import Condition, ScoreModel
+from sde_toolkit.models import Condition
 from sde_toolkit.samplers import Samples
 from sde_toolkit.utils import check_fields, checked
 
@@ -47,7 +47,7 @@ class Group:
     problem: Problem
     candidates: Sequence[Candidate]
     metrics: Sequence[Metric]
-    condition: Condition | None = None
+    condition: Condition | NamedCondition | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -133,7 +133,7 @@ class Experiment:
                     continue
                 missing = self._missing(group, candidate, store)
                 if missing and each is None:
-                    each = self._seconds_of_evaluation(group.problem.model)
+                    each = self._seconds_of_evaluation(group)
                 nfe = candidate.sampler.nfe
                 seconds = len(missing) * (nfe or ADAPTIVE_NFE) * (each or 0.0)
                 found.append(Cell(group, candidate, nfe, missing, seconds))
@@ -151,16 +151,19 @@ class Experiment:
             seed for seed, rows in single.items() if len(known_records(rows, {}, store)) < len(blanks)
         )
 
-    def _seconds_of_evaluation(self, model: ScoreModel) -> float:
+    def _seconds_of_evaluation(self, group: Group) -> float:
         """Time to evaluate the model once on all samples, from the faster of two evaluations of a batch."""
-        rows = min(self.batch_size or self.num_samples, self.num_samples)
+        model, rows = group.problem.model, min(self.batch_size or self.num_samples, self.num_samples)
+        of_all = condition_rows(group.condition, self.num_samples)
+        condition = model.conditions(of_all, self.num_samples)
+        condition = None if condition is None else condition[:rows]
         x = torch.zeros(rows, *model.event_shape, dtype=model.dtype, device=model.device)
         t = torch.full((rows,), float(model.sde.T) / 2, dtype=model.dtype, device=model.device)
         found = []
         for _ in range(2):
             begin = time.perf_counter()
             with torch.no_grad():
-                model.raw(x, t).sum().item()
+                model.raw(x, t, condition).sum().item()
             found.append(time.perf_counter() - begin)
         return min(found) * math.ceil(self.num_samples / rows)
 

@@ -13,7 +13,8 @@ Built in are models whose score, flow and density are known in closed form:
                         2-D, 500 points of these sets, each a Gaussian of std .05: the points' kernel density
 
 A trained model and its data are a problem too (``Problem``).  Real examples of the built-in ones are draws of
-their density, so that distances to them measure the sampler alone.
+their density, so that distances to them measure the sampler alone.  A model with conditions is sampled under
+one for all samples of a cell: a class, or a vector or tensor with a name (``NamedCondition``).
 """
 
 from __future__ import annotations
@@ -28,9 +29,17 @@ import torch
 from torch import Tensor
 
 from sde_toolkit import data as datasets
-from sde_toolkit.models import DataScale, ExactData, ExactModel, Gaussian, GaussianMixture, ScoreModel
+from sde_toolkit.models import (
+    Condition,
+    DataScale,
+    ExactData,
+    ExactModel,
+    Gaussian,
+    GaussianMixture,
+    ScoreModel,
+)
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import checked
+from sde_toolkit.utils import check_fields, checked
 
 NUM_REAL = 2000
 """Real examples of a built-in problem."""
@@ -47,6 +56,51 @@ EXACT_PROBLEMS = (
 
 
 @dataclass(frozen=True, eq=False)
+class NamedCondition:
+    """A condition of an experiment that is no class: a vector or tensor that all samples of a cell share.
+
+    Records, files and pages call it by its name and a digest of its values, as in "bright (1a2b3c4d)": other
+    values under the same name are another condition.
+
+    Args:
+        name: for tables and files.
+        value: one row of what the model takes, without the dimension of the samples.
+
+    Raises:
+        ValueError: an empty name, or values that are not finite.
+    """
+
+    name: str
+    value: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.name.strip() or not self.name.isprintable():
+            raise ValueError(f"name must be a word for tables, got {self.name!r}")
+        if self.value.is_complex() or not bool(self.value.isfinite().all()):
+            raise ValueError(f"value of condition {self.name!r} must be finite real numbers, got others")
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.digest})"
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of the values and their shape."""
+        values = self.value.detach().cpu().double().contiguous()
+        told = repr(tuple(values.shape)).encode() + values.numpy().tobytes()
+        return hashlib.sha256(told).hexdigest()[:8]
+
+    def rows(self, count: int) -> Tensor:
+        """The value for ``count`` samples, with shape (count, *)."""
+        return self.value.expand(count, *self.value.shape)
+
+
+def condition_rows(condition: Condition | NamedCondition | None, count: int) -> Condition | None:
+    """A condition of ``count`` samples as models take it."""
+    return condition.rows(count) if isinstance(condition, NamedCondition) else condition
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A model to be sampled, and what its samples should be.
 
@@ -60,6 +114,8 @@ class Problem:
         scaling: of the data, for pictures; None for data in model scale.
         folder: of its samples, below that of all samples; "" for the model of the run itself.
         real_of_class: label -> real examples of this class; None where classes are not known.
+        real_of_condition: a condition with shape (*c,) -> real examples of it with shape (M, *); None where
+            they are not known.
     """
 
     name: str
@@ -71,6 +127,7 @@ class Problem:
     scaling: DataScale | None = field(default=None, repr=False)
     folder: str = field(default="", repr=False)
     real_of_class: Callable[[int], Tensor] | None = field(default=None, repr=False)
+    real_of_condition: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
 
 @checked

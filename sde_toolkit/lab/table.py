@@ -85,10 +85,11 @@ def problem_of(record: Record) -> str:
 
 
 def with_condition(problem: str, condition: Any) -> str:
-    """A problem's name with its class, if there is one."""
+    """A problem's name with its class or condition, if there is one."""
     if condition is None:
         return problem
-    shown = f"class {condition}" if isinstance(condition, int) else "given conditions"
+    others = condition if isinstance(condition, str) else "given conditions"
+    shown = f"class {condition}" if isinstance(condition, int) else others
     return f"{problem}, {shown}" if problem else shown
 
 
@@ -183,7 +184,9 @@ def reference_rows(
     groups: dict[tuple[str, str], dict[str, Reference]] = {}
     for reference in references:
         settings = reference.settings
-        problem = with_condition(str(settings.get("problem", "")), settings.get("class"))
+        problem = with_condition(
+            str(settings.get("problem", "")), settings.get("class", settings.get("condition"))
+        )
         problem = problem if "problem" in more else ""
         groups.setdefault((reference.label, problem), {})[reference.metric] = reference
     return [

@@ -1,10 +1,10 @@
 """Runs: a working directory with a training run and everything that is made from it."""
 
-from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
+from sde_toolkit.runs.classes import condition_suffix, examples_of_class, need_classes, open_conditions
 from sde_toolkit.runs.comparison import (
     Comparison,
     comparison_candidates,
-    comparison_labels,
+    comparison_conditions,
     headline,
     open_records,
     plan_comparison,
@@ -46,9 +46,9 @@ __all__ = [
     "animation_frames",
     "check_picture_folder",
     "check_picture_shape",
-    "class_suffix",
     "comparison_candidates",
-    "comparison_labels",
+    "comparison_conditions",
+    "condition_suffix",
     "digest_of",
     "displayable",
     "draw_samples",
@@ -61,6 +61,7 @@ __all__ = [
     "load_evaluation",
     "load_samples",
     "need_classes",
+    "open_conditions",
     "open_problems",
     "open_records",
     "open_run",

@@ -21,6 +21,7 @@ from sde_toolkit.lab import (
     Experiment,
     Group,
     Metric,
+    NamedCondition,
     Problem,
     Record,
     Reference,
@@ -30,7 +31,7 @@ from sde_toolkit.lab import (
     load_records,
     pooled_records,
 )
-from sde_toolkit.runs.classes import class_suffix
+from sde_toolkit.runs.classes import condition_suffix, open_conditions
 from sde_toolkit.runs.parts import Shard, ShardFinishedError
 from sde_toolkit.runs.problems import real_examples, run_problem
 from sde_toolkit.runs.samples import samples_stem, save_samples
@@ -57,9 +58,9 @@ class Comparison:
     left_out: Sequence[Cell] = ()
 
 
-def class_of(group: Group) -> int | None:
-    """The class of a group of ``plan_comparison``."""
-    assert group.condition is None or isinstance(group.condition, int)
+def condition_of(group: Group) -> int | NamedCondition | None:
+    """The condition of a group of ``plan_comparison``."""
+    assert group.condition is None or isinstance(group.condition, (int, NamedCondition))
     return group.condition
 
 
@@ -136,13 +137,12 @@ def samples_path(
     config: Config,
     candidate: Candidate,
     seed: int,
-    label: int | None = None,
+    condition: int | NamedCondition | None = None,
     folder: str = "",
 ) -> Path:
     """Where the samples of a candidate lie; ``folder`` is that of the problem."""
-    return (
-        directory / "samples" / folder / f"{samples_stem(candidate, config, class_suffix(label), seed)}.npz"
-    )
+    stem = samples_stem(candidate, config, condition_suffix(condition), seed)
+    return directory / "samples" / folder / f"{stem}.npz"
 
 
 def comparison_candidates(run: Run) -> list[Candidate]:
@@ -150,17 +150,20 @@ def comparison_candidates(run: Run) -> list[Candidate]:
     return build_candidates(run.config, run.model)
 
 
-def plan_comparison(config: Config, problems: Sequence[Problem], labels: Sequence[int | None]) -> Experiment:
-    """The experiment of ``config.comparison``: all its samplers on these problems, for each of these classes.
+def plan_comparison(
+    config: Config, problems: Sequence[Problem], conditions: Sequence[int | NamedCondition | None]
+) -> Experiment:
+    """The experiment of ``config.comparison``: all its samplers on these problems, under each of these
+    conditions.
 
     Raises:
-        ValueError: a class for a model without classes, or what ``build_metrics`` and ``build_candidates``
-            refuse.
+        ValueError: a condition that a model does not take, or what ``build_metrics`` and
+            ``build_candidates`` refuse.
     """
     groups = [
-        Group(problem, build_candidates(config, problem.model), _metrics(config, problem, label), label)
+        Group(problem, build_candidates(config, problem.model), _metrics(config, problem, given), given)
         for problem in problems
-        for label in labels
+        for given in conditions
     ]
     section = config.comparison
     return Experiment(
@@ -188,8 +191,8 @@ def run_comparison(
         problems: what is sampled, as ``open_problems`` opens them.
         directory: for the records and the samples.
         on_records: called after each cell with its records and whether they were reused.
-        label: the class that all samples are of, and the real data; those of ``config.comparison.labels``
-            if None.
+        label: the class that all samples are of, and the real data; the conditions of
+            ``config.comparison`` if None.
         shard: measure the cells of this shard alone.
 
     Raises:
@@ -197,10 +200,10 @@ def run_comparison(
         ValueError: a label for a network without classes; and what ``sde_toolkit.lab.compare`` and
             ``build_metrics`` refuse.
     """
-    experiment = plan_comparison(config, problems, comparison_labels(config, label))
+    experiment = plan_comparison(config, problems, comparison_conditions(config, label))
 
     def write(cell: Cell, samples: Samples) -> None:
-        problem, condition = cell.group.problem, class_of(cell.group)
+        problem, condition = cell.group.problem, condition_of(cell.group)
         place = samples_path(directory, config, cell.candidate, samples.seed, condition, problem.folder)
         save_samples(place, samples, config, problem.fingerprint, condition)
 
@@ -229,15 +232,23 @@ def _references(experiment: Experiment, store: Store) -> list[Reference]:
     return references
 
 
-def comparison_labels(config: Config, label: int | None) -> tuple[int | None, ...]:
-    """The classes that are compared, each for itself; None alone stands for no class."""
+def comparison_conditions(config: Config, label: int | None) -> tuple[int | NamedCondition | None, ...]:
+    """The classes or conditions that are compared, each for itself; None alone stands for none.
+
+    Raises:
+        ValueError: what ``open_conditions`` refuses, or a label beside conditions.
+    """
     if label is not None:
+        if config.comparison.conditions:
+            raise ValueError("give --label or --conditions, not both")
         return (label,)
+    if config.comparison.conditions:
+        return tuple(open_conditions(config.comparison.conditions))
     return tuple(config.comparison.labels) or (None,)
 
 
-def _metrics(config: Config, problem: Problem, label: int | None) -> list[Metric]:
-    return build_metrics(config, problem, real_examples(problem, label), label)
+def _metrics(config: Config, problem: Problem, condition: int | NamedCondition | None) -> list[Metric]:
+    return build_metrics(config, problem, real_examples(problem, condition), condition)
 
 
 def headline(run: Run, directory: Path) -> tuple[Record, Reference]:

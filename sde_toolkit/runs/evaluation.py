@@ -54,7 +54,7 @@ from sde_toolkit.likelihood import (
     log_likelihood,
 )
 from sde_toolkit.models import ScoreModel, Wrapper
-from sde_toolkit.runs.classes import class_suffix, examples_of_class, need_classes
+from sde_toolkit.runs.classes import condition_suffix, examples_of_class, need_classes
 from sde_toolkit.runs.parts import KeepingProcesses, Shard, ShardFinishedError, forget_parts, kept_parts
 from sde_toolkit.runs.store import Run
 from sde_toolkit.utils import Processes, atomic_write, launched
@@ -119,7 +119,7 @@ class Evaluation:
 
 def evaluation_path(directory: Path, split: str, label: int | None = None) -> Path:
     """Where the likelihoods of a split lie."""
-    return directory / f"likelihood-{split}{class_suffix(label)}.json"
+    return directory / f"likelihood-{split}{condition_suffix(label)}.json"
 
 
 Watch = Callable[[LikelihoodCost], Callable[[float], None]]

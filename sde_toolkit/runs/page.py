@@ -31,8 +31,8 @@ from sde_toolkit.lab import (
     setting_of,
     write_page,
 )
-from sde_toolkit.runs.classes import class_suffix
-from sde_toolkit.runs.comparison import Comparison, class_of
+from sde_toolkit.runs.classes import condition_suffix
+from sde_toolkit.runs.comparison import Comparison, condition_of
 from sde_toolkit.runs.evaluation import Evaluation
 from sde_toolkit.runs.learning import read_history
 from sde_toolkit.runs.pictures import (
@@ -146,7 +146,7 @@ def _compared(config: Config, directory: Path, found: Comparison) -> _Compared:
             drawn[_file_name("quality", group, *words)] = figure, _quality_caption(named, metric, reference)
         if not cells:
             continue
-        examples = real_examples(group.problem, class_of(group))
+        examples = real_examples(group.problem, condition_of(group))
         real = None if examples is None else displayable(examples[:SCATTER_SAMPLES], group.problem.scaling)
         samples += _pictures(cells, real, len(found.groups) > 1)
         title = f"{named}: samples of seed {config.comparison.seeds[0]}, not selected"
@@ -168,7 +168,7 @@ def _quality_caption(named: str, metric: str, reference: Reference | None) -> st
 
 def _file_name(kind: str, group: Group, *more: str) -> str:
     """A word for a figure's name: what it is of, the problem, and the class if there is one."""
-    words = [kind, group.problem.folder, *more, class_suffix(class_of(group))]
+    words = [kind, group.problem.folder, *more, condition_suffix(condition_of(group))]
     return "-".join(re.sub(r"[^\w.-]+", "-", word.lower()).strip("-") for word in words if word)
 
 

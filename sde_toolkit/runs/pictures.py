@@ -28,12 +28,14 @@ from sde_toolkit.lab import (
     Record,
     Recorder,
     candidate_captions,
+    condition_rows,
     figures,
     forward_trajectory,
+    plain_condition,
     short_name,
 )
 from sde_toolkit.models import DataScale
-from sde_toolkit.runs.comparison import Comparison, class_of, samples_path
+from sde_toolkit.runs.comparison import Comparison, condition_of, samples_path
 from sde_toolkit.runs.problems import problem_folder, real_examples
 from sde_toolkit.runs.samples import load_samples
 from sde_toolkit.samplers import Sampler, Samples
@@ -152,12 +154,15 @@ def compared_samples(config: Config, directory: Path, found: Comparison) -> list
     everything = []
     for group in found.groups:
         problem, cells = group.problem, []
-        rows = [r for r in found.records if r.problem == problem.name and _condition_of(r) == group.condition]
+        given = plain_condition(condition_of(group))
+        rows = [
+            r for r in found.records if r.problem == problem.name and r.settings.get("condition") == given
+        ]
         known = {_candidate_key(record.settings): record for record in reversed(rows)}
         count = CELL_SAMPLES if len(problem.model.event_shape) == 3 else SCATTER_SAMPLES
         for candidate in group.candidates:
             settings = {**candidate.settings, "model": problem.fingerprint}
-            settings |= {} if group.condition is None else {"condition": group.condition}
+            settings |= {} if given is None else {"condition": given}
             record = known.get(_candidate_key(settings))
             if record is not None:
                 x = _first_samples(config, directory, group, candidate, count)
@@ -166,20 +171,17 @@ def compared_samples(config: Config, directory: Path, found: Comparison) -> list
     return everything
 
 
-def _condition_of(record: Record) -> object:
-    return record.settings.get("condition")
-
-
 def _first_samples(config: Config, directory: Path, group: Group, candidate: Candidate, count: int) -> Tensor:
     problem, seed = group.problem, config.comparison.seeds[0]
-    path = samples_path(directory, config, candidate, seed, class_of(group), problem.folder)
+    path = samples_path(directory, config, candidate, seed, condition_of(group), problem.folder)
     count = min(count, config.comparison.num_samples)
     if path.exists():
         x, note = load_samples(path)
         same = note["model"] == problem.fingerprint and note["settings"] == dict(candidate.settings)
         if same and note["first_sample"] == 0 and len(x) >= count:
             return x[:count]
-    return candidate.sampler.sample(problem.model, count, condition=group.condition, seed=seed).x
+    condition = condition_rows(group.condition, count)
+    return candidate.sampler.sample(problem.model, count, condition=condition, seed=seed).x
 
 
 def stored_samples(directory: Path, records: Sequence[Record]) -> Cells:

@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sde_toolkit.config import OWN_MODEL, REAL, Config, build_sde, config_names
-from sde_toolkit.lab import EXACT_PROBLEMS, Problem, exact_problem
+from sde_toolkit.lab import EXACT_PROBLEMS, NamedCondition, Problem, exact_problem
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.runs.classes import examples_of_class, need_classes
 from sde_toolkit.runs.store import Run, open_run, open_shipped
@@ -90,18 +90,43 @@ def run_problem(run: Run, name: str | None = None) -> Problem:
     )
 
 
-def real_examples(problem: Problem, label: int | None) -> Tensor | None:
-    """Real examples with shape (M, *), those of one class for a label; None where there are none.
+def real_examples(problem: Problem, condition: int | NamedCondition | None) -> Tensor | None:
+    """Real examples with shape (M, *), those of one class or condition if it is given; None where there are
+    none.
 
     Raises:
-        ValueError: a label for a model without classes, or for data without labels.
+        ValueError: a class for a model without classes, or for data without labels; another condition for a
+            model that does not take it; or real examples of another shape.
     """
-    if label is None:
+    if condition is None:
         return problem.real
+    if isinstance(condition, NamedCondition):
+        return _real_of_condition(problem, condition)
     need_classes(problem.model)
     if problem.real_of_class is None:
-        raise ValueError(f"problem {problem.name!r} must know its data by class for a label, got {label}")
-    return problem.real_of_class(label)
+        raise ValueError(f"problem {problem.name!r} must know its data by class for a label, got {condition}")
+    return problem.real_of_class(condition)
+
+
+def _real_of_condition(problem: Problem, condition: NamedCondition) -> Tensor | None:
+    problem.model.conditions(condition.rows(1), 1)
+    if problem.real_of_condition is None:
+        return None
+    try:
+        real = problem.real_of_condition(condition.value)
+    except Exception as error:  # whatever the function raises
+        raise ValueError(
+            f"problem {problem.name!r}: real_of_condition failed for {condition}: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    wanted = problem.model.event_shape
+    if not isinstance(real, Tensor) or tuple(real.shape[1:]) != wanted or real.ndim < 1:
+        got = f"shape {tuple(real.shape)}" if isinstance(real, Tensor) else type(real).__name__
+        raise ValueError(
+            f"problem {problem.name!r}: real_of_condition must return a tensor with shape (M, "
+            f"{', '.join(map(str, wanted))}), got {got}"
+        )
+    return real
 
 
 def _from_function(entry: str) -> Problem:

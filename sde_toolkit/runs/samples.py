@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.config import Config, changed_fields
-from sde_toolkit.lab import Candidate, plain_condition
+from sde_toolkit.lab import Candidate, NamedCondition, plain_condition
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.runs.parts import KeepingProcesses, Shard, ShardFinishedError, cost_rows, kept_parts
 from sde_toolkit.samplers import Sampler, Samples
@@ -66,6 +67,7 @@ def draw_samples(
     processes: Processes = ALONE,
     shard: Shard | None = None,
     merging: bool = False,
+    told: object = None,
 ) -> Samples:
     """``Sampler.sample`` of a model, batch by batch; those that earlier calls for the same file finished are
     taken from there.  Call ``forget_parts(path)`` once they are written.
@@ -79,6 +81,7 @@ def draw_samples(
         processes: that share the batches; every one receives all samples.
         shard: make the batches of this shard alone, and keep them.
         merging: refuse to make a batch that is missing.
+        told: what stands for the condition in files; the condition itself if None.
 
     Raises:
         ShardFinishedError: the batches of ``shard`` are made, and kept.
@@ -88,7 +91,8 @@ def draw_samples(
     rows = model.conditions(condition, num_samples)
     key = {
         "model": fingerprint, "sampler": dict(sampler.settings), "seed": seed, "batch_size": batch_size,
-        "condition": plain_condition(condition), "dtype": str(model.dtype), "num_samples": num_samples,
+        "condition": plain_condition(condition) if told is None else told,
+        "dtype": str(model.dtype), "num_samples": num_samples,
     }  # fmt: skip
 
     def draw(first: int, part: Tensor) -> _Drawn:
@@ -106,7 +110,11 @@ def draw_samples(
 
 
 def save_samples(
-    path: Path, samples: Samples, config: Config, fingerprint: str, condition: Condition | None = None
+    path: Path,
+    samples: Samples,
+    config: Config,
+    fingerprint: str,
+    condition: Condition | NamedCondition | str | Sequence[str] | None = None,
 ) -> None:
     """Write samples with their seed, cost, settings and condition as npz, atomically."""
     note = {
@@ -168,7 +176,7 @@ def samples_stem(candidate: Candidate, config: Config, condition: str, seed: int
     Args:
         candidate: the sampler.
         config: of the run, with its overrides.
-        condition: what the name says of the classes, see ``class_suffix``.
+        condition: what the name says of the classes, see ``condition_suffix``.
         seed: of the noise.
     """
     label = candidate.label.replace("/", "_")  # of a path

@@ -90,7 +90,7 @@ def _doubt(path: str, value: object) -> str | None:
     section, _, name = path.partition(".")
     if section == "data" and name != "bounds" and isinstance(value, str) and _FUNCTION.fullmatch(value):
         return "nothing that a file names is imported" if not value.startswith("hf:") else None
-    if name in ("sampler", "samplers", "problems", "metrics"):
+    if name in ("sampler", "samplers", "problems", "metrics", "conditions"):
         entries = value if isinstance(value, list) else [value]
         names = [str(entry).partition("(")[0] for entry in entries]
         return "nothing that a file names is imported" if any(set(n) & set(".:/") for n in names) else None

@@ -79,7 +79,7 @@ def animate(options: argparse.Namespace) -> None:
     sampler = build_sampler(config, model=source.model)
     candidate = Candidate.of(config.sampling.sampler, sampler)
     frames, samples = runs.animation_frames(problem, sampler, config, count, options.frames, options.label)
-    suffix = runs.class_suffix(options.label)
+    suffix = runs.condition_suffix(options.label)
     name = source.prefix + runs.samples_stem(candidate, config, suffix, config.sampling.seed)
     directory.mkdir(parents=True, exist_ok=True)
     for form in options.format:

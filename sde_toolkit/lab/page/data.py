@@ -76,7 +76,8 @@ def grid_of(record: Record) -> str:
 
 def condition_of(record: Record) -> str:
     """The condition of a record, as the filters name it."""
-    return short(record.settings.get("condition")) or "none"
+    condition = record.settings.get("condition")
+    return condition if isinstance(condition, str) else short(condition) or "none"
 
 
 def problem_of(record: Record) -> str:
