@@ -47,3 +47,19 @@ def test_importing_the_toolkit_is_cheap() -> None:
         if seconds[-1] <= 0.5:
             break
     assert min(seconds) <= 0.5
+
+
+LATE = ("diffusers", "matplotlib", "sklearn", "scipy", "torchsde", "jinja2", "plotly")
+"""Slow to load: imported where they are used."""
+
+
+def test_the_command_loads_what_is_slow_where_it_is_used() -> None:
+    """Every verb imports ``sde_toolkit.runs``; an exact problem is sampled without what it does not need."""
+    code = (
+        "import sys; from sde_toolkit import runs; from sde_toolkit.config import parse_config\n"
+        "(p,) = runs.open_problems(parse_config({'comparison': {'problems': 'ring'}}), None)\n"
+        "from sde_toolkit.samplers import heun; heun(2).sample(p.model, 1)\n"
+        f"print(*(name for name in {LATE} if name in sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []

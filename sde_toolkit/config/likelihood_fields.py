@@ -26,7 +26,6 @@ from sde_toolkit.likelihood import (
 )
 from sde_toolkit.models import ScoreModel
 from solvers import AB2, AB3, AB4, BOSH3, DOP853, DOPRI5, HEUN, RK4, TSIT5, Integrator, Method
-from solvers.reference import SciPy
 
 FIELDS = {
     "split": "test", "num_examples": 0, "divergence": "auto", "target_se": 0.02, "num_probes": 1,
@@ -51,10 +50,22 @@ DIVERGENCES: dict[str, Callable[[Config], Divergence | Literal["auto"]]] = {
     "hutch++": lambda c: HutchPlusPlus(c.num_probes, kind=c.probe_kind),
 }
 
-METHODS: dict[str, Method | Integrator] = {
+METHODS: dict[str, Method] = {
     "bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5, "dop853": DOP853, "heun": HEUN, "rk4": RK4, "ab2": AB2,
-    "ab3": AB3, "ab4": AB4, "scipy_rk45": SciPy("RK45"), "scipy_dop853": SciPy("DOP853"),
+    "ab3": AB3, "ab4": AB4,
 }  # fmt: skip
+
+SCIPY = {"scipy_rk45": "RK45", "scipy_dop853": "DOP853"}
+"""Name -> the method of SciPy, which is made where it is asked for: ``solvers.reference`` is slow to load."""
+
+
+def method_of(name: str) -> Method | Integrator:
+    """The method of this name."""
+    if name not in SCIPY:
+        return METHODS[name]
+    from solvers.reference import SciPy
+
+    return SciPy(SCIPY[name])
 
 
 def _variational(model: ScoreModel, dataset: Dataset, t_min: float) -> Dequantizer:
@@ -76,7 +87,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "bounds": tuple(BOUNDS),
     "divergence": tuple(DIVERGENCES),
     "probe_kind": PROBE_KINDS,
-    "method": tuple(METHODS),
+    "method": (*METHODS, *SCIPY),
     "prior": PRIORS,
     "endpoint": CORRECTIONS,
 }
@@ -101,7 +112,7 @@ def build_options(section: Config) -> dict[str, Any]:
         **{name: section[name] for name in ("t_min", "seed", "batch_size")},
         "divergence": DIVERGENCES[section.divergence](section),
         **({"target_se": section.target_se} if section.divergence == "auto" else {}),
-        "solver": FlowSolver(METHODS[section.method], section.rtol, section.atol, steps),
+        "solver": FlowSolver(method_of(section.method), section.rtol, section.atol, steps),
         "endpoint": Endpoint(section.endpoint, section.prior),
         "num_diagnostic_samples": count,
     }

@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from sde_toolkit.likelihood.budget import Budget, LikelihoodCost, measure, standard_errors
@@ -195,12 +194,14 @@ class LogLikelihood:
         Raises:
             ValueError: there is no standard error, or a level outside (0, 1).
         """
+        from scipy.special import stdtrit
+
         if self.standard_error is None:
             raise ValueError("an interval needs the spread of at least two probes; give divergence=2 or more")
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level}")
         degrees = self.num_probes.cpu().numpy() - 1
-        reach = torch.from_numpy(stats.t.ppf((1 + level) / 2, degrees)).to(self.nats)
+        reach = torch.from_numpy(stdtrit(degrees, (1 + level) / 2)).to(self.nats)
         skewness = torch.where(self.num_probes < DEFAULT_PROBES.num_probes, 0.0, self.skewness)
         low = torch.minimum(-reach, unskewed_ratio(-reach, skewness, self.num_probes))
         high = torch.maximum(reach, unskewed_ratio(reach, skewness, self.num_probes))

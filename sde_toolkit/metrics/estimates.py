@@ -52,7 +52,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sde_toolkit.metrics.protocol import Distance, Statistic, check_size, checked_set, checked_sets
@@ -121,6 +120,8 @@ class Estimate:
         Raises:
             ValueError: ``level`` is not between 0 and 1.
         """
+        from scipy.special import stdtrit
+
         if not 0 < level < 1:
             raise ValueError(f"level must be a number between 0 and 1, got {level!r}")
         t = float(stdtrit(self.degrees_of_freedom, (1 + level) / 2))

@@ -26,7 +26,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sde_toolkit.metrics.exact import subset_means
@@ -56,6 +55,8 @@ class Wasserstein(Distance):
                 f"y must hold as many samples as x for the {self.facts.title}, {len(x)}, got {len(y)}; give "
                 "equal numbers"
             )
+        from scipy.optimize import linear_sum_assignment
+
         cost = torch.cdist(x.flatten(1), y.flatten(1), compute_mode=EXACT)
         c = (cost**self.order).numpy()
         rows, columns = linear_sum_assignment(c)

@@ -18,9 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.interpolate import CubicSpline, PPoly
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PPoly
 
 _POINTS_PER_E_FOLD = 40
 _BEYOND = 12.0
@@ -98,6 +101,8 @@ def make_clock(density: Density, smallest: float, largest: float, fall: float = 
         smallest, largest: of the scales in the density.
         fall: of the density.
     """
+    from scipy.interpolate import CubicSpline
+
     first, last = math.log(smallest) - _BEYOND, math.log(largest) + _BEYOND / fall
     x = np.linspace(first, last, math.ceil((last - first) * _POINTS_PER_E_FOLD))
     values = density(x)
