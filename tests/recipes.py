@@ -399,6 +399,13 @@ def _methods(folder: Path) -> dict[str, Recipe]:
         "training.held_out_loss": Recipe(
             training.held_out_loss, lambda: {"model": network_model(), "dataset": POINTS, "loss": loss}
         ),
+        "training.Evaluation": Recipe(
+            training.Evaluation,
+            lambda: {"state": sde.TrainState(network_model()), "dataset": POINTS, "loss": loss, "every": 2},
+        ),
+        "training.loss_by_level": Recipe(
+            training.loss_by_level, lambda: {"model": network_model(), "dataset": POINTS, "num_bins": 2}
+        ),
         "training.reconstruct": Recipe(
             training.reconstruct, _the(workdir=_with_snapshots(folder / "snapshots"), sigma_rel=(0.05, 0.1))
         ),

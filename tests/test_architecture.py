@@ -34,6 +34,7 @@ SUBROOMS = (
     "cli.weights",
     "runs.learning",
     "training.averages",
+    "training.watching",
 )
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""
@@ -223,9 +224,9 @@ def dependencies_are_declared(sources: Sources) -> list[str]:
     """Of the dependencies, or of an extra that serves the library; "dev" and "peers" do not."""
     text = (ROOT / "pyproject.toml").read_text()
     blocks = re.findall(
-        r"^(?:dependencies|images|tables|hf|fid) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE
+        r"^(?:dependencies|images|tables|hf|fid|logging) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE
     )
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', "".join(blocks))}
     known = declared | {"solvers", "sde_toolkit", *sys.stdlib_module_names}
     return [

@@ -17,7 +17,8 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(COMMANDS) == 18
+    assert len(BLOCKS) == 12
+    assert len(COMMANDS) == 20
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ EXAMPLES = """examples:
   sde-toolkit train --data=points.npy --workdir=runs/own                     # vectors: an MLP
   sde-toolkit train --data=photographs --workdir=runs/own                 # a folder of images: a U-Net
   sde-toolkit train --workdir=runs/d --config.training.num_steps=4000     # go on with a finished run
+  sde-toolkit train --workdir=runs/d --config.training.batch_size=256 --allow=training.batch_size
 
 A run that was stopped, or killed, goes on from its last checkpoint when the same command is given again."""
 
@@ -46,6 +47,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--config", metavar="NAME", help=CONFIG_HELP)
     parser.add_argument(
         "--workdir", type=path_argument, required=True, metavar="DIR", help="made if it does not exist"
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="FIELD,FIELD",
+        default="",
+        help="fields in which a run that goes on may differ from its checkpoint, such as training.batch_size",
     )
     add_data(
         parser,
@@ -123,7 +130,9 @@ def _stops_between_steps() -> Iterator[Callable[[], None]]:
         check()
 
 
-def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, Any]) -> Run:
+def train_with_bar(
+    workdir: Path, source: str | None, overrides: Mapping[str, Any], allow: Sequence[str] = ()
+) -> Run:
     """Train, or resume, or reuse, with a progress bar; an interruption says what was saved."""
     from sde_toolkit import runs
 
@@ -135,7 +144,9 @@ def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, An
                 bar.step(info)
                 check()
 
-            return runs.train_run(workdir, source, overrides, on_start=bar.start, on_step=on_step)
+            return runs.train_run(
+                workdir, source, overrides, allow=allow, on_start=bar.start, on_step=on_step
+            )
     except KeyboardInterrupt:
         bar.close()
         saved = runs.saved_step(workdir)
@@ -152,7 +163,8 @@ def train_with_bar(workdir: Path, source: str | None, overrides: Mapping[str, An
 def train(options: argparse.Namespace) -> None:
     """Train a score network, or go on with a run."""
     begin = time.perf_counter()
-    run = train_with_bar(options.workdir, options.config, given(options))
+    allow = [field for field in options.allow.split(",") if field.strip()]
+    run = train_with_bar(options.workdir, options.config, given(options), allow)
     say(f"trained {run.step} steps, this time in {time.perf_counter() - begin:.0f} s")
     say(f"checkpoint  {run.checkpoint.path}")
     say(f"next        {shlex.join(['sde-toolkit', 'sample', f'--workdir={options.workdir}'])}")

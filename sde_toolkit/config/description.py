@@ -23,7 +23,7 @@ from sde_toolkit.metrics import CATALOGUE
 from sde_toolkit.models import PREDICTIONS
 from sde_toolkit.networks import TIME_EMBEDDINGS
 from sde_toolkit.samplers import PRESETS, find_preset
-from sde_toolkit.training import EMA_PROFILES, TIME_SAMPLINGS, WEIGHTINGS
+from sde_toolkit.training import EMA_PROFILES, SCHEDULES, TIME_SAMPLINGS, WEIGHTINGS
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss.weighting": tuple(WEIGHTINGS),
     "loss.time_sampling": tuple(TIME_SAMPLINGS),
     "optimization.ema_profile": EMA_PROFILES,
+    "optimization.schedule": SCHEDULES,
     **{f"sampling.{name}": names for name, names in sampler_fields.NAMES.items()},
     **{f"likelihood.{name}": names for name, names in likelihood_fields.NAMES.items()},
     "likelihood.split": tuple(REAL),

@@ -40,7 +40,7 @@ from sde_toolkit.config.schema import (
 from sde_toolkit.config.trees import Config, ConfigDict
 from sde_toolkit.models import PREDICTIONS, prediction_name
 from sde_toolkit.samplers import find_preset
-from sde_toolkit.training import COMPARED_SECTIONS, EMA_PROFILES
+from sde_toolkit.training import COMPARED_SECTIONS, EMA_PROFILES, SCHEDULES
 from sde_toolkit.utils import reading
 
 
@@ -207,6 +207,7 @@ def _checked(config: ConfigDict) -> Config:
         raise ValueError(
             f"config.optimization.betas must be two numbers, as in 0.9,0.99, got {config.optimization.betas}"
         )
+    need("config.optimization.schedule", config.optimization.schedule, SCHEDULES)
     need("config.optimization.ema_profile", config.optimization.ema_profile, EMA_PROFILES)
     for field in ("problems", "samplers", "grids", "num_steps", "labels", "seeds", "metrics"):
         check_distinct(f"comparison.{field}", config.comparison[field])

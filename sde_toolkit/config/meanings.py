@@ -104,6 +104,9 @@ ABOUT: dict[str, About] = {
     "optimization.learning_rate": About("after the warm-up"),
     "optimization.warmup_steps": About("updates over which the learning rate rises, 0 for none", _NATURAL),
     "optimization.decay_steps": About("updates over which it falls to a hundredth, 0 for never", _NATURAL),
+    "optimization.schedule": About(
+        "how it falls over decay_steps; inverse_sqrt falls from then on, constant and decay_steps = 0 never"
+    ),
     "optimization.betas": About(
         "decay of the optimiser's first and second moment, two numbers in [0, 1)", 0, 1
     ),
@@ -129,6 +132,25 @@ ABOUT: dict[str, About] = {
     "training.snapshot_lengths": About(
         "lengths of the two or more averages that are stored, as shares of the run", 0
     ),
+    "training.evaluate_every": About("updates between held-out losses, 0 for none", _NATURAL),
+    "training.evaluate_examples": About(
+        "test examples of these losses, the first so many; 0 for all", _NATURAL
+    ),
+    "training.evaluate_bins": About(
+        "parts of the log-SNR in which they are shown, 0 for none", _NATURAL, 1000
+    ),
+    "training.keep_best": About("whether the average with the lowest held-out loss is kept"),
+    "training.patience": About(
+        "held-out losses without a lower one after which the run ends, 0 for never", 0
+    ),
+    "training.sample_every": About("updates between pictures of 16 samples, 0 for none", _NATURAL),
+    "training.spike_factor": About(
+        "batches whose loss is so many times the mean of those before are listed, 0 for none", 0
+    ),
+    "training.trackers": About(
+        "where numbers go besides history.csv: tensorboard, functions as in mine.py:tracker, with commas"
+    ),
+    "training.changes": About("fields that were changed during the run, filled in by --allow"),
     "training.label_dropout": About("share of the examples that are trained without their label", 0, 1),
     "sampling.sampler": About(
         "the sampler, or the dotted path of a function, with options as in ddim(eta=0.5)"

@@ -15,7 +15,7 @@ from sde_toolkit.runs.comparison import (
     shard_path,
 )
 from sde_toolkit.runs.evaluation import Evaluation, evaluate_likelihood, evaluation_path, load_evaluation
-from sde_toolkit.runs.learning import Average, Start, read_history, train_run, write_averages
+from sde_toolkit.runs.learning import ALLOWED, Average, Start, read_history, train_run, write_averages
 from sde_toolkit.runs.page import write_experiment_page, write_report, write_stored_page
 from sde_toolkit.runs.parts import Shard, ShardFinishedError, forget_parts, parts_path
 from sde_toolkit.runs.pictures import (
@@ -35,6 +35,7 @@ from sde_toolkit.runs.samples import digest_of, draw_samples, load_samples, samp
 from sde_toolkit.runs.store import Run, export_run, open_run, open_shipped, saved_step, shipped_path
 
 __all__ = [
+    "ALLOWED",
     "Average",
     "Cells",
     "Comparison",

@@ -23,6 +23,7 @@ MOST = 1_000_000
 """The largest number of examples, samples or steps that a file may ask for by itself."""
 
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")
+_FUNCTIONS = ("training.trackers",)
 _PATHS = ("sampling.calibration_cache",)
 _REPEATS = ("depth", "layers_per_block")
 
@@ -48,7 +49,7 @@ def stored_config(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple
                 continue
             if section == "data":
                 unconfirmed += [] if path in overrides else [path]
-            elif section not in COMPARED_SECTIONS:
+            elif section not in COMPARED_SECTIONS or path in _FUNCTIONS:
                 del kept[name]
                 if path not in overrides:
                     _warn(checkpoint, path, value, reason)
@@ -90,7 +91,7 @@ def _doubt(path: str, value: object) -> str | None:
     section, _, name = path.partition(".")
     if section == "data" and name != "bounds" and isinstance(value, str) and _FUNCTION.fullmatch(value):
         return "nothing that a file names is imported" if not value.startswith("hf:") else None
-    if name in ("sampler", "samplers", "problems", "metrics", "conditions"):
+    if name in ("sampler", "samplers", "problems", "metrics", "conditions", "trackers"):
         entries = value if isinstance(value, list) else [value]
         names = [str(entry).partition("(")[0] for entry in entries]
         return "nothing that a file names is imported" if any(set(n) & set(".:/") for n in names) else None

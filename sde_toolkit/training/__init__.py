@@ -14,6 +14,7 @@ from sde_toolkit.training.checkpoint import (
     check_ema,
     config_differences,
     export_checkpoint,
+    export_state,
     latest_checkpoint,
     load_ema,
     read_checkpoint,
@@ -25,12 +26,7 @@ from sde_toolkit.training.description import (
     describe_model,
     described_model,
 )
-from sde_toolkit.training.held_out import (
-    HeldOutLoss,
-    held_out_loss,
-)
 from sde_toolkit.training.loop import (
-    UpdateInfo,
     fit,
     train_step,
 )
@@ -61,20 +57,36 @@ from sde_toolkit.training.snapshots import (
     snapshot_bytes,
 )
 from sde_toolkit.training.state import (
+    SCHEDULES,
     NonFiniteError,
     Optimization,
     TrainState,
+    UpdateInfo,
 )
 from sde_toolkit.training.tensor_file import (
     as_bytes,
     read_tensors,
     write_tensors,
 )
+from sde_toolkit.training.watching import (
+    TENSORBOARD,
+    Evaluation,
+    HeldOutLoss,
+    LevelLoss,
+    Spikes,
+    Tracker,
+    held_out_loss,
+    loss_by_level,
+    open_trackers,
+    together,
+)
 
 __all__ = [
     "COMPARED_SECTIONS",
     "EMA_PROFILES",
     "P2",
+    "SCHEDULES",
+    "TENSORBOARD",
     "TIMES_WITH_OPTIONS",
     "TIME_SAMPLINGS",
     "WEIGHTINGS",
@@ -84,7 +96,9 @@ __all__ = [
     "Combination",
     "DenoisingLoss",
     "EDMWeight",
+    "Evaluation",
     "HeldOutLoss",
+    "LevelLoss",
     "LogNormal",
     "LogitNormalWeight",
     "MinSNR",
@@ -94,6 +108,8 @@ __all__ = [
     "Reconstruction",
     "SigmoidWeight",
     "SoftMinSNR",
+    "Spikes",
+    "Tracker",
     "TrainState",
     "UpdateInfo",
     "as_bytes",
@@ -104,6 +120,7 @@ __all__ = [
     "described_model",
     "export_average",
     "export_checkpoint",
+    "export_state",
     "fit",
     "gamma_of",
     "held_out_loss",
@@ -112,6 +129,8 @@ __all__ = [
     "load_ema",
     "load_model",
     "logit_normal",
+    "loss_by_level",
+    "open_trackers",
     "read_checkpoint",
     "read_tensors",
     "reconstruct",
@@ -120,6 +139,7 @@ __all__ = [
     "save_checkpoint",
     "save_model",
     "snapshot_bytes",
+    "together",
     "train_step",
     "write_tensors",
 ]

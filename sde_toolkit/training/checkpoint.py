@@ -44,6 +44,8 @@ FREE_FIELDS = (
     "training.keep",
     "training.log_every",
     "training.snapshot_every",  # 0 tracks no traces, which are compared
+    *(f"training.{name}" for name in ("evaluate_every", "evaluate_examples", "evaluate_bins", "keep_best")),
+    *(f"training.{name}" for name in ("patience", "sample_every", "spike_factor", "trackers", "changes")),
     "data.source",  # data may have moved; the digest of their values is what may not change
     "data.workers",  # the batches are the same
 )
@@ -130,6 +132,19 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     path = check_output_file(path)
     refuse_checkpoint(path)
     write_inference(checkpoint, path)
+
+
+def export_state(state: TrainState, path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the averaged weights of a run as it is now, like ``export_checkpoint``; the folder is made.
+
+    Raises:
+        OSError: the disk is full or not writable; an earlier file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about, tables = describe_model(state.ema)
+    tensors = prefixed("ema", plain_tensors(state.ema.network)) | prefixed("data", state.data)
+    document = {"step": state.step, "config": state.config, "run": state.run, "metrics": dict(metrics)}
+    write_tensors(path, {"kind": "inference", **document, "model": about}, tensors | prefixed("sde", tables))
 
 
 def write_inference(checkpoint: Checkpoint, path: Path) -> None:

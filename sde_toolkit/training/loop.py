@@ -36,38 +36,13 @@ from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, ful
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
 from sde_toolkit.training.objective import Loss
 from sde_toolkit.training.snapshots import drop_snapshots, save_snapshot
-from sde_toolkit.training.state import NonFiniteError, TrainState
+from sde_toolkit.training.state import NonFiniteError, TrainState, UpdateInfo
 from sde_toolkit.training.suitability import warn_if_unsuitable
+from sde_toolkit.training.suspects import with_examples
 from sde_toolkit.utils import Stream, WorkdirLock, check_called, checked, integer, returned, step_generator
 
 DEFAULT_BATCH_SIZE = 128
 """Examples per update where nothing says otherwise."""
-
-
-@dataclass(frozen=True)
-class UpdateInfo:
-    """What one update was.
-
-    Attributes:
-        step: number of updates made, this one included.
-        loss: mean of the batch.
-        grad_norm: Euclidean norm of the gradient, before clipping.
-        learning_rate: of this update.
-        batch_size: number of examples.
-        seconds: wall time of the update.
-    """
-
-    step: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    batch_size: int
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        """Examples per second of wall time in this update."""
-        return self.batch_size / self.seconds
 
 
 @checked
@@ -97,7 +72,9 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
         torch.default_generator.set_state(step_generator(state.seed, state.step, Stream.DROPOUT).get_state())
         condition = state.model.conditions(labels, len(x0))
         rest = () if condition is None else (condition,)
-        mean = returned("loss", loss(state.model, x0, generator, *rest), "mean").mean()
+        losses = returned("loss", loss(state.model, x0, generator, *rest), "mean")
+        mean = losses.mean()
+    state.losses = losses.detach()
     value = mean.item()
     _require_finite(state, "loss", value)
     with full_precision(mean):
@@ -122,7 +99,7 @@ def fit(
     keep: int = 2,
     on_step: Callable[[UpdateInfo], None] | None = None,
     label_dropout: float = 0.1,
-    on_update: Callable[[UpdateInfo], None] | None = None,
+    on_update: Callable[[UpdateInfo], object] | None = None,
     progress: bool = False,
     snapshot_every: int = 0,
 ) -> list[UpdateInfo]:
@@ -150,7 +127,7 @@ def fit(
         label_dropout: share of the examples that a network with classes sees without their label, in [0, 1];
             at 0 the model without a class stays untrained.
         on_update: called after every update, before the checkpoint of its step, which holds the
-            ``state.notes`` that it leaves.
+            ``state.notes`` that it leaves; where it returns True the run ends with a checkpoint of this step.
         progress: whether a bar is shown on standard error.
         snapshot_every: number of updates after which the averages in ``state.traces`` are stored in
             ``workdir`` (``training.snapshots``), for ``reconstruct``; 0 for never.
@@ -159,7 +136,8 @@ def fit(
         What every update of this call was.
 
     Raises:
-        NonFiniteError: see ``train_step``; the checkpoints are those of before.
+        NonFiniteError: see ``train_step``; the checkpoints are those of before, and the sentence names the
+            examples (``training.suspects``).
         OSError: a checkpoint could not be written (a full disk); earlier ones are untouched.
         ValueError: a count or ``label_dropout`` out of range, a data set of another event shape, labels that
             are missing or not among the network's classes, a lock that is not held, or snapshots without
@@ -190,13 +168,16 @@ def fit(
                 saver.losses.append(info.loss)
                 history.append(info)
                 saver.snapshot()
-                if on_update is not None:
-                    on_update(info)
-                if state.step % checkpoint_every == 0 or state.step == num_steps:
+                last = on_update is not None and on_update(info) is True
+                if state.step % checkpoint_every == 0 or state.step == num_steps or last:
                     saver.save()
                 if on_step is not None:
                     with evaluating(state.model, state.ema):
                         on_step(info)
+                if last:
+                    break
+        except NonFiniteError as error:
+            raise with_examples(error, state, len(dataset.train), batch_size, lock) from error
         except KeyboardInterrupt:
             if not state.updating:
                 saver.save()

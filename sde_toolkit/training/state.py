@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,13 @@ from sde_toolkit.training.averages import (
     warmed_decay,
 )
 from sde_toolkit.utils import check_fields, checked, integer
+
+LearningRateSchedule = Literal["linear", "constant", "cosine", "inverse_sqrt"]
+SCHEDULES: tuple[str, ...] = get_args(LearningRateSchedule)
+"""Falls of the learning rate, see ``Optimization``."""
+
+_LOWEST = 0.01
+"""Of the learning rate that falls, as a share of the first."""
 
 _TRAINABLE = (torch.bfloat16, torch.float32, torch.float64)
 
@@ -48,8 +55,10 @@ class Optimization:
     Args:
         learning_rate: after the warm-up.
         warmup_steps: updates over which the learning rate rises linearly; 0 for none.
-        decay_steps: updates over which it falls linearly to a hundredth, where it stays; 0 for a rate that
-            does not fall.
+        decay_steps: updates over which it falls to a hundredth, where it stays; 0 for a rate that does not
+            fall.
+        schedule: how it falls: "linear" or "cosine" (half a period) over ``decay_steps``; "inverse_sqrt",
+            like 1 / sqrt(update) from update ``decay_steps`` on, as in 2312.02696; "constant", not at all.
         betas: decay of the first and second moment.
         weight_decay: decoupled, per unit of learning rate.
         max_grad_norm: the gradient is scaled down to this Euclidean norm; infinity for no clipping.
@@ -66,6 +75,7 @@ class Optimization:
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     decay_steps: int = 0
+    schedule: LearningRateSchedule = "linear"
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -78,6 +88,15 @@ class Optimization:
         check_fields(self)
         integer("warmup_steps", self.warmup_steps, 0)
         integer("decay_steps", self.decay_steps, 0)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.schedule != "linear" and (self.schedule == "constant") == (self.decay_steps > 0):
+            wanted = (
+                "0" if self.schedule == "constant" else "the number of updates of the fall, such as 10000"
+            )
+            raise ValueError(
+                f"decay_steps must be {wanted}, under the schedule {self.schedule!r}, got {self.decay_steps}"
+            )
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -103,14 +122,47 @@ class Optimization:
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of update ``step``, counted from 0."""
         rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        fall = max(0.01, 1 - step / self.decay_steps) if self.decay_steps else 1.0
-        return self.learning_rate * rise * fall
+        return self.learning_rate * rise * (self._fall(step) if self.decay_steps else 1.0)
+
+    def _fall(self, step: int) -> float:
+        if self.schedule == "cosine":
+            half = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.decay_steps)))
+            return _LOWEST + (1 - _LOWEST) * half
+        if self.schedule == "inverse_sqrt":
+            return math.sqrt(self.decay_steps / max(step, self.decay_steps))
+        return max(_LOWEST, 1 - step / self.decay_steps)
 
     def ema_decay_at(self, step: int) -> float:
         """The decay of the moving average at update ``step``, counted from 0."""
         if self.ema_profile == "power":
             return power_decay(step, gamma_of(self.ema_sigma_rel))
         return self.ema_decay if self.ema_profile == "constant" else warmed_decay(step, self.ema_decay)
+
+
+@dataclass(frozen=True)
+class UpdateInfo:
+    """What one update was.
+
+    Attributes:
+        step: number of updates made, this one included.
+        loss: mean of the batch.
+        grad_norm: Euclidean norm of the gradient, before clipping.
+        learning_rate: of this update.
+        batch_size: number of examples.
+        seconds: wall time of the update.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    batch_size: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Examples per second of wall time in this update."""
+        return self.batch_size / self.seconds
 
 
 class TrainState:
@@ -133,6 +185,7 @@ class TrainState:
         notes: JSON values that go into every checkpoint and come back with it, for what a caller counts from
             step to step.
         updating: whether an update is under way; such a state is not saved.
+        losses: of the examples of the last batch, with shape (B,), or as the loss gave them; None before.
 
     Raises:
         TypeError: ``config`` holds something that JSON has no word for.
@@ -171,6 +224,7 @@ class TrainState:
         self.data: dict[str, Tensor] = {}
         self.notes: dict[str, Any] = {}
         self.updating = False
+        self.losses: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"TrainState(step {self.step:,}, seed {self.seed}, {self.model!r})"

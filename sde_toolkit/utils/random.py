@@ -74,6 +74,7 @@ class Stream(enum.IntEnum):
     AUGMENTATION = _GENERATORS + 12  # what a data set of the user's own draws when a batch is read
     SKETCH = _GENERATORS + 13  # directions that find the widest axes of data
     HELD_OUT = _GENERATORS + 14  # times and noises of losses on held-out examples
+    HELD_OUT_LEVELS = _GENERATORS + 15  # those of such losses at given noise levels
 
 
 def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:

@@ -9,9 +9,9 @@ from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes import VPSDE
-from sde_toolkit.training.held_out import held_out_loss
-from sde_toolkit.training.held_out import test_examples as in_model_scale
 from sde_toolkit.training.objective import DenoisingLoss
+from sde_toolkit.training.watching.held_out import held_out_loss
+from sde_toolkit.training.watching.held_out import test_examples as in_model_scale
 
 LOSS = DenoisingLoss("noise", t_min=1e-3, time_sampling="stratified")
 

@@ -1,6 +1,8 @@
 """The training of a run, and what is made of its weights alone."""
 
 from sde_toolkit.runs.learning.averages import Average, write_averages
-from sde_toolkit.runs.learning.train import Start, read_history, train_run
+from sde_toolkit.runs.learning.changes import ALLOWED
+from sde_toolkit.runs.learning.history import read_history
+from sde_toolkit.runs.learning.train import Start, train_run
 
-__all__ = ["Average", "Start", "read_history", "train_run", "write_averages"]
+__all__ = ["ALLOWED", "Average", "Start", "read_history", "train_run", "write_averages"]

@@ -1,20 +1,14 @@
-"""The training of a run: in its directory, from its newest checkpoint on, with a log of the steps.
-
-    history.csv    step, loss, gradient norm, learning rate, seconds: means over ``log_every`` steps
+"""The training of a run: in its directory, from its newest checkpoint on.
 
 A run that was stopped or killed goes on from its last checkpoint, and ends with the same bits as one that was
-not; rows of the log after that checkpoint are dropped and written again.
+not.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +22,11 @@ from sde_toolkit.config import (
     config_json,
     load_config,
     override_config,
-    trained_sections,
 )
 from sde_toolkit.data import Dataset, absolute_places
 from sde_toolkit.models import NetworkModel
+from sde_toolkit.runs.learning.changes import check_allowed, with_changes
+from sde_toolkit.runs.learning.watch import check_watch, watching
 from sde_toolkit.runs.store import Run, need_same_shapes, open_run
 from sde_toolkit.runs.trust import need_confirmed, stored_config
 from sde_toolkit.training import (
@@ -45,7 +40,6 @@ from sde_toolkit.training import (
 )
 from sde_toolkit.utils import WorkdirLock, atomic_write, integer
 
-HISTORY = ("step", "loss", "grad_norm", "learning_rate", "seconds")
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that a training run asks for before it starts."""
 
@@ -76,6 +70,7 @@ def train_run(
     source: str | None,
     overrides: Mapping[str, Any],
     *,
+    allow: Sequence[str] = (),
     on_start: Callable[[Start], None] | None = None,
     on_step: Callable[[UpdateInfo], None] | None = None,
 ) -> Run:
@@ -85,6 +80,8 @@ def train_run(
         workdir: made if it does not exist.
         source: name or path of a configuration; None takes that of the run in ``workdir``.
         overrides: of the configuration.
+        allow: fields that may differ from those of the checkpoint (``ALLOWED``), which is written down in
+            the configuration of the run.
         on_start: called once before the first update.
         on_step: called after every update.
 
@@ -99,6 +96,8 @@ def train_run(
     config, unconfirmed = _training_config(workdir, source, overrides, checkpoint)
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
         integer(f"config.training.{name}", config.training[name], 1)
+    check_watch(config)
+    allow = check_allowed(allow)
     with WorkdirLock(workdir) as lock:
         _require_room(workdir, MIN_FREE_BYTES)
         need_confirmed(config, unconfirmed)
@@ -107,20 +106,26 @@ def train_run(
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
         if config.data.name == "files":
             config = override_config(config, {"data.digest": dataset.digest})
+        if (checkpoint := latest_checkpoint(workdir)) is not None:
+            checkpoint, config = with_changes(checkpoint, config, allow)
         model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
         state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
-        checkpoint = latest_checkpoint(workdir)
         if checkpoint is not None:
-            # a field that came after the checkpoint has its default, which is how the run was trained
-            restore(state, replace(checkpoint, config=trained_sections(checkpoint.config).to_dict()))
+            restore(state, checkpoint)
         atomic_write(workdir / "config.json", config_json(config).encode())
-        start = _start(state, model, dataset, config)
-        _require_room(workdir, MIN_FREE_BYTES + start.num_snapshots * start.snapshot_bytes)
-        if on_start is not None:
-            on_start(start)
-        with _history(workdir, state, settings.log_every) as log:
-            fit(state, dataset, loss, settings.num_steps, settings.batch_size, lock,
-                settings.checkpoint_every, settings.keep, on_step, settings.label_dropout, log,
+        with watching(workdir, state, dataset, loss, config) as watch:
+            start = _start(state, model, dataset, config, watch.finished)
+            _require_room(workdir, MIN_FREE_BYTES + start.num_snapshots * start.snapshot_bytes)
+            if on_start is not None:
+                on_start(start)
+
+            def after_step(info: UpdateInfo) -> None:
+                watch.on_step(info)
+                if on_step is not None:
+                    on_step(info)
+
+            fit(state, dataset, loss, start.num_steps, settings.batch_size, lock,
+                settings.checkpoint_every, settings.keep, after_step, settings.label_dropout, watch.on_update,
                 snapshot_every=settings.snapshot_every)  # fmt: skip
     return open_run(workdir, overrides)
 
@@ -149,13 +154,14 @@ def _training_config(
     return load_config(config_for(dataset.event_shape), overrides), ()
 
 
-def _start(state: TrainState, model: NetworkModel, dataset: Dataset, config: Config) -> Start:
+def _start(state: TrainState, model: NetworkModel, dataset: Dataset, config: Config, finished: bool) -> Start:
     settings = config.training
+    num_steps = state.step if finished else settings.num_steps
     size = sum(parameter.numel() for parameter in model.network.parameters())
     unused = _unused_classes(dataset, model) if config.data.name == "files" else 0
     every = settings.snapshot_every
-    count = settings.num_steps // every - state.step // every if every else 0
-    return Start(state.step, settings.num_steps, size, unused, max(count, 0), snapshot_bytes(state))
+    count = num_steps // every - state.step // every if every else 0
+    return Start(state.step, num_steps, size, unused, max(count, 0), snapshot_bytes(state))
 
 
 def _unused_classes(dataset: Dataset, model: NetworkModel) -> int:
@@ -170,63 +176,3 @@ def _require_room(workdir: Path, wanted: int) -> None:
             f"{workdir} is on a disk with {free / 2**20:.0f} MiB free, and training asks for "
             f"{wanted / 2**20:.0f} MiB; make room or choose another workdir"
         )
-
-
-@contextlib.contextmanager
-def _history(workdir: Path, state: TrainState, every: int) -> Iterator[Callable[[UpdateInfo], None]]:
-    """A log of the steps to come: the mean loss of every ``every`` of them, appended as they come.
-
-    The sums of the steps since the last row are among the notes of ``state``, and so in every checkpoint: the
-    rows are those of a run that was never stopped.
-    """
-    path = workdir / "history.csv"
-    kept = [row for row in read_history(workdir) if row["step"] <= state.step]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HISTORY)
-    writer.writerows(_cells(row) for row in kept)
-    atomic_write(path, text.getvalue().encode())
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-
-        def log(info: UpdateInfo) -> None:
-            sums = _pending(state)
-            sums["count"] += 1
-            for name in HISTORY[1:]:
-                sums[name] += getattr(info, name)
-            if info.step % every == 0:
-                means = {name: sums[name] / sums["count"] for name in HISTORY[1:]}
-                rows.writerow(_cells({"step": info.step, **means}))
-                file.flush()
-                del state.notes["history"]
-
-        yield log
-
-
-def _cells(row: Mapping[str, float]) -> list[str]:
-    return [str(int(row["step"])), *(f"{row[name]:.6g}" for name in HISTORY[1:])]
-
-
-def _pending(state: TrainState) -> dict[str, float]:
-    """The sums since the last row, which a checkpoint may hold; fresh ones if it holds something else."""
-    names = ("count", *HISTORY[1:])
-    sums = state.notes.get("history")
-    if not isinstance(sums, dict) or any(type(sums.get(name)) not in (int, float) for name in names):
-        sums = state.notes["history"] = dict.fromkeys(names, 0)
-    return sums
-
-
-def read_history(workdir: Path) -> list[dict[str, float]]:
-    """The training log of a run, by step; lines that a kill cut short, or that are no rows, are left out."""
-    path = workdir / "history.csv"
-    rows: dict[float, dict[str, float]] = {}
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        for text in file:
-            line = dict(zip(HISTORY, text.split(","), strict=False))
-            with contextlib.suppress(KeyError, ValueError):
-                row = {name: float(line[name]) for name in HISTORY}
-                if all(map(math.isfinite, row.values())) and row["step"].is_integer():
-                    rows[row["step"]] = row
-    return [rows[step] for step in sorted(rows)]
