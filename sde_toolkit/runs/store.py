@@ -3,6 +3,8 @@
     <workdir>/config.json                      what was trained, for reading
     <workdir>/checkpoints/step-*.safetensors   see ``sde_toolkit.training``
     <workdir>/history.csv                      step, loss, gradient norm, learning rate, seconds
+    <workdir>/held_out.csv, best/              held-out losses, and the best average, where they are asked for
+    <workdir>/snapshots/, averages/            stored averages, and those of other lengths made from them
     <workdir>/samples/*.npz, *.png             samples with their seed and settings, and a picture of them
     <workdir>/records.json                     the comparison, see ``sde_toolkit.lab``
     <workdir>/likelihood-<split>.json          log-likelihoods of the examples of a split
