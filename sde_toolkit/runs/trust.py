@@ -24,6 +24,7 @@ MOST = 1_000_000
 
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 _FUNCTIONS = ("training.trackers",)
+"""Fields without effect on what is opened: they are left at their defaults without a warning."""
 _PATHS = ("sampling.calibration_cache",)
 _REPEATS = ("depth", "layers_per_block")
 
@@ -51,7 +52,7 @@ def stored_config(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple
                 unconfirmed += [] if path in overrides else [path]
             elif section not in COMPARED_SECTIONS or path in _FUNCTIONS:
                 del kept[name]
-                if path not in overrides:
+                if path not in overrides and path not in _FUNCTIONS:
                     _warn(checkpoint, path, value, reason)
         if section == "sampling" and "sampler" in fields and "sampler" not in kept:
             values[section] = {}  # its other fields are those of the sampler

@@ -7,7 +7,6 @@ import pytest
 
 from sde_toolkit import cli, runs
 from sde_toolkit.config import load_config
-from sde_toolkit.runs.trust import stored_config
 from sde_toolkit.training import latest_checkpoint, load_model
 
 TINY = [
@@ -65,9 +64,11 @@ def test_trackers_of_the_configuration_are_told(tmp_path):
     assert lines[0] == "2 grad_norm learning_rate loss seconds"
     assert lines[1].startswith("3 held_out/log_snr_")
     # what a checkpoint alone names is not imported
+    assert runs.open_run(tmp_path / "run").config.training.trackers == ""
+    more = {"training.num_steps": 14}
     with pytest.warns(UserWarning, match="nothing that a file names is imported"):
-        config, _ = stored_config(latest_checkpoint(tmp_path / "run"), {})
-    assert config.training.trackers == ""
+        runs.train_run(tmp_path / "run", None, more)
+    assert len((tmp_path / "run" / "mine.txt").read_text().splitlines()) == len(lines)
 
 
 def test_a_run_without_gain_stays_at_its_end(tmp_path, capsys):

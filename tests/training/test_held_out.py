@@ -10,8 +10,7 @@ from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training.objective import DenoisingLoss
-from sde_toolkit.training.watching.held_out import held_out_loss
-from sde_toolkit.training.watching.held_out import test_examples as in_model_scale
+from sde_toolkit.training.watching.held_out import held_out_examples, held_out_loss
 
 LOSS = DenoisingLoss("noise", t_min=1e-3, time_sampling="stratified")
 
@@ -88,9 +87,11 @@ def test_classes_need_labels():
 def test_grey_levels_lie_where_training_has_them(training):
     x = torch.tensor([[0, 3], [1, 2]])
     dataset = Dataset("grey", x, x, Scaling.grey(4), training=training)
-    levels = (in_model_scale(dataset, 0) + 1) * 2
+    levels = (held_out_examples(dataset, 0, 2) + 1) * 2
     assert torch.equal(levels.floor(), x.float())
     assert torch.equal(levels % 1 == 0.5, torch.full((2, 2), training == "centres"))
+    if training == "uniform":
+        assert torch.equal(held_out_examples(dataset, 3, 2), dataset.scaled_test(3))
 
 
 @pytest.mark.parametrize("name", ["repeats", "batch_size"])

@@ -7,6 +7,7 @@ not.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,9 @@ def _training_config(
         found = absolute_places(written)
         return config if found == written else override_config(config, found), ()
     if checkpoint is not None:
-        return stored_config(checkpoint, overrides)
+        config, unconfirmed = stored_config(checkpoint, overrides)
+        _warn_of_trackers(checkpoint, config, overrides)
+        return config, unconfirmed
     if "data.source" not in overrides:
         raise ValueError(
             f"config must be given to start a run in {workdir}; add --config=digits, or --data=PATH for "
@@ -152,6 +155,17 @@ def _training_config(
     about_data = {name: value for name, value in overrides.items() if name.startswith("data.")}
     dataset = build_dataset(load_config("vectors", about_data))
     return load_config(config_for(dataset.event_shape), overrides), ()
+
+
+def _warn_of_trackers(checkpoint: Checkpoint, config: Config, overrides: Mapping[str, Any]) -> None:
+    section = checkpoint.config.get("training")
+    stored = section.get("trackers", "") if isinstance(section, dict) else ""
+    if stored != config.training.trackers and "training.trackers" not in overrides:
+        warnings.warn(
+            f"config.training.trackers = {str(stored)[:200]} stands in the checkpoint and is not used, since "
+            "nothing that a file names is imported; give it yourself with --config.training.trackers=...",
+            stacklevel=3,
+        )
 
 
 def _start(state: TrainState, model: NetworkModel, dataset: Dataset, config: Config, finished: bool) -> Start:

@@ -87,11 +87,15 @@ def held_out_loss(
     return HeldOutLoss(total)
 
 
-def test_examples(dataset: Dataset, seed: int) -> Tensor:
-    """The test examples in model scale, with shape (M, *), with grey levels in their bins as in training."""
-    if dataset.levels is not None and dataset.training == "centres":
-        return dataset.scaling.dequantize(dataset.test, torch.full((), 0.5), dataset.dtype)
-    return dataset.scaled_test(seed)
+def held_out_examples(dataset: Dataset, seed: int, count: int) -> Tensor:
+    """The first test examples in model scale, with shape (M, *); grey levels lie as in training."""
+    raw = dataset.test[:count]
+    if dataset.levels is None:
+        return raw
+    if dataset.training == "centres":
+        return dataset.scaling.dequantize(raw, torch.full((), 0.5), dataset.dtype)
+    u = torch.rand(raw.shape, dtype=torch.float64, generator=step_generator(seed, 1, Stream.EXAMPLES))
+    return dataset.scaling.dequantize(raw, u, dataset.dtype)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def _batches(
     model: ModuleModel, dataset: Dataset, seed: int, batch_size: int, count: int
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """The first of the test examples in batches: the number of the first, the examples, their condition."""
-    x0, labels = test_examples(dataset, seed)[:count], dataset.labels_test
+    x0, labels = held_out_examples(dataset, seed, count), dataset.labels_test
     if model.num_classes and labels is None:
         raise ValueError("dataset must have labels_test for a model with classes, got none")
     for begin in range(0, len(x0), batch_size):
