@@ -69,7 +69,6 @@ from sde_toolkit.training.tensor_file import (
     write_tensors,
 )
 from sde_toolkit.training.watching import (
-    TENSORBOARD,
     Evaluation,
     HeldOutLoss,
     LevelLoss,
@@ -86,7 +85,6 @@ __all__ = [
     "EMA_PROFILES",
     "P2",
     "SCHEDULES",
-    "TENSORBOARD",
     "TIMES_WITH_OPTIONS",
     "TIME_SAMPLINGS",
     "WEIGHTINGS",

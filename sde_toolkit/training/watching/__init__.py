@@ -2,10 +2,9 @@
 
 from sde_toolkit.training.watching.held_out import HeldOutLoss, LevelLoss, held_out_loss, loss_by_level
 from sde_toolkit.training.watching.rules import Evaluation, Spikes, together
-from sde_toolkit.training.watching.trackers import TENSORBOARD, Tracker, open_trackers
+from sde_toolkit.training.watching.trackers import Tracker, open_trackers
 
 __all__ = [
-    "TENSORBOARD",
     "Evaluation",
     "HeldOutLoss",
     "LevelLoss",
