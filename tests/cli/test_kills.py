@@ -83,10 +83,9 @@ def history(directory: Path) -> list[dict[str, float]]:
 @pytest.mark.timeout(300)
 def test_training_killed_twenty_times_is_the_undisturbed_run(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    snapshots = "--config.training.snapshot_every=30"
-    run_killed(
-        ["train", "--config=ring", snapshots, *TINY], [f"--workdir={whole}"], [f"--workdir={killed}"], True
-    )
+    watched = ["--config.training.snapshot_every=30", "--config.training.evaluate_every=15"]
+    verb = ["train", "--config=ring", *watched, "--config.training.keep_best=true", *TINY]
+    run_killed(verb, [f"--workdir={whole}"], [f"--workdir={killed}"], True)
     one, other = latest_checkpoint(whole), latest_checkpoint(killed)
     assert one is not None
     assert other is not None
@@ -101,6 +100,9 @@ def test_training_killed_twenty_times_is_the_undisturbed_run(tmp_path):
     assert stored == [f"step-{step:08d}.safetensors" for step in range(30, 241, 30)]
     for name in stored:
         assert (killed / "snapshots" / name).read_bytes() == (whole / "snapshots" / name).read_bytes()
+    (best,) = (whole / "best" / "checkpoints").iterdir()
+    for path in (best, whole / "held_out.csv"):
+        assert (killed / path.relative_to(whole)).read_bytes() == path.read_bytes()
 
 
 @pytest.fixture(scope="module")
