@@ -310,5 +310,10 @@ def _group_masks(n: int, num_groups: int, seed: int, step: int) -> Tensor:
     """Return which samples stay, with shape (1 + 2 G, n): all; all but group g; all but g and g + 1."""
     group = torch.empty(n, dtype=torch.int64)
     group[permutation(n, seed, step, Stream.SPLIT)] = torch.arange(n) % num_groups
-    out = torch.arange(num_groups)[:, None] == group
-    return ~torch.cat([torch.zeros(1, n, dtype=torch.bool), out, out | out.roll(-1, 0)])
+    keep = torch.ones(1 + 2 * num_groups, n, dtype=torch.bool)
+    one, two = keep[1 : 1 + num_groups], keep[1 + num_groups :]
+    for g in range(num_groups):
+        torch.ne(group, g, out=one[g])
+    for g in range(num_groups):
+        torch.logical_and(one[g], one[(g + 1) % num_groups], out=two[g])
+    return keep

@@ -33,6 +33,9 @@ from sde_toolkit.metrics.protocol import Distance, Facts, Statistic, check_choic
 from sde_toolkit.models import GaussianMixture
 from sde_toolkit.utils import check_fields
 
+BLOCK = 1 << 16
+"""Samples whose densities, modes and sums are computed at once, which bounds the memory that they take."""
+
 
 @dataclass(frozen=True)
 class NegativeLogLikelihood(Statistic):
@@ -57,7 +60,7 @@ class NegativeLogLikelihood(Statistic):
 
         Raises ValueError for a density with another shape or without finite logarithm at a sample.
         """
-        log_p = torch.as_tensor(self.log_density(x)).detach().to("cpu", torch.float64)
+        log_p = in_blocks(self._log_p, x)
         if log_p.shape != x.shape[:1]:
             raise ValueError(
                 f"log_density must return shape ({len(x)},) for {len(x)} samples, got {tuple(log_p.shape)}"
@@ -66,6 +69,9 @@ class NegativeLogLikelihood(Statistic):
             count = int((~torch.isfinite(log_p)).sum())
             raise ValueError(f"log_density must be finite at every sample, got {count} values that are not")
         return -subset_means(log_p, keep)
+
+    def _log_p(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.log_density(x)).detach().to("cpu", torch.float64)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ class ModeCoverage(Statistic):
     def on_subsets(self, x: Tensor, keep: Tensor) -> Tensor:
         """See ``Statistic``: samples are assigned once."""
         weights = self.mixture.components.weights.to("cpu", torch.float64)
-        n, mass = keep.sum(1, keepdim=True), subset_means(self._parts(x), keep).clamp_min(0)  # not -1e-17
+        n = sizes(keep)[:, None]
+        mass = subset_means(in_blocks(self._parts, x), keep).clamp_min(0)  # not -1e-17
         if self.measure == "share":
             wanted = (self.least * n * weights).clamp_min(1)
             return (mass * n >= wanted - 1e-9 * n).double().mean(1)
@@ -147,6 +154,17 @@ class FlowError(Distance):
 
 def subset_means(values: Tensor, keep: Tensor) -> Tensor:
     """Return the means, with shape (R, *), of the parts of ``values`` with shape (n, *) that masks keep."""
-    w = keep.to(torch.float64)
     centre = values.mean(0)
-    return centre + (w @ (values - centre)) / w.sum(1).reshape(-1, *[1] * (values.ndim - 1))
+    blocks = zip(values.split(BLOCK), keep.split(BLOCK, dim=1), strict=True)
+    sums = sum(kept.to(torch.float64) @ (part - centre) for part, kept in blocks)
+    return centre + sums / sizes(keep).reshape(-1, *[1] * (values.ndim - 1))
+
+
+def sizes(keep: Tensor) -> Tensor:
+    """How many samples masks with shape (R, n) keep, with shape (R,); ``keep.sum(1)`` takes 8 R n bytes."""
+    return torch.stack([kept.sum(1) for kept in keep.split(BLOCK, dim=1)]).sum(0)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The values of a function of samples, shape (B, *) -> (B, *), computed for ``BLOCK`` samples at once."""
+    return function(x) if len(x) <= BLOCK else torch.cat([function(part) for part in x.split(BLOCK)])

@@ -1,13 +1,18 @@
 """Metrics against what is known exactly."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from sde_toolkit import Gaussian, GaussianMixture
 from sde_toolkit.metrics import FlowError, ModeCoverage, NegativeLogLikelihood, bootstrap
-from sde_toolkit.metrics.exact import subset_means
+from sde_toolkit.metrics.estimates import _group_masks
+from sde_toolkit.metrics.exact import BLOCK, sizes, subset_means
+from sde_toolkit.utils import Stream, permutation
 
 
 def normal(*shape, seed=0):
@@ -112,3 +117,55 @@ def test_subset_means():
     expected = torch.stack([values[one].mean(0) for one in keep])
     torch.testing.assert_close(subset_means(values, keep), expected)
     torch.testing.assert_close(subset_means(values[:, 0], keep), expected[:, 0])
+
+
+def test_large_sets_are_measured_in_blocks():
+    """Masks, means and densities of more samples than a block are those of the whole set at once."""
+    n, groups = 2 * BLOCK + 7, 10
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    keep = _group_masks(n, groups, 3, 0)
+    group = torch.empty(n, dtype=torch.int64)
+    group[permutation(n, 3, 0, Stream.SPLIT)] = torch.arange(n) % groups
+    for g in range(groups):
+        assert torch.equal(keep[1 + g], group != g)
+        assert torch.equal(keep[1 + groups + g], (group != g) & (group != (g + 1) % groups))
+    assert bool(keep[0].all())
+    assert torch.equal(sizes(keep), keep.sum(1))
+    whole = torch.stack([x[kept].mean(0) for kept in keep])
+    assert torch.allclose(subset_means(x, keep), whole, rtol=0, atol=1e-13)
+    law = GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.0]], [0.5, 0.5])
+    log_p = law.log_prob(x)
+    found = NegativeLogLikelihood(law.log_prob).on_subsets(x, keep)
+    assert torch.allclose(found, torch.stack([-log_p[kept].mean() for kept in keep]), rtol=1e-13)
+    soft = ModeCoverage(law, "tv", "soft")
+    mass = torch.stack([soft._parts(x)[kept].mean(0) for kept in keep])
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    assert torch.allclose(soft.on_subsets(x, keep), (mass - weights).abs().sum(1) / 2, rtol=1e-11)
+
+
+MEMORY = """
+import torch
+from pathlib import Path
+from sde_toolkit.metrics import bootstrap, metric
+from sde_toolkit.models import GaussianMixture
+
+def peak():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+
+law = GaussianMixture([1 / 8] * 8, torch.randn(8, 2), [0.1] * 8)
+judges = metric("nll", log_density=law.log_prob), metric("mode_coverage", mixture=law)
+for judge in judges:
+    bootstrap(judge, torch.randn(200_000, 2))
+before, x = peak(), torch.randn(1_000_000, 2, dtype=torch.float64)
+for judge in judges:
+    bootstrap(judge, x)
+print(1024 * (peak() - before) / 800_000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the memory")
+def test_memory_of_likelihoods_and_modes_grows_by_few_bytes_a_sample():
+    """Beside 16 bytes of a sample: the masks of 50 groups, 101, and the densities or the masses of 8 modes."""
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 400
