@@ -166,6 +166,6 @@ print(1024 * (peak() - before) / 800_000)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the memory")
 def test_memory_of_likelihoods_and_modes_grows_by_few_bytes_a_sample():
-    """Beside 16 bytes of a sample: the masks of 50 groups, 101, and the densities or the masses of 8 modes."""
+    """Beside 16 bytes of a sample: 101 of the masks, and the densities or the masses of 8 modes."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 400
