@@ -12,7 +12,7 @@ so that the variance does not grow from block to block, or 1.
                   too and added, through a convolution
     middle        a block, attention, a block
     upwards       layers_per_block + 1 blocks, each of which is handed a state of the way down, then one that
-    doubles
+                  doubles
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), appendix H; Brock, Donahue and Simonyan, "Large Scale GAN Training" (1809.11096) for blocks that
@@ -160,23 +160,22 @@ class _Level(nn.Module):
         shape: of the network.
         sizes: channels that enter each block.
         channels: that leave it.
-        attention: whether each block is followed by attention.
+        attention: the blocks that are followed by attention.
         resample: after the last; None for none.
     """
 
     def __init__(
-        self, shape: Shape, sizes: list[int], channels: int, attention: bool, resample: Resample | None
+        self, shape: Shape, sizes: list[int], channels: int, attention: range, resample: Resample | None
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(ResidualBlock(shape, size, channels) for size in sizes)
-        kinds = [AttentionBlock(shape, channels) for _ in sizes] if attention else []
-        self.attention = nn.ModuleList(kinds)
+        self.attention = nn.ModuleDict({str(j): AttentionBlock(shape, channels) for j in attention})
         self.change = None if resample is None else ResidualBlock(shape, channels, channels, resample)
 
     def step(self, j: int, h: Tensor, e: Tensor, rows: Tensor | None) -> Tensor:
-        """Block j and its attention."""
+        """Block j, and its attention where it has some."""
         h = self.blocks[j](h, e)
-        return self.attention[j](h, rows) if len(self.attention) else h
+        return self.attention[str(j)](h, rows) if str(j) in self.attention else h
 
 
 class Levels(nn.Module):
@@ -187,7 +186,8 @@ class Levels(nn.Module):
         size: channels of the input and of the output.
         channels: of each level.
         layers_per_block: residual blocks per level on the way down.
-        attention_levels: the levels with attention.
+        attention_levels: the levels with attention, after every block on the way down and the last one on the
+            way up.
         pyramid: whether the input is handed to every level.
     """
 
@@ -208,7 +208,8 @@ class Levels(nn.Module):
         for k, count in enumerate(channels):
             change = Resample(shape.dims, up=False) if k < last else None
             sizes = [now, *[count] * (layers_per_block - 1)]
-            self.down.append(_Level(shape, sizes, count, k in attention_levels, change))
+            attention = range(layers_per_block if k in attention_levels else 0)
+            self.down.append(_Level(shape, sizes, count, attention, change))
             kept += [count] * (layers_per_block + (k < last))
             now = count
         self.middle = nn.ModuleList(ResidualBlock(shape, lowest, lowest) for _ in range(2))
@@ -217,7 +218,8 @@ class Levels(nn.Module):
             count = channels[k]
             sizes = [(count if j else now) + kept.pop() for j in range(layers_per_block + 1)]
             change = Resample(shape.dims, up=True) if k else None
-            self.up.append(_Level(shape, sizes, count, k in attention_levels, change))
+            attention = range(layers_per_block, layers_per_block + (k in attention_levels))
+            self.up.append(_Level(shape, sizes, count, attention, change))
             now = count
         self.halved = Resample(shape.dims, up=False) if pyramid else None
         inputs = [size, *channels][:last] if pyramid else []

@@ -6,10 +6,11 @@
     the input handed to every level on the way down ("residual" input pyramid), the output left as it is
     random Fourier features of the time, fixed from ``seed``
 
-This is the network of the paper's experiments on CIFAR-10.  What differs: it puts out what ``NetworkModel``
-is told that it predicts and is not divided by sigma itself; its times are 1000 t / T, affine in log sigma for
-the variance-exploding process; the second convolution of a block starts as drawn, not at zero; the
-attention's output likewise.  The last layer starts at zero, so that an untrained network returns 0.
+This is the network of the paper's experiments on CIFAR-10, with its initial weights: Xavier's law, and zero
+where a block or attention adds to its input.  What differs: the output is what ``NetworkModel`` is told that
+it is, and is not divided by sigma here; the times are 1000 t / T, affine in log sigma for the
+variance-exploding process; and the pyramid's convolutions act at the lower resolution, after the filter.  The
+last layer starts at zero, so that an untrained network returns 0.
 
 The network maps the scaled state x with shape (B, C, H, W) to the shape of x.
 
@@ -19,9 +20,12 @@ Reference: Song et al., "Score-Based Generative Modeling through Stochastic Diff
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
-from sde_toolkit.networks.blocks import MOST_LAYERS, Levels, Shape, check_levels
+from sde_toolkit.networks.attention import CrossAttention, SelfAttention
+from sde_toolkit.networks.blocks import MOST_LAYERS, Levels, ResidualBlock, Shape, check_levels
 from sde_toolkit.networks.conditions import CallEmbedding, condition_sizes
 from sde_toolkit.networks.embeddings import MAX_ANGLE, check_event_shape
 from sde_toolkit.utils import checked, integer, seeded
@@ -98,11 +102,26 @@ class NCSNpp(nn.Module):
         shape = Shape(2, num_groups, dropout, width, True, self.condition_shape)
         layers = integer("layers_per_block", layers_per_block, 1, MOST_LAYERS)
         with seeded(seed):
+            random = time_embedding == "fourier"
+            frequencies = channels[0] if random else max(1, channels[0] // 2)
             self.embed = CallEmbedding(
-                width, max(1, channels[0] // 2), max_angle, num_classes, self.condition_shape,
-                random=time_embedding == "fourier",
-            )  # fmt: skip
+                width, frequencies, max_angle, num_classes, self.condition_shape, random
+            )
             self.levels = Levels(shape, event_shape[0], tuple(channels), layers, attention_levels, True)
+            self._draw()
+
+    def _draw(self) -> None:
+        """Weights as in the paper."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.second.weight)
+            elif isinstance(module, (SelfAttention, CrossAttention)):
+                nn.init.zeros_(module.outward.weight)
+        nn.init.zeros_(self.levels.last.weight)
 
     def forward(self, x: Tensor, c: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the prediction with shape (B, C, H, W), for x with that shape, c with shape (B,), and labels

@@ -363,3 +363,27 @@ def test_weights_and_laws_of_the_times_take_options():
     }.items():
         with pytest.raises(ValueError, match=re.escape(said)):
             loss(weighting=text)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "small"),
+    [
+        ("dit", (1, 8, 8), {"width": 8, "depth": 1, "num_heads": 2}),
+        ("ncsnpp", (1, 8, 8), {"channels": (8, 8), "layers_per_block": 1, "time_embedding": "positional"}),
+        ("unet1d", (2, 8), {"channels": (8, 8)}),
+    ],
+)
+def test_networks_by_name(name, shape, small):
+    changes = {"model.name": name, "model.num_classes": 2, "seed": 5}
+    config = c.load_config("digits", changes | {f"model.{key}": value for key, value in small.items()})
+    network = c.build_model(config, shape, 0.5).network
+    assert type(network).__name__.lower() == name
+    wanted = {key: list(value) if isinstance(value, tuple) else value for key, value in small.items()}
+    assert wanted.items() <= network.arguments.items()
+    assert (network.num_classes, network.arguments["seed"]) == (2, 5)
+
+
+def test_an_unknown_time_embedding_is_told_the_valid_ones():
+    config = c.load_config("digits", {"model.name": "ncsnpp", "model.time_embedding": "sine"})
+    with pytest.raises(ValueError, match=r"time_embedding must be one of .*'fourier', 'positional'"):
+        c.build_network(config, (1, 8, 8))

@@ -1,6 +1,7 @@
 """What every network does inside a model: files, types, compilation, derivatives, training, conditions."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -164,6 +165,8 @@ def test_networks_of_our_own_blocks_can_be_differentiated_twice(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_networks_compute_the_same(kind):
     options = TOKENS
     network = awake(build(kind, **options, **ATTENTION.get(kind, {}))).eval().requires_grad_(False)

@@ -72,6 +72,47 @@ def test_the_default_unet_fits_the_shipped_checkpoint():
     assert sum(p.numel() for p in UNet(IMAGE).parameters()) <= 700_000
 
 
+def test_ncsnpp_has_as_many_parameters_as_the_papers():
+    """Counted from the structure published for CIFAR-10 (2011.13456, with a residual input pyramid)."""
+    with torch.device("meta"):
+        network = NCSNpp((3, 32, 32), (128, 256, 256, 256), 4, (1,), num_groups=32, dropout=0.1)
+    width, levels, layers = 512, (128, 256, 256, 256), 4
+
+    def conv(a, b, size=3):
+        return (a * size**2 + 1) * b
+
+    def block(a, b, resamples=False):
+        skip = conv(a, b, 1) if a != b or resamples else 0
+        return 2 * a + conv(a, b) + (width + 1) * b + 2 * b + conv(b, b) + skip
+
+    def attention(a):
+        return 2 * a + 4 * (a + 1) * a
+
+    total = (256 + 1) * width + (width + 1) * width + conv(3, 128)
+    kept, now, pyramid = [128], 128, 3
+    for k, count in enumerate(levels):
+        for _ in range(layers):
+            total, now = total + block(now, count) + (k == 1) * attention(count), count
+            kept.append(now)
+        if k < 3:
+            total, pyramid = total + block(now, now, True) + conv(pyramid, now), now
+            kept.append(now)
+    total += 2 * block(now, now) + attention(now)
+    for k, count in reversed(list(enumerate(levels))):
+        for _ in range(layers + 1):
+            total, now = total + block(now + kept.pop(), count), count
+        total += (k == 1) * attention(now) + (k > 0) * block(now, now, True)
+    total += 2 * now + conv(now, 3)
+    assert sum(p.numel() for p in network.parameters()) == total == 62_758_787
+
+
+def test_dit_has_as_many_parameters_as_the_papers():
+    """DiT-S/2 on latents has 33 million, 6,160 of them for the variance, which is not predicted here."""
+    with torch.device("meta"):
+        network = DiT((4, 32, 32), 2, 384, 12, 6, num_frequencies=128, num_classes=1000)
+    assert round((sum(p.numel() for p in network.parameters()) + 6160) / 1e6) == 33
+
+
 def test_a_unet_takes_other_images_attention_and_dropout():
     network = awake(UNet((3, 16, 8), channels=(8, 16, 16), attention_levels=(1, 2), dropout=0.5))
     x = torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
