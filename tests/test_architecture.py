@@ -27,6 +27,7 @@ SUBROOMS = (
     "samplers.gaussian",
     "config.configs",
     "data.sources",
+    "metrics.errors",
     "lab.page",
     "lab.drawing",
     "cli.showing",

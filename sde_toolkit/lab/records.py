@@ -266,7 +266,9 @@ def reference_of(row: Any, name: str = "reference") -> Reference:
 
 def _estimate_of(entry: Any, name: str) -> Estimate:
     wanted = {part.name for part in dataclass_fields(Estimate)}
-    numbers = ("value", "standard_error")
+    numbers = ("value", "standard_error", "count", "step")
+    if isinstance(entry, dict):
+        entry = {**_OF_EARLIER_ESTIMATES, **entry}
     if not isinstance(entry, dict) or set(entry) != wanted or not all(_is_number(entry[k]) for k in numbers):
         raise ValueError(f"{name}: estimates must hold entries with {', '.join(sorted(wanted))}")
     replicates, degrees = entry["replicates"], entry["degrees_of_freedom"]
@@ -276,6 +278,10 @@ def _estimate_of(entry: Any, name: str) -> Estimate:
         raise ValueError(f"{name}: degrees_of_freedom must be a number or null, got {str(degrees)[:60]!r}")
     degrees = math.inf if degrees is None else degrees
     return Estimate(**{**entry, "replicates": tuple(replicates), "degrees_of_freedom": degrees})
+
+
+_OF_EARLIER_ESTIMATES = {"scheme": "groups", "count": 0.0, "step": 0.0}
+"""Fields of estimates that older files lack."""
 
 
 def _is_number(value: Any) -> bool:

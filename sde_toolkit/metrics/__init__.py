@@ -22,7 +22,7 @@ from sde_toolkit.metrics.diversity import (
     RelativeDiversity,
     VendiScore,
 )
-from sde_toolkit.metrics.estimates import (
+from sde_toolkit.metrics.errors import (
     Estimate,
     bootstrap,
     difference,

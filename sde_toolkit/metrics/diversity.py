@@ -5,8 +5,7 @@
 
 The Vendi score is an effective number of different samples: n for n samples without any likeness, K for K
 equal groups of copies.  k is the Gaussian kernel exp(-|x - x'|^2 / (2 h^2)), or the cosine of the angle
-between x and x'.  The score is a plug-in estimate, which grows with n: comparable only at equal n; its
-intervals held the expected value in 88% to 96% of cases (benchmarks).
+between x and x'.  The score is a plug-in estimate, which grows with n: comparable only at equal n.
 
 Reference: Friedman and Dieng, "The Vendi Score: A Diversity Evaluation Metric for Machine Learning"
 (2210.02410).

@@ -10,12 +10,9 @@ A perfect sampler has density 1 and coverage about 1 - 2^-k at equal numbers; it
 on the data and on n.  All four are plug-in estimates: comparable only at equal n, m and k.  One outlier of
 the real data has a large ball, which makes precision too large; density and coverage were made for that.
 
-Subsets are computed to first order.  Each value is a mean of terms h_e, which a subset changes in two ways.
-Which terms are averaged is exact.  The change of the terms themselves by the points left out is fitted as a
-sum over these points, because a single change is a count of few terms, mostly noise, whose square would make
-error bars twice too large; and shrunk by the share of noise in the squares, (1/E) var_e over mean_e^2.  The
-error bar still is up to 1.7 times too large, most of all that of a difference of two nearly equal samplers,
-and intervals of values close to 0 or 1 held the expected value in 89% to 95% of cases (benchmarks).
+Error bars are by halves and quarters: whether a point is in a ball depends on its neighbours at any n, so
+that the jackknife, which counts interactions twice, would be too wide however large the sets are.  Fewer than
+4 (k + 1) points are too few for that.  Precision, recall and coverage are counts.
 
 References: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models"
 (1904.06991); Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models" (2002.09797).
@@ -29,7 +26,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sde_toolkit.metrics.exact import subset_means
 from sde_toolkit.metrics.protocol import Distance, Facts, check_choice
 from sde_toolkit.utils import check_fields, integer
 
@@ -54,10 +50,16 @@ class NeighbourMetric(Distance):
         integer("num_neighbours", self.num_neighbours, 1)
         ideal = {"density": 1.0, "coverage": 1 - 2.0**-self.num_neighbours}.get(self.measure)
         better: Literal["higher", "closer"] = "closer" if self.measure == "density" else "higher"
-        object.__setattr__(self, "facts", Facts(self.measure, ideal, better, most_samples=MOST_SAMPLES))
+        counted: Literal["", "x", "y"] = "y" if self.measure in ("recall", "coverage") else "x"
+        facts = Facts(
+            self.measure, ideal, better, most_samples=MOST_SAMPLES,
+            resampling="local",
+            counted="" if self.measure == "density" else counted, steps=True,
+        )  # fmt: skip
+        object.__setattr__(self, "facts", facts)
 
     def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
-        """See ``Distance``: distances are computed once, and subsets to first order, see the module.
+        """See ``Distance``: distances are computed once.
 
         Raises ValueError for a subset with no more than k points, whose balls have no radius.
         """
@@ -66,13 +68,7 @@ class NeighbourMetric(Distance):
         if self.measure == "recall":
             x, y, keep_x, keep_y = y, x, keep_y, keep_x
         each, kept = self._terms(x, y, keep_x, keep_y)
-        configuration = each - each[0]
-        change, noise = configuration.mean(1), configuration.var(1) / configuration.shape[1]
-        out = torch.cat([~keep_x, ~keep_y], 1).double()
-        linear = out @ (torch.linalg.pinv(out) @ change)
-        spread = (change[1:] - linear[1:].mean()).square().sum()
-        share = 1 - noise.sum() / spread if spread > 0 else torch.zeros(())
-        return subset_means(each[0], kept) + share.clamp_min(0).sqrt() * linear
+        return (each * kept).sum(1) / kept.sum(1)
 
     def _terms(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> tuple[Tensor, Tensor]:
         """What the value is the mean of, with shape (R, n or m), under every mask; and the masks of these."""
@@ -92,16 +88,19 @@ class NeighbourMetric(Distance):
 
 
 def _radii(y: Tensor, keep: Tensor, k: int) -> Tensor:
-    """Return the distance of every y_j to its k-th nearest other point in each subset, with shape (R, m)."""
-    fewest = int(keep.sum(1).min())
-    if fewest <= k:
-        raise ValueError(f"num_neighbours must be below the number of points, {fewest}, got {k}")
+    """Return the distance of every y_j to its k-th nearest other point in each subset, with shape (R, m); to
+    the farthest one in parts with fewer."""
+    whole, fewest = int(keep[0].sum()), int(keep.sum(1).min())
+    if whole <= k or fewest < 2:
+        raise ValueError(f"num_neighbours must be below the number of points, {whole}, got {k}")
     within = torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
-    some = min(len(y) - 1, k + int((~keep).sum(1).max()), 4 * k + 16)
+    share = -(-len(y) // fewest)  # of the smallest part: 1 in so many
+    some = min(len(y) - 1, k + int((~keep).sum(1).max()), share * (2 * k + 8))
     near = within.topk(some, largest=False)
     order = keep[:, near.indices].cumsum(-1, dtype=torch.int16)  # (R, m, some): how many are kept so far
     place = (order < k).sum(-1)  # of the k-th kept one
     radii = near.values.expand(len(keep), -1, -1).gather(-1, place.clamp_max(some - 1)[..., None])[..., 0]
     for row, j in (place == some).nonzero().tolist():  # the list was too short
-        radii[row, j] = within[j, keep[row]].kthvalue(k).values
+        others = int(keep[row].sum() - keep[row, j].int())
+        radii[row, j] = within[j, keep[row]].kthvalue(min(k, others)).values
     return radii

@@ -33,6 +33,11 @@ class Facts:
         cost: "linear", "sorting", "pairs" (time grows as n m), "assignment" (as n^3), "spectrum" (as n^3) or
             "training".
         most_samples: more are refused, of either set; None for no limit.
+        resampling: how error bars are found, by "groups", "halves", "local", "kinks" or "quarters"; see
+            ``sde_toolkit.metrics.errors.schemes``.
+        counted: whose zeros and ones the value is the mean of: "x", "y", "both" (half of either), "pairs"
+            (one of x, one of y), or "" for none.
+        steps: whether the value changes by whole samples alone.
     """
 
     title: str
@@ -42,6 +47,13 @@ class Facts:
     needs: Literal["data", "pairs", "density", "mixture", "samples"] = "data"
     cost: Literal["linear", "sorting", "pairs", "assignment", "spectrum", "training"] = "pairs"
     most_samples: int | None = None
+    resampling: Literal["groups", "halves", "local", "kinks", "quarters"] = "groups"
+    counted: Literal["", "x", "y", "both", "pairs"] = ""
+    steps: bool = False
+
+    def step(self, n: int, m: int) -> float:
+        """The least by which the value of n samples and m real examples changes; 0 for smooth values."""
+        return 1 / {"y": m, "both": n + m, "pairs": n * m}.get(self.counted, n) if self.steps else 0.0
 
 
 class Distance(abc.ABC):

@@ -12,16 +12,11 @@ fold that is left out is slightly unlike the others, which takes about 1 / (2 n)
 Classifiers: logistic regression on standardised features sees means; on "quadratic" ones (all products too)
 it sees covariances; "neighbours" sees any difference, in few dimensions.
 
-The error bar covers the draw of the samples that are judged and, for logistic regression, of those that it is
-trained on: without some of its samples the minimum of the loss moves by one step of Newton,
-theta + H^-1 sum of their gradients.  The value of nearly equal laws is a product of the two, chance in the
-training times chance in the test, so that the second part is as large as the first, and the jackknife, which
-adds both before it squares, would count 4 where 2 are due: a subset is therefore judged by the classifier of
-another subset.  Changes are fitted as sums over the points left out, as for ``NeighbourMetric``.
-
-What is not mended: the accuracy is a count, whose changes are mostly noise, so that its error bar is up to
-twice too large; prefer the AUC.  The classifier by neighbours is held fixed (right where one sample moves it
-little, Bayle et al.): its error bar is up to a third too small.
+Error bars are by halves, on each of which all classifiers are trained anew: they cover the draw of the
+samples that are judged, that of those that are trained on, and what the folds have in common.  For nearly
+equal laws the value is a product of the two, chance in the training times chance in the test; its spread
+falls as n^(-1/2), since the direction that is learnt has no scale.  Features keep the scaling of the whole
+set.
 
 References: Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests" (1610.06545); Bayle et al.,
 "Cross-validation Confidence Intervals for Test Error" (2007.12671).
@@ -39,6 +34,9 @@ from torch import Tensor
 from sde_toolkit.metrics.distances import CHUNK
 from sde_toolkit.metrics.protocol import Distance, Facts, check_choice
 from sde_toolkit.utils import Stream, check_fields, integer, permutation
+
+NEWTON, HALVINGS = 4, 4
+"""Steps of Newton's method from the whole set's classifier to a part's, and how often one may be halved."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,14 @@ class ClassifierTest(Distance):
         integer("num_neighbours", self.num_neighbours, 1)
         integer("seed", self.seed, 0)
         title = f"classifier {'AUC' if self.measure == 'auc' else 'accuracy'}"
-        object.__setattr__(self, "facts", Facts(title, 0.5, "lower", cost="training", most_samples=20_000))
+        facts = Facts(
+            title, 0.5, "lower", cost="training", most_samples=20_000, resampling="halves",
+            counted="pairs" if self.measure == "auc" else "both", steps=True,
+        )  # fmt: skip
+        object.__setattr__(self, "facts", facts)
 
     def on_subsets(self, x: Tensor, y: Tensor, keep_x: Tensor, keep_y: Tensor) -> Tensor:
-        """See ``Distance``: the classifiers are trained once, on all samples, and moved to the subsets.
+        """See ``Distance``: the classifiers are trained anew on every subset, see the module.
 
         Raises ValueError for fewer samples than folds.
         """
@@ -82,12 +84,8 @@ class ClassifierTest(Distance):
         folds = [_folds(len(s), self.num_folds, self.seed, step) for step, s in enumerate((x, y))]
         points = torch.cat([x, y]).flatten(1).numpy()
         fold, keep = np.concatenate(folds), torch.cat([keep_x, keep_y], 1)
-        half = len(keep) // 4  # of the groups of a jackknife: row 0 is all, then come G and G rows
-        trained = torch.cat([keep[:1], *(part.roll(half, 0) for part in keep[1:].tensor_split(2))])
         label = np.repeat([1, 0], [len(x), len(y)])
-        values = self._values(self._scores(points, label, fold, trained), label, fold, keep)
-        out = torch.cat([~keep, ~trained], 1).double()
-        return values[0] + out @ (torch.linalg.pinv(out) @ (values - values[0]))
+        return self._values(self._scores(points, label, fold, keep), label, fold, keep)
 
     def _values(self, scores: Tensor, label: np.ndarray, fold: np.ndarray, keep: Tensor) -> Tensor:
         """Accuracy or AUC, with shape (R,), of scores with shape (R, n + m)."""
@@ -105,7 +103,7 @@ class ClassifierTest(Distance):
                 w, v = keep[rows][:, a].double(), keep[rows][:, b].double()
                 wins[rows] += torch.einsum("rab,ra,rb->r", above, w, v) / 2
                 pairs[rows] += w.sum(1) * v.sum(1)
-        return wins / pairs
+        return torch.where(pairs > 0, wins / pairs.clamp_min(1), 0.5)
 
     def _scores(self, points: np.ndarray, label: np.ndarray, fold: np.ndarray, keep: Tensor) -> Tensor:
         """How much every point looks like a sample, with shape (R, n + m), above 0 for "sample"; by the
@@ -114,14 +112,13 @@ class ClassifierTest(Distance):
         for part in range(self.num_folds):
             rest, judged = fold != part, torch.from_numpy(fold == part)
             made = self._classifier(int(rest.sum())).fit(points[rest], label[rest])
+            kept, judge = keep[:, torch.from_numpy(rest)].numpy(), made[:-1].transform(points[~rest])
             if self.classifier == "neighbours":
-                found = torch.from_numpy(made.predict_proba(points[~rest])[:, 1]) - 0.5
-                scores[:, judged] = found.expand(len(keep), -1)
+                found = _shares(made[-1], judge, label[rest], kept) - 0.5
             else:
-                out = (~keep[:, torch.from_numpy(rest)]).numpy()
-                theta = _moved(made[-1], made[:-1].transform(points[rest]), label[rest], out)
-                features = _with_one(made[:-1].transform(points[~rest]))
-                scores[:, judged] = torch.from_numpy(theta @ features.T)
+                theta = _trained(made[-1], made[:-1].transform(points[rest]), label[rest], kept)
+                found = theta @ _with_one(judge).T
+            scores[:, judged] = torch.from_numpy(found)
         return scores
 
     def _classifier(self, num_training: int) -> Any:
@@ -153,14 +150,52 @@ def _with_one(features: np.ndarray) -> np.ndarray:
     return np.concatenate([features, np.ones((len(features), 1))], 1)
 
 
-def _moved(made: Any, features: np.ndarray, label: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Coefficients and intercept of a logistic regression, with shape (R, F + 1), one step of Newton towards
-    the minimum without the points that the rows of ``out`` with shape (R, N) leave out."""
+def _shares(made: Any, judge: np.ndarray, label: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The share of label 1 among the nearest neighbours of the points to ``judge``, of those that each row of
+    ``kept`` with shape (R, N) keeps, with shape (R, number of points)."""
+    k = made.n_neighbors
+    near = made.kneighbors(judge, min(len(label), 4 * k + 40), return_distance=False)
+    shares = np.empty((len(kept), len(judge)))
+    for row, keep in enumerate(kept):
+        here = keep[near]
+        here &= here.cumsum(1) <= k
+        shares[row] = (label[near] * here).sum(1) / np.maximum(here.sum(1), 1)
+    return shares
+
+
+def _trained(made: Any, features: np.ndarray, label: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Coefficients and intercept of a logistic regression on the points that each row of ``kept`` with shape
+    (R, N) keeps, with shape (R, F + 1): Newton's method from those of all points, which stay where all are
+    kept."""
     z = _with_one(features)
-    theta = np.concatenate([made.coef_[0], made.intercept_])
-    weight = len(label) / (2 * np.where(label == 1, label.sum(), (1 - label).sum()))  # "balanced"
-    p = 1 / (1 + np.exp(-z @ theta))
-    ridge = np.diag([*np.full(len(theta) - 1, 1 / made.C), 0.0])
-    hessian = (z * (weight * p * (1 - p))[:, None]).T @ z + ridge
-    gradients = z * (weight * (p - label))[:, None]
-    return theta + np.linalg.lstsq(hessian, (out @ gradients).T, rcond=None)[0].T
+    start = np.concatenate([made.coef_[0], made.intercept_])
+    theta = np.repeat(start[None], len(kept), 0)
+    sign, some = 2.0 * label - 1, np.flatnonzero(~kept.all(1))
+    if not len(some):
+        return theta
+    w = kept[some].astype(float)
+    ours, theirs = w @ label, w @ (1 - label)
+    w *= w.sum(1, keepdims=True) / (
+        2 * np.where(label == 1, ours[:, None], theirs[:, None]).clip(1)
+    )  # "balanced"
+    ridge = np.append(np.full(z.shape[1] - 1, 1 / made.C), 0.0)
+
+    def loss(at: np.ndarray) -> np.ndarray:
+        found = (w * np.logaddexp(0, -sign * (at @ z.T))).sum(1) + (ridge * at**2).sum(1) / 2
+        return np.asarray(found)
+
+    at = theta[some]
+    for _ in range(NEWTON):
+        least = loss(at)
+        p = 1 / (1 + np.exp(-(at @ z.T).clip(-500, 500)))
+        gradient = (w * (p - label)) @ z + ridge * at
+        hessian = np.stack([(z * v[:, None]).T @ z for v in w * p * (1 - p)]) + np.diag(ridge + 1e-9)
+        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        for _ in range(HALVINGS):
+            worse = loss(at - step) > least + 1e-9
+            if not worse.any():
+                break
+            step[worse] /= 2
+        at = at - step
+    theta[some] = at
+    return theta

@@ -18,7 +18,7 @@ from sde_toolkit.lab import (
     save_records,
 )
 from sde_toolkit.metrics.distances import EnergyDistance
-from sde_toolkit.metrics.estimates import bootstrap, pooled
+from sde_toolkit.metrics.errors import bootstrap, pooled
 from sde_toolkit.models.exact import ExactModel, GaussianMixture
 from sde_toolkit.models.network import NetworkModel
 from sde_toolkit.networks.mlp import MLP

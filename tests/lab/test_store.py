@@ -4,14 +4,14 @@ import json
 import math
 import sqlite3
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sde_toolkit.lab import Record, Reference, Store, export_records, load_records, save_records
-from sde_toolkit.lab.records import identity
+from sde_toolkit.lab.records import identity, record_of
 from sde_toolkit.metrics import Estimate
 
 ESTIMATE = Estimate(0.5, 0.1, "by hand", (0.5, 0.4, 0.6), "three groups", 2.0)
@@ -170,3 +170,21 @@ def test_infinite_numbers_of_estimates_survive_json(tmp_path):
     json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
     (found,), _ = load_records(tmp_path / "r.json")
     assert found.estimates[0].degrees_of_freedom == math.inf
+
+
+def test_estimates_of_earlier_versions_are_read():
+    row = asdict(replace(RECORD, estimates=(Estimate.from_replicates([0.0] * 21, "ten groups"),)))
+    (entry,) = row["estimates"]
+    for name in ("scheme", "count", "step"):
+        del entry[name]
+    (found,) = record_of(json.loads(json.dumps(row, default=list))).estimates
+    assert found == Estimate.from_replicates([0.0] * 21, "ten groups")
+
+
+def test_counts_and_halves_come_back(tmp_path):
+    estimate = Estimate.from_replicates([0.5] * 41, "g", scheme="halves", count=100.0, step=0.01)
+    store = Store(tmp_path / "records.sqlite")
+    store.add([replace(RECORD, estimates=(estimate,))])
+    ((found,),) = (record.estimates for record in store.records())
+    assert found == estimate
+    assert found.interval() == estimate.interval()

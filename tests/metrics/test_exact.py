@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sde_toolkit import Gaussian, GaussianMixture
-from sde_toolkit.metrics import FlowError, ModeCoverage, NegativeLogLikelihood, bootstrap
-from sde_toolkit.metrics.estimates import _group_masks
+from sde_toolkit.metrics import FlowError, ModeCoverage, NegativeLogLikelihood, bootstrap, difference
+from sde_toolkit.metrics.errors.resampling import _group_masks
 from sde_toolkit.metrics.exact import BLOCK, sizes, subset_means
 from sde_toolkit.utils import Stream, permutation
 
@@ -75,6 +76,35 @@ def test_a_mode_is_hit_by_a_part_of_its_samples():
     assert ModeCoverage(MIXTURE, "share", least=0.0)(x[:-5]) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="least must be from 0 to 1"):
         ModeCoverage(MIXTURE, least=2.0)
+
+
+def test_total_variation_has_kinks_that_halves_see():
+    """Its interval by the derivative was too wide; a difference that is 0 by chance had no error bar."""
+    law = MIXTURE
+    found = [bootstrap(ModeCoverage(law), law.sample(100, seed=seed)) for seed in range(80)]
+    values = np.array([e.value for e in found])
+    errors = np.sqrt(np.mean([e.standard_error**2 for e in found]))
+    assert 0.75 < errors / values.std() < 1.3  # the spread of 80 is .08 off
+    low, high = np.array([e.interval() for e in found]).T
+    assert ((low <= values.mean()) & (values.mean() <= high)).sum() >= 66  # less once in 100,000 for 95%
+    same = difference(found[0], found[0])
+    assert (same.value, same.standard_error) == (0, 0.01)
+
+
+@pytest.mark.parametrize("measure", ["share", "tv", "kl"])
+def test_no_error_bar_is_zero_because_nothing_moved(measure):
+    one = bootstrap(ModeCoverage(MIXTURE, measure), around([50, 30, 20]))
+    assert one.standard_error > 0
+    assert difference(one, one).standard_error > 0
+    low, high = one.interval()
+    assert high - low > 0.009
+
+
+def test_a_mode_that_is_hit_by_chance_has_an_interval():
+    """Three samples where two are needed: the share was 1 with an error bar of 0."""
+    found = bootstrap(ModeCoverage(MIXTURE, "share"), around([60, 37, 3]))
+    assert found.value == 1
+    assert found.interval()[0] < 2 / 3 + 0.2
 
 
 def test_soft_masses_are_the_weights_on_average():

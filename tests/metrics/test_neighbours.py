@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sde_toolkit.metrics import NeighbourMetric, bootstrap
+from sde_toolkit.metrics import NeighbourMetric, bootstrap, difference
 from sde_toolkit.metrics.neighbours import _radii
 
 KINDS = ["precision", "recall", "density", "coverage"]
@@ -78,12 +79,38 @@ def test_radii_of_subsets_are_those_of_the_subset(k, m, seed):
         torch.testing.assert_close(found[row, one], expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_subsets_have_the_value_of_the_subset(kind):
+    x, y = normal(60, 2), normal(50, 2, seed=1)
+    keep_x, keep_y = (normal(3, n, seed=n) > 0 for n in (60, 50))
+    found = NeighbourMetric(kind, 3).on_subsets(x, y, keep_x, keep_y)
+    for value, a, b in zip(found, keep_x, keep_y, strict=True):
+        assert float(value) == pytest.approx(by_loops(kind, x[a], y[b], 3), rel=1e-12)
+
+
 def test_error_bars_match_the_spread():
+    """Of values, and of differences of nearly equal samplers, which were 1.5 times too wide and more."""
     for kind in KINDS:
-        x, y = 1.3 * normal(100, 150, 3), normal(100, 150, 3, seed=1)
-        found = [bootstrap(NeighbourMetric(kind), a, b) for a, b in zip(x, y, strict=True)]
-        ratio = np.sqrt(np.mean([e.standard_error**2 for e in found])) / np.std([e.value for e in found])
-        assert 0.75 < ratio < 1.7, (kind, ratio)
+        x, y = 1.2 * normal(80, 100, 3) + 0.8, normal(80, 100, 3, seed=1)
+        found, closer = (
+            [bootstrap(NeighbourMetric(kind), a, b) for a, b in zip(s, y, strict=True)] for s in (x, 0.95 * x)
+        )
+        moved = [difference(a, b) for a, b in zip(found, closer, strict=True)]
+        for estimates, most in ((found, 1.7), (moved, 1.4)):
+            errors = np.sqrt(np.mean([e.standard_error**2 for e in estimates]))
+            assert 0.75 < errors / np.std([e.value for e in estimates]) < most, kind
+
+
+def test_shares_near_one_have_wilsons_interval():
+    x, y = normal(100, 1), normal(100, 1, seed=1)
+    inside = bootstrap(NeighbourMetric("precision"), 0.01 * x, y)
+    low, high = inside.interval()
+    assert (inside.value, high) == (1, 1)
+    assert inside.standard_error == 0.01
+    t = scipy.stats.t.ppf(0.975, 25)
+    assert low == pytest.approx(100 / (100 + t**2))  # Wilson's, near the rule of three; it was 1
+    same = difference(inside, inside)
+    assert (same.value, same.standard_error) == (0, 0.01)
 
 
 def test_what_it_refuses():
