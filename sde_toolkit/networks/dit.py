@@ -112,8 +112,8 @@ class DiT(nn.Module):
         _check_sizes(
             self.event_shape, patch_size, integer("width", width, 1), integer("num_heads", num_heads, 1)
         )
-        if not width * mlp_ratio >= 1:
-            raise ValueError(f"mlp_ratio must give one hidden unit at least, got {mlp_ratio}")
+        if not 1 <= width * mlp_ratio <= 1e9:
+            raise ValueError(f"mlp_ratio must give 1 to 10^9 hidden units, got {mlp_ratio}")
         self.arguments = {
             "event_shape": list(self.event_shape), "patch_size": patch_size, "width": width, "depth": depth,
             "num_heads": num_heads, "mlp_ratio": float(mlp_ratio), "num_frequencies": num_frequencies,

@@ -79,8 +79,8 @@ class Estimate:
         if scheme not in SCHEMES:
             raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
         for name, number in (("count", count), ("step", step)):
-            if not 0 <= number < math.inf:
-                raise ValueError(f"{name} must be a finite number >= 0, got {number!r}")
+            if not 0 <= number <= 1e100:
+                raise ValueError(f"{name} must be a finite number >= 0 and at most 1e100, got {number!r}")
         t = np.asarray(replicates, dtype=np.float64)
         found = number_of(scheme, t.size) if t.ndim == 1 else 0
         if not found:
