@@ -247,6 +247,7 @@ def checked(tmp_path_factory) -> list[str]:
     return run.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_type_of_every_public_name(checked):
     revealed = [line for line in checked if line.startswith("names.py")]
     types = [match[1] for line in revealed if (match := re.search(r'Revealed type is "(.*)"$', line))]

@@ -54,6 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
     return patches.trained(workdir, 1e-3, TINY, pictures)
 
 
+@pytest.mark.slow
 def test_a_second_call_takes_what_was_trained(run) -> None:
     assert run.step == patches.CHECKPOINT_EVERY
     again = patches.trained(run.workdir, 1e-3, TINY, pictures)
@@ -64,6 +65,7 @@ def test_a_second_call_takes_what_was_trained(run) -> None:
     assert run.model.moments.kind == "low_rank"
 
 
+@pytest.mark.slow
 def test_the_flow_of_a_tiny_network(run) -> None:
     other = next(entry for entry in ours.deterministic() if entry.name == "ddim")
     found = photographs.flow(run.model, [("ours", "ddim", our_error, other)], 2, 1, (2, 6), (1e-4, 1e-3))

@@ -85,6 +85,7 @@ def test_the_default_sampler_has_a_name(workdir, capsys, tmp_path):
     assert "reused 4 of 4 entries" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["own", "prior", "moments"])
 def test_the_start_is_an_option_of_every_sampler(start, workdir, tmp_path):
     for sampler, own in (("default", "moments"), ("ddim", "prior"), ("adaptive_sde", "prior")):

@@ -52,6 +52,7 @@ def records(tmp_path):
     return Store(tmp_path / "out" / "records.sqlite").records()
 
 
+@pytest.mark.slow
 def test_exact_problems_grids_and_classes(tmp_path, capsys):
     words = ["--problems=ring,scales", "--samplers=ddim,default", "--grids=own,karras", "--labels=0,2"]
     assert run(tmp_path, *words, "--metrics=energy,nll,flow_error,precision") == 0
@@ -82,6 +83,7 @@ def test_exact_laws_on_gaussian_problems(tmp_path):
     assert {r.standard_error for r in records(tmp_path)} == {0.0}
 
 
+@pytest.mark.slow
 def test_parts_of_the_users_own(mine, tmp_path, capsys):
     words = [
         f"--problems={mine}:problem,{mine}:pair", f"--samplers=ddim,{mine}:sampler,{mine}:sampler(eta=1)",

@@ -35,6 +35,7 @@ def test_report_writes_what_is_asked_and_leaves_the_rest(compared, tmp_path, cap
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_pictures_of_every_problem(tmp_path, capsys):
     """In the pages of compare and report, and in the figures, each on the scale of its own data."""
     problems = ("ring", "mixture8", "digits")

@@ -103,6 +103,7 @@ def test_nothing_is_found_of_no_variance() -> None:
     assert low_rank(lambda: [0 * x], torch.zeros(5, dtype=FLOAT64), 8) is None
 
 
+@pytest.mark.slow
 def test_many_features_are_sampled_with_few_evaluations() -> None:
     axes = torch.linalg.qr(normals(1056, 4, seed=1)).Q
     covariance = axes @ axes.mT + 0.01 * torch.eye(1056, dtype=FLOAT64)

@@ -15,6 +15,7 @@ from sde_toolkit.lab.papers import FORMATS, latex_text
 REFERENCES = [Reference("energy", "halves", 0.0, 0.02)]
 
 
+@pytest.mark.slow
 def test_every_format_is_written(tmp_path):
     rows = make_records()
     cells = {("ddim", "5 steps"): np.zeros((10, 2)), ("heun", "5 steps"): np.ones((10, 2))}

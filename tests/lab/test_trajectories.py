@@ -87,6 +87,7 @@ def test_forward_paths_have_the_law_of_the_process(sde):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 30, 2), (6, 30, 1), (6, 9, 1, 4, 4), (1, 5, 3)])
 def test_pictures_of_every_shape(tmp_path, shape):
     x = np.random.default_rng(0).normal(size=shape)

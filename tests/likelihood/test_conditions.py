@@ -50,6 +50,7 @@ DENSITIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENSITIES)
 def test_labels_follow_their_rows_whatever_the_batch(name: str) -> None:
     density = DENSITIES[name]
@@ -100,6 +101,7 @@ def test_adaptive_rows_that_end_at_different_times_keep_their_labels() -> None:
 LATENT_SOLVERS = {"adaptive": FlowSolver(rtol=1e-6, atol=1e-6), "fixed grid": FlowSolver(AB4, num_steps=20)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", LATENT_SOLVERS.values(), ids=LATENT_SOLVERS)
 def test_latents_go_to_and_fro_given_their_labels(solver: FlowSolver) -> None:
     whole = encode(MODEL, X, condition=LABELS, solver=solver)

@@ -130,6 +130,7 @@ def test_the_exact_divergence_of_too_many_features_is_refused():
         ExactDivergence().columns(196608)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", range(2, 9))
 def test_sketches_of_dependent_probes_leave_the_trace_unbiased(size):
     matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)

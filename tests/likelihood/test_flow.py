@@ -120,6 +120,7 @@ def test_any_solver_images_and_batches_give_the_same_value():
     assert torch.equal(log_likelihood(model, x, batch_size=4, **known).nats, whole.nats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [None, Hutchinson(2, orthogonal=True), HutchPlusPlus(2, 1)], ids=str)
 def test_any_batch_split_gives_the_same_bits(divergence):
     x, model = MIXTURE.sample(7, seed=3), ExactModel(MIXTURE, VPSDE())
@@ -187,6 +188,7 @@ def test_intervals_cover(problem, divergence):
     assert 0.93 <= covered <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [SDES["vp-linear"], SDES["ve"]], ids=["vp", "ve"])
 def test_gradients_are_the_score(sde):
     for data in (GAUSSIAN, RING):

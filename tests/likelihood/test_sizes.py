@@ -64,6 +64,7 @@ def test_walsh_probes_are_orthogonal_signs_and_all_of_them_are_exact(features):
         Hutchinson(count + 1, "walsh").columns(features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["walsh", "rademacher"])
 def test_probes_are_added_until_the_standard_error_is_met(kind):
     data, model = wide(100)
@@ -158,6 +159,7 @@ def ill_conditioned(features):
     return torch.randn(features, generator=generator, dtype=FLOAT64), (covariance + covariance.mT) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE()], ids=["ve", "vp"])
 @pytest.mark.parametrize("features", [100, 128])
 def test_the_truncation_of_a_gaussian_is_exact_however_small_its_variances(features, sde):
@@ -172,6 +174,7 @@ def test_the_truncation_of_a_gaussian_is_exact_however_small_its_variances(featu
     assert float(entry.error.max()) < 0.2 * float(exact.abs().max())  # other data would look the same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 3, 50, 99])
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE()], ids=["ve", "vp"])
 def test_the_truncation_of_an_ill_conditioned_mixture_is_within_its_error(axis, sde):

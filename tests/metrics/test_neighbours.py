@@ -88,6 +88,7 @@ def test_subsets_have_the_value_of_the_subset(kind):
         assert float(value) == pytest.approx(by_loops(kind, x[a], y[b], 3), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_error_bars_match_the_spread():
     """Of values, and of differences of nearly equal samplers, which were 1.5 times too wide and more."""
     for kind in KINDS:

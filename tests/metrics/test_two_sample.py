@@ -91,6 +91,7 @@ def test_each_classifier_sees_what_it_should():
     assert ClassifierTest()(normal(50, 2) + 20, normal(50, 2)) == 1
 
 
+@pytest.mark.slow
 def test_error_bars_count_the_test_examples_and_the_training():
     """Accuracies of equal laws spread as coins do at least; the error bar was twice that for logistic
     regression, and a fifth too small for neighbours."""

@@ -175,6 +175,7 @@ def test_compiled_networks_compute_the_same(kind):
     torch.testing.assert_close(compiled(*arguments), network(*arguments), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, TOKENS], ids=["none", "tokens"])
 def test_a_tiny_run_lowers_the_loss(kind, options):
     """The network learns the one batch by heart, with every third condition left out."""

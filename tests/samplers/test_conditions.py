@@ -35,6 +35,7 @@ def sampler_of(name: str, model: ExactModel) -> samplers.Sampler:
     return samplers.default(model, 6) if name == "default" else SAMPLERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SAMPLERS, "default"])
 def test_every_row_has_its_own_label_whatever_the_batch(name: str) -> None:
     model = ExactModel(MIXTURE, VPSDE())
@@ -130,6 +131,7 @@ with launched() as processes:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_samples_of_one(tmp_path: Path) -> None:
     script = tmp_path / "share.py"
     here = Path(__file__).parent

@@ -85,6 +85,7 @@ def test_every_prediction_writes_the_same_sde(predicts):
     assert (y - x).abs().max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock", [in_time, in_nsr, in_lam, in_angle])
 @pytest.mark.parametrize("predicts", ["noise", "data", "velocity", "score"])
 def test_adams_samplers_reach_the_flow_in_every_clock(clock, predicts):

@@ -42,6 +42,7 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((x - y).square().mean().sqrt()) / 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_max", [50.0, 1e4, 1e6])
 @pytest.mark.parametrize("name", [*FIXED, *FLOWS, "dop853"])
 def test_float32_follows_float64_up_to_large_noise(name: str, sigma_max: float) -> None:
@@ -58,6 +59,7 @@ def test_adaptive_steps_with_noise_follow_float64(sigma_max: float, dtype: torch
     assert distance(x, y) < 2e-2 + ROUNDING[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [*SDES.values(), VESDE(0.01, 1e4)], ids=[*SDES, "ve-10000"])
 @pytest.mark.parametrize("name", FIXED)
 def test_half_precision_follows_float64_to_its_rounding(name: str, sde: ForwardSDE) -> None:

@@ -162,6 +162,7 @@ def test_deterministic_samplers_converge_at_their_order(name, order):
     assert slope == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ancestral", "heun", "dopri5", "langevin"])
 @pytest.mark.parametrize("sde", SONG.values(), ids=SONG)
 def test_samples_are_bit_equal_for_every_batch_size(name, sde):
@@ -185,6 +186,7 @@ def small_unet() -> NetworkModel:
     return NetworkModel(network.eval(), VPSDE(), "noise", (1, 8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "heun", "ancestral", "langevin"])
 def test_float32_unet_samples_agree_for_every_batch_size(name):
     model, sampler = small_unet(), ALL[name]

@@ -153,6 +153,7 @@ def grid(t0: float, t1: float, num_steps: int) -> FixedGrid:
     return FixedGrid(torch.linspace(t0, t1, num_steps + 1, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.label}-{case.kind}")
 def test_every_method_has_its_declared_order_and_cost(case: Case) -> None:
     measured = measure(case)

@@ -108,6 +108,7 @@ def test_the_seed_of_the_run_matters(dataset):
     assert not torch.equal(*(state.model.network.last.weight for state in states))
 
 
+@pytest.mark.slow
 def test_training_reaches_the_loss_of_the_exact_score(dataset):
     exact = ExactModel(GaussianMixture([0.5, 0.5], MEANS, [STD**2] * 2), VPSDE(), dtype=torch.float32)
     big = gaussian_mixture(MEANS, std=STD, num_train=8192, num_test=4000)

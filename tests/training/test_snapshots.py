@@ -56,6 +56,7 @@ def names(workdir):
     return sorted(str(path.relative_to(workdir)) for path in workdir.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "most"), [(STEPS, 1e-4), (10 * EVERY, 1e-3)])
 def test_reconstructed_weights_are_those_of_a_run_that_tracked_them(dataset, run, end, most):
     """To 1e-4 of the weights with twenty snapshots, to 1e-3 with ten; two lengths differ by more."""

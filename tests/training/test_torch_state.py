@@ -77,6 +77,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [network, exact])
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("state", SAME)
