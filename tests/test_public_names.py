@@ -260,6 +260,7 @@ def test_type_checkers_see_the_type_of_every_public_name(checked):
     assert unseen == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_readme_passes_strict_checks_and_no_value_is_of_type_any(checked, number):
     """Except for the arguments of lambdas, which nobody annotates."""
@@ -275,5 +276,6 @@ def test_the_readme_passes_strict_checks_and_no_value_is_of_type_any(checked, nu
     assert complaints == []
 
 
+@pytest.mark.slow
 def test_the_check_of_the_readme_notices_values_of_type_any(checked):
     assert any(line.startswith('readme/wrong.py:3: error: Expression has type "Any"') for line in checked)

@@ -172,7 +172,7 @@ def test_a_smaller_angle_slows_the_time_down(kind):
             lambda: DiT(IMAGE, width=20, num_heads=8),
             "width must be divisible by 4 and by num_heads = 8, got 20",
         ),
-        (lambda: DiT(IMAGE, mlp_ratio=0.0), "mlp_ratio must give 1 to 10^9 hidden units"),
+        (lambda: DiT(IMAGE, mlp_ratio=0.0), r"mlp_ratio must give 1 to 10\^9 hidden units"),
         (lambda: DiT(IMAGE, depth=2000), "depth must be an integer of at most 1024, got 2000"),
         (
             lambda: NCSNpp((1, 6, 8), channels=(8, 8, 8)),
