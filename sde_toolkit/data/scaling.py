@@ -153,7 +153,9 @@ class Scaling:
     def from_model(self, x: Tensor) -> Tensor:
         """Return w with the shape and dtype of ``x``, y(w) = (x - shift) / scale, computed in float64."""
         y = (x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device)
-        return (y if self.support is None else self.support.from_line(y)).to(x.dtype)
+        if self.support is None:
+            return y.to(x.dtype)
+        return self.support.inside(self.support.from_line(y).to(x.dtype))
 
     @checked
     def dequantize(self, v: Tensor, u: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

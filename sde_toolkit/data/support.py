@@ -126,6 +126,14 @@ class Support:
         inside = torch.where(y < 0, low + (high - low) * y.sigmoid(), high - (high - low) * (-y).sigmoid())
         return torch.where(low.isfinite() & high.isfinite(), inside, w)
 
+    def inside(self, w: Tensor) -> Tensor:
+        """w itself, but the next number of its type where rounding has put it on an end."""
+        low, high = (end.to(w.device, w.dtype) for end in self.ends)
+        after = torch.nextafter(low, torch.full_like(low, torch.inf))
+        before = torch.nextafter(high, torch.full_like(high, -torch.inf))
+        w = torch.where((w <= low) & low.isfinite(), after, w)
+        return torch.where((w >= high) & high.isfinite(), before, w)
+
     @checked
     def log_slope(self, y: Tensor) -> Tensor:
         """log dy/dw with the shape of y, in float64."""

@@ -116,6 +116,19 @@ def test_data_outside_are_refused_in_a_sentence():
         from_array(data, Scaling.identity(), support=Support(0.0))
 
 
+@pytest.mark.parametrize("ends", [KINDS["above"], KINDS["below"], KINDS["between"]])
+def test_samples_far_out_stay_inside_after_rounding(ends):
+    support = Support(*ends)
+    scaling = Scaling(
+        torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), support=support
+    )
+    x = torch.tensor([[-80.0], [-30.0], [0.0], [30.0], [80.0]])
+    w = scaling.to_data(x)
+    assert w.dtype == torch.float32
+    assert bool(((w > ends[0]) & (w < ends[1])).all())
+    assert bool(scaling.to_model(w).isfinite().all())
+
+
 def test_supports_in_text():
     assert Support.of_text("0:1") == Support(0.0, 1.0)
     assert Support.of_text("0:") == Support(0.0)
@@ -151,6 +164,8 @@ def test_a_table_with_bounds_goes_through_files_and_checkpoints(tmp_path):
         ValueError, match=r"data.bounds must be one pair of ends, or \(3,\) of them, got \(2,\)"
     ):
         open_data(path, bounds="0:1,0:")
+    with pytest.raises(ValueError, match=r"data\.bounds: the text must name columns, .* got 'shar'"):
+        open_data(path, bounds="shar=0:1")
     with pytest.raises(ValueError, match=r"data\.scaling=none"):
         open_data(path, bounds="0:1", scaling="none")
 

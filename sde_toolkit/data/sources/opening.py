@@ -162,8 +162,7 @@ def open_data(
     _check_digest(source, digest, found)
     kind = ("per_coordinate" if raw.table else "common") if scaling == "auto" else scaling
     try:
-        support = Support.of_text(bounds, raw.columns) if bounds else None
-        made_set = _dataset(name, parts, known, kind, training, support)
+        made_set = _dataset(name, parts, known, kind, training, _support(bounds, raw.columns))
         return replace(
             made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip, workers=workers
         )
@@ -332,3 +331,11 @@ def _check_columns(support: Support, event_shape: tuple[int, ...]) -> None:
     shape = tuple(support.ends[0].shape)
     if shape not in ((), event_shape):
         raise ValueError(f"data.bounds must be one pair of ends, or {event_shape} of them, got {shape}")
+
+
+def _support(bounds: str, columns: Sequence[str]) -> Support | None:
+    """The support that the option tells; None for none."""
+    try:
+        return Support.of_text(bounds, columns) if bounds else None
+    except ValueError as error:
+        raise ValueError(f"data.bounds: {error}") from None
