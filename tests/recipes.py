@@ -376,6 +376,7 @@ def _methods(folder: Path) -> dict[str, Recipe]:
         "Support.of_text": Recipe(data.Support.of_text, _the(text="0:1")),
         "Support.to_line": Recipe(data.Support().to_line, _the(w=X)),
         "Support.from_line": Recipe(data.Support().from_line, _the(y=X)),
+        "Support.inside": Recipe(data.Support().inside, _the(w=X)),
         "Support.log_slope": Recipe(data.Support().log_slope, _the(y=X)),
         "Scaling.log_det": Recipe(GREY.log_det, _the(x=X)),
         "Scaling.dequantize": Recipe(GREY.dequantize, _the(v=LEVELS, u=torch.full((6, 2), 0.5))),

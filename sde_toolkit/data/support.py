@@ -126,6 +126,7 @@ class Support:
         inside = torch.where(y < 0, low + (high - low) * y.sigmoid(), high - (high - low) * (-y).sigmoid())
         return torch.where(low.isfinite() & high.isfinite(), inside, w)
 
+    @checked
     def inside(self, w: Tensor) -> Tensor:
         """w itself, but the next number of its type where rounding has put it on an end."""
         low, high = (end.to(w.device, w.dtype) for end in self.ends)
