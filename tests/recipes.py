@@ -256,6 +256,7 @@ def _training(folder: Path) -> dict[str, Recipe]:
         "SoftMinSNR": Recipe(training.SoftMinSNR, dict),
         "logit_normal": Recipe(training.logit_normal, dict),
         "Optimization": Recipe(sde.Optimization, dict),
+        "Parallel": Recipe(training.Parallel, dict),
         "TrainState": Recipe(sde.TrainState, lambda: {"model": network_model()}),
         "fit": Recipe(
             sde.fit,

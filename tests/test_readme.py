@@ -17,7 +17,7 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(BLOCKS) == 12
+    assert len(BLOCKS) == 13
     assert len(COMMANDS) == 20
 
 
@@ -25,6 +25,7 @@ def test_there_is_something_to_check():
     "block",
     BLOCKS,
     ids=[
+        "processes",
         "own",
         "vectors",
         "given",

@@ -163,7 +163,9 @@ def _said(text: str, code: int) -> int:
 
 
 _MEANT = (ValueError, TypeError, ImportError, FloatingPointError, MemoryError)
-"""Errors whose own words are a sentence for the user; SolverError, a RuntimeError, is another."""
+"""Errors whose own words are a sentence for the user."""
+_MEANT_TOO = ("SolverError", "LostProcessError")
+"""Others, which are RuntimeErrors."""
 
 _NO_MEMORY = (
     "allocate",
@@ -193,7 +195,7 @@ def _sentence(error: BaseException) -> str:
         return f"something is nested too deeply to be read ({text})"
     if isinstance(error, OverflowError):
         return f"a number is too large: {text}; give a smaller one"
-    if isinstance(error, _MEANT) or name == "SolverError":
+    if isinstance(error, _MEANT) or name in _MEANT_TOO:
         return text or name
     return f"{name}: {text or 'no message'}; run again with --debug to see where, and report it as a defect"
 

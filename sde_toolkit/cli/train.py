@@ -38,6 +38,8 @@ EXAMPLES = """examples:
   sde-toolkit train --workdir=runs/d --config.training.num_steps=4000     # go on with a finished run
   sde-toolkit train --workdir=runs/d --config.training.batch_size=256 --allow=training.batch_size
 
+  torchrun --nproc-per-node=2 -m sde_toolkit train --config=digits --workdir=runs/d     # two processes
+
 A run that was stopped, or killed, goes on from its last checkpoint when the same command is given again."""
 
 
@@ -70,6 +72,10 @@ class TrainingBar:
 
     def start(self, start: Start) -> None:
         """Say where the run begins and open the bar."""
+        from sde_toolkit.utils import leading
+
+        if not leading():
+            return
         if start.step >= start.num_steps:
             note(f"training: reusing the checkpoint at step {start.step}")
             return
@@ -88,6 +94,8 @@ class TrainingBar:
 
     def step(self, info: UpdateInfo) -> None:
         """Count one update."""
+        if self._bar is None:
+            return
         first = self._images == 0
         self._loss = info.loss if first else 0.98 * self._loss + 0.02 * info.loss
         self._images += info.batch_size
@@ -135,6 +143,7 @@ def train_with_bar(
 ) -> Run:
     """Train, or resume, or reuse, with a progress bar; an interruption says what was saved."""
     from sde_toolkit import runs
+    from sde_toolkit.utils import LostProcessError
 
     bar = TrainingBar()
     try:
@@ -144,27 +153,42 @@ def train_with_bar(
                 bar.step(info)
                 check()
 
-            return runs.train_run(
-                workdir, source, overrides, allow=allow, on_start=bar.start, on_step=on_step
-            )
+            try:
+                return runs.train_run(
+                    workdir, source, overrides, allow=allow, on_start=bar.start, on_step=on_step
+                )
+            except LostProcessError:  # said here, where the request to stop that comes with it can wait
+                bar.close()
+                _note_saved(workdir)
+                raise
     except KeyboardInterrupt:
         bar.close()
-        saved = runs.saved_step(workdir)
-        note(
-            f"{saved} steps are saved in {workdir}; the same command goes on from there"
-            if saved
-            else "nothing was saved yet; the same command starts again"
-        )
+        _note_saved(workdir)
         raise
     finally:
         bar.close()
 
 
+def _note_saved(workdir: Path) -> None:
+    from sde_toolkit import runs
+
+    saved = runs.saved_step(workdir)
+    note(
+        f"{saved} steps are saved in {workdir}; the same command goes on from there"
+        if saved
+        else "nothing was saved yet; the same command starts again"
+    )
+
+
 def train(options: argparse.Namespace) -> None:
     """Train a score network, or go on with a run."""
+    from sde_toolkit.utils import leading
+
     begin = time.perf_counter()
     allow = [field for field in options.allow.split(",") if field.strip()]
     run = train_with_bar(options.workdir, options.config, given(options), allow)
+    if not leading():
+        return
     say(f"trained {run.step} steps, this time in {time.perf_counter() - begin:.0f} s")
     say(f"checkpoint  {run.checkpoint.path}")
     say(f"next        {shlex.join(['sde-toolkit', 'sample', f'--workdir={options.workdir}'])}")

@@ -143,6 +143,10 @@ ABOUT: dict[str, About] = {
     "training.patience": About(
         "held-out losses without a lower one after which the run ends, 0 for never", 0
     ),
+    "training.accumulate": About(
+        "parts of a batch that a process takes one after the other, to need less memory", 1
+    ),
+    "training.shard": About("whether each of several processes keeps a part of every parameter only"),
     "training.sample_every": About("updates between pictures of 16 samples, 0 for none", _NATURAL),
     "training.spike_factor": About(
         "batches whose loss is so many times the mean of those before are listed, 0 for none", 0

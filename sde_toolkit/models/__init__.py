@@ -51,7 +51,14 @@ from sde_toolkit.models.score import (
     prediction_name,
 )
 from sde_toolkit.models.whitening import Preconditioner, Whitening
-from sde_toolkit.models.wrappers import GivenModel, Wrapper, inner_network, plain_parameters, plain_tensors
+from sde_toolkit.models.wrappers import (
+    GivenModel,
+    OwnRows,
+    Wrapper,
+    inner_network,
+    plain_parameters,
+    plain_tensors,
+)
 
 __all__ = [
     "COMBINATIONS",
@@ -78,6 +85,7 @@ __all__ = [
     "Moments",
     "NetworkModel",
     "NoiseLevel",
+    "OwnRows",
     "Preconditioner",
     "Prediction",
     "Rotation",

@@ -19,10 +19,14 @@ A network of yours with a part that is called "module" keeps this name.  A plain
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.score import Condition, DataScale, ScoreModel
@@ -160,7 +164,61 @@ class GivenModel(Wrapper):
         return self.model.raw(x_t, t, row.expand(len(x_t), *row.shape[1:]))
 
 
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+class OwnRows(nn.Module):
+    """A network that is evaluated at some rows of a batch only; the output of the others is 0.
+
+    The rows are as in a call with the whole batch, the masks of ``nn.Dropout`` included, which are drawn for
+    the whole batch.  What a row gets from other rows of its batch (batch normalisation) is that of the rows
+    that are evaluated.
+
+    Args:
+        module: the network.
+        rows: that are evaluated.
+    """
+
+    def __init__(self, module: nn.Module, rows: slice) -> None:
+        super().__init__()
+        self.module, self.rows = module, rows
+
+    def forward(self, x: Tensor, *arguments: Tensor) -> Tensor:
+        """The network at (x, ...), tensors with B rows each, with 0 in the rows of others."""
+        count = len(x)
+        own = [tensor[self.rows] for tensor in arguments]
+        drops = any(isinstance(part, _Dropout) and part.p > 0 for part in self.module.modules())
+        with _MasksOfRows(self.rows, count) if drops else contextlib.nullcontext():
+            out = self.module(x[self.rows], *own)
+        out = getattr(out, "sample", out) if not isinstance(out, Tensor) else out
+        if not isinstance(out, Tensor) or not out.ndim:
+            return out  # refused by the model
+        first, last, _ = self.rows.indices(count)
+        event = out.shape[1:]
+        return torch.cat([out.new_zeros(first, *event), out, out.new_zeros(count - last, *event)])
+
+
+_Dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
+
+class _MasksOfRows(TorchFunctionMode):
+    """Inside, a dropout of these rows draws the masks of the whole batch and takes its own."""
+
+    def __init__(self, rows: slice, count: int) -> None:
+        super().__init__()
+        self.rows, self.count = rows, count
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _DROPOUTS or not kwargs.get("training", True):
+            return func(*args, **kwargs)
+        x = args[0]
+        order = sorted(range(x.ndim), key=x.stride, reverse=True)  # masks are drawn as elements lie in memory
+        shape = (self.count, *x.shape[1:])
+        ones = torch.ones([shape[axis] for axis in order], dtype=x.dtype, device=x.device)
+        whole = ones.permute([order.index(axis) for axis in range(x.ndim)])
+        return x * func(whole, **(kwargs | {"inplace": False}))[self.rows]
+
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel, OwnRows)
 
 
 class FunctionNetwork(nn.Module):

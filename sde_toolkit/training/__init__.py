@@ -50,6 +50,7 @@ from sde_toolkit.training.objective import (
     SoftMinSNR,
     logit_normal,
 )
+from sde_toolkit.training.parallel import Parallel
 from sde_toolkit.training.snapshots import (
     Reconstruction,
     export_average,
@@ -102,6 +103,7 @@ __all__ = [
     "MinSNR",
     "NonFiniteError",
     "Optimization",
+    "Parallel",
     "PowerProfile",
     "Reconstruction",
     "SigmoidWeight",

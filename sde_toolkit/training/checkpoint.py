@@ -46,6 +46,7 @@ FREE_FIELDS = (
     "training.snapshot_every",  # 0 tracks no traces, which are compared
     *(f"training.{name}" for name in ("evaluate_every", "evaluate_examples", "evaluate_bins", "keep_best")),
     *(f"training.{name}" for name in ("patience", "sample_every", "spike_factor", "trackers", "changes")),
+    *(f"training.{name}" for name in ("accumulate", "shard")),  # the draws are the same
     "data.source",  # data may have moved; the digest of their values is what may not change
     "data.workers",  # the batches are the same
 )
@@ -93,9 +94,15 @@ class Checkpoint:
 
 @checked
 def save_checkpoint(
-    state: TrainState, workdir: Path | str, keep: int = 2, metrics: Mapping[str, Any] | None = None
+    state: TrainState,
+    workdir: Path | str,
+    keep: int = 2,
+    metrics: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a training checkpoint below ``workdir``, keep the last ``keep`` of them, and return its path.
+
+    ``tensors`` are those of the state, whole (``training.parallel.gathered``), where they are sharded.
 
     The caller is the only writer there (``WorkdirLock``).
 
@@ -114,7 +121,8 @@ def save_checkpoint(
     measured = {**(metrics or {}), **({"notes": state.notes} if state.notes else {})}
     about = {"step": state.step, "config": state.config, "run": state.run, "metrics": measured}
     about["model"], tables = describe_model(state.ema)
-    write_tensors(path, {"kind": "training", **about}, state.tensors() | prefixed("sde", tables))
+    tensors = dict(state.tensors() if tensors is None else tensors)
+    write_tensors(path, {"kind": "training", **about}, tensors | prefixed("sde", tables))
     remove_leftovers(directory)
     earlier = [other for other in checkpoint_paths(workdir) if other.name < path.name and _ordinary(other)]
     for other in earlier[: len(earlier) - (keep - 1)]:

@@ -32,14 +32,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_toolkit.data import Dataset, TrainingData, batch_size_of, training_data
-from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, full_precision, recording
+from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, recording
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
 from sde_toolkit.training.objective import Loss
+from sde_toolkit.training.parallel import gathered, whole_tensor
 from sde_toolkit.training.snapshots import drop_snapshots, save_snapshot
 from sde_toolkit.training.state import NonFiniteError, TrainState, UpdateInfo
 from sde_toolkit.training.suitability import warn_if_unsuitable
 from sde_toolkit.training.suspects import with_examples
-from sde_toolkit.utils import Stream, WorkdirLock, check_called, checked, integer, returned, step_generator
+from sde_toolkit.utils import (
+    LostProcessError,
+    Stream,
+    WorkdirLock,
+    check_called,
+    checked,
+    integer,
+    returned,
+    step_generator,
+)
 
 DEFAULT_BATCH_SIZE = 128
 """Examples per update where nothing says otherwise."""
@@ -66,21 +76,23 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
     if x0.ndim < 2:
         raise ValueError(f"x0 must have shape (B, *), got {tuple(x0.shape)}")
     x0 = x0.to(device=state.model.device, dtype=state.model.dtype)
-    generator = step_generator(state.seed, state.step, Stream.NOISE)
     state.optimizer.zero_grad(set_to_none=True)
-    with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only
-        torch.default_generator.set_state(step_generator(state.seed, state.step, Stream.DROPOUT).get_state())
-        condition = state.model.conditions(labels, len(x0))
-        rest = () if condition is None else (condition,)
-        losses = returned("loss", loss(state.model, x0, generator, *rest), "mean")
-        mean = losses.mean()
-    state.losses = losses.detach()
-    value = mean.item()
+    condition = state.model.conditions(labels, len(x0))
+    rest = () if condition is None else (condition,)
+
+    def losses() -> Tensor:
+        generator = step_generator(state.seed, state.step, Stream.NOISE)
+        masks = step_generator(state.seed, state.step, Stream.DROPOUT)
+        with torch.random.fork_rng(devices=[]):  # dropout knows the global generator only
+            torch.default_generator.set_state(masks.get_state())
+            return returned("loss", loss(state.model, x0, generator, *rest), "mean")
+
+    state.losses = state.shared.gradients(state.model, len(x0), losses)
+    value = state.losses.mean().item()
     _require_finite(state, "loss", value)
-    with full_precision(mean):
-        mean.backward()
     rule = state.optimization
-    norm = nn.utils.clip_grad_norm_(state.model.network.parameters(), rule.max_grad_norm).item()
+    total = nn.utils.clip_grad_norm_(state.model.network.parameters(), rule.max_grad_norm)
+    norm = whole_tensor(total).item()
     _require_finite(state, "norm of the gradient", norm)
     learning_rate = rule.learning_rate_at(state.step)
     state.update()
@@ -118,7 +130,8 @@ def fit(
         batch_size: examples per update; that of a loader, else 128, when None.  A resumed run may have
             another one: it goes on from batch ``step`` of this size, and is not the run that was never
             stopped.
-        workdir: where checkpoints go, a directory, or its lock, held; None for no checkpoints.
+        workdir: where checkpoints go, a directory, or its lock, held; None for no checkpoints.  Of several
+            processes (``TrainState(parallel=...)``) the first one locks it and writes.
         checkpoint_every: number of updates between checkpoints; there is one at the end, and at a
             KeyboardInterrupt.
         keep: number of checkpoints to keep.
@@ -127,7 +140,8 @@ def fit(
         label_dropout: share of the examples that a network with classes sees without their label, in [0, 1];
             at 0 the model without a class stays untrained.
         on_update: called after every update, before the checkpoint of its step, which holds the
-            ``state.notes`` that it leaves; where it returns True the run ends with a checkpoint of this step.
+            ``state.notes`` that it leaves; where it returns True, in one process at least, the run ends with
+            a checkpoint of this step.
         progress: whether a bar is shown on standard error.
         snapshot_every: number of updates after which the averages in ``state.traces`` are stored in
             ``workdir`` (``training.snapshots``), for ``reconstruct``; 0 for never.
@@ -139,6 +153,7 @@ def fit(
         NonFiniteError: see ``train_step``; the checkpoints are those of before, and the sentence names the
             examples (``training.suspects``).
         OSError: a checkpoint could not be written (a full disk); earlier ones are untouched.
+        LostProcessError: another process has ended; the last whole update is saved.
         ValueError: a count or ``label_dropout`` out of range, a data set of another event shape, labels that
             are missing or not among the network's classes, a lock that is not held, or snapshots without
             traces or a workdir.
@@ -157,7 +172,7 @@ def fit(
     with _locked(state, workdir) as lock:
         _check_parts(state, dataset, lock)
         warn_if_unsuitable(dataset, state.model.sde)
-        count, history = _set_moments(state, dataset), []
+        count, history, processes = _set_moments(state, dataset), [], state.parallel.processes
         saver = _Saver(state, lock, keep, state.step, snapshot_every)
         saver.begin()
         try:
@@ -168,7 +183,7 @@ def fit(
                 saver.losses.append(info.loss)
                 history.append(info)
                 saver.snapshot()
-                last = on_update is not None and on_update(info) is True
+                last = on_update is not None and processes.any(on_update(info) is True)
                 if state.step % checkpoint_every == 0 or state.step == num_steps or last:
                     saver.save()
                 if on_step is not None:
@@ -178,8 +193,8 @@ def fit(
                     break
         except NonFiniteError as error:
             raise with_examples(error, state, len(dataset.train), batch_size, lock) from error
-        except KeyboardInterrupt:
-            if not state.updating:
+        except (KeyboardInterrupt, LostProcessError):
+            if not state.updating and not state.parallel.shard:
                 saver.save()
             raise
     return history
@@ -203,22 +218,35 @@ class _Saver:
 
     def snapshot(self) -> None:
         """Store the traces of this step if it is one of theirs, before the checkpoint of the same step."""
-        if self.lock is not None and self.snapshot_every and self.state.step % self.snapshot_every == 0:
-            save_snapshot(self.state, self.lock.path)
+        if not self.snapshot_every or self.state.step % self.snapshot_every:
+            return
+        tensors = gathered(self.state.trace_tensors()) if self._takes_part else {}
+        if self.lock is not None:
+            save_snapshot(self.state, self.lock.path, tensors)
 
     def save(self) -> None:
         """Write the checkpoint of this step if there is none yet."""
-        if self.lock is not None and self.saved < self.state.step:
+        if self.saved >= self.state.step:
+            return
+        tensors = gathered(self.state.tensors()) if self._takes_part else {}
+        if self.lock is not None:
             mean = {"loss": sum(self.losses) / len(self.losses)} if self.losses else {}
-            save_checkpoint(self.state, self.lock.path, self.keep, mean)
-            self.losses.clear()
-            self.saved = self.state.step
+            save_checkpoint(self.state, self.lock.path, self.keep, mean, tensors)
+        self.losses.clear()
+        self.saved = self.state.step
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this process writes, or holds a part of what is written."""
+        return self.lock is not None or self.state.parallel.shard
 
 
 @contextmanager
 def _locked(state: TrainState, workdir: WorkdirLock | Path | str | None) -> Iterator[WorkdirLock | None]:
-    """The lock that is given, or that of the directory that is given."""
-    if isinstance(workdir, (str, Path)):
+    """The lock that is given, or that of the directory that is given; None but for the first process."""
+    if state.parallel.processes.rank:
+        yield None
+    elif isinstance(workdir, (str, Path)):
         with _own_lock(state, workdir) as lock:
             yield lock
     else:

@@ -57,8 +57,12 @@ class Reconstruction:
     weights: dict[str, Tensor] = field(repr=False)
 
 
-def save_snapshot(state: TrainState, workdir: Path | str) -> Path:
+def save_snapshot(
+    state: TrainState, workdir: Path | str, tensors: Mapping[str, Tensor] | None = None
+) -> Path:
     """Store the traces of a run below ``workdir``, and return the path of the file.
+
+    ``tensors`` are those of the traces, whole, where they are sharded.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -71,7 +75,7 @@ def save_snapshot(state: TrainState, workdir: Path | str) -> Path:
         "step": state.step,
         "lengths": list(state.optimization.ema_traces),
     }
-    write_tensors(path, about, state.trace_tensors())
+    write_tensors(path, about, state.trace_tensors() if tensors is None else tensors)
     return path
 
 

@@ -28,6 +28,7 @@ from sde_toolkit.training.averages import (
     update_average,
     warmed_decay,
 )
+from sde_toolkit.training.parallel import Parallel, SharedNetwork, shard, whole_tensor
 from sde_toolkit.utils import check_fields, checked, integer
 
 LearningRateSchedule = Literal["linear", "constant", "cosine", "inverse_sqrt"]
@@ -173,9 +174,11 @@ class TrainState:
         optimization: the rule of the updates.
         seed: of all randomness of the run, with the step number.
         config: a nested mapping of JSON values that says what the run is; stored in every checkpoint.
+        parallel: how batches are shared by processes and parts; not at all when None.
 
     Attributes:
         model, ema: the trained model and, for sampling, the model of the averaged weights.
+        parallel, shared: how batches are shared, and the network as it is evaluated.
         traces: networks of the power-function averages, one for each length in ``optimization.ema_traces``.
         optimizer: AdamW on the parameters of ``model.network``.
         step: number of updates made.
@@ -200,6 +203,7 @@ class TrainState:
         optimization: Optimization | None = None,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         _check_trainable(model.network)
         self.model, self.seed, self.step = model, integer("seed", seed, 0), 0
@@ -208,6 +212,10 @@ class TrainState:
         self.ema = model.with_network(averaged_copy(model.network))
         self.traces = [averaged_copy(model.network) for _ in self.optimization.ema_traces]
         model.network.train()
+        self.parallel = parallel or Parallel()
+        if self.parallel.shard:
+            shard([model.network, self.ema.network, *self.traces], model.device)
+        self.shared = SharedNetwork(self.parallel, model.network)
         rule = self.optimization
         self.optimizer = torch.optim.AdamW(
             model.network.parameters(),
@@ -255,7 +263,8 @@ class TrainState:
 
     def _require_finite_weights(self) -> None:
         weights = {name: parameter.detach() for name, parameter in plain_parameters(self.model.network)}
-        if math.isfinite(float(nn.utils.get_total_norm(weights.values(), math.inf))):
+        kind = 2.0 if self.parallel.shard else math.inf  # an empty part of a tensor has no largest element
+        if math.isfinite(float(whole_tensor(nn.utils.get_total_norm(weights.values(), kind)))):
             return
         bad = next(name for name, weight in weights.items() if not bool(weight.isfinite().all()))
         raise NonFiniteError(
@@ -280,7 +289,8 @@ class TrainState:
                 parameter.data = parameter.data.to(dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the run under the names that they have in a checkpoint."""
+        """All tensors of the run under the names that they have in a checkpoint; this process's parts of
+        sharded ones."""
         tensors = prefixed("model", plain_tensors(self.model.network))
         tensors |= prefixed("ema", plain_tensors(self.ema.network))
         tensors |= self.trace_tensors()

@@ -139,7 +139,17 @@ def copy_tensors(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], w
     check_tensors(targets, sources, where)
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(sources[name])
+            target.copy_(_sharded_like(target, sources[name]))
+
+
+def _sharded_like(target: Tensor, source: Tensor) -> Tensor:
+    """The source, or this process's part of it where the target is a part of a tensor."""
+    mesh, placements = getattr(target, "device_mesh", None), getattr(target, "placements", None)
+    if mesh is None:
+        return source
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(source.to(target.device), mesh, placements, src_data_rank=None)
 
 
 def check_tensors(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], where: Path) -> None:

@@ -21,6 +21,7 @@ from sde_toolkit.utils.outputs import (
 )
 from sde_toolkit.utils.processes import (
     ALONE,
+    LostProcessError,
     Processes,
     launched,
     leading,
@@ -60,6 +61,7 @@ from solvers.arguments import (
 __all__ = [
     "ALONE",
     "UNSIGNED",
+    "LostProcessError",
     "Partial",
     "Processes",
     "Stream",

@@ -1,10 +1,11 @@
-"""Several processes that share the samples of one computation.
+"""Several processes that share the samples of one computation, or the batch of one update.
 
     batch k of a fixed size  ->  process k mod P,      result = sum over processes of its rows, 0 elsewhere
 
 The batches are the same for every number of processes P, and so are the bits of the result.  Processes
 exchange nothing before the end, so that none waits for the steps of another.  At the end every process
-receives all rows.  If a process fails, all processes raise an error at that point instead of waiting.
+receives all rows.  If a process fails, all processes raise an error at that point instead of waiting.  One
+that ends without a word closes its connections, and whoever waits for it raises ``LostProcessError``.
 
 ``torchrun --nproc-per-node P`` sets the environment variables that ``launched`` reads.
 """
@@ -23,6 +24,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
+
+
+class LostProcessError(RuntimeError):
+    """Another process has ended, or cannot be reached."""
+
+
+def _about_connections(error: RuntimeError) -> bool:
+    """Whether an exchange between processes failed, and not what one of them computed."""
+    text = str(error).lower()
+    words = ("connection", "gloo", "nccl", "timed out", "timeout", "process group")
+    return isinstance(error, dist.DistError) or any(word in text for word in words)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Processes:
             parts = [function(first, x[first : first + batch_size]) for first in mine]
         except Exception as error:
             failure = error
-        if self._any(failure is not None):
+        if self.any(failure is not None):
             raise failure or RuntimeError("another process failed; its message tells why")
         if not parts:  # more processes than batches: one row shows shapes and types
             parts, mine = [function(0, x[:1])], range(0)
@@ -68,21 +80,45 @@ class Processes:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.count > 1:
-            dist.barrier()
+        self.any(False)
 
-    def _any(self, here: bool) -> bool:
-        flag = torch.tensor([float(here)])
-        dist.all_reduce(flag)
-        return bool(flag > 0)
+    def any(self, here: bool) -> bool:
+        """Whether this is so in one process at least.
+
+        Raises:
+            LostProcessError: a process has ended.
+        """
+        return here if self.count == 1 else bool(self.sum(torch.tensor([float(here)])) > 0)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of the tensors of all processes, in place of x, on its own device.
+
+        Raises:
+            LostProcessError: a process has ended.
+        """
+        if self.count > 1:
+            with self.noticing():
+                dist.all_reduce(x)
+        return x
+
+    @contextlib.contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Say of a failed exchange inside the ``with`` that a process was lost."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _about_connections(error):
+                raise
+            raise LostProcessError(
+                f"process {self.rank} of {self.count} waited for the others, and one of them has ended or "
+                "cannot be reached; its own message says why"
+            ) from error
 
     def _gather(self, parts: Sequence[Tensor], mine: range, batch_size: int, count: int) -> Tensor:
         whole = parts[0].new_zeros(count, *parts[0].shape[1:])
         for first, part in zip(mine, parts, strict=False):
             whole[first : first + batch_size] = part
-        host = whole.cpu()
-        dist.all_reduce(host)
-        return host.to(whole.device)
+        return self.sum(whole.cpu()).to(whole.device)
 
 
 _PATIENCE = datetime.timedelta(days=30)
@@ -113,11 +149,17 @@ def leading() -> bool:
 
 @contextlib.contextmanager
 def launched() -> Iterator[Processes]:
-    """The processes that torchrun has started, joined by gloo inside the ``with``; else ``ALONE``."""
+    """The processes that torchrun has started, joined inside the ``with``; else ``ALONE``.
+
+    Tensors of the host go by gloo, those of GPUs by NCCL; each process on a machine takes a GPU of its own.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

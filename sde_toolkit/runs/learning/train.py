@@ -6,9 +6,10 @@ not.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from sde_toolkit.runs.store import Run, need_same_shapes, open_run
 from sde_toolkit.runs.trust import need_confirmed, stored_config
 from sde_toolkit.training import (
     Checkpoint,
+    Parallel,
     TrainState,
     UpdateInfo,
     fit,
@@ -39,7 +41,7 @@ from sde_toolkit.training import (
     restore,
     snapshot_bytes,
 )
-from sde_toolkit.utils import WorkdirLock, atomic_write, integer
+from sde_toolkit.utils import Processes, WorkdirLock, atomic_write, integer, launched
 
 MIN_FREE_BYTES = 64 * 2**20
 """Free space that a training run asks for before it starts."""
@@ -78,7 +80,7 @@ def train_run(
     """Train in ``workdir``, from the newest checkpoint there or from the beginning, and open the result.
 
     Args:
-        workdir: made if it does not exist.
+        workdir: made if it does not exist.  Of several processes the first writes there, and all read.
         source: name or path of a configuration; None takes that of the run in ``workdir``.
         overrides: of the configuration.
         allow: fields that may differ from those of the checkpoint (``ALLOWED``), which is written down in
@@ -90,16 +92,17 @@ def train_run(
         ValueError: no configuration, one that differs from that of the checkpoint, a workdir in use, a bad
             value.
         OSError: the disk has no room for checkpoints.
+        sde_toolkit.utils.LostProcessError: another process has ended; the last whole update is saved.
         sde_toolkit.training.NonFiniteError: the loss became nan or inf.
     """
     overrides = absolute_places(overrides)
     checkpoint = latest_checkpoint(workdir)
     config, unconfirmed = _training_config(workdir, source, overrides, checkpoint)
-    for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep"):
+    for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep", "accumulate"):
         integer(f"config.training.{name}", config.training[name], 1)
     check_watch(config)
     allow = check_allowed(allow)
-    with WorkdirLock(workdir) as lock:
+    with launched() as processes, _locked(workdir, processes) as lock:
         _require_room(workdir, MIN_FREE_BYTES)
         need_confirmed(config, unconfirmed)
         if source is None and checkpoint is not None:
@@ -109,11 +112,15 @@ def train_run(
             config = override_config(config, {"data.digest": dataset.digest})
         if (checkpoint := latest_checkpoint(workdir)) is not None:
             checkpoint, config = with_changes(checkpoint, config, allow)
+        processes.wait()  # all have read the same checkpoint
         model = build_model(config, dataset.event_shape, dataset.data_std, dataset.moments)
-        state = TrainState(model, build_optimization(config), config.seed, config.to_dict())
+        parallel = Parallel(processes, settings.accumulate, settings.shard)
+        parallel.parts(settings.batch_size)
+        state = TrainState(model, build_optimization(config), config.seed, config.to_dict(), parallel)
         if checkpoint is not None:
             restore(state, checkpoint)
-        atomic_write(workdir / "config.json", config_json(config).encode())
+        if lock is not None:
+            atomic_write(workdir / "config.json", config_json(config).encode())
         with watching(workdir, state, dataset, loss, config) as watch:
             start = _start(state, model, dataset, config, watch.finished)
             _require_room(workdir, MIN_FREE_BYTES + start.num_snapshots * start.snapshot_bytes)
@@ -128,7 +135,20 @@ def train_run(
             fit(state, dataset, loss, start.num_steps, settings.batch_size, lock,
                 settings.checkpoint_every, settings.keep, after_step, settings.label_dropout, watch.on_update,
                 snapshot_every=settings.snapshot_every)  # fmt: skip
+        processes.wait()  # the last checkpoint is written
     return open_run(workdir, overrides)
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path, processes: Processes) -> Iterator[WorkdirLock | None]:
+    """The lock of the directory, for the first process; the others begin when it is held."""
+    if processes.rank:
+        processes.wait()
+        yield None
+        return
+    with WorkdirLock(workdir) as lock:
+        processes.wait()
+        yield lock
 
 
 def _training_config(

@@ -49,8 +49,11 @@ class Watch:
 def watching(
     workdir: Path, state: TrainState, dataset: Dataset, loss: DenoisingLoss, config: Config
 ) -> Iterator[Watch]:
-    """Open the log and the trackers of a run for the steps to come."""
+    """Open the log and the trackers of a run for the steps to come; of several processes, in the first."""
     settings = config.training
+    if state.parallel.processes.rank:
+        yield Watch(lambda info: False, lambda info: None, False)
+        return
     names = [name.strip() for name in settings.trackers.split(",") if name.strip()]
     with (
         open_trackers(names, workdir, config.to_dict(), state.step) as tracker,
@@ -82,6 +85,12 @@ def check_watch(config: Config) -> None:
             raise ValueError(
                 f"config.training.{name} goes by held-out losses, got {settings[name]} without any; add "
                 "--config.training.evaluate_every=500"
+            )
+    for name in ("evaluate_every", "sample_every") if settings.shard else ():
+        if settings[name]:
+            raise ValueError(
+                f"config.training.{name} must be 0 where no process has the whole network (shard), got "
+                f"{settings[name]}; evaluate its checkpoints"
             )
     if 0 < settings.spike_factor <= 1:
         raise ValueError(f"config.training.spike_factor must be above 1, or 0, got {settings.spike_factor}")
