@@ -74,6 +74,7 @@ from solvers import (
     Normals,
     Recursion,
     Semilinear,
+    Spread,
     solve,
 )
 from solvers.brownian import AREA, STEPS
@@ -206,6 +207,8 @@ def cases(methods: Sequence[Method] | None = None) -> list[Case]:
             here += _stochastic(method)
         if Recursion in method.terms:
             here.append(Case(method, "deterministic", "DDIM", method.order, _FIRST[1], ddim))
+        if Spread in method.terms:
+            here.append(Case(method, "deterministic", "DDIM", method.order, _FIRST[1], ddim_spread))
         if not here:
             raise LookupError(
                 f"no exact problem for the terms of {method.name}: add one to benchmarks/orders.py"
@@ -427,5 +430,22 @@ def ddim(method: Method, num_steps: int) -> tuple[float, float]:
     term = Recursion(lambda n, y: n / (DATA_STD**2 + n**2) * y, coefficients, noisy=False)
     y0 = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
     solution = solve(term, y0, method, _uniform(START, END, num_steps))
+    exact = y0 * math.sqrt((DATA_STD**2 + END**2) / (DATA_STD**2 + START**2))
+    return float((solution.y - exact).abs().max()), float(solution.stats.nfe[0])
+
+
+def ddim_spread(method: Method, num_steps: int) -> tuple[float, float]:
+    """The same with the draw left out by its own coefficient."""
+
+    def coefficients(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        zero = torch.zeros_like(t)
+        return torch.ones_like(t), s - t, zero, zero
+
+    def drift(n: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return n / (DATA_STD**2 + n**2) * y, y
+
+    y0 = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    times, noise = _uniform(START, END, num_steps), Normals(0, 2, (1,), torch.float64)
+    solution = solve(Spread(drift, coefficients), y0, method, times, noise=noise)
     exact = y0 * math.sqrt((DATA_STD**2 + END**2) / (DATA_STD**2 + START**2))
     return float((solution.y - exact).abs().max()), float(solution.stats.nfe[0])

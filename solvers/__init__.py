@@ -16,7 +16,16 @@ from solvers.forms import Form, Steps
 from solvers.integrate import solve
 from solvers.integrator import Integrator
 from solvers.interval import Interval, Step
-from solvers.methods import EULER_MARUYAMA, RECURSION, EulerMaruyama, Method, RecursionStep, RungeKutta
+from solvers.methods import (
+    EULER_MARUYAMA,
+    RECURSION,
+    SPREAD,
+    EulerMaruyama,
+    Method,
+    RecursionStep,
+    RungeKutta,
+    SpreadStep,
+)
 from solvers.multistep import AB2, AB3, AB4, ABM4, Adams
 from solvers.saving import END, SaveAt
 from solvers.schemes import SchemeMethod
@@ -31,7 +40,7 @@ from solvers.stochastic import (
     Milstein,
 )
 from solvers.tableaux import BOSH3, DOP853, DOPRI5, EULER, HEUN, MIDPOINT, RALSTON, RK4, TSIT5
-from solvers.terms import ODE, SDE, Recursion, Scheme, Semilinear, Term, expand_like
+from solvers.terms import ODE, SDE, Recursion, Scheme, Semilinear, Spread, Term, expand_like
 from solvers.tree import BrownianTree
 
 __all__ = [
@@ -58,6 +67,7 @@ __all__ = [
     "SDE",
     "SHARK",
     "SOSRA",
+    "SPREAD",
     "SRA1",
     "STOCHASTIC_HEUN",
     "TSIT5",
@@ -86,6 +96,8 @@ __all__ = [
     "Semilinear",
     "Solution",
     "SolverError",
+    "Spread",
+    "SpreadStep",
     "Stats",
     "Status",
     "Step",

@@ -32,7 +32,7 @@ from solvers.methods import Method
 from solvers.saving import END, GridRecord, SaveAt
 from solvers.schemes import SchemeMethod
 from solvers.solution import Solution, SolverError, Stats, Status, finish
-from solvers.terms import SDE, Recursion, Scheme, Semilinear, Term, flatten
+from solvers.terms import SDE, Recursion, Scheme, Semilinear, Spread, Term, flatten
 from solvers.tree import path_between
 
 AfterStep = Callable[[Interval, Tensor], Tensor | None]
@@ -55,7 +55,7 @@ def solve(
     """Integrate a term for a batch of samples.
 
     Args:
-        term: the equation, ``ODE``, ``SDE``, ``Semilinear`` or ``Recursion``.
+        term: the equation, ``ODE``, ``SDE``, ``Semilinear``, ``Recursion``, ``Spread`` or ``Scheme``.
         y0: start with shape (B, *), floating point.
         method: a ``Method``, or an ``Integrator`` such as those of ``solvers.reference``.
         control: ``FixedGrid(ts)`` or ``Adaptive(t0, t1, ...)``.
@@ -161,7 +161,7 @@ def _check(
         if after_step is not None:
             raise ValueError("after_step needs a FixedGrid, got Adaptive control; leave it out")
     save.check(method, control, after_step is not None)
-    noisy = isinstance(term, SDE) or (isinstance(term, Recursion | Scheme) and term.noisy)
+    noisy = isinstance(term, SDE | Spread) or (isinstance(term, Recursion | Scheme) and term.noisy)
     noisy = noisy or (isinstance(term, Semilinear) and term.diffusion is not None)
     if noisy and noise is None:
         raise ValueError(
@@ -184,15 +184,16 @@ class Counter:
         """
         drift = term.drift
 
-        def counted(t: Tensor, y: Tensor) -> Tensor:
+        def counted(t: Tensor, y: Tensor) -> Any:
             dy = drift(t, y, *args)
             if not self.calls:
-                _check_field(dy, y)
+                _check_evaluation(term, dy, y)
             self.calls += 1
             return dy
 
         if not isinstance(term, SDE) or term.noise == "additive":
-            return replace(term, drift=counted)
+            bound: Any = term
+            return replace(bound, drift=counted)
         g, slope = term.diffusion, term.diffusion_derivative
         return replace(
             term,
@@ -201,6 +202,17 @@ class Counter:
             diffusion_derivative=None if slope is None else lambda t, y: slope(t, y, *args),
             args=(),
         )
+
+
+def _check_evaluation(term: Term, found: Any, y: Tensor) -> None:
+    """Refuse what the first evaluation returned if it does not fit the state."""
+    if not isinstance(term, Spread):
+        _check_field(found, y)
+        return
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise TypeError(f"the drift of a Spread must return (N, v), got {shown(found)}")
+    for part in found:
+        _check_field(part, y)
 
 
 def _check_field(dy: Tensor, y: Tensor) -> None:

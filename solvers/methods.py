@@ -32,7 +32,7 @@ from solvers.brownian import BrownianMotion
 from solvers.control import FixedGrid
 from solvers.dense import DenseOutput, combine
 from solvers.interval import Interval, Step
-from solvers.terms import ODE, SDE, Recursion, expand_like
+from solvers.terms import ODE, SDE, Recursion, Spread, expand_like
 
 
 class Method(ABC):
@@ -307,5 +307,44 @@ class RecursionStep(Method):
         return Step(y_next if z is None else y_next + c * z, None, carry)
 
 
+@dataclass(frozen=True)
+class SpreadStep(Method):
+    """The step of a ``Spread`` term; its orders are those of the term."""
+
+    name: str = "spread"
+    terms = (Spread,)
+    order: int = 1
+    strong_order: float = 1.0
+    weak_order: float = 1.0
+    nfe_per_step: int = 1
+
+    def prepare(self, term: Spread, grid: FixedGrid, like: Tensor) -> tuple[Numbers, ...]:
+        """The coefficients of every step as numbers, column by column."""
+        columns = term.coefficients(grid.ts[:-1], grid.ts[1:])
+        return tuple(array("d", column.expand(grid.num_steps).tolist()) for column in columns)
+
+    def start(self, term: Spread, t: Tensor, y: Tensor, plan: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
+        """The plan."""
+        return plan
+
+    def step(
+        self,
+        term: Spread,
+        interval: Interval,
+        y: Tensor,
+        carry: tuple[Numbers, ...],
+        noise: BrownianMotion | None,
+    ) -> Step:
+        """One evaluation, at most one draw."""
+        a, b, c_0, c_1 = (column[interval.number] for column in carry)
+        n, v = term.drift(interval.t, y)
+        y_next = a * y + b * n
+        if not (c_0 and c_1):
+            return Step(y_next, None, carry)
+        spread = (math.log(c_0) + math.log(c_1 / c_0) * v).exp()
+        return Step(y_next + spread * increment(noise, interval, y), None, carry)
+
+
 EULER_MARUYAMA = EulerMaruyama()
+SPREAD = SpreadStep()
 RECURSION = RecursionStep()

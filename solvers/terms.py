@@ -5,6 +5,7 @@
                dy = f(t, y) dt + g(t, y) * dW             diagonal noise: g with the shape of y
     Semilinear dy = [A(t) y + B(t) N(t, y)] dt + C(t) dW  A, B, C numbers or diagonal
     Recursion  y_s = a(t, s) y_t + b(t, s) N(t, y_t) + c(t, s) z,      z ~ N(0, I)
+    Spread     y_s = a y_t + b N + c_0^(1 - v) c_1^v z, with N and v from one evaluation
     Scheme     y_s = a y_t + sum_j b_j N_j + c z, the N_j of this step and of steps before
 
 The state ``y`` has shape (B, *): dimension 0 counts samples, which never influence each other.  Time ``t`` is
@@ -139,6 +140,26 @@ class Recursion:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A recursion whose noise depends on the state: y_s = a y_t + b N + c_0^(1 - v) c_1^v z, by elements.
+
+    Args:
+        drift: (t, y, *args) -> (N, v), each with shape (B, *), from one evaluation.
+        coefficients: maps the start times and end times of all steps (float64, shape (N,)) to the four
+            tensors a, b, c_0 and c_1 with shape (N,); c_0 and c_1 are not negative, and a step with one of
+            them 0 draws nothing.
+        args: as for ``Recursion``.
+    """
+
+    drift: Callable[..., tuple[Tensor, Tensor]]
+    coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+    args: tuple[Tensor, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
 class Scheme:
     """Steps that are linear combinations of the state, of evaluations and of a draw (``solvers.schemes``).
 
@@ -162,4 +183,4 @@ class Scheme:
         check_fields(self)
 
 
-Term = ODE | SDE | Semilinear | Recursion | Scheme
+Term = ODE | SDE | Semilinear | Recursion | Spread | Scheme

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from recipes_training import objectives
 
 import sde_toolkit as sde
 import solvers
@@ -480,4 +481,5 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | _metrics()
         | _lab(folder)
         | _solvers()
+        | {name: Recipe(*recipe) for name, recipe in objectives().items()}
     )

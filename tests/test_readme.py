@@ -31,6 +31,7 @@ def test_there_is_something_to_check():
         "given",
         "conditions",
         "objectives",
+        "variances",
         "digits",
         "file",
         "exact",

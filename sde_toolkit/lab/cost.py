@@ -45,6 +45,17 @@ class Timed(Wrapper):
         self.seconds += time.perf_counter() - begin
         return found
 
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction and the fraction of the model inside."""
+        _wait(x_t)
+        begin = time.perf_counter()
+        found = self.model.raw_and_fraction(x_t, t, condition)
+        _wait(x_t)
+        self.seconds += time.perf_counter() - begin
+        return found
+
 
 def _wait(x: Tensor) -> None:
     if x.is_cuda:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data import Scaling
-from sde_toolkit.models import Moments, row_product
-from sde_toolkit.sdes import VARIANCES, Chain, ForwardSDE, Variance
+from sde_toolkit.models import Moments, ScoreModel, Wrapper, row_product
+from sde_toolkit.sdes import VARIANCES, Chain, ForwardSDE, Variance, VariationalTerms
 from sde_toolkit.utils import check_called, shown
 from solvers.terms import expand_like
 
@@ -32,8 +32,8 @@ BOUND_TIMES: tuple[str, ...] = get_args(BoundTimes)
 
 LearnedVariance = Callable[..., Tensor]
 """(x_i with shape (B, *), i with shape (B,)) -> v with shape (B, *) or (B,): the variance of the step from i
-is exp(v log large + (1 - v) log small); at i = 1, where "small" is 0, that of i = 2 is used.  If samples have
-conditions, their rows are a third argument."""
+is exp(v log large + (1 - v) log small), see ``sde_toolkit.sdes.variational``.  If samples have conditions,
+their rows are a third argument."""
 
 PAIR = 2
 """Draws in a stratum."""
@@ -223,28 +223,23 @@ class Discrete(Path):
             raise ValueError(
                 f"variance must be one of {', '.join(VARIANCES)} or a callable, got {variance!r}"
             )
-        start = int(chain.sigmas[0] == 0)
+        self._terms = VariationalTerms(chain)
+        start = self._terms.first - 1
         self.index = torch.arange(start + 1, chain.num_steps + 1)
-        if len(self.index) < 2:
-            raise ValueError(
-                f"chain must have at least 2 steps between noisy states, got num_steps = {chain.num_steps}"
-            )
         if chain.ends_in_noise:
             raise ValueError(
                 "chain must have signal at its last index, got alpha_N = 0; leave that index out, with "
                 f"chain.first({chain.num_steps - 1})"
             )
-        self.chain, self._nsr = chain, chain.sigmas / chain.alphas
+        self.chain, self._nsr = chain, self._terms.nsr
         self.first, self.last = (State(chain.times[i], chain.alphas[i], self._nsr[i]) for i in (start, -1))
         self.learned = variance if callable(variance) else None
         n_t, n_s = self._nsr[self.index], self._nsr[self.index - 1]
-        small = 0.5 * (n_t - n_s) * (n_t + n_s) / n_s.square()
-        log_ratio = 2 * (chain.sigmas[self.index - 1] / chain.sigmas[self.index]).log()
-        # Tables over all indices, with zeros before the first step.
-        self._small, self._log_ratio = self._padded(small), self._padded(log_ratio)
-        self._weight = self._small if variance == "small" else self._padded(small * log_ratio.exp())
+        # tables over all indices, with zeros before the first step
+        small, log_ratio = self._terms.mean_weight, self._terms.log_ratio
+        self._weight = small if variance == "small" else small * log_ratio.exp()
         excess = 0.5 * num_features * (torch.expm1(log_ratio) - log_ratio)
-        self._excess = self._padded(excess if variance == "large" else torch.zeros_like(excess))
+        self._excess = excess if variance == "large" else torch.zeros_like(excess)
         self._everything = num_terms is None
         self.num_draws = len(self.index) if num_terms is None else num_terms
         lengths = (n_t / n_s).log()
@@ -277,11 +272,8 @@ class Discrete(Path):
         i, device = draw.place, draw.place.device
         if self.learned is None:
             return self._weight.to(device)[i] * error.flatten(1).sum(1) + self._excess.to(device)[i]
-        log_r = self._fraction(self.learned, x_t, i, condition) * expand_like(
-            self._log_ratio.to(device)[i], error
-        )
-        weight = expand_like(self._small.to(device)[i], error) * log_r.exp()
-        return (weight * error + 0.5 * (torch.expm1(log_r) - log_r)).flatten(1).sum(1)
+        v = self._fraction(self.learned, x_t, i, condition)
+        return self._terms.divergence(i, error, v).flatten(1).sum(1)
 
     def control(self, draw: Draw, error: Tensor | None) -> Tensor:
         """The Gaussian's divergence; for a learned variance the share of the mean in that of "large"."""
@@ -300,11 +292,8 @@ class Discrete(Path):
         """The first ratio; for a learned variance of the last step, between its own ends."""
         if self.learned is None or int(self.index[0]) == 1:
             return self.first.nsr
-        large = self.chain.sigmas[1].square() / self.chain.alphas[0].square()
-        gain = 1 - (self._nsr[1] / self._nsr[2]).square()
         i = torch.ones(len(x_a), dtype=torch.int64, device=x_a.device)
-        v = self._fraction(self.learned, x_a, i, condition)
-        return (0.5 * (large.log() + (1 - v) * gain.log())).exp()
+        return self._terms.decoder_std(self._fraction(self.learned, x_a, i, condition))
 
     @staticmethod
     def _fraction(learned: LearnedVariance, x: Tensor, i: Tensor, condition: Tensor | None) -> Tensor:
@@ -316,6 +305,51 @@ class Discrete(Path):
             )
         v = v.double()
         return expand_like(v, x.double()) if v.ndim < 2 else v
+
+
+def remembering(model: ScoreModel) -> tuple[ScoreModel, LearnedVariance]:
+    """The model, and what says its learned variances from the same evaluations.
+
+    Raises:
+        ValueError: it has none.
+    """
+    made = _Remembering(model)
+    return made, made.fraction
+
+
+class _Remembering(Wrapper):
+    """A model with learned variances that remembers the fraction of its last evaluation.
+
+    A bound asks for the variance at the state where it has just asked for the noise: both come from one
+    evaluation.
+
+    Args:
+        model: the model inside.
+
+    Raises:
+        ValueError: it has no learned variances.
+    """
+
+    def __init__(self, model: ScoreModel) -> None:
+        if not model.learned_variance:
+            raise ValueError(
+                'variance="learned" needs a model with learned variances, got one without; take "small" or '
+                '"large", or a callable'
+            )
+        super().__init__(model)
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The prediction with shape (B, *); the fraction is kept."""
+        raw, fraction = self.model.raw_and_fraction(x_t, t, condition)
+        self._kept = x_t, fraction
+        return raw
+
+    def fraction(self, x_t: Tensor, i: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The fraction v with shape (B, *) at the state of the last evaluation."""
+        assert self._kept is not None
+        assert self._kept[0] is x_t
+        return self._kept[1]
 
 
 def _stratified(u: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ from sde_toolkit.likelihood.bound_terms import (
     State,
     bin_log_mass,
     prior_divergence,
+    remembering,
 )
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN, data_end, refuse_noise_alone
 from sde_toolkit.models import Condition, Moments, ScoreModel, check_states, evaluated, known_moments
@@ -218,7 +219,7 @@ def discrete_bound(
     chain: Chain,
     *,
     condition: Condition | None = None,
-    variance: Variance | LearnedVariance = "large",
+    variance: Variance | Literal["learned"] | LearnedVariance = "large",
     draws: BoundDraws = DEFAULT_DRAWS,
     scaling: Scaling | None = None,
     prior_moments: Moments | None = None,
@@ -235,7 +236,8 @@ def discrete_bound(
         x0: data in model scale with shape (B, *), of the model's dtype.
         chain: the process at N + 1 indices, such as ``model.sde.discretize(N)``.
         condition: as for ``continuous_bound``.
-        variance: of the reverse steps: "small", "large", or a callable for a learned one.
+        variance: of the reverse steps: "small", "large", or "learned" for what the model has learned, whose
+            chain ``chain`` is, all of it or strided; or a callable for a learned one of yours.
         draws: how the expectations are estimated.  ``num_draws`` terms of the sum are drawn per sample, with
             a probability in proportion to their length in log-SNR.  With every term once, neighbours in the
             sum take the place of the two draws of a stratum, which makes the standard error too large, if
@@ -252,12 +254,12 @@ def discrete_bound(
     if num_terms is not None and (num_terms < PAIR or num_terms % PAIR):
         raise ValueError(f"num_draws must be a positive even number, or None for all terms, got {num_terms}")
     if draws.antithetic or draws.time_sampling != "log_snr":
-        raise ValueError(
-            "antithetic and time_sampling are for the continuous bound; leave them out for a chain"
-        )
-    path = Discrete(chain, variance, num_terms, x0[0].numel())
-    estimate = _Estimate(model, path, draws, scaling, prior_moments, seed)
+        raise ValueError("antithetic and time_sampling are for the continuous bound; leave them out here")
     name = variance if isinstance(variance, str) else "learned"
+    steps: Variance | LearnedVariance
+    model, steps = remembering(model) if variance == "learned" else (model, variance)
+    path = Discrete(chain, steps, num_terms, x0[0].numel())
+    estimate = _Estimate(model, path, draws, scaling, prior_moments, seed)
     settings = {"bound": "discrete", "num_steps": chain.num_steps, "variance": name, "num_terms": num_terms}
     rows = _Rows(x0, model.conditions(condition, len(x0)), first_sample, batch_size or len(x0), processes)
     return _run(estimate, rows, per_sample("log_det_per_dim", log_det_per_dim, x0), settings)

@@ -15,7 +15,12 @@ which is exact for data N(0, d^2 I), and wrong for others by the distance of the
 prediction itself taken as one at t would be wrong by 1 / alpha times that: at alpha = .001 the means of
 samples are off by their size.
 
-Reference: Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appendix D, for indices as times.
+A network with learned variances puts out twice the channels.  The second half u says, by features, where
+between log beta~ and log beta the log variance of the step from the index lies: at v = (u + 1) / 2 of the way
+(``sde_toolkit.sdes.variational``).  On a chain with fewer indices v lies between the two of its longer steps.
+
+References: Lu et al., "DPM-Solver" (2206.00927), section 3.4 and appendix D, for indices as times; Nichol and
+Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 15, for learned variances.
 """
 
 from __future__ import annotations
@@ -54,6 +59,8 @@ class IndexedModel(ModuleModel):
         moments: mean and covariance of the data: with them likelihoods know the law at T, and samplers
             start from it.
         class_moments, condition_shape, dtype, device: as for ``ModuleModel``.
+        learned_variance: whether the network returns tensors with shape (B, 2 C, *), whose second half is
+            that of the variances.
 
     Raises:
         ValueError, TypeError: as for ``ModuleModel``; ValueError also for a chain that ends in noise alone,
@@ -76,6 +83,7 @@ class IndexedModel(ModuleModel):
         condition_shape: tuple[int, ...] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        learned_variance: bool = False,
     ) -> None:
         if predicts == "residual":
             raise ValueError(
@@ -93,6 +101,7 @@ class IndexedModel(ModuleModel):
             network, ChainSDE(chain), predicts, event_shape, data_std, moments, class_moments,
             condition_shape, dtype, device,
         )  # fmt: skip
+        self.learned_variance = learned_variance
         self.fractional = _embeds_real_times(self.network) if fractional is None else fractional
         if chain.ends_in_noise and self.predicts in ("noise", "score"):
             raise ValueError(
@@ -105,7 +114,7 @@ class IndexedModel(ModuleModel):
         """The same model around another network; one without tensors takes its type and device."""
         made = IndexedModel(
             network, self.sde.chain, self.predicts, self.event_shape, self.fractional, self.data_std,
-            self.moments, self.class_moments, self.condition_shape,
+            self.moments, self.class_moments, self.condition_shape, learned_variance=self.learned_variance,
         )  # fmt: skip
         made._like = torch.empty(0, dtype=self.dtype, device=self.device)
         made.scaling = self.scaling
@@ -127,7 +136,26 @@ class IndexedModel(ModuleModel):
         Raises:
             TypeError: the network returned something else than a tensor with the shape and type of x_t.
         """
-        raw = super().raw(x_t, t, condition)
+        if self.learned_variance:
+            return self.raw_and_fraction(x_t, t, condition)[0]
+        return self._at(super().raw(x_t, t, condition), x_t, t)
+
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction, and v = (u + 1) / 2 at the index that is asked, each with shape (B, *).
+
+        Raises:
+            ValueError: a network without learned variances.
+            TypeError: the network returned something else than a tensor with shape (B, 2 C, *).
+        """
+        if not self.learned_variance:
+            return super().raw_and_fraction(x_t, t, condition)
+        raw, u = self._output(x_t, t, condition, parts=2).chunk(2, dim=1)
+        return self._at(raw, x_t, t), 0.5 * (u + 1)
+
+    def _at(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's prediction at the index that is asked, as the one for the levels at t."""
         index, asked = self._indices(t)
         if not self._differs(index, asked):
             return raw

@@ -160,6 +160,13 @@ class WideModel(Wrapper):
         """The prediction with the shape and type of x_t, (B, *)."""
         return self.model.raw(x_t.to(self.model.dtype), t, condition).to(x_t.dtype)
 
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction and the fraction with the shape and type of x_t, (B, *)."""
+        raw, v = self.model.raw_and_fraction(x_t.to(self.model.dtype), t, condition)
+        return raw.to(x_t.dtype), v.to(x_t.dtype)
+
 
 def in_run(model: ScoreModel) -> ScoreModel:
     """The model as a run asks it, in the type of the states: itself as a rule, another for one of half
@@ -184,7 +191,20 @@ class AutocastModel(Wrapper):
 
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The prediction with the shape and type of x_t, (B, *)."""
-        with ExitStack() as stack:
-            for kind, dtype in self.kinds.items():
-                stack.enter_context(torch.autocast(kind, dtype))
+        with self._inside():
             return self.model.raw(x_t, t, condition).to(x_t.dtype)
+
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction and the fraction with the shape and type of x_t, (B, *)."""
+        with self._inside():
+            raw, v = self.model.raw_and_fraction(x_t, t, condition)
+            return raw.to(x_t.dtype), v.to(x_t.dtype)
+
+    def _inside(self) -> ExitStack:
+        """The stack of its autocasts, entered."""
+        stack = ExitStack()
+        for kind, dtype in self.kinds.items():
+            stack.enter_context(torch.autocast(kind, dtype))
+        return stack

@@ -266,6 +266,16 @@ class ModuleModel(ScoreModel, nn.Module):
         Raises:
             TypeError: the network returned something else than a tensor with the shape and type of x_t.
         """
+        raw = self._output(x_t, t, condition)
+        if self.network_predicts == "residual":
+            return self._joined(raw, x_t, t)
+        if self.network_predicts == "flow":
+            keep, factor = flow_as_velocity(self.sde, t)
+            return expand_like(keep, x_t) * x_t + expand_like(factor, raw) * raw
+        return raw
+
+    def _output(self, x_t: Tensor, t: Tensor, condition: Tensor | None, parts: int = 1) -> Tensor:
+        """The network's output with shape (B, parts C, *) and the type of x_t with shape (B, C, *)."""
         if x_t.shape[1:] != self.event_shape:
             check_states(self, x_t, "x_t")
         raw = self(x_t, t, condition)
@@ -278,13 +288,9 @@ class ModuleModel(ScoreModel, nn.Module):
             and is_autocast(raw)
         ):
             raw = raw.to(x_t.dtype)
-        if not isinstance(raw, Tensor) or raw.shape != x_t.shape or raw.dtype != x_t.dtype:
-            self._refuse(raw, x_t)
-        if self.network_predicts == "residual":
-            return self._joined(raw, x_t, t)
-        if self.network_predicts == "flow":
-            keep, factor = flow_as_velocity(self.sde, t)
-            return expand_like(keep, x_t) * x_t + expand_like(factor, raw) * raw
+        wanted = x_t.shape if parts == 1 else (len(x_t), parts * x_t.shape[1], *x_t.shape[2:])
+        if not isinstance(raw, Tensor) or raw.shape != wanted or raw.dtype != x_t.dtype:
+            self._refuse(raw, tuple(wanted), x_t.dtype)
         return cast(Tensor, raw)
 
     def _joined(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -293,8 +299,8 @@ class ModuleModel(ScoreModel, nn.Module):
         F, x = raw.to(made.dtype), x_t.to(made.dtype)
         return made.edm(F, x, self.sde.alpha(t), self.sde.sigma(t), self.data_std).to(x_t.dtype)
 
-    def _refuse(self, raw: Any, x_t: Tensor) -> None:
-        wanted = f"network must return a tensor of shape {tuple(x_t.shape)} and type {x_t.dtype}"
+    def _refuse(self, raw: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        wanted = f"network must return a tensor of shape {shape} and type {dtype}"
         if isinstance(raw, Tensor):
             raise TypeError(f"{wanted}, got shape {tuple(raw.shape)} and type {raw.dtype}")
         if isinstance(raw, (tuple, list)):

@@ -202,6 +202,7 @@ class ScoreModel(ABC):
         num_classes: number of classes that a condition may be; 0 for none.
         condition_shape: of one sample's condition, for conditions that are no classes; None for none.
         exact: whether this is the score of known data, with no error of a network.
+        learned_variance: whether there is a ``raw_and_fraction``.
         dtype, device: of the states that the model takes.
     """
 
@@ -215,6 +216,7 @@ class ScoreModel(ABC):
     num_classes: int = 0
     condition_shape: tuple[int, ...] | None = None
     exact: bool = False
+    learned_variance: bool = False
     dtype: torch.dtype
     device: torch.device
 
@@ -233,6 +235,22 @@ class ScoreModel(ABC):
             t: times with shape () or (B,).
             condition: one row per sample, as ``conditions`` gives it, or None.
         """
+
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``raw`` and, of the same evaluation, the fraction v of a learned variance, each with shape (B, *).
+
+        The reverse step from t has the variance exp(v log large + (1 - v) log small), see
+        ``sde_toolkit.sdes.variational``.
+
+        Raises:
+            ValueError: a model without one.
+        """
+        raise ValueError(
+            f"model must have learned variances, got {self!r}; train IndexedModel(network, chain, ..., "
+            'learned_variance=True) by HybridLoss, or take variance="small" or "large"'
+        )
 
     def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
         """The condition of ``count`` samples with one row for each, on the model's device; None for none.

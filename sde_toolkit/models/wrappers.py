@@ -63,6 +63,11 @@ class Wrapper(ScoreModel):
         return self.model.exact
 
     @property
+    def learned_variance(self) -> bool:  # type: ignore[override]
+        """That of the model inside."""
+        return self.model.learned_variance
+
+    @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """That of the model inside."""
         return self.model.event_shape
@@ -115,6 +120,17 @@ class Wrapper(ScoreModel):
         """The prediction of the model inside, with shape (B, *)."""
         return self.model.raw(x_t, t, condition)
 
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """This model's prediction and the fraction of the model inside, each with shape (B, *).
+
+        A wrapper that changes the prediction evaluates it beside: there is one evaluation more.
+        """
+        raw, fraction = self.model.raw_and_fraction(x_t, t, condition)
+        changed = type(self).raw is not Wrapper.raw
+        return self.raw(x_t, t, condition) if changed else raw, fraction
+
 
 class GivenModel(Wrapper):
     """The score model of p_t(x_t | c) for one condition c that all samples share.
@@ -162,6 +178,13 @@ class GivenModel(Wrapper):
         """The prediction given the condition, with shape (B, *)."""
         row = self.condition
         return self.model.raw(x_t, t, row.expand(len(x_t), *row.shape[1:]))
+
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction and the fraction given the condition, each with shape (B, *)."""
+        row = self.condition
+        return self.model.raw_and_fraction(x_t, t, row.expand(len(x_t), *row.shape[1:]))
 
 
 class OwnRows(nn.Module):

@@ -5,6 +5,7 @@
     UNet      images (C, H, W)                         the same, by diffusers
     NCSNpp    images                                   the same, as in 2011.13456
     DiT       images                                   a transformer on patches, as in 2212.09748
+    Doubled   any of them for 2 C channels, where learned variances or self-conditioning need so many
 
 network(x, c[, condition]) -> prediction shaped like x;   x with shape (B, *), c with shape (B,), and
 condition labels with shape (B,) or rows with shape (B, d) or (B, L, d)
@@ -17,6 +18,9 @@ from sde_toolkit.networks.description import (
 )
 from sde_toolkit.networks.dit import (
     DiT,
+)
+from sde_toolkit.networks.doubled import (
+    Doubled,
 )
 from sde_toolkit.networks.embeddings import (
     MAX_ANGLE,
@@ -40,6 +44,7 @@ __all__ = [
     "MLP",
     "TIME_EMBEDDINGS",
     "DiT",
+    "Doubled",
     "NCSNpp",
     "UNet",
     "UNet1D",

@@ -145,6 +145,14 @@ class _Counted(Wrapper):
         self.advance(self.rows / self.each)
         return self.model.raw(x_t, t, condition)
 
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction and the fraction of the model inside."""
+        self.rows += len(x_t)
+        self.advance(self.rows / self.each)
+        return self.model.raw_and_fraction(x_t, t, condition)
+
 
 def _watched(
     run: Run, model: ScoreModel, dataset: Dataset, examples: Tensor, watch: Watch | None

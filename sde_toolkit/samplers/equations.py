@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import ScoreModel, conversion
-from sde_toolkit.sdes import ForwardSDE
+from sde_toolkit.sdes import ForwardSDE, ancestral_coefficients
 from sde_toolkit.utils import Partial
-from solvers import Form, Scheme, Semilinear, Steps, Term
+from solvers import Form, Scheme, Semilinear, Spread, Steps, Term
 from solvers.weights import kernel_weights
 
 SEMILINEAR = ("score", "noise", "data", "velocity")
@@ -306,6 +306,30 @@ def _scheme_term(model: ScoreModel, rule: Rule, predicts: str, noisy: bool) -> T
         return bool(sde.sigma(t) == 0)
 
     return Scheme(lambda t, x, *condition: model.raw(x, t, *condition), step, scale, noisy, noiseless)
+
+
+def learned_steps(model: ScoreModel) -> Spread:
+    """The steps of DDPM with the variances that the model has learned (2102.09672, eq. 15).
+
+    Raises:
+        ValueError: it has none.
+    """
+    sde = model.sde
+    if not model.learned_variance:
+        raise ValueError(
+            'variance="learned" needs a model with learned variances, got one without; take "small" or '
+            '"large", or train IndexedModel(..., learned_variance=True)'
+        )
+
+    def coefficients(ts: Tensor, ss: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        t, s = (_level(sde, time) for time in (ts, ss))
+        levels = (t.alpha, t.sigma, s.alpha, s.sigma)
+        a, b, small = ancestral_coefficients(*levels)
+        _, _, large = ancestral_coefficients(*levels, variance="large")
+        keep, factor = conversion(model.predicts, "data", t.alpha, t.sigma, model.data_std)
+        return a + b * keep, b * factor, small, large
+
+    return Spread(lambda t, x, *condition: model.raw_and_fraction(x, t, *condition), coefficients)
 
 
 def _check_eta(eta: float) -> None:

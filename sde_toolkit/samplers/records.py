@@ -143,6 +143,16 @@ class CountedModel(Wrapper):
             self._latest = x_t, t, raw
         return raw
 
+    def raw_and_fraction(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The model's own prediction and fraction at x_t with shape (B, *), from one evaluation."""
+        self.rows += x_t.shape[0]
+        raw, fraction = self.model.raw_and_fraction(x_t, t, condition)
+        if self._remember:
+            self._latest = x_t, t, raw
+        return raw, fraction
+
     def latest_x0_hat(self) -> Tensor | None:
         """The clean prediction of the latest evaluation, with shape (B, *), if there was one."""
         if self._latest is None:

@@ -58,6 +58,7 @@ from solvers import (
     EULER_MARUYAMA,
     MAX_STEPS,
     RECURSION,
+    SPREAD,
     Adams,
     Adaptive,
     FixedGrid,
@@ -75,8 +76,8 @@ from solvers import (
 T_MIN = 1e-3
 """Default end of the reverse run, score_sde's choice for VP; on a chain it stands for the first index."""
 
-_NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, Adams(1))
-"""Methods that do not evaluate the end of a step; schemes check their evaluations by themselves."""
+_NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, SPREAD, Adams(1))
+"""Methods that do not evaluate the end of a step; schemes check theirs."""
 
 
 @dataclass(frozen=True)
@@ -290,12 +291,11 @@ class Sampler:
             )
         if self.t_min >= model.sde.T:
             raise ValueError(f"t_min must be smaller than T = {model.sde.T} of the process, got {self.t_min}")
-        # an evaluation at the end of the last step divides by sigma there
         for restart in self.restarts:
             restart.check(model.sde)
         never = self.method in _NEVER_AT_END or isinstance(self.method, SchemeMethod)
         evaluates_end = self.denoise or self.corrector is not None or not never
-        zero = torch.zeros((), dtype=torch.float64)  # the only time at which sigma can be 0
+        zero = torch.zeros((), dtype=torch.float64)  # where sigma can be 0, and a score divides by it
         if self.t_min == 0 and evaluates_end and float(model.sde.sigma(zero)) == 0:
             raise ValueError(
                 f"{self.name} evaluates the score at t_min, but sigma({self.t_min}) = 0; "

@@ -28,6 +28,9 @@ from sde_toolkit.sdes.sde import (
     ForwardSDE,
     SubVPSDE,
 )
+from sde_toolkit.sdes.variational import (
+    VariationalTerms,
+)
 
 __all__ = [
     "VARIANCES",
@@ -43,6 +46,7 @@ __all__ = [
     "RectifiedFlow",
     "SubVPSDE",
     "Variance",
+    "VariationalTerms",
     "ancestral_coefficients",
     "describe_process",
     "described_process",

@@ -21,13 +21,18 @@ the reverse SDE, at order 1.
 
 Indices are ints or integer tensors with shape () or (B,).  Tables are float64; a state keeps its own type.
 
+A chain may skip indices: what is left has the levels and times that it had, and the variances of its longer
+steps follow from them (2102.09672, section 4).
+
 References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239), eq. 4 to 7; Song et
 al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2011.13456), appendices B
-and F; Kingma et al., "Variational Diffusion Models" (2107.00630), appendix A, for general alpha and sigma.
+and F; Kingma et al., "Variational Diffusion Models" (2107.00630), appendix A, for general alpha and sigma;
+Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -132,6 +137,24 @@ class Chain:
         return cls._at_equal_times((0.5 * log_alpha_bar).exp(), (-torch.expm1(log_alpha_bar)).sqrt())
 
     @classmethod
+    @checked
+    def cosine(cls, num_steps: int, s: float = 0.008, max_beta: float = 0.999) -> Chain:
+        """The cosine table: alpha_i^2 = f(i) / f(0), f(i) = cos((i/N + s)/(1 + s) pi/2)^2, with betas of at
+        most ``max_beta`` (2102.09672, eq. 17).
+
+        Raises:
+            ValueError: no step, s negative, or max_beta outside (0, 1).
+        """
+        if num_steps < 1 or not 0 <= s < math.inf or not 0 < max_beta < 1:
+            raise ValueError(
+                "num_steps must be at least 1, s a finite number >= 0 and max_beta in (0, 1), got "
+                f"{num_steps}, {s} and {max_beta}; try Chain.cosine(1000)"
+            )
+        t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+        f = torch.cos((t + s) / (1 + s) * (math.pi / 2)).square()
+        return cls.from_betas((1 - f[1:] / f[:-1]).clamp(max=max_beta))
+
+    @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> Chain:
         """The variance-preserving chain with alpha_i^2 in a table with shape (N,), as diffusers keeps it;
         times are i / N.
@@ -185,6 +208,20 @@ class Chain:
             raise ValueError(f"num_steps must lie in 1 to {self.num_steps}, got {num_steps}")
         end = num_steps + 1
         return Chain(self.alphas[:end], self.sigmas[:end], self.times[:end])
+
+    @checked
+    def strided(self, num_steps: int) -> Chain:
+        """The chain of ``num_steps`` longer steps, through indices spread evenly from 1 to N, with the levels
+        and times that they have here; one made for this chain is asked at those (2102.09672, section 4).
+
+        Raises:
+            ValueError: not from 1 to the steps of this chain.
+        """
+        if not 1 <= num_steps <= self.num_steps:
+            raise ValueError(f"num_steps must lie in 1 to {self.num_steps}, got {num_steps}")
+        steps = torch.linspace(1 if num_steps > 1 else self.num_steps, self.num_steps, num_steps)
+        index = torch.cat([torch.zeros(1), steps.double().round()]).long()
+        return Chain(self.alphas[index], self.sigmas[index], self.times[index])
 
     @property
     def ends_in_noise(self) -> bool:

@@ -1,6 +1,7 @@
 """A model in words: what a file says of one, and the model for the words and the weights.
 
-    class, predicts, event_shape, data_std, condition_shape, fractional      of the model
+    class, predicts, event_shape, data_std, condition_shape, fractional,
+    learned_variance                                                        of the model
     process                                                                 ``sde_toolkit.sdes``
     network                                                                 ``sde_toolkit.networks``
 
@@ -47,6 +48,7 @@ def describe_model(model: ModuleModel) -> tuple[dict[str, Any], dict[str, Tensor
         "data_std": model.data_std,
         "condition_shape": None if model.condition_shape is None else list(model.condition_shape),
         "fractional": bool(getattr(model, "fractional", False)),
+        **({"learned_variance": True} if model.learned_variance else {}),
         "process": process,
         "network": describe_network(inner_network(model.network)),
     }, tables
@@ -105,7 +107,7 @@ def described_model(
     assert isinstance(process, ChainSDE)
     return IndexedModel(
         network, process.chain, predicts, event_shape, about["fractional"], about["data_std"],
-        condition_shape=condition_shape,
+        condition_shape=condition_shape, learned_variance=about.get("learned_variance") is True,
     )  # fmt: skip
 
 

@@ -9,24 +9,27 @@ factor and variance of the forward transition from s to t):
 
     DDIM(eta)            x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) z_hat + v z,  v = eta sigma_s q/sigma_t
     ancestral            DDIM with eta = 1: the mean and the variance of q(x_s | x_t, x0_hat)
-    DDPM                 that mean, and the variance of q ("small") or q^2 ("large")
+    DDPM                 that mean, and the variance of q ("small") or q^2 ("large"), or what the network says
+                         between the two, for every feature of every state ("learned")
     reverse diffusion    x_s = (2 - r) x_t + q^2 score + q z
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), algorithms 1-5 and appendices D to F; Song, Meng and Ermon, "Denoising Diffusion Implicit
 Models" (2010.02502), eq. 12; Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239),
-algorithm 2; Pierret and Galerne, "Diffusion Models for Gaussian Distributions" (2405.14250), for the
-exponential integrator.
+algorithm 2; Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672); Pierret
+and Galerne, "Diffusion Models for Gaussian Distributions" (2405.14250), for the exponential integrator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from sde_toolkit.samplers import grids
 from sde_toolkit.samplers.equations import (
     ReverseEquation,
     ReverseSteps,
+    learned_steps,
     reverse_family,
     reverse_sde,
     scheme,
@@ -38,6 +41,7 @@ from sde_toolkit.sdes import VARIANCES, Variance, ancestral_coefficients
 from sde_toolkit.utils import Partial, checked
 from solvers import (
     EULER_MARUYAMA,
+    SPREAD,
     SRA1,
     STOCHASTIC_HEUN,
     Adams,
@@ -46,6 +50,9 @@ from solvers import (
     Method,
     SchemeMethod,
 )
+
+StepVariance = Literal[Variance, "learned"]
+"""The variances of DDPM's step, by name."""
 
 ONE_DRAW = SchemeMethod(name="one_step", order=1, strong_order=1.0, weak_order=1.0)
 ONE_STEP = SchemeMethod(name="one_step", order=1)
@@ -153,7 +160,7 @@ def ancestral(
 def ddpm(
     num_steps: int,
     *,
-    variance: Variance = "small",
+    variance: StepVariance = "small",
     t_min: float = T_MIN,
     grid: Grid = grids.uniform,
     denoise: bool = True,
@@ -161,14 +168,18 @@ def ddpm(
     """DDPM with a fixed variance (2006.11239, algorithm 2), for any process; one evaluation per step.
 
     Args:
-        variance: "small", that of q(x_s | x_t, x0), or "large", that of q(x_t | x_s); see
-            ``sde_toolkit.sdes.ancestral_coefficients``.
+        variance: "small", that of q(x_s | x_t, x0), or "large", that of q(x_t | x_s), see
+            ``sde_toolkit.sdes.ancestral_coefficients``; or "learned" (2102.09672), for a model that has it.
 
     Raises:
-        ValueError: another variance.
+        ValueError: another variance; when sampling: "learned" for a model without.
     """
+    if variance == "learned":
+        return _classic(
+            "ddpm", learned_steps, SPREAD, num_steps, t_min, grid, denoise, {"variance": variance}
+        )
     if variance not in VARIANCES:
-        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, learned, got {variance!r}")
     equation = scheme(ddpm_rule(variance), "data", noisy=True)
     return _classic("ddpm", equation, ONE_DRAW, num_steps, t_min, grid, denoise, {"variance": variance})
 

@@ -7,6 +7,7 @@ from sde_toolkit.training.objective.denoising import (
     DenoisingLoss,
     Loss,
 )
+from sde_toolkit.training.objective.hybrid import HybridLoss
 from sde_toolkit.training.objective.levels import noise_given_levels
 from sde_toolkit.training.objective.times import TIMES_WITH_OPTIONS, LogNormal, TimeLaw, logit_normal
 from sde_toolkit.training.objective.weightings import (
@@ -29,6 +30,7 @@ __all__ = [
     "ChainLoss",
     "DenoisingLoss",
     "EDMWeight",
+    "HybridLoss",
     "LogNormal",
     "LogitNormalWeight",
     "Loss",

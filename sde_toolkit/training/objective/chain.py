@@ -51,8 +51,13 @@ class ChainLoss:
         Draws B (or one) uniforms and then the normals from ``generator``, on its own device.
         """
         check_states(model, x0, "x0", finite=False)
-        u = uniforms(len(x0), generator, self.stratified)
-        i = 1 + (self.chain.num_steps * u).long().clamp(max=self.chain.num_steps - 1)
+        i = draw_indices(self.chain.num_steps, len(x0), generator, self.stratified)
         z = normals_like(x0, generator)
         t = self.chain.times[i].to(x0.device)
         return squared_error(model, self.chain.q_sample(x0, i, z), t, condition, z)
+
+
+def draw_indices(num_steps: int, batch_size: int, generator: torch.Generator, stratified: bool) -> Tensor:
+    """Indices in 1 .. N with shape (B,), int64, each of them uniform."""
+    u = uniforms(batch_size, generator, stratified)
+    return 1 + (num_steps * u).long().clamp(max=num_steps - 1)

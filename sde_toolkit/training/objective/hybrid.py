@@ -1,0 +1,118 @@
+"""Improved DDPM: the variances of a chain's reverse steps are learned beside the noise.
+
+With L_i the term of the variational bound at index i (``sde_toolkit.sdes.variational``; the decoder at i = 1
+where index 0 is without noise), and i drawn among 1 .. N,
+
+    L_simple = |z_hat - z|^2 / D
+    L_vlb    = N L_i / D                 an estimate of L_1 + ... + L_N, in nats per dimension
+    L_hybrid = L_simple + lambda L_vlb   with z_hat held fixed in L_vlb, which so trains the variances alone
+
+The rest of the bound, KL(q(x_N | x0) || prior), has no parameters.  Over many x0 the best variance of a step
+is, by features, that of the posterior mean's error, E[KL] being least where
+
+    c^2 = small + b^2 E |x0_hat - x0|^2,         b the coefficient of x0_hat in the step's mean
+
+and for Gaussian data this is the variance of x_{i-1} given x_i.
+
+The paper's code measures L_vlb in bits, so that its lambda = .001 is .001 / log 2 here.
+
+Reference: Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 15, 16.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.models import ScoreModel, check_states, conversion
+from sde_toolkit.sdes import Chain, VariationalTerms
+from sde_toolkit.training.objective.chain import draw_indices
+from sde_toolkit.training.objective.denoising import normals_like
+from sde_toolkit.utils import check_fields, checked
+from solvers.terms import expand_like
+
+
+@dataclass(frozen=True)
+class HybridLoss:
+    """Improved DDPM's loss, of the noise and of the learned variances (2102.09672, eq. 16).
+
+    Args:
+        chain: that of the model.
+        vlb_weight: lambda, of the bound in nats per dimension.
+        simple_weight: of the error of the noise; 0, with ``vlb_weight=1`` and ``fixed_mean=False``, trains on
+            the bound alone.
+        fixed_mean: whether the bound's gradients stop at the mean.
+        stratified: spread the indices of a batch evenly over 1 .. N; each one still is uniform.
+
+    Raises:
+        ValueError: a negative weight, or a chain of fewer than two steps between noisy states, or one that
+            ends in noise alone; when called: a model without learned variances.
+    """
+
+    chain: Chain
+    vlb_weight: float = 1e-3
+    simple_weight: float = 1.0
+    fixed_mean: bool = True
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("vlb_weight", "simple_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
+        if self.chain.ends_in_noise:
+            raise ValueError(
+                "chain must have signal at its last index, got alpha_N = 0; leave that index out, with "
+                f"chain.first({self.chain.num_steps - 1})"
+            )
+        assert self._terms is not None
+
+    @cached_property
+    def _terms(self) -> VariationalTerms:
+        return VariationalTerms(self.chain)
+
+    @checked
+    def __call__(
+        self, model: ScoreModel, x0: Tensor, generator: torch.Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """The loss of every sample, with shape (B,).
+
+        Args:
+            model: what is trained; with ``learned_variance``.
+            x0: examples with shape (B, *).
+            generator: of all draws.
+            condition: one row per example, or None.
+
+        Draws as ``ChainLoss`` does, from one evaluation of the network.
+        """
+        check_states(model, x0, "x0", finite=False)
+        chain = getattr(model.sde, "chain", self.chain)
+        if chain is not self.chain and chain != self.chain:
+            raise ValueError(f"chain must be the model's own, {chain}, got {self.chain}")
+        i = draw_indices(self.chain.num_steps, len(x0), generator, self.stratified)
+        z = normals_like(x0, generator)
+        x_t, t = self.chain.q_sample(x0, i, z), self.chain.times[i].to(x0.device)
+        raw, v = model.raw_and_fraction(x_t, t, condition)
+        keep, factor = noise_of(model, t)
+        error = (expand_like(keep, x_t) * x_t + expand_like(factor, raw) * raw - z).square()
+        error, v = error.to(wide := torch.promote_types(error.dtype, torch.float32)), v.to(wide)
+        bound = self.bound_terms(i.to(x0.device), error.detach() if self.fixed_mean else error, v)
+        simple, vlb = error.flatten(1).mean(1), bound.flatten(1).mean(1)
+        return self.simple_weight * simple + self.vlb_weight * self.chain.num_steps * vlb
+
+    def bound_terms(self, i: Tensor, error: Tensor, v: Tensor) -> Tensor:
+        """L_i with shape (B, *), in nats, for indices with shape (B,), squared errors of the noise and
+        fractions v with shape (B, *)."""
+        found = self._terms.divergence(i, error, v)
+        if self._terms.first == 1:
+            return found
+        return torch.where(expand_like(i == 1, found) > 0, self._terms.decoder_loss(error, v), found)
+
+
+def noise_of(model: ScoreModel, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, Q) with z_hat = P x_t + Q raw, each with the shape of t."""
+    return conversion(model.predicts, "noise", model.sde.alpha(t), model.sde.sigma(t), model.data_std)
