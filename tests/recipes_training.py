@@ -18,6 +18,9 @@ def objectives() -> dict[str, tuple[Any, Any]]:
     return {
         "Chain.cosine": (sde.Chain.cosine, lambda: {"num_steps": 5}),
         "Chain.strided": (CHAIN.strided, lambda: {"num_steps": 3}),
+        "AdaptiveTimes": (training.AdaptiveTimes, dict),
+        "ImportanceIndices": (training.ImportanceIndices, lambda: {"num_steps": 10}),
+        "LearnedWeight": (training.LearnedWeight, dict),
         "Doubled": (networks.Doubled, lambda: {"network": sde.MLP((4,), width=4, depth=1)}),
         "HybridLoss": (training.HybridLoss, lambda: {"chain": CHAIN}),
         "Spread": (

@@ -28,7 +28,14 @@ from sde_toolkit.lab import Candidate, Metric, NamedCondition, Problem
 from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
 from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, RectifiedFlow, SubVPSDE
-from sde_toolkit.training import TIMES_WITH_OPTIONS, WEIGHTS_WITH_OPTIONS, DenoisingLoss, Optimization
+from sde_toolkit.training import (
+    TIMES_WITH_OPTIONS,
+    WEIGHTS_WITH_OPTIONS,
+    AdaptiveTimes,
+    DenoisingLoss,
+    LearnedWeight,
+    Optimization,
+)
 from sde_toolkit.utils import as_device
 
 
@@ -123,14 +130,21 @@ def resolve_dtype(config: Config) -> torch.dtype:
 
 def build_loss(config: Config) -> DenoisingLoss:
     """Denoising score matching as ``config.loss`` says; weights and laws of the times may have options, as in
-    "min_snr(gamma=3)".
+    "min_snr(gamma=3)", and "adaptive" times and a "learned" weight are made anew.
 
     Raises:
         ValueError: an unknown name, or an option that it does not have.
     """
     fields = config.loss.to_dict()
-    fields["weighting"] = _with_options("weighting", fields["weighting"], WEIGHTS_WITH_OPTIONS)
-    fields["time_sampling"] = _with_options("time_sampling", fields["time_sampling"], TIMES_WITH_OPTIONS)
+    known: dict[str, tuple[Mapping[str, Callable[..., Any]], Mapping[str, Callable[..., Any]]]] = {
+        "weighting": (WEIGHTS_WITH_OPTIONS, {"learned": LearnedWeight}),
+        "time_sampling": (TIMES_WITH_OPTIONS, {"adaptive": AdaptiveTimes}),
+    }
+    for field, (plain, learned) in known.items():
+        if (text := fields[field]) in learned:
+            fields[field] = learned[text]()
+        else:
+            fields[field] = _with_options(field, text, {**plain, **learned})
     return DenoisingLoss(**fields)
 
 

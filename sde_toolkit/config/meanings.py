@@ -90,10 +90,11 @@ ABOUT: dict[str, About] = {
     ),
     "loss.weighting": About(
         "weight of the times, of which loss the name says, with options as in min_snr(gamma=3); residual is "
-        "the residual's own error"
+        "the residual's own error, learned(weighting='edm') divides by a learned size of the loss"
     ),
     "loss.time_sampling": About(
-        "law of the times, with options as in log_normal(mean=-0.4); the loss is divided by its density"
+        "law of the times, with options as in log_normal(mean=-0.4); the loss is divided by its density; "
+        "adaptive follows the loss"
     ),
     "loss.t_min": About("earliest time of the training", 0),
     "loss.antithetic_nsr": About(

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from sde_toolkit.data import Dataset, TrainingData, batch_size_of, training_data
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, recording
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
-from sde_toolkit.training.objective import Loss
+from sde_toolkit.training.objective import Loss, observing
 from sde_toolkit.training.parallel import gathered, whole_tensor
 from sde_toolkit.training.snapshots import drop_snapshots, save_snapshot
 from sde_toolkit.training.state import NonFiniteError, TrainState, UpdateInfo
@@ -56,6 +56,7 @@ DEFAULT_BATCH_SIZE = 128
 
 
 @checked
+@observing
 @recording()
 def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None = None) -> UpdateInfo:
     """Make one update of ``state`` from the examples x0 with shape (B, *) and return what it was.

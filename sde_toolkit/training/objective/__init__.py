@@ -1,5 +1,6 @@
 """What a score network is trained on: weights and laws of the times, denoising score matching, chains."""
 
+from sde_toolkit.training.objective.adaptive import AdaptiveTimes, ImportanceIndices, LearnedWeight
 from sde_toolkit.training.objective.chain import ChainLoss
 from sde_toolkit.training.objective.denoising import (
     TIME_SAMPLINGS,
@@ -8,6 +9,7 @@ from sde_toolkit.training.objective.denoising import (
     Loss,
 )
 from sde_toolkit.training.objective.hybrid import HybridLoss
+from sde_toolkit.training.objective.learned import LearnedPart, observing
 from sde_toolkit.training.objective.levels import noise_given_levels
 from sde_toolkit.training.objective.times import TIMES_WITH_OPTIONS, LogNormal, TimeLaw, logit_normal
 from sde_toolkit.training.objective.weightings import (
@@ -27,10 +29,14 @@ __all__ = [
     "TIME_SAMPLINGS",
     "WEIGHTINGS",
     "WEIGHTS_WITH_OPTIONS",
+    "AdaptiveTimes",
     "ChainLoss",
     "DenoisingLoss",
     "EDMWeight",
     "HybridLoss",
+    "ImportanceIndices",
+    "LearnedPart",
+    "LearnedWeight",
     "LogNormal",
     "LogitNormalWeight",
     "Loss",
@@ -41,4 +47,5 @@ __all__ = [
     "Weight",
     "logit_normal",
     "noise_given_levels",
+    "observing",
 ]

@@ -50,23 +50,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.models import Preconditioner, ScoreModel, check_states, known_moments
 from sde_toolkit.sdes import ForwardSDE
+from sde_toolkit.training.objective.adaptive import LearnedWeight
+from sde_toolkit.training.objective.learned import LearnedPart
 from sde_toolkit.training.objective.levels import noise_given_levels
 from sde_toolkit.training.objective.times import TimeLaw, TimeSampling, draw_times, uniforms
-from sde_toolkit.training.objective.weightings import Weight, weights_at
+from sde_toolkit.training.objective.weightings import Weight, Weighting, weights_at
 from sde_toolkit.utils import check_fields, checked, integer
 from solvers.terms import expand_like
 
-Weighting = Literal[
-    "noise", "sigma^2", "data", "velocity", "flow", "likelihood", "residual", "edm", "logit_normal",
-    "min_snr", "soft_min_snr", "p2", "sigmoid",
-]  # fmt: skip
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 """Weights of the times by name, see the module's text and ``weightings``."""
 
@@ -85,11 +83,13 @@ class DenoisingLoss:
     Args:
         weighting: a name of ``WEIGHTINGS``, "residual" by ``model.moments`` (N(0, data_std^2 I) where there
             are none); a weight with parameters such as ``MinSNR(gamma=3)``; or a function (model, t) -> the
-            factor of the squared error of the noise, with the shape (B,) of t.
+            factor of the squared error of the noise, with the shape (B,) of t.  ``LearnedWeight`` learns one
+            from the losses; the loss is then exp(-u) L + u.
         t_min: earliest time of the training, in [0, T); the process must have noise there.
         time_sampling: a name of ``TIME_SAMPLINGS``, "moments" by ``model.moments`` (N(0, data_std^2 I) where
             there are none); a law such as ``LogNormal(-0.4, 1.0)``; or a function (model, t) -> the density
-            of t up to a factor.  The loss is divided by the density, so its mean stays.
+            of t up to a factor.  The loss is divided by the density, so its mean stays.  ``AdaptiveTimes``
+            learns it from the losses.
         antithetic_nsr: noise-to-signal ratio below which rows are antithetic pairs; 0 for none.
         second_order: weight of the second-order term; 0 to leave it out.
         levels: number of grey levels, for data that are uniform within bins of width 2 / levels on [-1, 1];
@@ -145,9 +145,7 @@ class DenoisingLoss:
         check_states(model, x0, "x0", finite=False)
         sde = model.sde
         self._check(sde)
-        u = uniforms(len(x0), generator, stratified=self.time_sampling != "uniform").to(x0.device)
-        width = 2 / self.levels if self.levels else 0.0
-        t, correction = draw_times(self.time_sampling, model, self.t_min, u, width)
+        t, correction = self._times(model, len(x0), generator, x0.device)
         z = normals_like(x0, generator)
         if self.antithetic_nsr:
             x0, z, condition = _paired(x0, z, condition, sde.nsr(t), self.antithetic_nsr)
@@ -162,7 +160,41 @@ class DenoisingLoss:
         weight = correction
         if self.weighting != "residual":
             weight = correction * weights_at(self.weighting, model, t)
-        return weight.to(error.dtype) * error
+        loss = weight.to(error.dtype) * error
+        if isinstance(self.weighting, LearnedWeight):
+            loss = loss + (correction * self.weighting.u(model, t)).to(error.dtype)
+        return loss
+
+    def _times(
+        self, model: ScoreModel, count: int, generator: torch.Generator, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The first draws of a call: times and what the loss is multiplied by, each with shape (B,)."""
+        u = uniforms(count, generator, stratified=self.time_sampling != "uniform").to(device)
+        width = 2 / self.levels if self.levels else 0.0
+        return draw_times(self.time_sampling, model, self.t_min, u, width)
+
+    @property
+    def learned_parts(self) -> dict[str, LearnedPart]:
+        """The law of the times and the weight, where they learn."""
+        parts: dict[str, object] = {"times": self.time_sampling, "weight": self.weighting}
+        return {name: part for name, part in parts.items() if isinstance(part, LearnedPart)}
+
+    def observe(self, model: ScoreModel, losses: Tensor, generator: torch.Generator) -> None:
+        """Tell the learned parts of a batch.
+
+        Args:
+            model: what is trained.
+            losses: of the whole batch, with shape (B,).
+            generator: as the call that gave them got it.
+        """
+        t, correction = self._times(model, len(losses), generator, losses.device)
+        losses = losses.double() / correction
+        if isinstance(weight := self.weighting, LearnedWeight):
+            u = weight.u(model, t)
+            losses = losses - u
+            weight.observe(model, t, losses * u.exp())
+        if isinstance(law := self.time_sampling, LearnedPart):
+            law.observe(model, t, losses)
 
     def _check(self, sde: ForwardSDE) -> None:
         if self.t_min >= sde.T:

@@ -30,8 +30,10 @@ from torch import Tensor
 
 from sde_toolkit.models import ScoreModel, check_states, conversion
 from sde_toolkit.sdes import Chain, VariationalTerms
-from sde_toolkit.training.objective.chain import draw_indices
+from sde_toolkit.training.objective.adaptive import ImportanceIndices
+from sde_toolkit.training.objective.chain import check_law, draw_indices, observe_indices
 from sde_toolkit.training.objective.denoising import normals_like
+from sde_toolkit.training.objective.learned import LearnedPart
 from sde_toolkit.utils import check_fields, checked
 from solvers.terms import expand_like
 
@@ -46,7 +48,7 @@ class HybridLoss:
         simple_weight: of the error of the noise; 0, with ``vlb_weight=1`` and ``fixed_mean=False``, trains on
             the bound alone.
         fixed_mean: whether the bound's gradients stop at the mean.
-        stratified: spread the indices of a batch evenly over 1 .. N; each one still is uniform.
+        stratified, index_sampling: as for ``ChainLoss``.
 
     Raises:
         ValueError: a negative weight, or a chain of fewer than two steps between noisy states, or one that
@@ -58,9 +60,11 @@ class HybridLoss:
     simple_weight: float = 1.0
     fixed_mean: bool = True
     stratified: bool = True
+    index_sampling: ImportanceIndices | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_law(self.index_sampling, self.chain)
         for name in ("vlb_weight", "simple_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
@@ -93,7 +97,7 @@ class HybridLoss:
         chain = getattr(model.sde, "chain", self.chain)
         if chain is not self.chain and chain != self.chain:
             raise ValueError(f"chain must be the model's own, {chain}, got {self.chain}")
-        i = draw_indices(self.chain.num_steps, len(x0), generator, self.stratified)
+        i, correction = draw_indices(self, len(x0), generator)
         z = normals_like(x0, generator)
         x_t, t = self.chain.q_sample(x0, i, z), self.chain.times[i].to(x0.device)
         raw, v = model.raw_and_fraction(x_t, t, condition)
@@ -102,7 +106,17 @@ class HybridLoss:
         error, v = error.to(wide := torch.promote_types(error.dtype, torch.float32)), v.to(wide)
         bound = self.bound_terms(i.to(x0.device), error.detach() if self.fixed_mean else error, v)
         simple, vlb = error.flatten(1).mean(1), bound.flatten(1).mean(1)
-        return self.simple_weight * simple + self.vlb_weight * self.chain.num_steps * vlb
+        loss = self.simple_weight * simple + self.vlb_weight * self.chain.num_steps * vlb
+        return loss if correction is None else correction.to(loss) * loss
+
+    @property
+    def learned_parts(self) -> dict[str, LearnedPart]:
+        """The law of the indices, where it learns."""
+        return {} if self.index_sampling is None else {"indices": self.index_sampling}
+
+    def observe(self, model: ScoreModel, losses: Tensor, generator: torch.Generator) -> None:
+        """Tell the law of a batch: losses with shape (B,), the generator as the call got it."""
+        observe_indices(self, model, losses, generator)
 
     def bound_terms(self, i: Tensor, error: Tensor, v: Tensor) -> Tensor:
         """L_i with shape (B, *), in nats, for indices with shape (B,), squared errors of the noise and

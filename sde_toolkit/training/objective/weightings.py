@@ -39,6 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +48,10 @@ from sde_toolkit.models import ScoreModel
 from sde_toolkit.training.objective.times import LogNormal, lam_rate
 from sde_toolkit.utils import check_fields
 
+Weighting = Literal[
+    "noise", "sigma^2", "data", "velocity", "flow", "likelihood", "residual", "edm", "logit_normal",
+    "min_snr", "soft_min_snr", "p2", "sigmoid",
+]  # fmt: skip
 Weight = Callable[[ScoreModel, Tensor], Tensor]
 """(model, t with shape (B,)) -> w with shape (B,): the factor of the squared error of the noise."""
 
