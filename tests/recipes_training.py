@@ -21,6 +21,7 @@ def objectives() -> dict[str, tuple[Any, Any]]:
         "AdaptiveTimes": (training.AdaptiveTimes, dict),
         "ImportanceIndices": (training.ImportanceIndices, lambda: {"num_steps": 10}),
         "LearnedWeight": (training.LearnedWeight, dict),
+        "SelfConditioned": (networks.SelfConditioned, lambda: {"network": sde.MLP((4,), width=4, depth=1)}),
         "Doubled": (networks.Doubled, lambda: {"network": sde.MLP((4,), width=4, depth=1)}),
         "HybridLoss": (training.HybridLoss, lambda: {"chain": CHAIN}),
         "Spread": (

@@ -29,7 +29,8 @@ _FILES = {"source": "", "digest": "", "layout": "auto", "shape": (), "levels": 0
           "columns": "", "colour": "auto", "alpha": "raise", "resize": 0, "crop": 0, "on_error": "raise",
           "scaling": "auto", "bounds": "", "held_out": "0.1", "split_seed": 0, "flip": "none",
           "training": "uniform", "workers": 0}  # fmt: skip
-_NETWORK = {"predicts": "residual", "num_classes": 0, "max_angle": networks.MAX_ANGLE}
+_NETWORK = {"predicts": "residual", "num_classes": 0, "max_angle": networks.MAX_ANGLE,
+            "self_conditioning": False}  # fmt: skip
 _LEVELS = {
     "channels": (32, 64),
     "layers_per_block": 1,
@@ -60,7 +61,7 @@ SCHEMA: Schema = {
          "unet1d": _NETWORK | _LEVELS}
     ),
     "loss": {"weighting": "likelihood", "time_sampling": "moments", "t_min": 1e-5, "antithetic_nsr": 0.0,
-             "second_order": 0.0, "levels": 0},
+             "second_order": 0.0, "levels": 0, "offset_noise": 0.0},
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "schedule": "linear",
                      "betas": (0.9, 0.99), "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995,
                      "ema_profile": "warmup", "ema_sigma_rel": 0.1},

@@ -84,7 +84,7 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
         "unet1d": networks.UNet1D,
     }  # fmt: skip
     options = _options(config.model)
-    predicts = options.pop("predicts")
+    predicts, itself = options.pop("predicts"), options.pop("self_conditioning")
     if options.get("fourier") and predicts == "residual":
         raise ValueError(
             "config.model.fourier must be left out where the network predicts the residual, and so sees "
@@ -92,7 +92,10 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
         )
     if options.get("fourier"):
         options["noise_level"] = NoiseLevel(build_sde(config), data_std)
-    return makers[config.model.name](event_shape, seed=config.seed, **options)
+    if itself:
+        event_shape = (2 * event_shape[0], *event_shape[1:])
+    made = makers[config.model.name](event_shape, seed=config.seed, **options)
+    return networks.SelfConditioned(made) if itself else made
 
 
 def build_model(

@@ -70,6 +70,9 @@ ABOUT: dict[str, About] = {
     "model.name": About("the network"),
     "model.predicts": About("what the network puts out; diffusers' names are understood"),
     "model.num_classes": About("number of classes of a network with labels, 0 for none", _NATURAL, 10**6),
+    "model.self_conditioning": About(
+        "whether the network sees its own first answer, for twice the evaluations"
+    ),
     "model.max_angle": About("angle of the time features at the prior end; smaller is smoother in time"),
     "model.channels": About("channels of each level, divisible by num_groups", _COUNT, 10**5),
     "model.layers_per_block": About("residual layers per level on the way down", _COUNT, 1000),
@@ -102,6 +105,9 @@ ABOUT: dict[str, About] = {
     ),
     "loss.second_order": About("weight of the second-order term, 0 for none", 0),
     "loss.levels": About("grey levels whose bins the loss knows, 0 for none", _NATURAL),
+    "loss.offset_noise": About(
+        "strength of one more normal per channel of an image or signal, 0 for none", 0
+    ),
     "optimization.learning_rate": About("after the warm-up"),
     "optimization.warmup_steps": About("updates over which the learning rate rises, 0 for none", _NATURAL),
     "optimization.decay_steps": About("updates over which it falls to a hundredth, 0 for never", _NATURAL),

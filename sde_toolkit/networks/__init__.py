@@ -21,6 +21,7 @@ from sde_toolkit.networks.dit import (
 )
 from sde_toolkit.networks.doubled import (
     Doubled,
+    SelfConditioned,
 )
 from sde_toolkit.networks.embeddings import (
     MAX_ANGLE,
@@ -46,6 +47,7 @@ __all__ = [
     "DiT",
     "Doubled",
     "NCSNpp",
+    "SelfConditioned",
     "UNet",
     "UNet1D",
     "describe_network",

@@ -1,7 +1,7 @@
 """Networks in words: what a file says of one, and the network for the words.
 
 A network of this library is its name, a dotted path, and the arguments that it was made with; a ``Doubled``
-one says so under "outputs", beside the words for the network inside.  A network of
+or ``SelfConditioned`` one says so beside the words for the network inside.  A network of
 yours is its name alone: nothing in a file is imported, so whoever reads the file must bring the network.
 """
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from sde_toolkit.models import NoiseLevel
 from sde_toolkit.networks.dit import DiT
-from sde_toolkit.networks.doubled import Doubled
+from sde_toolkit.networks.doubled import Doubled, SelfConditioned
 from sde_toolkit.networks.mlp import MLP
 from sde_toolkit.networks.ncsnpp import NCSNpp
 from sde_toolkit.networks.unet import UNet
@@ -31,6 +31,8 @@ _REPEATS = ("depth", "layers_per_block")
 
 def describe_network(network: nn.Module) -> dict[str, Any]:
     """The description of a network, as JSON holds it; "arguments" is None for one that is not known."""
+    if type(network) is SelfConditioned:
+        return describe_network(network.doubled) | {"self_conditioned": True}
     if type(network) is Doubled:
         return describe_network(network.network) | {"outputs": network.outputs}
     for name, kind in _KNOWN.items():
@@ -59,8 +61,9 @@ def described_network(
         ValueError: a network that is not known, or arguments that it does not take.
     """
     if (outputs := description.get("outputs")) is not None:
-        inner = {key: value for key, value in description.items() if key != "outputs"}
-        return Doubled(described_network(inner, most_tensors, noise_level), 1 if outputs == 1 else 2)
+        inner = described_network({**description, "outputs": None}, most_tensors, noise_level)
+        wrapper = SelfConditioned if description.get("self_conditioned") is True else Doubled
+        return wrapper(inner, 1 if outputs == 1 else 2)
     name, arguments = description.get("name"), description.get("arguments")
     if not isinstance(name, str) or name not in _KNOWN or not isinstance(arguments, Mapping):
         raise ValueError(

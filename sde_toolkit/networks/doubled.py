@@ -6,6 +6,13 @@
 Any network for events with 2 C channels will do: channels that are not given are 0, and those that are not
 asked for are left out.
 
+Self-conditioning feeds y, the network's own answer at (x, c), back to it.  Samplers ask a model at a state
+and a time and carry nothing else from step to step, so the answer is that to (x, 0) at the same state and
+not the one of the step before: every call is two evaluations of the network, and NFE counts calls.  A
+training step takes y = 0 for a random half of its rows and holds y fixed for the rest.  What is fed back is
+the output as it is, the clean data for a network that predicts those; from any other prediction they follow
+with x and c.
+
 References: Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672); Chen, Zhang
 and Hinton, "Analog Bits" (2208.04202).
 """
@@ -53,3 +60,32 @@ class Doubled(nn.Module):
             x = torch.cat([x, torch.zeros_like(x)], 1)
         out = self.network(x, c) if condition is None else self.network(x, c, condition)
         return out if self.outputs == 2 else out[:, :channels]
+
+
+class SelfConditioned(nn.Module):
+    """A network that sees its own first answer (2208.04202, section 3.2); two evaluations for every call.
+
+    Args:
+        network: for events with 2 C channels, as for ``Doubled``.
+        outputs: as for ``Doubled``; the first C channels are fed back.
+
+    Raises:
+        ValueError: as for ``Doubled``.
+    """
+
+    @checked
+    def __init__(self, network: nn.Module, outputs: int = 1) -> None:
+        super().__init__()
+        self.doubled = Doubled(network, outputs)
+        self.event_shape, self.num_classes = self.doubled.event_shape, self.doubled.num_classes
+        self.condition_shape = self.doubled.condition_shape
+        self.embeds_real_times = self.doubled.embeds_real_times
+        self.coin = nn.Dropout(0.5)  # draws as dropout does
+
+    def forward(self, x: Tensor, c: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The second answer with shape (B, outputs C, *), for x with shape (B, C, *), c with shape (B,) and a
+        condition with B rows."""
+        with torch.no_grad():
+            first = self.doubled(x, c, condition)[:, : self.event_shape[0]]
+            kept = self.coin(torch.ones_like(x[(slice(None),) + (slice(0, 1),) * (x.ndim - 1)])) > 0
+        return self.doubled(torch.cat([x, torch.where(kept, first, 0.0)], 1), c, condition)

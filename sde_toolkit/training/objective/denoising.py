@@ -32,6 +32,11 @@ alpha in units of n, and the ends a < b of x0's bin, the noise given x_t and the
 and regression on it in the place of z has the same minimiser and, on average, the same gradients, without
 the noise that the place in the bin makes (Rao-Blackwell).  The loss is smaller by a constant.
 
+Offset noise (Guttenberg 2023) adds to z one more normal for all positions of a channel, times
+``offset_noise`` = s, so that a network learns to move the mean of a channel too: z has covariance
+I + s^2 11' by channels.  The minimiser is then the mean of that z, which where s^2 counts is not the score of
+the process that samplers and likelihoods go back through; s = .1 is usual.
+
 The second-order term, weighted by ``second_order``, asks for the right Jacobian as well (2206.08265): with
 l = z - z_hat held fixed, Cov[z | x_t] = I - sigma dz_hat/dx, so for a random vector v of signs
 
@@ -94,9 +99,11 @@ class DenoisingLoss:
         second_order: weight of the second-order term; 0 to leave it out.
         levels: number of grey levels, for data that are uniform within bins of width 2 / levels on [-1, 1];
             0 for all others.  Not together with the second-order term, whose l is the noise itself.
+        offset_noise: s of one more normal per channel; 0 for none.  Not together with the second-order term
+            or ``levels``, which want independent noise.
 
     Raises:
-        ValueError: an unknown weighting or time sampling, or a negative number;
+        ValueError: an unknown weighting or time sampling, or a negative number; offset noise for vectors;
             when called: ``t_min`` at or after the end of the process, or no noise at ``t_min``.
     """
 
@@ -106,6 +113,7 @@ class DenoisingLoss:
     antithetic_nsr: float = 0.0
     second_order: float = 0.0
     levels: int = 0
+    offset_noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -113,7 +121,7 @@ class DenoisingLoss:
         _check_word("time_sampling", self.time_sampling, TIME_SAMPLINGS)
         if not 0 <= self.t_min < math.inf:
             raise ValueError(f"t_min must be a finite time >= 0, got {self.t_min}; try 1e-5")
-        for name in ("antithetic_nsr", "second_order"):
+        for name in ("antithetic_nsr", "second_order", "offset_noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}; try 0")
         if self.second_order and self.weighting == "residual":
@@ -125,6 +133,11 @@ class DenoisingLoss:
             raise ValueError(
                 "levels must be an integer >= 2, or 0: for none, and with a second-order term, "
                 f"got {self.levels}"
+            )
+        if self.offset_noise and (self.second_order or self.levels):
+            raise ValueError(
+                "offset_noise must be 0 with a second-order term or known levels, which want independent "
+                f"noise, got {self.offset_noise}"
             )
 
     @checked
@@ -139,14 +152,16 @@ class DenoisingLoss:
             generator: of all draws.
             condition: one row per example, or None.
 
-        Draws B (or one) uniforms, then the normals, then signs if there is a second-order term, from
-        ``generator``, on its own device.
+        Draws B (or one) uniforms, then the normals, those of the offset, and signs if there is a second-order
+        term, from ``generator``, on its own device.
         """
         check_states(model, x0, "x0", finite=False)
         sde = model.sde
         self._check(sde)
         t, correction = self._times(model, len(x0), generator, x0.device)
         z = normals_like(x0, generator)
+        if self.offset_noise:
+            z = with_offset(z, self.offset_noise, generator)
         if self.antithetic_nsr:
             x0, z, condition = _paired(x0, z, condition, sde.nsr(t), self.antithetic_nsr)
         x_t = sde.perturb(x0, t, z)
@@ -250,6 +265,19 @@ def squared_error(
 def normals_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normals with the shape, type and device of x, drawn on the generator's own device."""
     return torch.randn(x.shape, dtype=x.dtype, generator=generator, device=generator.device).to(x.device)
+
+
+def with_offset(z: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """z with shape (B, C, *) plus ``strength`` times one normal for every channel.
+
+    Raises:
+        ValueError: no positions, which an offset would be the same for.
+    """
+    if z.ndim < 3:
+        raise ValueError(
+            f"offset_noise is for events of channels and positions, got the shape {tuple(z.shape[1:])}; use 0"
+        )
+    return z + strength * normals_like(z[(...,) + (slice(0, 1),) * (z.ndim - 2)], generator)
 
 
 def _check_word(name: str, word: object, words: tuple[str, ...]) -> None:
