@@ -8,7 +8,7 @@ import torch
 from sde_toolkit.config import build_loss, load_config
 from sde_toolkit.data import ring
 from sde_toolkit.models import ExactModel, NetworkModel
-from sde_toolkit.networks import MLP
+from sde_toolkit.networks import MLP, SelfConditioned
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training import (
     AdaptiveTimes,
@@ -16,12 +16,14 @@ from sde_toolkit.training import (
     DenoisingLoss,
     ImportanceIndices,
     LearnedWeight,
+    Parallel,
     TrainState,
     fit,
     latest_checkpoint,
     restore,
     train_step,
 )
+from sde_toolkit.training.objective.learned import decoded
 from tests.problems import GAUSSIAN
 from tests.training.test_loss import Recorder, accept, conditional_variance, generator, normals
 
@@ -162,6 +164,20 @@ def test_a_run_that_was_interrupted_goes_on_bit_for_bit(kind, tmp_path):
     forgetful.notes = {}
     fit(forgetful, points, LOSSES[kind](), 12, 16)
     assert forgetful.notes != whole.notes  # the memory matters
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_batch_in_parts_leaves_the_same_memory(kind):
+    x0, states = torch.randn(16, 2, generator=generator()), []
+    for count in (1, 4):
+        network = SelfConditioned(MLP((4,), width=8, depth=1))
+        model = NetworkModel(network, VPSDE(), "noise", (2,))
+        states.append(TrainState(model, seed=3, parallel=Parallel(accumulate=count)))
+        for _ in range(4):
+            train_step(states[-1], x0, LOSSES[kind]())
+    for one, other in zip(*(state.notes["learned"].values() for state in states), strict=True):
+        for a, b in zip(decoded(one).values(), decoded(other).values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_one_loss_serves_two_runs():
