@@ -24,6 +24,11 @@ def objectives() -> dict[str, tuple[Any, Any]]:
         "SelfConditioned": (networks.SelfConditioned, lambda: {"network": sde.MLP((4,), width=4, depth=1)}),
         "Doubled": (networks.Doubled, lambda: {"network": sde.MLP((4,), width=4, depth=1)}),
         "HybridLoss": (training.HybridLoss, lambda: {"chain": CHAIN}),
+        "Simulated": (
+            training.Simulated,
+            lambda: {"drift": lambda x, t: -x, "diffusion": lambda t: 1 + 0 * t},
+        ),
+        "SlicedScoreLoss": (training.SlicedScoreLoss, lambda: {"states": lambda x0, t, generator: x0}),
         "Spread": (
             solvers.Spread,
             lambda: {"drift": lambda t, y: (y, y), "coefficients": lambda t, s: (t, t, t, t)},

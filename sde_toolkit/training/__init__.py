@@ -52,6 +52,8 @@ from sde_toolkit.training.objective import (
     LogNormal,
     MinSNR,
     SigmoidWeight,
+    Simulated,
+    SlicedScoreLoss,
     SoftMinSNR,
     logit_normal,
 )
@@ -117,6 +119,8 @@ __all__ = [
     "PowerProfile",
     "Reconstruction",
     "SigmoidWeight",
+    "Simulated",
+    "SlicedScoreLoss",
     "SoftMinSNR",
     "Spikes",
     "Tracker",

@@ -11,6 +11,7 @@ from sde_toolkit.training.objective.denoising import (
 from sde_toolkit.training.objective.hybrid import HybridLoss
 from sde_toolkit.training.objective.learned import LearnedPart, observing
 from sde_toolkit.training.objective.levels import noise_given_levels
+from sde_toolkit.training.objective.sliced import Simulated, SlicedScoreLoss
 from sde_toolkit.training.objective.times import TIMES_WITH_OPTIONS, LogNormal, TimeLaw, logit_normal
 from sde_toolkit.training.objective.weightings import (
     P2,
@@ -42,6 +43,8 @@ __all__ = [
     "Loss",
     "MinSNR",
     "SigmoidWeight",
+    "Simulated",
+    "SlicedScoreLoss",
     "SoftMinSNR",
     "TimeLaw",
     "Weight",
