@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import recipes_tables
 import torch
 from recipes_training import objectives
 
@@ -482,4 +483,5 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | _lab(folder)
         | _solvers()
         | {name: Recipe(*recipe) for name, recipe in objectives().items()}
+        | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
     )

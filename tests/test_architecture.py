@@ -36,6 +36,7 @@ SUBROOMS = (
     "runs.learning",
     "training.averages",
     "training.watching",
+    "models.entries",
 )
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""

@@ -42,6 +42,7 @@ SECONDS = 20.0
 OWN_ERRORS = {
     ("bootstrap", "distance"),
     ("classify", "log_likelihood"),
+    ("likelihood.observed_log_likelihood", "log_likelihood"),
     ("compare", "on_records"),
     ("compare", "on_samples"),
     ("discrete_bound", "variance"),

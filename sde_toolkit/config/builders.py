@@ -33,6 +33,7 @@ from sde_toolkit.training import (
     WEIGHTS_WITH_OPTIONS,
     AdaptiveTimes,
     DenoisingLoss,
+    IncompleteLoss,
     LearnedWeight,
     Optimization,
 )
@@ -92,6 +93,13 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
         )
     if options.get("fourier"):
         options["noise_level"] = NoiseLevel(build_sde(config), data_std)
+    if _has_missing(config):
+        if options.get("num_classes") or itself:
+            raise ValueError(
+                "config.model must have num_classes 0 and self_conditioning false where entries may be missing "
+                f"(data.missing=mask), got {options.get('num_classes')} and {itself}; take a class as a column"
+            )
+        options["condition_shape"] = event_shape
     if itself:
         event_shape = (2 * event_shape[0], *event_shape[1:])
     made = makers[config.model.name](event_shape, seed=config.seed, **options)
@@ -131,9 +139,15 @@ def resolve_dtype(config: Config) -> torch.dtype:
     return DTYPES[config.dtype]
 
 
-def build_loss(config: Config) -> DenoisingLoss:
+def _has_missing(config: Config) -> bool:
+    """Whether entries of the data may be missing."""
+    return config.data.name == "files" and config.data.missing == "mask"
+
+
+def build_loss(config: Config) -> DenoisingLoss | IncompleteLoss:
     """Denoising score matching as ``config.loss`` says; weights and laws of the times may have options, as in
-    "min_snr(gamma=3)", and "adaptive" times and a "learned" weight are made anew.
+    "min_snr(gamma=3)", and "adaptive" times and a "learned" weight are made anew.  It is that of rows with
+    missing entries where the data may have some.
 
     Raises:
         ValueError: an unknown name, or an option that it does not have.
@@ -148,7 +162,8 @@ def build_loss(config: Config) -> DenoisingLoss:
             fields[field] = learned[text]()
         else:
             fields[field] = _with_options(field, text, {**plain, **learned})
-    return DenoisingLoss(**fields)
+    loss = DenoisingLoss(**fields)
+    return IncompleteLoss(loss) if _has_missing(config) else loss
 
 
 def _with_options(field: str, text: str, known: Mapping[str, Callable[..., Any]]) -> Any:

@@ -56,6 +56,10 @@ ABOUT: dict[str, About] = {
         "between which values continuous data lie, as 0:1, 0:,:,0:1 for three columns or age=0:,share=0:1; "
         "they are mapped onto the line"
     ),
+    "data.missing": About(
+        "what is done with missing entries, nan and empty cells: refuse them, or learn the law of complete "
+        "vectors from what is observed"
+    ),
     "data.held_out": About("share of the examples that is held out, or a source of its own"),
     "data.split_seed": About("of the choice of those examples", _SEED),
     "data.flip": About("mirror images at random while training"),

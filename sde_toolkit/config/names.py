@@ -34,7 +34,7 @@ EXPLICIT_GRID, CALIBRATED_GRID = "explicit", "calibrated"
 
 DATA_NAMES: dict[str, Collection[str]] = {
     "layout": data.LAYOUTS, "colour": data.COLOURS, "alpha": data.ALPHA, "on_error": data.ON_ERROR,
-    "scaling": data.SCALINGS, "flip": data.FLIPS, "training": data.BIN_VARIANCE,
+    "scaling": data.SCALINGS, "flip": data.FLIPS, "missing": data.MISSING, "training": data.BIN_VARIANCE,
 }  # fmt: skip
 """Fields of ``config.data`` for data of your own that hold a name, and the names."""
 

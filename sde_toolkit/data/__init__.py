@@ -12,6 +12,10 @@ from sde_toolkit.data.dataset import (
     estimate_moments,
     from_array,
 )
+from sde_toolkit.data.missing import (
+    MISSING,
+    Missing,
+)
 from sde_toolkit.data.scaling import (
     Scaling,
     scaling_from_tensors,
@@ -51,11 +55,13 @@ __all__ = [
     "COLOURS",
     "FLIPS",
     "LAYOUTS",
+    "MISSING",
     "ON_ERROR",
     "SCALINGS",
     "Dataset",
     "Flip",
     "ImageOptions",
+    "Missing",
     "Scaling",
     "Support",
     "Training",

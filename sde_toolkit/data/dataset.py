@@ -11,6 +11,9 @@ grey levels the noise u is part of that distribution and enters in closed form:
 Images may be mirrored at random in training, each with probability 1/2 at every use; the moments are then
 those of the examples and their mirror images.
 
+Vectors may have missing entries, nan, which are the mask of every batch; their moments are those of the
+likeliest Gaussian, found by EM (``missing``).
+
 A set may instead be trained on the centres of the bins, u = 1/2, without the I/12.  The noise of the process
 at its earliest time then takes the place of u (``sde_toolkit.likelihood``, dequantisation).
 
@@ -32,10 +35,11 @@ from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
 from sde_toolkit.data.estimation import FEW, low_rank, shrunk
+from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
 from sde_toolkit.data.support import Support
-from sde_toolkit.models import MAX_FULL, MAX_RANK, Moments
+from sde_toolkit.models import MAX_FULL, MAX_RANK, Moments, gaussian_moments
 from sde_toolkit.utils import (
     UNSIGNED,
     Stream,
@@ -74,7 +78,7 @@ class Dataset:
     ``flip`` says whether batches are mirrored at random.  ``classes`` and ``columns`` are names of the labels
     and of the features, () where there are none; ``digest`` identifies the values read from a source.
     ``train`` may be ``Rows``, which are read when they are used.  ``workers`` processes read batches ahead;
-    their number changes no batch.
+    their number changes no batch.  ``missing`` says that entries of vectors may be nan, missing.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range examples.
     """
 
@@ -90,6 +94,7 @@ class Dataset:
     columns: tuple[str, ...] = field(default=(), repr=False)
     digest: str = field(default="", repr=False)
     workers: int = field(default=0, repr=False)
+    missing: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -103,7 +108,12 @@ class Dataset:
             )
         integer("workers", self.workers, 0)
         if isinstance(self.train, Tensor):
-            _check_examples("train", self.train, self.scaling.levels)
+            _check_examples("train", self.train, self.scaling.levels, self.missing, all_columns=True)
+        elif self.missing:
+            raise ValueError(
+                "train must be in memory where entries may be missing, got rows that are read when used; "
+                "give fewer examples"
+            )
         if self.flip != "none" and any(
             t.ndim and t.shape[-1] > 1 for t in (self.scaling.scale, self.scaling.shift)
         ):
@@ -111,7 +121,7 @@ class Dataset:
                 "flip needs a scaling that is the same on the left and on the right, got one for every "
                 "pixel; take data.scaling=common"
             )
-        _check_examples("test", self.test, self.scaling.levels)
+        _check_examples("test", self.test, self.scaling.levels, self.missing)
         if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
             raise ValueError(
                 f"test must have the event shape and dtype of train, {self.event_shape} {self.train.dtype}, "
@@ -183,12 +193,16 @@ class Dataset:
     @functools.cached_property
     def mean(self) -> Tensor:
         """The mean of the dequantised training data in model scale, shaped as an event, float64."""
+        if self.missing:
+            return self.moments.mean
         raw = self._raw_mean
         return raw if self.levels is None else self.scaling.to_model(raw + 0.5, torch.float64)
 
     @functools.cached_property
     def variance(self) -> Tensor:
         """The variances of the dequantised training data in model scale, shaped as an event, float64."""
+        if self.missing:
+            return self.moments.covariance.diagonal()
         raw = _total((w - self._raw_mean).square() for w in self._chunks()) / self._seen
         if self.levels is None:
             return raw
@@ -200,6 +214,8 @@ class Dataset:
 
         Raises ValueError if D exceeds ``MAX_COVARIANCE_DIM``.
         """
+        if self.missing:
+            return self.moments.covariance
         dim = math.prod(self.event_shape)
         if dim > MAX_COVARIANCE_DIM:
             raise ValueError(
@@ -217,7 +233,10 @@ class Dataset:
     @functools.cached_property
     def moments(self) -> Moments:
         """Mean and covariance of the dequantised training data in model scale: full up to ``MAX_FULL``
-        features, of low rank beside a multiple of the identity beyond; shrunk where examples are few."""
+        features, of low rank beside a multiple of the identity beyond; shrunk where examples are few.  Those
+        of the likeliest Gaussian where entries are missing."""
+        if self.missing and isinstance(self.train, Tensor):
+            return gaussian_moments(self.train)
         return self.moments_within(MAX_FULL**2)
 
     def moments_within(self, room: int) -> Moments:
@@ -298,6 +317,7 @@ def from_array(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     support: Support | None = None,
+    missing: Missing = "raise",
 ) -> Dataset:
     """Return a data set from raw ``x`` with shape (N, *), a random ``test_fraction`` of it held out.
 
@@ -305,10 +325,14 @@ def from_array(
     ``scaling``, by default ``Scaling.standard`` of the training part, and to ``dtype``.  For a split of your
     own, build ``Dataset`` itself.  ``labels`` are integers with shape (N,).  ``support`` says between which
     values continuous data lie, such as ``Support(0.0)`` for positive ones, which are mapped onto the line.
+    ``missing="mask"`` takes nan in vectors for entries that are missing; every column is then scaled by the
+    entries observed in it.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range data.
     """
     x = _signed(_tensor("x", x))
-    _check_examples("x", x, None if scaling is None else scaling.levels)
+    check_missing(missing)
+    some = missing == "mask"
+    _check_examples("x", x, None if scaling is None else scaling.levels, some)
     if not 0 < test_fraction < 1 or len(x) < 2:
         raise ValueError(
             f"test_fraction must be in (0, 1) and x hold at least 2 examples, got {test_fraction}, {len(x)}"
@@ -318,7 +342,11 @@ def from_array(
     train, test = order[num_test:], order[:num_test]
     if scaling is None or scaling.levels is None:
         warn_if_levels(x.numpy(), "scaling=Scaling.grey(256)")
-    if scaling is None:
+    if scaling is None and some:
+        check_incomplete("x", x[train], None, all_columns=True)
+        line = x[train] if support is None else support.to_line(x[train])
+        scaling = Scaling.standardizing(*observed_moments(line), True, support)
+    elif scaling is None:
         if not bool((x[train].double() != x[train[0]].double()).any()):
             raise ValueError(
                 "x must vary, got equal examples; give scaling=Scaling.identity() for constant data"
@@ -331,14 +359,14 @@ def from_array(
     if scaling.levels is None:
         x = scaling.to_model(x, dtype)
     if labels is None:
-        return Dataset(name, x[train], x[test], scaling)
+        return Dataset(name, x[train], x[test], scaling, missing=some)
     labels = _tensor("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}; convert them with .long()")
     labels = labels.to(torch.int64)
     if labels.shape != (len(x),):
         raise ValueError(f"labels must have shape ({len(x)},), one per example, got {tuple(labels.shape)}")
-    return Dataset(name, x[train], x[test], scaling, labels[train], labels[test])
+    return Dataset(name, x[train], x[test], scaling, labels[train], labels[test], missing=some)
 
 
 def _tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
@@ -357,12 +385,17 @@ def _signed(x: Tensor) -> Tensor:
     return x.to(torch.int64)
 
 
-def _check_examples(name: str, x: Tensor, levels: int | None) -> None:
+def _check_examples(
+    name: str, x: Tensor, levels: int | None, missing: bool = False, all_columns: bool = False
+) -> None:
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(
             f"{name} must have shape (N, *), N >= 1 and at least one event dimension, got {tuple(x.shape)}; "
             "give scalars the shape (N, 1)"
         )
+    if missing:
+        check_incomplete(name, x, levels, all_columns)
+        return
     if levels is None:
         if not x.dtype.is_floating_point:
             raise ValueError(
@@ -370,7 +403,8 @@ def _check_examples(name: str, x: Tensor, levels: int | None) -> None:
             )
         if not torch.isfinite(x).all():
             raise ValueError(
-                f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or infinite values"
+                f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or infinite values; "
+                'missing="mask" takes NaN for entries that are missing'
             )
         return
     if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:

@@ -131,13 +131,14 @@ class Scaling:
         """log |dx/dw| with shape (B,), in nats and float64: log p(w) = log p(x) + log_det(x).
 
         Args:
-            x: data in model scale with shape (B, *).
+            x: data in model scale with shape (B, *); of rows with missing entries (nan) it is that of the
+                others.
         """
         scale, shift = self.scale.to(x.device), self.shift.to(x.device)
         found = scale.log().expand(x.shape)
         if self.support is not None:
             found = found + self.support.log_slope((x.to(torch.float64) - shift) / scale)
-        return found.flatten(1).sum(1)
+        return torch.where(x.isnan(), 0.0, found).flatten(1).sum(1)
 
     @checked
     def to_model(self, w: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -4,9 +4,11 @@ from sde_toolkit.likelihood.bayes import (
     ClassDensity,
     Classification,
     Judgement,
+    ObservedLogLikelihood,
     classify,
     fit_temperature,
     judge,
+    observed_log_likelihood,
     tempered,
 )
 from sde_toolkit.likelihood.bins import (
@@ -96,6 +98,7 @@ __all__ = [
     "Latents",
     "LikelihoodCost",
     "LogLikelihood",
+    "ObservedLogLikelihood",
     "PlaceFlow",
     "TruncatedNormalDequantizer",
     "UniformDequantizer",
@@ -113,6 +116,7 @@ __all__ = [
     "judge",
     "likelihood_cost",
     "log_likelihood",
+    "observed_log_likelihood",
     "tempered",
     "train_dequantizer",
     "values_only",

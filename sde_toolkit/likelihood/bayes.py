@@ -10,6 +10,14 @@ enter in the same way.  Coordinates or a control variate made from ``model.given
 the classes, and the control variate has a large variance where x is far from the Gaussian of the class: leave
 it out, and give the flow the moments of all data.
 
+Bayes' rule also gives the density of what was observed of a vector, where a network knows the law of missing
+entries x_M given the observed x_O (``models.missing_log_density``): for every x_M
+
+    log p(x_O) = log p(x_O, x_M) - log p(x_M | x_O)
+
+if both are of one law.  With q(x_M | x_O) for the second, and K draws from it, the log of the mean of
+p(x_O, x_M) / q(x_M | x_O) is in the mean a lower bound, tight where q is the conditional law of p.
+
 How good the probabilities are, on N examples of known class y_n, with the confidence c_n = max_k p(k | x_n):
 
     accuracy                     mean of [argmax_k p(k | x_n) = y_n]
@@ -42,8 +50,9 @@ from torch import Tensor
 from sde_toolkit.likelihood.dequantize import HasNats
 from sde_toolkit.likelihood.flow import values_only
 from sde_toolkit.metrics import Estimate
-from sde_toolkit.models import ScoreModel
+from sde_toolkit.models import NetworkModel, ScoreModel, missing_log_density
 from sde_toolkit.utils import Stream, check_fields, checked, host_tensor, integer, returned, step_generator
+from solvers import Normals
 
 RESAMPLES = 500
 """Draws behind the standard error and the floor of the calibration error."""
@@ -275,3 +284,52 @@ def _checked(found: Classification, labels: Tensor) -> Tensor:
             f"labels must be among 0 .. {classes - 1}, got {int(labels.min())} to {int(labels.max())}"
         )
     return labels.to("cpu", torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedLogLikelihood:
+    """Log-densities of the observed entries of B vectors.
+
+    Attributes:
+        nats: log p(x_O) with shape (B,), float64, by the log of the mean over the draws.
+        draws: log p(x_O, x_M) - log q(x_M | x_O) of every draw, with shape (K, B); of a complete row they are
+            equal.
+    """
+
+    nats: Tensor
+    draws: Tensor = field(repr=False)
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation over the draws with shape (B,): 0 where the network's two laws agree."""
+        return self.draws.std(0) if len(self.draws) > 1 else torch.full_like(self.nats, math.nan)
+
+
+@checked
+def observed_log_likelihood(
+    model: NetworkModel,
+    x: Tensor,
+    num_draws: int = 1,
+    seed: int = 0,
+    log_likelihood: Callable[[ScoreModel, Tensor], HasNats] = values_only,
+) -> ObservedLogLikelihood:
+    """Log-densities of vectors with missing entries: of those observed, by Bayes' rule.
+
+    Args:
+        model: trained with ``IncompleteLoss``.
+        x: in model scale with shape (B, D), nan where an entry is missing.
+        num_draws: K, of the missing entries.
+        seed: of the draws, keyed by the row.
+        log_likelihood: of complete rows, such as ``log_likelihood`` with options.
+
+    Raises:
+        ValueError: a network that does not know missing entries, or a row without any observed entry.
+    """
+    integer("num_draws", num_draws, 1)
+    missing, found = x.isnan(), []
+    source = Normals(seed, len(x), tuple(x.shape[1:]), torch.float64, x.device)
+    for k in range(num_draws):
+        whole, log_q = missing_log_density(model, x, source.draw(k, Stream.MISSING))
+        found.append(log_likelihood(model, whole).nats.double() - torch.where(missing.any(1), log_q, 0.0))
+    draws = torch.stack(found)
+    return ObservedLogLikelihood(draws.logsumexp(0) - math.log(num_draws), draws)

@@ -8,6 +8,9 @@ beside.
 The bits per dimension of n examples with code lengths b_i are mean(b) +- std(b) / sqrt(n), both in bits/dim;
 that error bar holds the spread of the examples, of the dequantisation noise and of the probes.
 
+Of rows with missing entries it is the density of those observed, by Bayes' rule with one draw of the others
+(``likelihood.observed_log_likelihood``), in bits per observed entry, without budget or bounds.
+
 Of a network with classes the density given one class may be asked for; it is then that of the examples of
 this class.
 """
@@ -22,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,14 +49,16 @@ from sde_toolkit.likelihood import (
     Entry,
     ExactDivergence,
     LikelihoodCost,
+    LogLikelihood,
     chosen_divergence,
     continuous_bound,
     discrete_bound,
     discrete_log_likelihood,
     likelihood_cost,
     log_likelihood,
+    observed_log_likelihood,
 )
-from sde_toolkit.models import ScoreModel, Wrapper
+from sde_toolkit.models import NetworkModel, ScoreModel, Wrapper
 from sde_toolkit.runs.classes import condition_suffix, examples_of_class, need_classes
 from sde_toolkit.runs.parts import KeepingProcesses, Shard, ShardFinishedError, forget_parts, kept_parts
 from sde_toolkit.runs.store import Run
@@ -164,7 +169,7 @@ def _watched(
     for name in ("num_diagnostic_samples", "batch_size", "seed"):
         options.pop(name)
     x = examples if dataset.levels is None else dataset.scaling.to_model(examples + 0.5)
-    cost = likelihood_cost(model, x.to(model.device, model.dtype), **options)
+    cost = likelihood_cost(model, x.nan_to_num().to(model.device, model.dtype), **options)
     advance = watch(replace(cost, num_samples=len(x) * section.num_importance))
     return _Counted(model, cost.nfe, advance)
 
@@ -243,11 +248,35 @@ def _continuous(
     config: Config, model: ScoreModel, dataset: Dataset, x: Tensor, processes: Processes
 ) -> Found:
     log_det, x = dataset.scaling.log_det(x), x.to(model.device, model.dtype)
+    if bool(x.isnan().any()):
+        return _observed(config, model, x, log_det, processes)
     found = log_likelihood(
         model, x, **likelihood_options(config), log_det_per_dim=log_det / x[0].numel(), processes=processes
     )
     log_q = -log_det
     return found.bits_per_dim, found.nfe, found.budget, _bounds(config, model, x, log_q, processes)
+
+
+def _observed(config: Config, model: ScoreModel, x: Tensor, log_det: Tensor, processes: Processes) -> Found:
+    """Densities of the observed entries of rows, in bits per observed entry."""
+    if processes.count > 1 or getattr(processes, "shard", None) is not None:
+        raise ValueError(
+            "likelihoods of rows with missing entries are made by one process and without shards; leave "
+            "--shard and torchrun out"
+        )
+    inner = model.model if isinstance(model, _Counted) else model
+    nfe: list[Tensor] = []
+    options = {**likelihood_options(config), "num_diagnostic_samples": 0}
+
+    def density(_: ScoreModel, whole: Tensor) -> LogLikelihood:
+        found = log_likelihood(model, whole, **options)
+        nfe.append(found.nfe)
+        return found
+
+    made = observed_log_likelihood(cast(NetworkModel, inner), x, 1, config.likelihood.seed, density)
+    count = (~x.isnan()).sum(1).cpu()
+    bits = -(made.nats.cpu() + log_det.cpu()) / (count * math.log(2))
+    return bits, nfe[0], None, ()
 
 
 def _discrete(

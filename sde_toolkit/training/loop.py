@@ -34,7 +34,7 @@ from tqdm import tqdm
 from sde_toolkit.data import Dataset, TrainingData, batch_size_of, training_data
 from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, recording
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
-from sde_toolkit.training.objective import Loss, observing
+from sde_toolkit.training.objective import Loss, check_missing_entries, observing
 from sde_toolkit.training.parallel import gathered, whole_tensor
 from sde_toolkit.training.snapshots import drop_snapshots, save_snapshot
 from sde_toolkit.training.state import NonFiniteError, TrainState, UpdateInfo
@@ -171,7 +171,7 @@ def fit(
     )
     _check_snapshots(state, workdir, snapshot_every)
     with _locked(state, workdir) as lock:
-        _check_parts(state, dataset, lock)
+        _check_parts(state, dataset, loss, lock)
         warn_if_unsuitable(dataset, state.model.sde)
         count, history, processes = _set_moments(state, dataset), [], state.parallel.processes
         saver = _Saver(state, lock, keep, state.step, snapshot_every)
@@ -341,13 +341,15 @@ def _labels(state: TrainState, dataset: Dataset, batch_size: int, label_dropout:
     return torch.where(u < label_dropout, state.model.num_classes, labels)
 
 
-def _check_parts(state: TrainState, dataset: Dataset, workdir: WorkdirLock | None) -> None:
+def _check_parts(state: TrainState, dataset: Dataset, loss: Loss, workdir: WorkdirLock | None) -> None:
     """Refuse data of another shape, and a directory that is not ours."""
     if dataset.event_shape != state.model.event_shape:
         raise ValueError(
             f"dataset must have the model's event shape {state.model.event_shape}, got {dataset.event_shape}"
         )
-    if state.model.condition_shape is not None:
+    if dataset.missing:
+        check_missing_entries(state.model, loss)
+    elif state.model.condition_shape is not None:
         raise ValueError(
             f"fit trains networks with classes or without conditions, got one with condition_shape "
             f"{state.model.condition_shape}; call train_step(state, x0, loss, condition) in a loop of yours"

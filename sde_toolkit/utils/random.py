@@ -57,6 +57,7 @@ class Stream(enum.IntEnum):
     BOUND_NOISE = 0x626F6E65  # its noisy states
     BOUND_RECONSTRUCTION = 0x626F6E66  # its first noisy state
     FORWARD = 0x666F7277  # paths of the forward process
+    MISSING = 0x6D697373  # entries of a row that were not observed
     MODEL_STATES = 0x70726F62  # states whose predictions identify a model
 
     PERMUTATION = _GENERATORS  # orders of the examples

@@ -114,13 +114,16 @@ class Arrangement:
         return arranged(x, self.layout, self.shape).astype(self.dtype, copy=False)
 
 
-def numbers(x: np.ndarray, levels: int = 0, first: int = 0) -> tuple[np.ndarray, int | None]:
+def numbers(
+    x: np.ndarray, levels: int = 0, first: int = 0, missing: bool = False
+) -> tuple[np.ndarray, int | None]:
     """The examples as float32 or float64 numbers, or as integer grey levels, and how many levels there are.
 
     Args:
         x: any numbers.
         levels: L, for integers 0, ..., L - 1; 0 takes 256 for uint8, 2 for truth values, and none for floats.
         first: the number of the first example in x, for errors.
+        missing: whether nan stands for missing entries.
 
     Raises:
         ValueError: objects, text or complex numbers; values that are not finite or no levels; integers
@@ -132,7 +135,7 @@ def numbers(x: np.ndarray, levels: int = 0, first: int = 0) -> tuple[np.ndarray,
     if levels < 0 or levels == 1 or levels > MAX_LEVELS:
         raise ValueError(f"data.levels must be 0 or lie in 2 to {MAX_LEVELS}, got {levels}")
     if kind == "f":
-        return _floats(x, first) if levels == 0 else (_as_levels(x, levels), levels)
+        return _floats(x, first, missing) if levels == 0 else (_as_levels(x, levels), levels)
     if levels == 0 and kind != "b" and x.dtype != np.uint8:
         low, high = int(x.min()), int(x.max())
         raise ValueError(
@@ -144,13 +147,14 @@ def numbers(x: np.ndarray, levels: int = 0, first: int = 0) -> tuple[np.ndarray,
     return _as_levels(x, levels), levels
 
 
-def _floats(x: np.ndarray, offset: int) -> tuple[np.ndarray, None]:
-    wrong = ~np.isfinite(x)
+def _floats(x: np.ndarray, offset: int, missing: bool) -> tuple[np.ndarray, None]:
+    wrong = np.isinf(x) if missing else ~np.isfinite(x)
     if wrong.any():
         row, *rest = (int(k) for k in np.argwhere(wrong)[0])
         first = (offset + row, *rest)
         raise ValueError(
             f"data must be finite, got {int(wrong.sum())} nan or inf, the first at index {first}"
+            + ("" if missing else "; data.missing=mask takes nan in vectors for missing entries")
         )
     warn_if_levels(x, "data.levels=256")
     return (x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)), None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.dataset import Dataset, Flip, Training, moments_of
+from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments
 from sde_toolkit.data.rows import Rows
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.sources.arrays import read_npy, read_npz
@@ -101,6 +102,7 @@ def open_data(
     workers: int = 0,
     digest: str = "",
     bounds: str = "",
+    missing: Missing = "raise",
 ) -> Dataset:
     """A data set from a file, a folder, a named data set or a function.
 
@@ -125,12 +127,16 @@ def open_data(
         digest: what ``Dataset.digest`` is expected to be; "" for no check.
         bounds: between which values continuous data lie, as ``Support.of_text`` reads them: "0:1" for all
             coordinates, "0:,:,0:1" for three in turn, "age=0:,share=0:1" for columns of a table; "" for none.
+        missing: "mask" takes nan in vectors, and empty cells of tables, for entries that are missing at
+            random; "raise" refuses them.
 
     Raises:
         ValueError: the source is missing or damaged, or does not fit the options; every sentence says what
             was found and what helps.
     """
     integer("split_seed", split_seed, 0)
+    check_missing(missing)
+    some = missing == "mask"
     name = absolute_source(str(source))
     if digest:
         _check_there(name)
@@ -140,12 +146,12 @@ def open_data(
         found = Raw(train, None if made.labels_train is None else made.labels_train.numpy()).digest()
         _check_digest(source, digest, found)
         return replace(made, digest=found, workers=workers or made.workers)
-    raw = raw_from(made, name) if made is not None else _read(name, key, labels, columns, images)
-    x, known = _examples(raw, layout, shape, levels, name)
+    raw = raw_from(made, name) if made is not None else _read(name, key, labels, columns, images, some)
+    x, known = _examples(raw, layout, shape, levels, name, some)
     share = _share(held_out)
     if share is None:
-        other = _read_held_out(str(held_out), key, labels, columns, images)
-        held, _ = _examples(other, layout, shape, known or 0, str(held_out))
+        other = _read_held_out(str(held_out), key, labels, columns, images, some)
+        held, _ = _examples(other, layout, shape, known or 0, str(held_out), some)
         digests = raw.digest(), other.digest()
         if digests[0] == digests[1]:
             raise ValueError(
@@ -162,7 +168,7 @@ def open_data(
     _check_digest(source, digest, found)
     kind = ("per_coordinate" if raw.table else "common") if scaling == "auto" else scaling
     try:
-        made_set = _dataset(name, parts, known, kind, training, _support(bounds, raw.columns))
+        made_set = _dataset(name, parts, known, kind, training, _support(bounds, raw.columns), some)
         return replace(
             made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip, workers=workers
         )
@@ -179,9 +185,11 @@ def _check_there(name: str) -> None:
         )
 
 
-def _read_held_out(source: str, key: str, labels: str, columns: str, images: ImageOptions) -> Raw:
+def _read_held_out(
+    source: str, key: str, labels: str, columns: str, images: ImageOptions, missing: bool
+) -> Raw:
     try:
-        return _read(absolute_source(source), key, labels, columns, images)
+        return _read(absolute_source(source), key, labels, columns, images, missing)
     except ValueError as error:
         raise ValueError(f"data.held_out: {error}") from None
 
@@ -194,7 +202,7 @@ def _check_digest(source: str | Path, expected: str, found: str) -> None:
         )
 
 
-def _read(name: str, key: str, labels: str, columns: str, images: ImageOptions) -> Raw:
+def _read(name: str, key: str, labels: str, columns: str, images: ImageOptions, missing: bool) -> Raw:
     if name.startswith(HUGGING_FACE):
         return read_hugging_face(name.removeprefix(HUGGING_FACE), images, key, labels)
     path = Path(name)
@@ -208,19 +216,19 @@ def _read(name: str, key: str, labels: str, columns: str, images: ImageOptions) 
     if suffix == ".npz":
         return read_npz(path, key, labels)
     if suffix in (".csv", ".tsv", ".txt"):
-        return read_csv(path, columns, labels)
+        return read_csv(path, columns, labels, missing)
     if suffix in (".parquet", ".pq"):
-        return read_parquet(path, columns, labels)
+        return read_parquet(path, columns, labels, missing)
     raise ValueError(f"data source {name} has an unknown ending {suffix!r}; it may be {KINDS}")
 
 
 def _examples(
-    raw: Raw, layout: str, shape: Sequence[int], levels: int, name: str
+    raw: Raw, layout: str, shape: Sequence[int], levels: int, name: str, missing: bool
 ) -> tuple[np.ndarray | Rows, int | None]:
     x: np.ndarray | Rows
     try:
         if isinstance(raw.examples, np.ndarray):
-            x, known = numbers(arranged(raw.examples, layout, shape), levels)
+            x, known = numbers(arranged(raw.examples, layout, shape), levels, missing=missing)
         else:
             x, known = stored_rows(raw.examples, layout, shape, levels)
     except ValueError as error:
@@ -276,6 +284,7 @@ def _dataset(
     scaling: str,
     training: Training,
     support: Support | None,
+    missing: bool,
 ) -> Dataset:
     if scaling not in SCALINGS:
         raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
@@ -285,6 +294,8 @@ def _dataset(
             f"data.bounds are those of continuous data that are scaled, got {got}; leave them out"
         )
     train, test = parts[0], _in_memory(parts[1], name)
+    if missing and isinstance(train, Tensor):
+        check_incomplete("training data", train, levels, all_columns=True)
     labels_train, labels_test = (None if part is None else torch.from_numpy(part) for part in parts[2:])
     if levels is not None:
         law = Scaling.grey(levels)
@@ -292,7 +303,8 @@ def _dataset(
         common = Scaling.identity() if scaling == "none" else _standard(train, scaling, name, support)
         law, test = common, common.to_model(test)
         train = common.to_model(train) if isinstance(train, Tensor) else train.scaled(common)
-    return Dataset(name, train, test, law, labels_train, labels_test, training if levels else "uniform")
+    at = training if levels else "uniform"
+    return Dataset(name, train, test, law, labels_train, labels_test, at, missing=missing)
 
 
 def _in_memory(held: Tensor | Rows, name: str) -> Tensor:
@@ -307,7 +319,11 @@ def _in_memory(held: Tensor | Rows, name: str) -> Tensor:
 
 
 def _standard(train: Tensor | Rows, scaling: str, name: str, support: Support | None) -> Scaling:
-    if support is None:
+    if isinstance(train, Tensor) and bool(train.isnan().any()):
+        if support is not None:
+            _check_columns(support, tuple(train.shape[1:]))
+        mean, variance = observed_moments(train if support is None else support.to_line(train))
+    elif support is None:
         mean, variance = moments_of(train)
     else:
         _check_columns(support, tuple(train.shape[1:]))

@@ -1,6 +1,7 @@
 """Tables: CSV with or without a line of names, and parquet (pyarrow, the extra ``tables``).
 
-Every column is a feature with a unit of its own, but for the one that holds the labels.
+Every column is a feature with a unit of its own, but for the one that holds the labels.  Missing entries,
+where they are allowed, are cells that hold one of ``MISSING_CELLS``, and nulls of parquet; they become nan.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from sde_toolkit.data.sources.raw import Raw, label_numbers
 
 _SEPARATORS = ",;\t|"
 
+MISSING_CELLS = ("", "nan", "na", "n/a", "null", "none", "?")
+"""Cells of a missing entry, in any case."""
 
-def read_csv(path: Path, columns: str = "", labels: str = "") -> Raw:
+
+def read_csv(path: Path, columns: str = "", labels: str = "", missing: bool = False) -> Raw:
     """The numbers of a CSV file.
 
     Args:
         path: of the file, in UTF-8.
         columns: names (or numbers from 0) of the features, with commas between; all but the labels when "".
         labels: name or number of the column with the labels; "" or "none" for no labels.
+        missing: whether features may have missing entries.
 
     Raises:
         ValueError: a cell that is no number (its line and column are named), lines of different lengths, a
@@ -39,7 +44,7 @@ def read_csv(path: Path, columns: str = "", labels: str = "") -> Raw:
         raise ValueError(f"{path} must be a CSV file in UTF-8: {error}") from None
     if not lines:
         raise ValueError(f"{path} must hold lines of numbers, got an empty file")
-    named = any(not _is_number(cell) for cell in lines[0])
+    named = any(not _is_number(cell) and not (missing and _is_missing(cell)) for cell in lines[0])
     names = [cell.strip() for cell in lines[0]] if named else [str(k) for k in range(len(lines[0]))]
     rows = lines[named:]
     if not rows:
@@ -51,11 +56,13 @@ def read_csv(path: Path, columns: str = "", labels: str = "") -> Raw:
     chosen = _chosen(path, columns, names, label)
     examples = np.empty((len(rows), len(chosen)))
     for j, k in enumerate(chosen):
-        examples[:, j] = [_number(path, row[k], i, names[k]) for i, row in enumerate(rows, 1 + named)]
+        examples[:, j] = [
+            _number(path, row[k], i, names[k], missing) for i, row in enumerate(rows, 1 + named)
+        ]
     return _raw(path, examples, chosen, names, None if label is None else [row[label] for row in rows], label)
 
 
-def read_parquet(path: Path, columns: str = "", labels: str = "") -> Raw:
+def read_parquet(path: Path, columns: str = "", labels: str = "", missing: bool = False) -> Raw:
     """The numbers of a parquet file; arguments as for ``read_csv``.
 
     Raises:
@@ -78,8 +85,11 @@ def read_parquet(path: Path, columns: str = "", labels: str = "") -> Raw:
     parts = []
     for k in chosen:
         values = table.column(k)
-        if values.null_count:
-            raise ValueError(f"column {names[k]!r} of {path} must be complete, got {values.null_count} nulls")
+        if values.null_count and not missing:
+            raise ValueError(
+                f"column {names[k]!r} of {path} must be complete, got {values.null_count} nulls; "
+                "data.missing=mask takes them for missing entries"
+            )
         array = values.to_numpy()
         if array.dtype.kind not in "iufb":
             raise ValueError(f"column {names[k]!r} of {path} must hold numbers, got {values.type}")
@@ -118,12 +128,23 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _number(path: Path, cell: str, line: int, name: str) -> float:
+def _is_missing(cell: str) -> bool:
+    return cell.strip().lower() in MISSING_CELLS
+
+
+def _number(path: Path, cell: str, line: int, name: str, missing: bool) -> float:
+    if missing and _is_missing(cell):
+        return math.nan
     value = float(cell) if _is_number(cell) else math.nan
     if not math.isfinite(value):
         raise ValueError(
             f"{path}, line {line}, column {name!r}, must be a finite number, got {cell[:40]!r}; repair it, "
             "or leave the column out with data.columns"
+            + (
+                "; data.missing=mask takes it for a missing entry"
+                if _is_missing(cell) and not missing
+                else ""
+            )
         )
     return value
 

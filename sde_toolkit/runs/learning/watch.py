@@ -22,8 +22,8 @@ from sde_toolkit.data import Dataset
 from sde_toolkit.runs.learning.history import history
 from sde_toolkit.runs.pictures import picture_of_samples
 from sde_toolkit.training import (
-    DenoisingLoss,
     Evaluation,
+    Loss,
     Spikes,
     TrainState,
     UpdateInfo,
@@ -47,7 +47,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(
-    workdir: Path, state: TrainState, dataset: Dataset, loss: DenoisingLoss, config: Config
+    workdir: Path, state: TrainState, dataset: Dataset, loss: Loss, config: Config
 ) -> Iterator[Watch]:
     """Open the log and the trackers of a run for the steps to come; of several processes, in the first."""
     settings = config.training

@@ -10,6 +10,7 @@ from sde_toolkit.training.objective.denoising import (
 )
 from sde_toolkit.training.objective.hybrid import HybridLoss
 from sde_toolkit.training.objective.learned import LearnedPart, observing
+from sde_toolkit.training.objective.incomplete import IncompleteLoss, check_missing_entries
 from sde_toolkit.training.objective.levels import noise_given_levels
 from sde_toolkit.training.objective.sliced import Simulated, SlicedScoreLoss
 from sde_toolkit.training.objective.times import TIMES_WITH_OPTIONS, LogNormal, TimeLaw, logit_normal
@@ -38,6 +39,7 @@ __all__ = [
     "ImportanceIndices",
     "LearnedPart",
     "LearnedWeight",
+    "IncompleteLoss",
     "LogNormal",
     "LogitNormalWeight",
     "Loss",
@@ -48,6 +50,7 @@ __all__ = [
     "SoftMinSNR",
     "TimeLaw",
     "Weight",
+    "check_missing_entries",
     "logit_normal",
     "noise_given_levels",
     "observing",

@@ -10,7 +10,7 @@ Standard errors are over the examples; where the times of a batch are spread eve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -125,6 +125,8 @@ def loss_by_level(
 ) -> list[LevelLoss]:
     """The error of the noise on the test examples, by noise level: one draw for each example and bin.
 
+    Of data with missing entries it is that on the complete test examples.
+
     Args:
         model: in evaluation mode meanwhile.
         dataset: with labels where the model has classes.
@@ -142,6 +144,7 @@ def loss_by_level(
     count = integer("num_examples", num_examples, 0) or len(dataset.test)
     ends = model.sde.lam(torch.tensor([model.sde.T, t_min], dtype=torch.float64)).clamp(-MOST_LAM, MOST_LAM)
     edges = torch.linspace(float(ends[0]), float(ends[1]), num_bins + 1, dtype=torch.float64)
+    dataset = _complete(dataset)
     errors = torch.zeros(num_bins, len(dataset.test[:count]), dtype=torch.float64)
     with evaluating(model), torch.no_grad():
         for begin, x, condition in _batches(model, dataset, seed, batch_size, count):
@@ -158,6 +161,19 @@ def loss_by_level(
         LevelLoss(2 * float(edges[k]), 2 * float(edges[k + 1]), float(errors[k].mean()), float(spread[k]))
         for k in range(num_bins)
     ]
+
+
+def _complete(dataset: Dataset) -> Dataset:
+    """The data set with those test examples alone that miss no entry."""
+    if not dataset.missing:
+        return dataset
+    whole = ~dataset.test.isnan().any(1)
+    if not bool(whole.any()):
+        raise ValueError(
+            "losses by noise level need complete test examples, and all miss entries; hold out more, or give "
+            "evaluate_bins = 0"
+        )
+    return replace(dataset, test=dataset.test[whole], labels_test=None)
 
 
 def _batches(

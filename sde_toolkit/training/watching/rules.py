@@ -128,7 +128,7 @@ class Evaluation:
         found = held_out_loss(model, self._dataset, self._loss, self._seed, num_examples=self._num_examples)
         values = {"loss": found.mean, "standard_error": found.standard_error}
         if self._num_bins and isinstance(model, NetworkModel):
-            t_min = getattr(self._loss, "t_min", 0.0) or 1e-5
+            t_min = getattr(getattr(self._loss, "complete", self._loss), "t_min", 0.0) or 1e-5
             for level in loss_by_level(
                 model, self._dataset, self._num_bins, t_min, self._seed, num_examples=self._num_examples
             ):
