@@ -12,6 +12,7 @@ import sde_toolkit as sde
 from sde_toolkit import data, likelihood, models, training
 
 ROWS = torch.tensor([[0.5, math.nan], [-1.0, 0.3], [math.nan, 1.0], [0.2, 0.1]], dtype=torch.float64)
+MORE_ROWS = torch.cat([ROWS, 0.7 * ROWS.flip(1), 0.4 - ROWS])
 SOLVER = sde.FlowSolver(rtol=1e-2, atol=1e-2)
 
 
@@ -46,5 +47,6 @@ def tables() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]
             likelihood.observed_log_likelihood,
             lambda: {"model": knowing_model(), "x": ROWS, "log_likelihood": _quick},
         ),
-        "from_array with gaps": (data.from_array, lambda: {"x": ROWS, "missing": "mask"}),
+        "Scaling.whitening": (data.Scaling.whitening, lambda: {"w": MORE_ROWS.nan_to_num()}),
+        "from_array with gaps": (data.from_array, lambda: {"x": MORE_ROWS, "missing": "mask"}),
     }  # fmt: skip

@@ -51,7 +51,10 @@ ABOUT: dict[str, About] = {
     "data.resize": About("shorter side of images in pixels, 0 for their own", 0, 1 << 16),
     "data.crop": About("side of the square from the middle of images in pixels, 0 for all", 0, 1 << 16),
     "data.on_error": About("what is done with images that cannot be read: refuse or leave them out"),
-    "data.scaling": About("of continuous data; auto is per_coordinate for tables, else common"),
+    "data.scaling": About(
+        "of continuous data; auto is per_coordinate for tables, else common; whiten makes the covariance of "
+        "vectors the identity"
+    ),
     "data.bounds": About(
         "between which values continuous data lie, as 0:1, 0:,:,0:1 for three columns or age=0:,share=0:1; "
         "they are mapped onto the line"

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
 from sde_toolkit.data.estimation import FEW, low_rank, shrunk
-from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments
+from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments, varying
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
 from sde_toolkit.data.support import Support
@@ -345,7 +345,7 @@ def from_array(
     if scaling is None and some:
         check_incomplete("x", x[train], None, all_columns=True)
         line = x[train] if support is None else support.to_line(x[train])
-        scaling = Scaling.standardizing(*observed_moments(line), True, support)
+        scaling = Scaling.standardizing(*varying("x", *observed_moments(line)), True, support)
     elif scaling is None:
         if not bool((x[train].double() != x[train[0]].double()).any()):
             raise ValueError(

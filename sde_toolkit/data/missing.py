@@ -72,3 +72,14 @@ def observed_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.double()
     mean = x.nanmean(0)
     return mean, (x - mean).square().nanmean(0)
+
+
+def varying(name: str, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """The moments as they are; raises ValueError for columns that do not vary."""
+    constant = (variance <= 0).nonzero().flatten().tolist()
+    if constant:
+        raise ValueError(
+            f"{name} must vary in every column among the observed entries to train on, got constant values "
+            f"in column {', '.join(map(str, constant[:_NAMED]))}; leave it out, or give a scaling"
+        )
+    return mean, variance

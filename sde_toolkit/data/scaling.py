@@ -7,6 +7,13 @@ first (``support``), y(w) in the place of w, and then
 
     log p(w) = log p(x) + log_det(x),      log_det(x) = sum of log scale + log dy/dw over the dimensions
 
+Vectors may be whitened: x = W (y(w) - m) with mean m and covariance S = U diag(l) U^T of y and
+
+    W = U diag(max(l, f l_max))^{-1/2} U^T,      log |dx/dy| = -1/2 sum log max(l, f l_max),    f = WHITE_FLOOR
+
+so that x has mean 0 and covariance I, but along axes whose variance is below the floor: those are stretched
+as if they had the floor's, and stay thin.  W is symmetric: x_i is the white coordinate closest to y_i.
+
 Grey levels are integers v in {0, ..., L - 1}.  Dequantisation adds a u in [0, 1) and maps the L bins onto
 [-1, 1]:
 
@@ -21,6 +28,7 @@ Reference: Theis, van den Oord and Bethge, "A Note on the Evaluation of Generati
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +38,11 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.support import Support
+from sde_toolkit.models import MAX_FULL
 from sde_toolkit.utils import check_fields, checked, integer, same_values
+
+WHITE_FLOOR = 1e-6
+"""The smallest variance that whitening divides by, in units of the largest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +57,7 @@ class Scaling:
     shift: Tensor
     levels: int | None = None
     support: Support | None = None
+    matrix: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -58,7 +71,23 @@ class Scaling:
                 "support must be None for grey levels, whose bins end at 0 and the number of levels"
             )
 
+        if self.matrix is not None:
+            self._check_matrix(self.matrix)
+
+    def _check_matrix(self, matrix: Tensor) -> None:
+        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+        if self.levels is not None or not square or matrix.dtype != torch.float64:
+            raise ValueError(
+                "matrix must be float64 with shape (D, D), for continuous vectors, got "
+                f"{matrix.dtype} with shape {tuple(matrix.shape)}"
+                + (" and grey levels" if self.levels else "")
+            )
+        if not (matrix.isfinite().all() and math.isfinite(float(torch.linalg.slogdet(matrix).logabsdet))):
+            raise ValueError("matrix must be finite and invertible, got one that is not")
+
     def __repr__(self) -> str:
+        if self.matrix is not None:
+            return f"Scaling(x = W y + shift, {len(self.matrix)} features)"
         if self.levels is not None:
             return f"Scaling({self.levels} grey levels)"
         if self.support is not None:
@@ -113,6 +142,33 @@ class Scaling:
         scale = (variance if per_coordinate else variance.mean()).rsqrt()
         return Scaling(scale, -mean * scale, support=support)
 
+    @staticmethod
+    @checked
+    def whitening(w: Tensor, support: Support | None = None) -> Scaling:
+        """Return the scaling that gives ``w`` with shape (N, D), or y(w), mean 0 and covariance I.
+
+        Raises:
+            ValueError: values that are not finite or outside the support, more than ``MAX_FULL`` features, or
+                data that do not vary.
+        """
+        w = w.to(torch.float64) if support is None else support.to_line(w)
+        if w.ndim != 2 or not len(w) or not bool(torch.isfinite(w).all()):
+            raise ValueError(f"w must be finite with shape (N, D), got {w.dtype} with shape {tuple(w.shape)}")
+        apart = w - w.mean(0)
+        return Scaling.whitened(w.mean(0), apart.mT @ apart / len(w), support)
+
+    @staticmethod
+    def whitened(mean: Tensor, covariance: Tensor, support: Support | None = None) -> Scaling:
+        """Return ``whitening`` from the mean with shape (D,) and the covariance with shape (D, D)."""
+        if len(mean) > MAX_FULL:
+            raise ValueError(f"w must have at most {MAX_FULL} features to be whitened, got {len(mean)}")
+        variances, axes = torch.linalg.eigh(covariance.to(torch.float64))
+        if not float(variances[-1]) > 0:
+            raise ValueError("w must vary: scale must be positive and finite, got constant data")
+        root = variances.clamp(min=WHITE_FLOOR * float(variances[-1])).rsqrt()
+        matrix = (axes * root) @ axes.mT
+        return Scaling(_float64(1.0), -(matrix @ mean.to(torch.float64)), None, support, matrix)
+
     @property
     def log_det_per_dim(self) -> float:
         """log |dx/dw| averaged over the dimensions, in nats: log p(w) = log p(x) + D log_det_per_dim.
@@ -124,7 +180,22 @@ class Scaling:
             raise ValueError(
                 "log_det_per_dim depends on the example where data have a support; use log_det(x) / D"
             )
-        return float(self.scale.log().mean())
+        of_matrix = 0.0 if self.matrix is None else float(self._log_det_of_matrix) / len(self.matrix)
+        return float(self.scale.log().mean()) + of_matrix
+
+    @property
+    def _log_det_of_matrix(self) -> Tensor:
+        assert self.matrix is not None
+        return torch.linalg.slogdet(self.matrix).logabsdet
+
+    def _mixed(self, y: Tensor, back: bool = False) -> Tensor:
+        """W y with shape (B, D), or W^{-1} y; y itself without a matrix."""
+        if self.matrix is None:
+            return y
+        matrix = self.matrix.to(y.device)
+        if y.shape[-1:] != matrix.shape[-1:]:
+            raise ValueError(f"data must have shape (B, {len(matrix)}), got {tuple(y.shape)}")
+        return torch.linalg.solve(matrix, y.mT).mT if back else y @ matrix.mT
 
     @checked
     def log_det(self, x: Tensor) -> Tensor:
@@ -137,7 +208,10 @@ class Scaling:
         scale, shift = self.scale.to(x.device), self.shift.to(x.device)
         found = scale.log().expand(x.shape)
         if self.support is not None:
-            found = found + self.support.log_slope((x.to(torch.float64) - shift) / scale)
+            y = self._mixed((x.to(torch.float64) - shift) / scale, back=True)
+            found = found + self.support.log_slope(y)
+        if self.matrix is not None:
+            found = found + self._log_det_of_matrix.to(x.device) / len(self.matrix)
         return torch.where(x.isnan(), 0.0, found).flatten(1).sum(1)
 
     @checked
@@ -148,12 +222,12 @@ class Scaling:
             ValueError: values outside the support.
         """
         y = w.to(torch.float64) if self.support is None else self.support.to_line(w)
-        return (y * self.scale.to(w.device) + self.shift.to(w.device)).to(dtype)
+        return (self._mixed(y) * self.scale.to(w.device) + self.shift.to(w.device)).to(dtype)
 
     @checked
     def from_model(self, x: Tensor) -> Tensor:
         """Return w with the shape and dtype of ``x``, y(w) = (x - shift) / scale, computed in float64."""
-        y = (x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device)
+        y = self._mixed((x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device), back=True)
         if self.support is None:
             return y.to(x.dtype)
         return self.support.inside(self.support.from_line(y).to(x.dtype))
@@ -182,13 +256,15 @@ class Scaling:
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint: "scaling_scale", "scaling_shift", "scaling_levels" for grey levels, and
-        "scaling_low" and "scaling_high" for a support."""
+        "scaling_low" and "scaling_high" for a support, "scaling_matrix" for a matrix."""
         found = {"scaling_scale": self.scale, "scaling_shift": self.shift}
         if self.levels is not None:
             found["scaling_levels"] = torch.tensor(self.levels)
         if self.support is not None:
             low, high = self.support.ends
             found |= {"scaling_low": low.contiguous(), "scaling_high": high.contiguous()}
+        if self.matrix is not None:
+            found["scaling_matrix"] = self.matrix
         return found
 
     def _need_levels(self) -> int:
@@ -233,7 +309,7 @@ def scaling_from_tensors(tensors: Mapping[str, Tensor]) -> Scaling | None:
         raise ValueError("the support of the scaling must have a low and a high end, got one")
     support = None if low is None or high is None else Support(low, high)
     if levels is None:
-        return Scaling(scale, shift, support=support)
+        return Scaling(scale, shift, support=support, matrix=tensors.get("scaling_matrix"))
     if levels.dtype != torch.int64 or levels.ndim != 0:
         raise ValueError("the levels of the scaling must be one int64 number, got another")
     return Scaling(scale, shift, integer("levels", int(levels), 2))

@@ -50,7 +50,7 @@ from torch import Tensor
 from sde_toolkit.likelihood.dequantize import HasNats
 from sde_toolkit.likelihood.flow import values_only
 from sde_toolkit.metrics import Estimate
-from sde_toolkit.models import NetworkModel, ScoreModel, missing_log_density
+from sde_toolkit.models import NetworkModel, ScoreModel, check_entries, check_states, missing_log_density
 from sde_toolkit.utils import Stream, check_fields, checked, host_tensor, integer, returned, step_generator
 from solvers import Normals
 
@@ -325,6 +325,8 @@ def observed_log_likelihood(
     Raises:
         ValueError: a network that does not know missing entries, or a row without any observed entry.
     """
+    check_entries(model)
+    check_states(model, x, finite=False)
     integer("num_draws", num_draws, 1)
     missing, found = x.isnan(), []
     source = Normals(seed, len(x), tuple(x.shape[1:]), torch.float64, x.device)

@@ -30,7 +30,7 @@ from sde_toolkit.data.sources.tables import read_csv, read_parquet
 from sde_toolkit.data.support import Support
 from sde_toolkit.utils import Stream, checked, integer, permutation
 
-SCALINGS = ("auto", "common", "per_coordinate", "none")
+SCALINGS = ("auto", "common", "per_coordinate", "whiten", "none")
 """How continuous data can be scaled."""
 
 MAX_HELD_OUT = 1 << 32
@@ -117,7 +117,8 @@ def open_data(
             for no labels.
         columns: of a table, with commas between; "" for all.
         images: how images in folders are read.
-        scaling: of continuous data: one "common" scale, one "per_coordinate", "none" for data in model scale;
+        scaling: of continuous data: one "common" scale, one "per_coordinate", "whiten" for
+            vectors with covariance I, "none" for data in model scale;
             "auto" is per_coordinate for tables and common elsewhere.
         held_out: the share of the examples that is held out for tests, in (0, 1), or a source of its own.
         split_seed: which examples those are.
@@ -319,6 +320,8 @@ def _in_memory(held: Tensor | Rows, name: str) -> Tensor:
 
 
 def _standard(train: Tensor | Rows, scaling: str, name: str, support: Support | None) -> Scaling:
+    if scaling == "whiten":
+        return _white(train, name, support)
     if isinstance(train, Tensor) and bool(train.isnan().any()):
         if support is not None:
             _check_columns(support, tuple(train.shape[1:]))
@@ -340,6 +343,19 @@ def _standard(train: Tensor | Rows, scaling: str, name: str, support: Support | 
             f"{name} must vary in every feature, got constant values in feature {', '.join(where)}; leave "
             "constant columns out, or take data.scaling=common"
         ) from None
+
+
+def _white(train: Tensor | Rows, name: str, support: Support | None) -> Scaling:
+    """The scaling that whitens vectors."""
+    if train.ndim != 2 or not isinstance(train, Tensor) or bool(train.isnan().any()):
+        raise ValueError(
+            f"{name} must hold complete vectors in memory for data.scaling=whiten, got examples with shape "
+            f"{tuple(train.shape[1:])}" + (" and missing entries" if train.ndim == 2 else "")
+            + "; take data.scaling=per_coordinate"
+        )  # fmt: skip
+    if support is not None:
+        _check_columns(support, tuple(train.shape[1:]))
+    return Scaling.whitening(train, support)
 
 
 def _check_columns(support: Support, event_shape: tuple[int, ...]) -> None:

@@ -118,6 +118,8 @@ def gaussian_moments(x: Tensor) -> Moments:
         )
     if bool(x.isnan().all(0).any()):
         raise ValueError("x must have an observed entry in every column, got a column without; leave it out")
+    if not bool((x != x.nan_to_num().sum(0) / (~x.isnan()).sum(0)).logical_and(~x.isnan()).any()):
+        raise ValueError("x must vary, got rows that are equal where they were observed")
     x = x.double()
     patterns = torch.unique(~x.isnan(), dim=0)
     if len(patterns) > MOST_PATTERNS and len(x) > SAMPLE:

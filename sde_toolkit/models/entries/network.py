@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sde_toolkit.models.entries.gaussian import GivenEntries
 from sde_toolkit.models.network import ModuleModel, NetworkModel
-from sde_toolkit.models.score import TIME_SCALE, known_moments
+from sde_toolkit.models.score import TIME_SCALE, check_states, known_moments
 from sde_toolkit.utils import checked, integer
 
 DRAW_STEPS = 10
@@ -49,7 +49,7 @@ def check_entries(model: ModuleModel) -> None:
     shape = tuple(model.event_shape)
     if len(shape) != 1 or model.condition_shape != shape or not isinstance(model, NetworkModel):
         raise ValueError(
-            f"missing entries need vectors, and a network with condition_shape {shape}, which tells it the "
+            f"model must be one of vectors whose network has condition_shape {shape}, which tells it the "
             f"entries that are known, got condition_shape {model.condition_shape or '()'} for event_shape "
             f"{shape}; build it as NetworkModel(MLP({shape}, condition_shape={shape}), ...)"
         )
@@ -83,10 +83,12 @@ def predict_turn(model: NetworkModel, u: Tensor, angle: Tensor, known: GivenEntr
 
 def _check_rows(model: NetworkModel, x: Tensor, z: Tensor, num_steps: int) -> None:
     check_entries(model)
+    check_states(model, x, finite=False)
     integer("num_steps", num_steps, 1)
-    if x.shape[1:] != model.event_shape or z.shape != x.shape or not len(x):
+    if z.shape != x.shape or not z.is_floating_point():
         raise ValueError(
-            f"x and z must have shape (B, {model.event_shape[0]}), got {tuple(x.shape)} and {tuple(z.shape)}"
+            f"z must be numbers with the shape of x, {tuple(x.shape)}, got {z.dtype} with shape "
+            f"{tuple(z.shape)}"
         )
     if bool(x.isinf().any()) or bool(x.isnan().all(1).any()) or not bool(z.isfinite().all()):
         raise ValueError(

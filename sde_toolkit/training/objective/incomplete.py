@@ -42,6 +42,7 @@ from sde_toolkit.models import (
     ModuleModel,
     NetworkModel,
     check_entries,
+    check_states,
     draw_missing,
     evaluating,
     known_moments,
@@ -99,7 +100,13 @@ class IncompleteLoss:
         check_entries(model)
         if condition is not None:
             raise ValueError("condition must be left out where entries are missing, got one; it tells them")
+        check_states(model, x0, "x0", finite=False)
         missing = x0.isnan()
+        if bool(x0.isinf().any()) or bool(missing.all(1).any()):
+            raise ValueError(
+                "x0 must have an observed entry in every row, and finite ones or nan, got a row without "
+                "or inf"
+            )
         rows = missing.any(1).nonzero()[:, 0]
         z = normals_like(x0, generator)
         if len(rows):
