@@ -9,7 +9,7 @@ first (``support``), y(w) in the place of w, and then
 
 Vectors may be whitened: x = W (y(w) - m) with mean m and covariance S = U diag(l) U^T of y and
 
-    W = U diag(max(l, f l_max))^{-1/2} U^T,      log |dx/dy| = -1/2 sum log max(l, f l_max),    f = WHITE_FLOOR
+    W = U diag(max(l, f l_max))^{-1/2} U^T,      log |dx/dy| = -1/2 sum log max(l, f l_max),   f = WHITE_FLOOR
 
 so that x has mean 0 and covariance I, but along axes whose variance is below the floor: those are stretched
 as if they had the floor's, and stay thin.  W is symmetric: x_i is the white coordinate closest to y_i.

@@ -17,7 +17,7 @@ from sde_toolkit.likelihood import FlowSolver, log_likelihood, observed_log_like
 from sde_toolkit.models import GivenEntries, Moments, NetworkModel, draw_missing, gaussian_moments
 from sde_toolkit.networks import MLP
 from sde_toolkit.sdes import VPSDE
-from sde_toolkit.training import DenoisingLoss, IncompleteLoss, Optimization, TrainState, fit
+from sde_toolkit.training import DenoisingLoss, IncompleteLoss, Optimization, Parallel, TrainState, fit
 
 NAN = math.nan
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -213,3 +213,14 @@ def test_a_run_on_a_table_with_gaps_from_the_command_line(tmp_path, capsys):
     assert main(["likelihood", f"--workdir={tmp_path / 'run'}"]) == 0
     assert "bits/dim (18 examples" in capsys.readouterr().out
     assert main(["sample", f"--workdir={tmp_path / 'run'}", "--config.sampling.num_samples=4"]) == 0
+
+
+def test_a_batch_in_parts_is_the_same_batch():
+    x = gaussian_rows(64)
+    x[::3, 1] = x[1::4, 0] = NAN
+    data, ends = from_array(x, missing="mask", dtype=torch.float64), []
+    for parallel in (Parallel(), Parallel(accumulate=3)):
+        state = TrainState(untrained(data.moments), seed=1, parallel=parallel)
+        infos = fit(state, data, IncompleteLoss(draw_steps=3), 3, 16)
+        ends.append(torch.tensor([info.loss for info in infos]))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)

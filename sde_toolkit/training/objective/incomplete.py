@@ -22,6 +22,8 @@ What is not done: to train on the observed entries alone with the loss of the ot
 2307.00467), whose minimiser is the score of the complete data only where nothing is missing; or on the
 complete rows alone, which is biased where missingness depends on values, and wasteful in any case.
 
+In a batch that is shared by processes (``training.Parallel``) every call has the rows of the whole batch.
+
 Not promised: anything for entries that are missing because of their own hidden value.
 
 References: Rubin, "Inference and Missing Data" (1976); Celeux and Diebolt, "The SEM Algorithm" (1985); Rozet
@@ -41,6 +43,7 @@ from sde_toolkit.models import (
     GivenEntries,
     ModuleModel,
     NetworkModel,
+    OwnRows,
     check_entries,
     check_states,
     draw_missing,
@@ -107,7 +110,9 @@ class IncompleteLoss:
                 "x0 must have an observed entry in every row, and finite ones or nan, got a row without "
                 "or inf"
             )
-        rows = missing.any(1).nonzero()[:, 0]
+        shared = isinstance(model.network, OwnRows)  # which is called with whole batches
+        hit = missing.any(1)
+        rows = (hit | shared).nonzero()[:, 0]
         z = normals_like(x0, generator)
         if len(rows):
             with evaluating(model):
@@ -116,11 +121,16 @@ class IncompleteLoss:
         losses = self.complete(model, x0, generator)
         order = torch.randperm(len(x0), generator=generator, device=generator.device).to(x0.device)
         angle, z = uniforms(len(x0), generator, stratified=True).to(x0.device), normals_like(x0, generator)
-        if len(rows):
-            low, high = turn_angles(model)
-            others = order[rows]
-            turned = self._turn(model, x0[others], ~missing[rows], low + (high - low) * angle[rows], z[rows])
-            losses = losses.index_add(0, others, turned.to(losses))
+        low, high = turn_angles(model)
+        others = order if shared else order[hit]  # the row that others[k] is given as row k was
+        if len(others):
+            given, a = ~missing[rows], low + (high - low) * angle[others]
+            if shared:
+                given = given.new_empty(given.shape).index_copy(0, order, given)
+                others, a = torch.arange(len(x0), device=x0.device), low + (high - low) * angle
+            losses = losses.index_add(
+                0, others, self._turn(model, x0[others], given, a, z[others]).to(losses)
+            )
         return losses
 
     def _turn(self, model: NetworkModel, x: Tensor, given: Tensor, angle: Tensor, z: Tensor) -> Tensor:
