@@ -96,8 +96,8 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
     if _has_missing(config):
         if options.get("num_classes") or itself:
             raise ValueError(
-                "config.model must have num_classes 0 and self_conditioning false where entries may be missing "
-                f"(data.missing=mask), got {options.get('num_classes')} and {itself}; take a class as a column"
+                "config.model must have num_classes 0 and self_conditioning false where entries may be "
+                f"missing, got {options.get('num_classes')} and {itself}; take a class as a column"
             )
         options["condition_shape"] = event_shape
     if itself:

@@ -9,8 +9,8 @@ from sde_toolkit.training.objective.denoising import (
     Loss,
 )
 from sde_toolkit.training.objective.hybrid import HybridLoss
-from sde_toolkit.training.objective.learned import LearnedPart, observing
 from sde_toolkit.training.objective.incomplete import IncompleteLoss, check_missing_entries
+from sde_toolkit.training.objective.learned import LearnedPart, observing
 from sde_toolkit.training.objective.levels import noise_given_levels
 from sde_toolkit.training.objective.sliced import Simulated, SlicedScoreLoss
 from sde_toolkit.training.objective.times import TIMES_WITH_OPTIONS, LogNormal, TimeLaw, logit_normal
@@ -37,9 +37,9 @@ __all__ = [
     "EDMWeight",
     "HybridLoss",
     "ImportanceIndices",
+    "IncompleteLoss",
     "LearnedPart",
     "LearnedWeight",
-    "IncompleteLoss",
     "LogNormal",
     "LogitNormalWeight",
     "Loss",

@@ -87,6 +87,11 @@ class IncompleteLoss:
     def __post_init__(self) -> None:
         check_fields(self)
         integer("draw_steps", self.draw_steps, 1)
+        if self.complete.learned_parts:
+            raise ValueError(
+                "complete must be a loss without memory, got one that learns its weights or times; take "
+                "DenoisingLoss() with names"
+            )
 
     @checked
     def __call__(
