@@ -45,7 +45,9 @@ SCHEMA: Schema = {
     "device": "auto",
     "dtype": "float32",
     "data": Variants(
-        {"digits": {"training": "uniform"}, "ring": _TOY, "checkerboard": _TOY,
+        {"digits": {"training": "uniform"},
+         "mnist": {"training": "uniform", "validation": False, "factors": 64},
+         "ring": _TOY, "checkerboard": _TOY,
          "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}, "files": _FILES}
     ),
     "sde": Variants(

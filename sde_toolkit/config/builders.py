@@ -51,8 +51,8 @@ def build_dataset(config: Config) -> data.Dataset:
         images = {name: options.pop(name) for name in ("colour", "alpha", "resize", "crop", "on_error")}
         return data.open_data(options.pop("source"), images=data.ImageOptions(**images), **options)
     makers: dict[str, Callable[..., data.Dataset]] = {
-        "digits": data.digits, "ring": data.ring, "moons": data.moons, "checkerboard": data.checkerboard,
-        "swissroll": data.swissroll,
+        "digits": data.digits, "mnist": data.mnist, "ring": data.ring, "moons": data.moons,
+        "checkerboard": data.checkerboard, "swissroll": data.swissroll,
     }  # fmt: skip
     return makers[config.data.name](**_options(config.data))
 

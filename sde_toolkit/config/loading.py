@@ -214,7 +214,7 @@ def _checked(config: ConfigDict) -> Config:
     if config.comparison.labels and config.comparison.conditions:
         raise ValueError("give config.comparison.labels or config.comparison.conditions, not both")
     need("config.dtype", config.dtype, DTYPES)
-    if config.data.name == "digits":
+    if config.data.name in ("digits", "mnist"):
         need("config.data.training", config.data.training, data.BIN_VARIANCE)
     if config.data.name == "files":
         for field, names in DATA_NAMES.items():

@@ -34,6 +34,10 @@ ABOUT: dict[str, About] = {
     "dtype": About("number type of the weights and states"),
     "data.name": About("the data set"),
     "data.training": About("where grey levels lie inside their bins while training"),
+    "data.validation": About("whether 450 of the images to train take the place of the held-out ones"),
+    "data.factors": About(
+        "factors of the covariance beside own variances, 0 for what the size asks for", 0, _MOST
+    ),
     "data.num_train": About(_TOY_COUNT + "training", 2, _MOST),
     "data.num_test": About(_TOY_COUNT + "testing", 2, _MOST),
     "data.seed": About("of the draws", _SEED),

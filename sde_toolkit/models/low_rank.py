@@ -1,4 +1,5 @@
-"""Covariances of low rank beside a multiple of the identity, and rotations to their axes in O(n r).
+"""Covariances of low rank: beside a multiple of the identity, with rotations to their axes in O(n r), and
+beside a variance of each feature's own.
 
     S = V diag(l) V^T + s^2 (I - V V^T),        V with shape (n, r), V^T V = I
 
@@ -18,7 +19,16 @@ A function of S needs no rotation: with V now the first r columns of U, orthonor
 
 takes n r multiplications there and n r back, half of those of U f U^T.
 
-References: Tipping and Bishop, "Probabilistic Principal Component Analysis" (1999) for this covariance;
+With a variance of each feature's own (factor analysis)
+
+    S = F F^T + diag(d),        F with shape (n, r), d >= 0 with shape (n,)
+
+takes as little room in a file, and keeps what features do that never vary, or vary alone.  Nothing rotates it
+in O(n r): it is multiplied out when it is used.  The values are rounded to float32, so that a file that holds
+them so gives the same matrix.
+
+References: Tipping and Bishop, "Probabilistic Principal Component Analysis" (1999) for the first covariance;
+Rubin and Thayer, "EM Algorithms for ML Factor Analysis" (1982) for the second one;
 Schreiber and Van Loan, "A Storage-Efficient WY Representation for Products of Householder Transformations"
 (1989).
 """
@@ -170,6 +180,75 @@ class LowRank:
             used = axes.ne(0).any(0)
             axes, variances = axes[:, used].contiguous(), variances[used]
         return cls(axes, variances, rest)
+
+
+class Factors:
+    """F F^T + diag(d), of values that float32 holds; in float64 on the host.
+
+    Args:
+        loadings: F with shape (n, r), 1 <= r <= n.
+        specific: d >= 0 with shape (n,), the variance of each feature that it shares with no other.
+
+    Raises:
+        ValueError: shapes that do not fit, or values that are not finite or negative.
+    """
+
+    NAMES = ("loadings", "specific")
+
+    @checked
+    @torch.inference_mode(False)
+    def __init__(self, loadings: Any, specific: Any) -> None:
+        values = (host_tensor(name, x) for name, x in zip(self.NAMES, (loadings, specific), strict=True))
+        self.loadings, self.specific = (x.float().double() for x in values)
+        if self.loadings.ndim != 2 or not 1 <= self.loadings.shape[1] <= self.loadings.shape[0]:
+            raise ValueError(
+                f"loadings must have shape (n, r) with 1 <= r <= n, got shape {tuple(self.loadings.shape)}"
+            )
+        if self.specific.shape != self.loadings.shape[:1]:
+            raise ValueError(
+                f"specific must have shape ({len(self.loadings)},), one variance for every row of loadings, "
+                f"got {tuple(self.specific.shape)}"
+            )
+        if not all(bool(x.isfinite().all()) for x in (self.loadings, self.specific)):
+            raise ValueError("loadings and specific must be finite, got nan or inf; clean the data")
+        if float(self.specific.amin()) < 0:
+            raise ValueError(f"specific must be at least 0, got {float(self.specific.amin()):.6g}")
+
+    def __repr__(self) -> str:
+        return f"Factors({self.rank} of {len(self.loadings)} features)"
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.loadings.shape[1]
+
+    @torch.inference_mode(False)
+    def matrix(self) -> Tensor:
+        """S with shape (n, n)."""
+        product = self.loadings @ self.loadings.mT
+        return 0.5 * (product + product.mT) + self.specific.diag()
+
+    def tensors(self, rank: int | None = None) -> dict[str, Tensor]:
+        """For a checkpoint: "loadings" and "specific" in float32; up to ``rank`` filled with columns of
+        zeros."""
+        more = 0 if rank is None else rank - self.rank
+        loadings = torch.nn.functional.pad(self.loadings, (0, more))
+        return {"loadings": loadings.float(), "specific": self.specific.float()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Factors:
+        """The covariance that ``tensors`` gave.
+
+        Raises:
+            ValueError: a tensor is missing, or of a shape or values that it has not.
+        """
+        missing = [name for name in cls.NAMES if name not in tensors]
+        if missing:
+            raise ValueError(f"moments with factors must have {', '.join(cls.NAMES)}, got no {missing[0]}")
+        loadings, specific = (tensors[name] for name in cls.NAMES)
+        if loadings.ndim == 2 and bool(loadings.any()):
+            loadings = loadings[:, loadings.ne(0).any(0)]
+        return cls(loadings, specific)
 
 
 def leading(variances: Tensor, total: float, most: int) -> int:

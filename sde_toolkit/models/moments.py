@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models.components import check_events
-from sde_toolkit.models.low_rank import LowRank, leading
+from sde_toolkit.models.low_rank import Factors, LowRank, leading
 from sde_toolkit.models.products import row_product, row_update
 from sde_toolkit.utils import checked, host_tensor, same_values
 
@@ -115,11 +115,13 @@ class Moments:
 
     Args:
         mean: with shape D, at least one dimension.
-        covariance: with shape (n, n), n the number of features; or a ``LowRank`` of n features; or shape D
-            for a diagonal one; or a number.
+        covariance: with shape (n, n), n the number of features; or a ``LowRank`` or ``Factors`` of n
+            features; or shape D for a diagonal one; or a number.
 
     Attributes:
         kind: "full", "low_rank", "diagonal" or "scalar".
+        factors: those that the full covariance was multiplied out of, in the place of which a file holds
+            them; None without.
 
     Raises:
         ValueError: values that are not finite, shapes that do not fit, or a covariance that is not symmetric
@@ -130,6 +132,9 @@ class Moments:
     @torch.inference_mode(False)
     def __init__(self, mean: Any, covariance: Any) -> None:
         self.mean = _lasting("mean", mean)
+        self.factors: Factors | None = covariance if isinstance(covariance, Factors) else None
+        if self.factors is not None:
+            covariance = self.factors.matrix()
         given = isinstance(covariance, LowRank)
         self.covariance: Any = covariance if given else _lasting("covariance", covariance)
         n, event = self.mean.numel(), tuple(self.mean.shape)
@@ -309,9 +314,11 @@ class Moments:
         return Moments(self.mean, self.std**2)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint: "mean" and "std" with shape D; "covariance" of full ones; "axes", "variances" and
-        "rest" of those of low rank."""
+        """For a checkpoint: "mean" and "std" with shape D; "covariance" of full ones, "loadings" and
+        "specific" where it has factors; "axes", "variances" and "rest" of those of low rank."""
         found = {"mean": self.mean, "std": self.diagonal().covariance.sqrt()}
+        if self.factors is not None:
+            return found | self.factors.tensors()
         if self.kind == "low_rank":
             found |= self.covariance.tensors()
         return found | ({"covariance": self.covariance} if self.kind == "full" else {})
@@ -324,17 +331,19 @@ def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
         ValueError: a tensor is missing, or of a shape or values that moments have not.
     """
     covariance = tensors.get("covariance")
-    known = {"covariance", "axes", "std"} & tensors.keys()
+    known = {"covariance", "axes", "loadings", "std"} & tensors.keys()
     if "mean" not in tensors or not known:
         raise ValueError(
             'the moments of the data must have "mean" and "std" or "covariance", got '
             f"{', '.join(sorted(tensors)) or 'none'}"
         )
-    for name in ("mean", "std", "covariance", *LowRank.NAMES):
+    for name in ("mean", "std", "covariance", *LowRank.NAMES, *Factors.NAMES):
         if name in tensors and not tensors[name].is_floating_point():
             raise ValueError(f"the moments' {name} must hold real numbers, got {tensors[name].dtype}")
     if "axes" in tensors:
         return Moments(tensors["mean"], LowRank.from_tensors(tensors))
+    if "loadings" in tensors:
+        return Moments(tensors["mean"], Factors.from_tensors(tensors))
     if covariance is None:
         covariance = tensors["std"].double().square()
     return Moments(tensors["mean"], covariance)
@@ -342,10 +351,11 @@ def moments_from_tensors(tensors: Mapping[str, Tensor]) -> Moments:
 
 def class_tensors(moments: Sequence[Moments]) -> dict[str, Tensor]:
     """For a checkpoint: ``Moments.tensors`` of every class, stacked, under names that begin with "class_"."""
-    ranks = [law.covariance.rank for law in moments if law.kind == "low_rank"]
+    parts = [law.covariance if law.kind == "low_rank" else law.factors for law in moments]
+    ranks = [0 if part is None else part.rank for part in parts]
     each = [
-        law.tensors() | (law.covariance.tensors(max(ranks)) if law.kind == "low_rank" else {})
-        for law in moments
+        law.tensors() | ({} if part is None else part.tensors(max(ranks)))
+        for law, part in zip(moments, parts, strict=True)
     ]
     shared = set(each[0]).intersection(*each)
     return {f"class_{name}": torch.stack([part[name] for part in each]) for name in sorted(shared)}
