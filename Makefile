@@ -18,7 +18,7 @@ help:
 	@echo "make test-browser  the report page in headless Chromium, which apt-get installs where it is not"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmark programs; results in benchmarks/results/"
-	@echo "make checkpoint train the digits checkpoints that ship inside the package"
+	@echo "make checkpoint train the checkpoints that ship inside the package"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sde-toolkit needs Python >= 3.10, got %d.%d; try: make PYTHON=python3.11" % sys.version_info[:2])'
@@ -53,6 +53,8 @@ checkpoint: $(STAMP)
 	$(BIN)/sde-toolkit export --workdir=runs/digits-checkpoint --output=sde_toolkit/checkpoints/digits.safetensors
 	$(BIN)/sde-toolkit train --config=digits_classes --workdir=runs/digits-classes
 	$(BIN)/sde-toolkit export --workdir=runs/digits-classes --output=sde_toolkit/checkpoints/digits_classes.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/sde-toolkit train --config=mnist --workdir=runs/mnist
+	$(BIN)/sde-toolkit export --workdir=runs/mnist --output=sde_toolkit/checkpoints/mnist.safetensors
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache

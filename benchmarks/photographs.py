@@ -32,8 +32,6 @@ Bits per dimension are those of 8-bit levels: -log2 p(w) / D with p the density 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
 import sys
 import time
@@ -44,35 +42,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.moments import errors
+from benchmarks.of_networks import (
+    FINALISTS,
+    FIRST,
+    NUM_FIRST,
+    RTOL,
+    SECOND_ROUND,
+    TEST_BATCH,
+    Competitor,
+    competitors,
+    keep,
+    kept,
+    likelihood,
+    summary,
+)
+from benchmarks.of_networks import flow as flow_errors
 from benchmarks.patches import seconds_trained, trained
-from benchmarks.peers import ours
-from benchmarks.peers.flow import EVALUATIONS, network_problem, our_error, peer_error
+from benchmarks.peers.flow import EVALUATIONS
 from benchmarks.record import digits, write_result
 from sde_toolkit.likelihood import Endpoint, FlowSolver, Hutchinson, log_likelihood
-from sde_toolkit.models import Moments, NetworkModel
+from sde_toolkit.models import NetworkModel
 from sde_toolkit.runs import Run
 from sde_toolkit.samplers import default, gaussian_residual, unipc
-from sde_toolkit.utils import atomic_write
 from solvers import AB4
 
 NETWORK = {"model.channels": (32, 64, 64), "model.patch_size": 2}
 POINTS, SEED, SCREEN_POINTS, SCREEN_SEED = 16, 51, 6, 50
-FIRST, SECOND_ROUND, FINALISTS = 10, 20, 3
-RTOL = (1e-7, 1e-6)
 RANKS = (16, 64)
 BATCH, FEW, MANY, TURNS = 16, 10, 30, 9
-NUM_TEST, NUM_DIAGONAL, TEST_BATCH, DIAGNOSED, NUM_CONTROL, PROBES, STEPS = 64, 16, 16, 8, 8, 16, 24
-
-Competitor = tuple[str, str, Callable[..., float], Any]
-
-
-def competitors() -> list[Competitor]:
-    """Whose, title, how its error is measured and the entry, of our other presets and of diffusers."""
-    from benchmarks.peers import diffusers
-
-    found = [("ours", e.title.removeprefix("sde_toolkit "), our_error, e) for e in ours.deterministic()]
-    return found + [("diffusers", p.title, peer_error, p) for p in diffusers.deterministic()]
+NUM_TEST, NUM_DIAGONAL, NUM_CONTROL, PROBES, STEPS = 64, NUM_FIRST, 8, 16, 24
 
 
 def flow(
@@ -84,27 +82,13 @@ def flow(
     rtol: tuple[float, float] = RTOL,
 ) -> dict[str, Any]:
     """Errors of the module's head: row -> one for every number of evaluations, and who is the best."""
-    judge, coarse = (network_problem("photographs", model, points, SEED, tol) for tol in rtol)
-    fine = judge.error(coarse.end)
-    print(f"   the fine solution at rtol {rtol[1]:g} is {fine:.2g} from that at {rtol[0]:g}", flush=True)
     law = model.moments
     assert law is not None
     table = {"low rank": law, **{f"{r} axes": law.low_rank(r) for r in RANKS if r < law.covariance.rank}}
     table |= {"diagonal": law.diagonal(), "one number": law.scalar()}
-    rows: dict[str, Any] = {name: errors(judge, moments, budgets) for name, moments in table.items()}
-    for name, row in rows.items():
-        print(f"   {name:24}" + "".join(f"{value:11.5f}" for value in row), flush=True)
-    screen, best = network_problem("screen", model, screen_points, SCREEN_SEED), {}
-    for whose in dict.fromkeys(entry[0] for entry in others):
-        mine = [entry for entry in others if entry[0] == whose]
-        mine = sorted(mine, key=lambda entry: entry[2](entry[3], screen, FIRST))[:SECOND_ROUND]
-        best[whose] = []
-        for nfe in budgets:
-            first = sorted(mine, key=lambda entry: entry[2](entry[3], screen, nfe))[:FINALISTS]
-            value, title = min((entry[2](entry[3], judge, nfe), entry[1]) for entry in first)
-            best[whose].append({"error": digits(value), "sampler": title})
-            print(f"   best of {whose} at {nfe}: {value:.5f} {title}", flush=True)
-    return {"errors": {k: [digits(v) for v in row] for k, row in rows.items()}, "best": best, "fine": fine}
+    return flow_errors(
+        "photographs", model, table, others, points, screen_points, SEED, SCREEN_SEED, budgets, rtol
+    )
 
 
 def timing(model: NetworkModel, batch: int = BATCH, turns: int = TURNS) -> dict[str, Any]:
@@ -156,70 +140,6 @@ def _ratios(seconds: dict[int, list[float]], found: dict[str, dict[int, list[flo
     return row
 
 
-def likelihood(
-    model: NetworkModel,
-    x: Tensor,
-    log_det: float,
-    moments: Moments,
-    done: Sequence[dict[str, Any]] = (),
-    save: Callable[[list[dict[str, Any]]], object] = lambda batches: None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Bits per dimension of x with their error and their cost.
-
-    Args:
-        model, x, log_det, moments: what is evaluated, and the scale of the levels.
-        done: batches of an earlier call that was stopped.
-        save: told the batches after each.
-        options: instead of the defaults.
-    """
-    batches = list(done)
-    for first in range(TEST_BATCH * len(batches), len(x), TEST_BATCH):
-        cpu = time.process_time()
-        found = log_likelihood(
-            model, x[first : first + TEST_BATCH], endpoint=Endpoint(moments=moments), first_sample=first,
-            log_det_per_dim=log_det, num_diagnostic_samples=0 if first else DIAGNOSED, **options,
-        )  # fmt: skip
-        error = found.standard_error_bits_per_dim
-        batch: dict[str, Any] = {
-            "bits": found.bits_per_dim.tolist(),
-            "errors": [0.0] * len(found.nats) if error is None else error.tolist(),
-            "probes": found.num_probes.tolist(),
-            "evaluations": found.nfe.tolist(),
-            "seconds": found.seconds,
-            "of the processor": time.process_time() - cpu,
-        }
-        if found.budget is not None:
-            unit, entries = x[0].numel() * math.log(2), [*found.budget.items(), ("total", found.budget.total)]
-            batch["budget"] = {n: [digits(-e.mean / unit), digits(e.rms / unit)] for n, e in entries}
-            batch["lines"] = found.budget.lines(x[0].numel())
-        batches.append(batch)
-        save(batches)
-    return _summary(batches)
-
-
-def _summary(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def all_of(name: str) -> list[float]:
-        return [value for batch in batches for value in batch[name]]
-
-    bits, few = all_of("bits"), min(NUM_DIAGONAL, len(all_of("bits")))
-    row = {
-        "patches": len(bits),
-        "bits/dim": statistics.fmean(bits),
-        "standard error of the mean": statistics.stdev(bits) / math.sqrt(len(bits)),
-        "standard error of a value, probes": math.sqrt(statistics.fmean(e**2 for e in all_of("errors"))),
-        "probes": sorted(set(all_of("probes"))),
-        "evaluations": statistics.fmean(all_of("evaluations")),
-        f"bits/dim of the first {few}": statistics.fmean(bits[:few]),
-        f"evaluations of the first {few}": statistics.fmean(all_of("evaluations")[:few]),
-        "seconds": sum(batch["seconds"] for batch in batches),
-        "seconds of the processor": sum(batch["of the processor"] for batch in batches),
-        "bits/dim of the budget: correction, size": batches[0]["budget"],
-        "budget": batches[0]["lines"],
-    }
-    return {name: digits(v) if isinstance(v, float) else v for name, v in row.items()}
-
-
 def control(
     model: NetworkModel, x: Tensor, num_probes: int = PROBES, steps: int = STEPS
 ) -> dict[str, float | None]:
@@ -251,12 +171,12 @@ def likelihoods(run: Run, kind: str, count: int, path: Path) -> dict[str, Any]:
     assert isinstance(model, NetworkModel)
     assert model.moments is not None
     moments = {"low rank": model.moments, "diagonal": model.moments.diagonal()}[kind]
-    parts = _kept(path, run.fingerprint)
+    parts = kept(path, run.fingerprint)
 
     def save(batches: list[dict[str, Any]]) -> None:
         parts[kind] = batches
-        _keep(path, run.fingerprint, parts)
-        print(f"   {kind}, {len(batches)} batches: {_summary(batches)['bits/dim']} bits/dim", flush=True)
+        keep(path, run.fingerprint, parts)
+        print(f"   {kind}, {len(batches)} batches: {summary(batches)['bits/dim']} bits/dim", flush=True)
 
     row = likelihood(
         model, dataset.scaled_test()[:count], dataset.scaling.log_det_per_dim, moments,
@@ -275,18 +195,6 @@ def show_timing(found: dict[str, Any]) -> None:
     print("   " + " " * 12 + "".join(f"{name:>26}" for name in columns))
     for name, row in found.items():
         print(f"   {name:12}" + "".join(f"{row[column]:>26}" for column in columns), flush=True)
-
-
-def _kept(path: Path, fingerprint: str) -> dict[str, Any]:
-    """Parts that were measured on these weights."""
-    if not path.is_file():
-        return {}
-    kept = json.loads(path.read_text())
-    return kept["parts"] if kept["weights"] == fingerprint else {}
-
-
-def _keep(path: Path, fingerprint: str, parts: dict[str, Any]) -> None:
-    atomic_write(path, json.dumps({"weights": fingerprint, "parts": parts}, indent=1).encode())
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -309,11 +217,11 @@ def main(arguments: Sequence[str] = ()) -> None:
         parser.error(f"unknown part {', '.join(unknown)}; choose from {', '.join(parts)}")
     torch.set_num_threads(1)
     run = trained(options.workdir, options.minutes, NETWORK)
-    done = _kept(path, run.fingerprint)
+    done = kept(path, run.fingerprint)
     for name in options.parts or [name for name in parts if name not in done]:
         print(f"   {name}", flush=True)
         done[name] = parts[name](run)
-        _keep(path, run.fingerprint, done)
+        keep(path, run.fingerprint, done)
         if name == "time":
             show_timing(done[name])
     law, dataset = run.model.moments, run.dataset()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import recipes_tables
 import torch
+from recipes_data import data_sets
 from recipes_training import objectives
 
 import sde_toolkit as sde
@@ -478,6 +479,7 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | _models()
         | _likelihoods()
         | _data(folder)
+        | {name: Recipe(*recipe) for name, recipe in data_sets().items()}
         | _training(folder)
         | _metrics()
         | _lab(folder)

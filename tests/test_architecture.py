@@ -226,9 +226,9 @@ def dependencies_are_declared(sources: Sources) -> list[str]:
     """Of the dependencies, or of an extra that serves the library; "dev" and "peers" do not."""
     text = (ROOT / "pyproject.toml").read_text()
     blocks = re.findall(
-        r"^(?:dependencies|images|tables|hf|fid|logging) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE
+        r"^(?:dependencies|images|mnist|tables|hf|fid|logging) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE
     )
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', "".join(blocks))}
     known = declared | {"solvers", "sde_toolkit", *sys.stdlib_module_names}
     return [
