@@ -71,7 +71,7 @@ SCHEMA: Schema = {
                  "label_dropout": 0.1, "snapshot_every": 0, "snapshot_lengths": (0.05, 0.1),
                  "evaluate_every": 0, "evaluate_examples": 512, "evaluate_bins": 8, "keep_best": False,
                  "patience": 0, "sample_every": 0, "spike_factor": 0.0, "trackers": "", "changes": "",
-                 "accumulate": 1, "shard": False},
+                 "accumulate": 1, "shard": False, "autocast": "none", "compile": False},
     "sampling": Variants(sampler_fields.OwnFields(), "sampler", sampler_fields.COMMON),
     "likelihood": dict(likelihood_fields.FIELDS),
     "comparison": {"problems": (names.OWN_MODEL,), "samplers": ("ddim",), "grids": (names.OWN_GRID,),

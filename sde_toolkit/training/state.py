@@ -222,13 +222,15 @@ class TrainState:
             lr=rule.learning_rate,
             betas=rule.betas,
             weight_decay=rule.weight_decay,
+            fused=_fuses(model.network),
         )
         # AdamW's own initial state, made now so that every tensor of the run always is there to save
         for parameter in model.network.parameters():
             wide = parameter.detach().float() if is_narrow(parameter) else parameter.detach()
             moments = {key: torch.zeros_like(wide) for key in ("exp_avg", "exp_avg_sq")}
             moments |= {"wide": wide} if is_narrow(parameter) else {}
-            self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+            count = torch.zeros((), device=parameter.device if self.optimizer.defaults["fused"] else "cpu")
+            self.optimizer.state[parameter] = {"step": count, **moments}
         self.data: dict[str, Tensor] = {}
         self.notes: dict[str, Any] = {}
         self.updating = False
@@ -262,10 +264,11 @@ class TrainState:
         self.updating = False
 
     def _require_finite_weights(self) -> None:
-        weights = {name: parameter.detach() for name, parameter in plain_parameters(self.model.network)}
+        found = [parameter.detach() for parameter in self.model.network.parameters()]
         kind = 2.0 if self.parallel.shard else math.inf  # an empty part of a tensor has no largest element
-        if math.isfinite(float(whole_tensor(nn.utils.get_total_norm(weights.values(), kind)))):
+        if math.isfinite(float(whole_tensor(nn.utils.get_total_norm(found, kind)))):
             return
+        weights = {name: parameter.detach() for name, parameter in plain_parameters(self.model.network)}
         bad = next(name for name, weight in weights.items() if not bool(weight.isfinite().all()))
         raise NonFiniteError(
             f"the weights must stay finite, got nan or inf in {bad!r} after step {self.step + 1}; restore "
@@ -304,6 +307,11 @@ class TrainState:
         for number, trace in enumerate(self.traces):
             tensors |= prefixed(f"traces.{number}", plain_tensors(trace))
         return tensors
+
+
+def _fuses(network: nn.Module) -> bool:
+    """Whether one kernel can update all parameters."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in network.parameters())
 
 
 def _check_trainable(network: nn.Module) -> None:

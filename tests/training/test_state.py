@@ -85,7 +85,9 @@ def test_schedules():
 
 def test_the_first_update_is_that_of_a_fresh_adamw():
     state, other = make_state(), make_state()
-    plain = torch.optim.AdamW(other.model.network.parameters(), lr=0.05, betas=(0.9, 0.99), weight_decay=0.0)
+    plain = torch.optim.AdamW(
+        other.model.network.parameters(), lr=0.05, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
     advance(state, 1)
     generator = torch.Generator().manual_seed(0)
     for parameter in other.model.network.parameters():

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sde_toolkit.config import (
     Config,
     build_dataset,
@@ -101,6 +103,10 @@ def train_run(
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep", "accumulate"):
         integer(f"config.training.{name}", config.training[name], 1)
     check_watch(config)
+    if config.training.autocast not in ("none", "bfloat16"):
+        raise ValueError(
+            f"config.training.autocast must be none or bfloat16, got {config.training.autocast!r}"
+        )
     allow = check_allowed(allow)
     with launched() as processes, _locked(workdir, processes) as lock:
         _require_room(workdir, MIN_FREE_BYTES)
@@ -121,7 +127,9 @@ def train_run(
             restore(state, checkpoint)
         if lock is not None:
             atomic_write(workdir / "config.json", config_json(config).encode())
-        with watching(workdir, state, dataset, loss, config) as watch:
+        if settings.compile:
+            state.model.network.compile()
+        with watching(workdir, state, dataset, loss, config) as watch, _autocast(config, state):
             start = _start(state, model, dataset, config, watch.finished)
             _require_room(workdir, MIN_FREE_BYTES + start.num_snapshots * start.snapshot_bytes)
             if on_start is not None:
@@ -137,6 +145,13 @@ def train_run(
                 snapshot_every=settings.snapshot_every)  # fmt: skip
         processes.wait()  # the last checkpoint is written
     return open_run(workdir, overrides)
+
+
+def _autocast(config: Config, state: TrainState) -> contextlib.AbstractContextManager[object]:
+    """The type of products that ``config.training.autocast`` names."""
+    if config.training.autocast == "none":
+        return contextlib.nullcontext()
+    return torch.autocast(state.model.device.type, torch.bfloat16)
 
 
 @contextlib.contextmanager

@@ -54,7 +54,12 @@ def is_narrow(tensor: Tensor) -> bool:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the parameters of ``average`` towards those of ``network``, in place; buffers are copied."""
-    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
+    means: list[Tensor] = list(average.parameters())
+    values = [value.detach() for value in network.parameters()]
+    if all(mean.dtype == value.dtype for mean, value in zip(means, values, strict=True)):
+        torch._foreach_lerp_(means, values, 1 - decay)
+    else:
+        for mean, value in zip(means, values, strict=True):
+            mean.lerp_(value, 1 - decay)
     for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
         kept.copy_(buffer)
