@@ -13,6 +13,7 @@ from sde_toolkit import data, likelihood, models, training
 
 ROWS = torch.tensor([[0.5, math.nan], [-1.0, 0.3], [math.nan, 1.0], [0.2, 0.1]], dtype=torch.float64)
 MORE_ROWS = torch.cat([ROWS, 0.7 * ROWS.flip(1), 0.4 - ROWS])
+CIRCLE = data.Circles((0,), (360.0,))
 SOLVER = sde.FlowSolver(rtol=1e-2, atol=1e-2)
 
 
@@ -47,6 +48,10 @@ def tables() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]
             likelihood.observed_log_likelihood,
             lambda: {"model": knowing_model(), "x": ROWS, "log_likelihood": _quick},
         ),
+        "data.Circles": (data.Circles, lambda: {"columns": (0,), "periods": (360.0,)}),
+        "Circles.embed": (CIRCLE.embed, lambda: {"w": MORE_ROWS.nan_to_num(), "seed": 1}),
+        "Circles.angles": (CIRCLE.angles, lambda: {"x": MORE_ROWS.nan_to_num(2.0)}),
+        "Circles.log_det": (CIRCLE.log_det, lambda: {"x": MORE_ROWS.nan_to_num(2.0)}),
         "Scaling.whitening": (data.Scaling.whitening, lambda: {"w": MORE_ROWS.nan_to_num()}),
         "from_array with gaps": (data.from_array, lambda: {"x": MORE_ROWS, "missing": "mask"}),
     }  # fmt: skip

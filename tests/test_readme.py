@@ -17,7 +17,7 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(BLOCKS) == 14
+    assert len(BLOCKS) == 15
     assert len(COMMANDS) == 20
 
 
@@ -27,6 +27,7 @@ def test_there_is_something_to_check():
     ids=[
         "processes",
         "own",
+        "tables",
         "vectors",
         "given",
         "conditions",

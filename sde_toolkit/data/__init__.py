@@ -3,6 +3,7 @@
 from sde_toolkit.data.batches import (
     batch_indices,
 )
+from sde_toolkit.data.circle import Circles
 from sde_toolkit.data.dataset import (
     BIN_VARIANCE,
     FLIPS,
@@ -59,6 +60,7 @@ __all__ = [
     "MISSING",
     "ON_ERROR",
     "SCALINGS",
+    "Circles",
     "Dataset",
     "Flip",
     "ImageOptions",

@@ -76,6 +76,7 @@ class Stream(enum.IntEnum):
     SKETCH = _GENERATORS + 13  # directions that find the widest axes of data
     HELD_OUT = _GENERATORS + 14  # times and noises of losses on held-out examples
     HELD_OUT_LEVELS = _GENERATORS + 15  # those of such losses at given noise levels
+    RADII = _GENERATORS + 16  # of angles as points of the plane
 
 
 def seed_sequence(seed: int, stream: int, step: int) -> np.random.SeedSequence:
