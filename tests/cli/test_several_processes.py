@@ -93,3 +93,14 @@ def test_a_killed_process_ends_the_run_which_goes_on(killed, resumed_by, alone, 
 
 def latest_saved(workdir):
     return list(workdir.glob("checkpoints/step-*.safetensors"))
+
+
+def test_products_in_bfloat16_and_unknown_types(tmp_path, alone):
+    narrow = trained(tmp_path / "narrow", 1, "--config.training.autocast=bfloat16")
+    assert 0 < largest_difference(alone, narrow)
+    assert narrow.metrics["loss"] == pytest.approx(alone.metrics["loss"], rel=0.05)
+    assert all(tensor.dtype != torch.bfloat16 for tensor in narrow.tensors.values())
+    words = command(tmp_path / "none", 1, "--config.training.autocast=float8")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "config.training.autocast must be none or bfloat16, got 'float8'" in done.stderr
