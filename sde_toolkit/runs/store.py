@@ -203,7 +203,7 @@ def _opened(
         moments = moments_from_tensors(checkpoint.part("data"))
         classes = class_moments_from_tensors(checkpoint.part("data"))
         scaling = scaling_from_tensors(checkpoint.part("data"))
-        shape, std = moments.event_shape, moments.diagonal().std
+        shape, std = moments.event_shape, (checkpoint.model or {}).get("data_std", moments.diagonal().std)
         dtype = _weights_type(checkpoint)
         need_same_shapes(checkpoint, config)
         model = build_model(config, shape, std, moments, classes)
