@@ -207,7 +207,7 @@ def test_a_run_that_was_trained_from_python_is_opened(tmp_path, config, capsys):
         load_model(checkpoint_paths(tmp_path)[-1])
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_classes"])
+@pytest.mark.parametrize("name", ["digits", "digits_classes", "mnist"])
 def test_the_shipped_checkpoints_are_files_of_one_model(name):
     run = runs.open_shipped(name)
     model = load_model(runs.shipped_path(name))

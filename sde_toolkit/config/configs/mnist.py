@@ -1,4 +1,4 @@
-"""5000 images of MNIST with their labels, a class-conditional U-Net under VP: twenty minutes on two cores."""
+"""5000 images of MNIST with their labels, a class-conditional U-Net under VP: eleven minutes on one core."""
 
 from ml_collections import ConfigDict
 
