@@ -265,9 +265,10 @@ class TrainState:
 
     def _require_finite_weights(self) -> None:
         found = [parameter.detach() for parameter in self.model.network.parameters()]
-        kind = 2.0 if self.parallel.shard else math.inf  # an empty part of a tensor has no largest element
-        if math.isfinite(float(whole_tensor(nn.utils.get_total_norm(found, kind)))):
-            return
+        # the Euclidean norm is the cheaper one, and may overflow; an empty part of a tensor has no other
+        for kind in (2.0,) if self.parallel.shard else (2.0, math.inf):
+            if math.isfinite(float(whole_tensor(nn.utils.get_total_norm(found, kind)))):
+                return
         weights = {name: parameter.detach() for name, parameter in plain_parameters(self.model.network)}
         bad = next(name for name, weight in weights.items() if not bool(weight.isfinite().all()))
         raise NonFiniteError(
