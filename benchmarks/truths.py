@@ -104,14 +104,16 @@ def excess(data: ExactData, model: NetworkModel, weighting: str) -> float:
 class _Single(ExactModel):
     """An exact model asked with float32 states, so that it gets the draws of a network."""
 
-    dtype = torch.float32
+    def __init__(self, data: ExactData) -> None:
+        super().__init__(data, SDE)
+        self.dtype = torch.float32
 
     def raw(self, x_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
         return super().raw(x_t.double(), t, condition).float()
 
 
 def _in_float32(data: ExactData) -> ExactModel:
-    return _Single(data, SDE)
+    return _Single(data)
 
 
 def main(arguments: Sequence[str] = ()) -> None:
