@@ -195,10 +195,6 @@ def main(arguments: Sequence[str] = ()) -> None:
     path = (options.workdir or Path("runs/mnist-benchmark")) / "mnist.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = kept(path, run.fingerprint)
-    for name in options.parts or [name for name in PARTS if name not in done]:
-        print(f"   {name}", flush=True)
-        done[name] = PARTS[name](run)
-        keep(path, run.fingerprint, done)
     settings = {
         "parameters": sum(p.numel() for p in run.model.parameters()), "updates": run.step,
         "config": run.config.to_dict(), "evaluations": EVALUATIONS, "points": POINTS, "seed": SEED,
@@ -208,7 +204,11 @@ def main(arguments: Sequence[str] = ()) -> None:
         "seed of samples": SAMPLE_SEED, "steps of likelihoods": LIKELIHOOD_STEPS,
         "steps of Bayes' rule": BAYES_STEPS,
     }  # fmt: skip
-    write_result("mnist", settings, {name: done[name] for name in PARTS if name in done})
+    for name in options.parts or [name for name in PARTS if name not in done]:
+        print(f"   {name}", flush=True)
+        done[name] = PARTS[name](run)
+        keep(path, run.fingerprint, done)
+        write_result("mnist", settings, {name: done[name] for name in PARTS if name in done})
 
 
 if __name__ == "__main__":
