@@ -14,7 +14,7 @@ frechet      distance of 500 samples, the classes as often as held out, from the
 flow         error of the probability flow against the network's own at equal evaluations, without a class:
              the Gaussian-residual sampler, and the best of our other presets and of diffusers' schedulers
              under every grid, chosen on 6 starts and judged on 16 fresh ones (``benchmarks.of_networks``)
-likelihood   log p of 64 held-out images given their class, with the error budget
+likelihood   log p of 32 held-out images given their class, with the error budget
 bayes        accuracy of Bayes' rule on 100 held-out images: log p by the flow, 16 steps of order 4, one probe
              and coordinates that all classes share
 
@@ -65,7 +65,7 @@ FIGURE = RESULTS.parent.parent / "docs" / "mnist-samples.png"
 POINTS, SEED, SCREEN_POINTS, SCREEN_SEED = 16, 71, 6, 70
 PER_CLASS, SAMPLE_SEED, SAMPLE_STEPS, ZOOM = 10, 72, 20, 2
 TOLERANCES = (1e-6, 1e-5)
-NUM_LIKELIHOOD, NUM_BAYES, LIKELIHOOD_STEPS, BAYES_STEPS = 64, 100, 24, 16
+NUM_LIKELIHOOD, NUM_BAYES, LIKELIHOOD_STEPS, BAYES_STEPS = 32, 100, 24, 16
 
 
 def features(dataset: Dataset) -> FeatureExtractor:

@@ -90,6 +90,7 @@ def likelihood(
     moments: Moments,
     done: Sequence[dict[str, Any]] = (),
     save: Callable[[list[dict[str, Any]]], object] = lambda batches: None,
+    condition: Tensor | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Bits per dimension of x with their error and their cost.
@@ -98,11 +99,14 @@ def likelihood(
         model, x, log_det, moments: what is evaluated, and the scale of the levels.
         done: batches of an earlier call that was stopped.
         save: told the batches after each.
+        condition: one row for every row of x.
         options: instead of the defaults.
     """
     batches = list(done)
     for first in range(TEST_BATCH * len(batches), len(x), TEST_BATCH):
         cpu = time.process_time()
+        if condition is not None:
+            options["condition"] = condition[first : first + TEST_BATCH]
         found = log_likelihood(
             model, x[first : first + TEST_BATCH], endpoint=Endpoint(moments=moments), first_sample=first,
             log_det_per_dim=log_det, num_diagnostic_samples=0 if first else DIAGNOSED, **options,
