@@ -143,11 +143,11 @@ class Chain:
         most ``max_beta`` (2102.09672, eq. 17).
 
         Raises:
-            ValueError: no step, s negative, or max_beta outside (0, 1).
+            ValueError: no step, s outside [0, 1], or max_beta outside (0, 1).
         """
-        if num_steps < 1 or not 0 <= s < math.inf or not 0 < max_beta < 1:
+        if num_steps < 1 or not 0 <= s <= 1 or not 0 < max_beta < 1:
             raise ValueError(
-                "num_steps must be at least 1, s a finite number >= 0 and max_beta in (0, 1), got "
+                "num_steps must be at least 1, s in [0, 1] and max_beta in (0, 1), got "
                 f"{num_steps}, {s} and {max_beta}; try Chain.cosine(1000)"
             )
         t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)

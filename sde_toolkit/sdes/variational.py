@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.sdes.chain import Chain
+from sde_toolkit.utils import checked
 from solvers.terms import expand_like
 
 
@@ -45,6 +46,7 @@ class VariationalTerms:
         ValueError: fewer steps.
     """
 
+    @checked
     def __init__(self, chain: Chain) -> None:
         self.chain, self.first = chain, 1 + int(chain.sigmas[0] == 0)
         if chain.num_steps <= self.first:
@@ -58,6 +60,7 @@ class VariationalTerms:
         ratio = chain.sigmas[self.first - 1 : -1] / chain.sigmas[self.first :]
         self.log_ratio = torch.cat([pad, 2 * ratio.log()])
 
+    @checked
     def divergence(self, i: Tensor, error: Tensor, v: Tensor) -> Tensor:
         """KL with shape (B, *), for indices i >= ``first`` with shape (B,) (0 before), squared errors h of
         the noise and fractions v with shape (B, *), or broadcastable to it."""
@@ -65,12 +68,14 @@ class VariationalTerms:
         weight = expand_like(self.mean_weight.to(i.device)[i], error) * log_r.exp()
         return weight * error + 0.5 * (torch.expm1(log_r) - log_r)
 
+    @checked
     def decoder_std(self, v: Tensor) -> Tensor:
         """The decoder's standard deviation with the shape of v; for chains without noise at index 0."""
         large = self.chain.sigmas[1].square() / self.chain.alphas[0].square()
         gain = 1 - (self.nsr[1] / self.nsr[2]).square()
         return (0.5 * (float(large.log()) + (1 - v) * float(gain.log()))).exp()
 
+    @checked
     def decoder_loss(self, error: Tensor, v: Tensor) -> Tensor:
         """-log N(x0; x0_hat(x_1), c^2) with shape (B, *), for squared errors h of the noise in x_1."""
         std = self.decoder_std(v)

@@ -28,6 +28,8 @@ from sde_toolkit.training.objective.times import lam_rate
 from sde_toolkit.training.objective.weightings import WEIGHTS, Weight, Weighting, weights_at
 from sde_toolkit.utils import checked, integer
 
+_LEAST_WIDTH = 0.001
+"""Of bins."""
 _MOST_LAM = 15.0
 """The bins of AdaptiveTimes lie between this and minus this; beyond, the last bin goes on."""
 
@@ -46,13 +48,13 @@ class AdaptiveTimes(LearnedPart):
     A bin without a loss so far has the mean of the others.
 
     Raises:
-        ValueError: ``width`` not in (0, 15], or ``decay`` not in [0, 1).
+        ValueError: ``width`` not in [0.001, 15], or ``decay`` not in [0, 1).
     """
 
     @checked
     def __init__(self, width: float = 0.2, decay: float = 0.99) -> None:
-        if not 0 < width <= _MOST_LAM:
-            raise ValueError(f"width must lie in (0, {_MOST_LAM:g}], got {width}; try 0.2")
+        if not _LEAST_WIDTH <= width <= _MOST_LAM:
+            raise ValueError(f"width must lie in [{_LEAST_WIDTH}, {_MOST_LAM:g}], got {width}; try 0.2")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}; try 0.99")
         self.width, self.decay = width, decay
