@@ -50,7 +50,7 @@ from torch import Tensor
 from sde_toolkit.likelihood.dequantize import HasNats
 from sde_toolkit.likelihood.flow import values_only
 from sde_toolkit.metrics import Estimate
-from sde_toolkit.models import NetworkModel, ScoreModel, check_entries, check_states, missing_log_density
+from sde_toolkit.models import ModuleModel, ScoreModel, check_entries, check_states, missing_log_density
 from sde_toolkit.utils import Stream, check_fields, checked, host_tensor, integer, returned, step_generator
 from solvers import Normals
 
@@ -307,7 +307,7 @@ class ObservedLogLikelihood:
 
 @checked
 def observed_log_likelihood(
-    model: NetworkModel,
+    model: ModuleModel,
     x: Tensor,
     num_draws: int = 1,
     seed: int = 0,

@@ -71,6 +71,8 @@ class VariationalTerms:
     @checked
     def decoder_std(self, v: Tensor) -> Tensor:
         """The decoder's standard deviation with the shape of v; for chains without noise at index 0."""
+        if not v.is_floating_point():
+            raise TypeError(f"v must be a tensor of real numbers, got {v.dtype}; use v.double()")
         large = self.chain.sigmas[1].square() / self.chain.alphas[0].square()
         gain = 1 - (self.nsr[1] / self.nsr[2]).square()
         return (0.5 * (float(large.log()) + (1 - v) * float(gain.log()))).exp()

@@ -55,14 +55,14 @@ def check_entries(model: ModuleModel) -> None:
         )
 
 
-def turn_angles(model: NetworkModel, t_min: float = _T_MIN) -> tuple[float, float]:
+def turn_angles(model: ModuleModel, t_min: float = _T_MIN) -> tuple[float, float]:
     """The angles a of the first and of the last time."""
     ends = model.sde.nsr(torch.tensor([max(t_min, 1e-12), model.sde.T], dtype=torch.float64))
     low, high = ends.atan().tolist()
     return low, high
 
 
-def predict_turn(model: NetworkModel, u: Tensor, angle: Tensor, known: GivenEntries) -> Tensor:
+def predict_turn(model: ModuleModel, u: Tensor, angle: Tensor, known: GivenEntries) -> Tensor:
     """F with shape (B, D), 0 where entries are known.
 
     Args:
@@ -81,7 +81,7 @@ def predict_turn(model: NetworkModel, u: Tensor, angle: Tensor, known: GivenEntr
     return torch.where(known.given, 0.0, F.to(u))
 
 
-def _check_rows(model: NetworkModel, x: Tensor, z: Tensor, num_steps: int) -> None:
+def _check_rows(model: ModuleModel, x: Tensor, z: Tensor, num_steps: int) -> None:
     check_entries(model)
     check_states(model, x, finite=False)
     integer("num_steps", num_steps, 1)
@@ -99,7 +99,7 @@ def _check_rows(model: NetworkModel, x: Tensor, z: Tensor, num_steps: int) -> No
 
 @checked
 @torch.no_grad()
-def draw_missing(model: NetworkModel, x: Tensor, z: Tensor, num_steps: int = DRAW_STEPS) -> Tensor:
+def draw_missing(model: ModuleModel, x: Tensor, z: Tensor, num_steps: int = DRAW_STEPS) -> Tensor:
     """Rows x with shape (B, D), their missing entries (nan) drawn from the model's law given the others.
 
     The flow of the module's head is solved by the two-step method of Adams and Bashforth, at equal steps of
@@ -127,7 +127,7 @@ def draw_missing(model: NetworkModel, x: Tensor, z: Tensor, num_steps: int = DRA
 
 @checked
 def missing_log_density(
-    model: NetworkModel, x: Tensor, z: Tensor, num_steps: int = _DENSITY_STEPS
+    model: ModuleModel, x: Tensor, z: Tensor, num_steps: int = _DENSITY_STEPS
 ) -> tuple[Tensor, Tensor]:
     """A draw as by ``draw_missing``, and log q(x_M | x_O) of it with shape (B,), float64.
 
@@ -154,7 +154,7 @@ def missing_log_density(
 
 
 def _with_divergence(
-    model: NetworkModel, u: Tensor, angle: float, known: GivenEntries
+    model: ModuleModel, u: Tensor, angle: float, known: GivenEntries
 ) -> tuple[Tensor, Tensor]:
     """F with shape (B, D) and its divergence with shape (B,)."""
     with torch.inference_mode(False), torch.enable_grad():

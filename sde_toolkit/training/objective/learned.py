@@ -16,7 +16,7 @@ import base64
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.utils import Stream, step_generator
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _NOTE = "learned"
 """The entry of ``TrainState.notes``."""
@@ -77,23 +80,25 @@ class Learns(Protocol):
         ...
 
 
-def observing(step: Callable[..., Any]) -> Callable[..., Any]:
+def observing(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A step of training (state, x0, loss, labels) after which the loss's learned parts are told of it."""
+
+    make = cast(Callable[..., Any], step)
 
     @functools.wraps(step)
     def run(state: Any, x0: Tensor, loss: Any, labels: Tensor | None = None) -> Any:
         parts: dict[str, LearnedPart] = getattr(loss, "learned_parts", {})
         if not parts:
-            return step(state, x0, loss, labels)
+            return make(state, x0, loss, labels)
         noted, number = state.notes.get(_NOTE, {}), state.step
         for name, part in parts.items():
             part.load(decoded(noted[name]) if name in noted else None)
-        info = step(state, x0, loss, labels)
+        info = make(state, x0, loss, labels)
         loss.observe(state.model, state.losses, step_generator(state.seed, number, Stream.NOISE))
         state.notes[_NOTE] = {name: encoded(part.tensors()) for name, part in parts.items()}
         return info
 
-    return run
+    return cast(Callable[Arguments, Result], run)
 
 
 def encoded(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
