@@ -39,3 +39,6 @@ DATA_NAMES: dict[str, Collection[str]] = {
 """Fields of ``config.data`` for data of your own that hold a name, and the names."""
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+
+AUTOCAST: dict[str, torch.dtype | None] = {"none": None, "bfloat16": torch.bfloat16}
+"""Types of the network's products in training; None for that of its parameters."""

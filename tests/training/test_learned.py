@@ -225,3 +225,31 @@ def test_configurations_name_them():
 def test_bad_input_gets_a_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+class Interrupted(AdaptiveTimes):
+    """Is interrupted once, when it is told of its fifth batch."""
+
+    told = 0
+
+    def observe(self, model, place, losses):
+        self.told += 1
+        if self.told == 5:
+            raise KeyboardInterrupt
+        super().observe(model, place, losses)
+
+
+def test_an_update_without_its_memory_is_not_saved(tmp_path):
+    def begin():
+        return TrainState(NetworkModel(MLP((2,), width=8, depth=1, seed=0), VPSDE(), "noise", (2,)), seed=1)
+
+    whole, cut = begin(), begin()
+    fit(whole, ring(), DenoisingLoss(time_sampling=AdaptiveTimes()), 8, 16)
+    loss = DenoisingLoss(time_sampling=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, ring(), loss, 8, 16, workdir=tmp_path, checkpoint_every=3)
+    again = begin()
+    restore(again, latest_checkpoint(tmp_path))
+    assert again.step == 3
+    fit(again, ring(), loss, 8, 16)
+    assert again.notes["learned"] == whole.notes["learned"]

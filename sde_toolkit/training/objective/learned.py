@@ -82,7 +82,6 @@ class Learns(Protocol):
 
 def observing(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A step of training (state, x0, loss, labels) after which the loss's learned parts are told of it."""
-
     make = cast(Callable[..., Any], step)
 
     @functools.wraps(step)
@@ -94,8 +93,10 @@ def observing(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         for name, part in parts.items():
             part.load(decoded(noted[name]) if name in noted else None)
         info = make(state, x0, loss, labels)
+        state.updating = True  # the memory is part of the update: one that is cut short here is not saved
         loss.observe(state.model, state.losses, step_generator(state.seed, number, Stream.NOISE))
         state.notes[_NOTE] = {name: encoded(part.tensors()) for name, part in parts.items()}
+        state.updating = False
         return info
 
     return cast(Callable[Arguments, Result], run)
