@@ -38,12 +38,13 @@ from sde_toolkit.config.loading import (
     parse_config,
     trained_sections,
 )
-from sde_toolkit.config.names import OWN_MODEL, REAL
+from sde_toolkit.config.names import AUTOCAST, OWN_MODEL, REAL
 from sde_toolkit.config.sampler_fields import SAMPLERS, changed_fields, describe_sampler
 from sde_toolkit.config.schema import split_list
 from sde_toolkit.config.trees import Config
 
 __all__ = [
+    "AUTOCAST",
     "BOUNDS",
     "DEQUANTIZERS",
     "OWN_MODEL",

@@ -15,7 +15,7 @@ from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.loading import config_names, load_config
 from sde_toolkit.config.meanings import ABOUT
 from sde_toolkit.config.metric_fields import LAWS
-from sde_toolkit.config.names import DATA_NAMES, DTYPES, GRIDS, OWN_GRID, OWN_MODEL, REAL
+from sde_toolkit.config.names import AUTOCAST, DATA_NAMES, DTYPES, GRIDS, OWN_GRID, OWN_MODEL, REAL
 from sde_toolkit.config.schema import Variants, nearest
 from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import EXACT_PROBLEMS
@@ -168,6 +168,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss.time_sampling": (*TIME_SAMPLINGS, "adaptive"),
     "optimization.ema_profile": EMA_PROFILES,
     "optimization.schedule": SCHEDULES,
+    "training.autocast": tuple(AUTOCAST),
     **{f"sampling.{name}": names for name, names in sampler_fields.NAMES.items()},
     **{f"likelihood.{name}": names for name, names in likelihood_fields.NAMES.items()},
     "likelihood.split": tuple(REAL),

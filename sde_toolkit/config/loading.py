@@ -24,7 +24,7 @@ from sde_toolkit.config import configs, likelihood_fields
 from sde_toolkit.config.base import NAMES, SCHEMA
 from sde_toolkit.config.meanings import check_distinct, check_range
 from sde_toolkit.config.metric_fields import checked_metric
-from sde_toolkit.config.names import DATA_NAMES, DTYPES, GRIDS, OWN_GRID, REAL
+from sde_toolkit.config.names import AUTOCAST, DATA_NAMES, DTYPES, GRIDS, OWN_GRID, REAL
 from sde_toolkit.config.sampler_fields import checked_entry, need_names, parse_entry
 from sde_toolkit.config.schema import (
     Change,
@@ -214,6 +214,7 @@ def _checked(config: ConfigDict) -> Config:
     if config.comparison.labels and config.comparison.conditions:
         raise ValueError("give config.comparison.labels or config.comparison.conditions, not both")
     need("config.dtype", config.dtype, DTYPES)
+    need("config.training.autocast", config.training.autocast, AUTOCAST)
     if config.data.name in ("digits", "mnist"):
         need("config.data.training", config.data.training, data.BIN_VARIANCE)
     if config.data.name == "files":

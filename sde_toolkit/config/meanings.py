@@ -165,7 +165,7 @@ ABOUT: dict[str, About] = {
         "parts of a batch that a process takes one after the other, to need less memory", 1
     ),
     "training.shard": About("whether each of several processes keeps a part of every parameter only"),
-    "training.autocast": About("type of the network's products in training: none, or bfloat16"),
+    "training.autocast": About("type of the network's products in training, none for that of its parameters"),
     "training.compile": About("whether the network is compiled by torch.compile, minutes at first"),
     "training.sample_every": About("updates between pictures of 16 samples, 0 for none", _NATURAL),
     "training.spike_factor": About(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sde_toolkit.config import (
+    AUTOCAST,
     Config,
     build_dataset,
     build_loss,
@@ -103,10 +104,6 @@ def train_run(
     for name in ("num_steps", "batch_size", "checkpoint_every", "log_every", "keep", "accumulate"):
         integer(f"config.training.{name}", config.training[name], 1)
     check_watch(config)
-    if config.training.autocast not in ("none", "bfloat16"):
-        raise ValueError(
-            f"config.training.autocast must be none or bfloat16, got {config.training.autocast!r}"
-        )
     allow = check_allowed(allow)
     with launched() as processes, _locked(workdir, processes) as lock:
         _require_room(workdir, MIN_FREE_BYTES)
@@ -149,9 +146,8 @@ def train_run(
 
 def _autocast(config: Config, state: TrainState) -> contextlib.AbstractContextManager[object]:
     """The type of products that ``config.training.autocast`` names."""
-    if config.training.autocast == "none":
-        return contextlib.nullcontext()
-    return torch.autocast(state.model.device.type, torch.bfloat16)
+    dtype = AUTOCAST[config.training.autocast]
+    return torch.autocast(state.model.device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
