@@ -51,6 +51,7 @@ OWN_ERRORS = {
     ("lab.Experiment.run", "on_samples"),
     ("solve with noise", "after_step"),
     ("solve", "after_step"),
+    ("training.held_out_loss", "loss"),
     ("training.train_step", "loss"),
 }
 """Functions that are called: what they raise themselves is theirs, and passes through."""

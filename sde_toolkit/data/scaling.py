@@ -204,7 +204,12 @@ class Scaling:
         Args:
             x: data in model scale with shape (B, *); of rows with missing entries (nan) it is that of the
                 others.
+
+        Raises:
+            ValueError: x without a dimension of the examples.
         """
+        if x.ndim < 2:
+            raise ValueError(f"x must have shape (B, *), got {tuple(x.shape)}")
         scale, shift = self.scale.to(x.device), self.shift.to(x.device)
         found = scale.log().expand(x.shape)
         if self.support is not None:

@@ -128,7 +128,13 @@ class Support:
 
     @checked
     def inside(self, w: Tensor) -> Tensor:
-        """w itself, but the next number of its type where rounding has put it on an end."""
+        """w itself, but the next number of its type where rounding has put it on an end.
+
+        Raises:
+            TypeError: w of a type that is not floating point, which has no numbers between two ends.
+        """
+        if not w.is_floating_point():
+            raise TypeError(f"w must be floating point, got {w.dtype}; use w.double()")
         low, high = (end.to(w.device, w.dtype) for end in self.ends)
         after = torch.nextafter(low, torch.full_like(low, torch.inf))
         before = torch.nextafter(high, torch.full_like(high, -torch.inf))

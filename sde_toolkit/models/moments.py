@@ -270,8 +270,14 @@ class Moments:
         Args:
             z: of any type; the draws are made in float32 at least, and have it.
             alpha_t, sigma_t: with shape ().
+
+        Raises:
+            ValueError: another event shape, or more than one number for alpha or sigma.
         """
         check_events(self.event_shape, z=z)
+        for name, value in (("alpha_t", alpha_t), ("sigma_t", sigma_t)):
+            if value.shape != ():
+                raise ValueError(f"{name} must be one number, with shape (), got shape {tuple(value.shape)}")
         work = z.to(torch.promote_types(z.dtype, torch.float32))
         alpha, sigma = alpha_t.double(), sigma_t.double()
         # the root less sigma, so that no rotation rounds what noise alone makes
