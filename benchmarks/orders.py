@@ -423,29 +423,28 @@ def diagonal_strong(method: Method, num_steps: int) -> tuple[float, float]:
 
 def ddim(method: Method, num_steps: int) -> tuple[float, float]:
     """DDIM on Gaussian data against the probability flow."""
-
-    def coefficients(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ones_like(t), s - t, torch.zeros_like(t)
-
-    term = Recursion(lambda n, y: n / (DATA_STD**2 + n**2) * y, coefficients, noisy=False)
-    y0 = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
-    solution = solve(term, y0, method, _uniform(START, END, num_steps))
-    exact = y0 * math.sqrt((DATA_STD**2 + END**2) / (DATA_STD**2 + START**2))
-    return float((solution.y - exact).abs().max()), float(solution.stats.nfe[0])
+    return _ddim_error(Recursion(_noise_of_gaussian, _ddim_step, noisy=False), method, num_steps)
 
 
 def ddim_spread(method: Method, num_steps: int) -> tuple[float, float]:
     """The same with the draw left out by its own coefficient."""
+    term = Spread(
+        lambda n, y: (_noise_of_gaussian(n, y), y), lambda t, s: (*_ddim_step(t, s), torch.zeros_like(t))
+    )
+    return _ddim_error(term, method, num_steps)
 
-    def coefficients(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        zero = torch.zeros_like(t)
-        return torch.ones_like(t), s - t, zero, zero
 
-    def drift(n: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return n / (DATA_STD**2 + n**2) * y, y
+def _ddim_step(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ones_like(t), s - t, torch.zeros_like(t)
 
+
+def _noise_of_gaussian(n: Tensor, y: Tensor) -> Tensor:
+    return n / (DATA_STD**2 + n**2) * y
+
+
+def _ddim_error(term: Recursion | Spread, method: Method, num_steps: int) -> tuple[float, float]:
     y0 = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
-    times, noise = _uniform(START, END, num_steps), Normals(0, 2, (1,), torch.float64)
-    solution = solve(Spread(drift, coefficients), y0, method, times, noise=noise)
+    noise = Normals(0, 2, (1,), torch.float64) if isinstance(term, Spread) else None
+    solution = solve(term, y0, method, _uniform(START, END, num_steps), noise=noise)
     exact = y0 * math.sqrt((DATA_STD**2 + END**2) / (DATA_STD**2 + START**2))
     return float((solution.y - exact).abs().max()), float(solution.stats.nfe[0])

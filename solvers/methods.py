@@ -270,8 +270,23 @@ class EulerMaruyama(Method):
         return Step(plus(plus(y, h, term.drift(t, y)), g * root(h), z), None, carry)
 
 
+class _ByCoefficients(Method):
+    """A step whose coefficients are those that the term states."""
+
+    def prepare(self, term: Recursion | Spread, grid: FixedGrid, like: Tensor) -> tuple[Numbers, ...]:
+        """The coefficients of every step as numbers, column by column."""
+        columns = term.coefficients(grid.ts[:-1], grid.ts[1:])
+        return tuple(array("d", column.expand(grid.num_steps).tolist()) for column in columns)
+
+    def start(
+        self, term: Recursion | Spread, t: Tensor, y: Tensor, plan: tuple[Numbers, ...]
+    ) -> tuple[Numbers, ...]:
+        """The plan."""
+        return plan
+
+
 @dataclass(frozen=True)
-class RecursionStep(Method):
+class RecursionStep(_ByCoefficients):
     """y_s = a y + b N(t, y) + c z with the coefficients that the term states; its orders are those of the
     term."""
 
@@ -281,15 +296,6 @@ class RecursionStep(Method):
     strong_order: float = 1.0
     weak_order: float = 1.0
     nfe_per_step: int = 1
-
-    def prepare(self, term: Recursion, grid: FixedGrid, like: Tensor) -> tuple[Numbers, ...]:
-        """The coefficients of every step as numbers, column by column."""
-        columns = term.coefficients(grid.ts[:-1], grid.ts[1:])
-        return tuple(array("d", column.expand(grid.num_steps).tolist()) for column in columns)
-
-    def start(self, term: Recursion, t: Tensor, y: Tensor, plan: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
-        """The plan."""
-        return plan
 
     def step(
         self,
@@ -308,7 +314,7 @@ class RecursionStep(Method):
 
 
 @dataclass(frozen=True)
-class SpreadStep(Method):
+class SpreadStep(_ByCoefficients):
     """The step of a ``Spread`` term; its orders are those of the term."""
 
     name: str = "spread"
@@ -317,15 +323,6 @@ class SpreadStep(Method):
     strong_order: float = 1.0
     weak_order: float = 1.0
     nfe_per_step: int = 1
-
-    def prepare(self, term: Spread, grid: FixedGrid, like: Tensor) -> tuple[Numbers, ...]:
-        """The coefficients of every step as numbers, column by column."""
-        columns = term.coefficients(grid.ts[:-1], grid.ts[1:])
-        return tuple(array("d", column.expand(grid.num_steps).tolist()) for column in columns)
-
-    def start(self, term: Spread, t: Tensor, y: Tensor, plan: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
-        """The plan."""
-        return plan
 
     def step(
         self,

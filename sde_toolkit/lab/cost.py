@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +39,24 @@ class Timed(Wrapper):
 
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The prediction of the model inside."""
-        _wait(x_t)
-        begin = time.perf_counter()
-        found = self.model.raw(x_t, t, condition)
-        _wait(x_t)
-        self.seconds += time.perf_counter() - begin
-        return found
+        with self._timing(x_t):
+            return self.model.raw(x_t, t, condition)
 
     def raw_and_fraction(
         self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The prediction and the fraction of the model inside."""
-        _wait(x_t)
+        with self._timing(x_t):
+            return self.model.raw_and_fraction(x_t, t, condition)
+
+    @contextlib.contextmanager
+    def _timing(self, x: Tensor) -> Iterator[None]:
+        """Count the time inside, until the device of x has done its work."""
+        _wait(x)
         begin = time.perf_counter()
-        found = self.model.raw_and_fraction(x_t, t, condition)
-        _wait(x_t)
+        yield
+        _wait(x)
         self.seconds += time.perf_counter() - begin
-        return found
 
 
 def _wait(x: Tensor) -> None:

@@ -35,7 +35,7 @@ Schreiber and Van Loan, "A Storage-Efficient WY Representation for Products of H
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -172,10 +172,7 @@ class LowRank:
         Raises:
             ValueError: a tensor is missing, or of a shape or values that it has not.
         """
-        missing = [name for name in cls.NAMES if name not in tensors]
-        if missing:
-            raise ValueError(f"moments of low rank must have {', '.join(cls.NAMES)}, got no {missing[0]}")
-        axes, variances, rest = (tensors[name] for name in cls.NAMES)
+        axes, variances, rest = _named(cls.NAMES, tensors, "moments of low rank")
         if axes.ndim == 2 and variances.shape == axes.shape[1:]:
             used = axes.ne(0).any(0)
             axes, variances = axes[:, used].contiguous(), variances[used]
@@ -242,13 +239,18 @@ class Factors:
         Raises:
             ValueError: a tensor is missing, or of a shape or values that it has not.
         """
-        missing = [name for name in cls.NAMES if name not in tensors]
-        if missing:
-            raise ValueError(f"moments with factors must have {', '.join(cls.NAMES)}, got no {missing[0]}")
-        loadings, specific = (tensors[name] for name in cls.NAMES)
+        loadings, specific = _named(cls.NAMES, tensors, "moments with factors")
         if loadings.ndim == 2 and bool(loadings.any()):
             loadings = loadings[:, loadings.ne(0).any(0)]
         return cls(loadings, specific)
+
+
+def _named(names: Sequence[str], tensors: Mapping[str, Tensor], what: str) -> list[Tensor]:
+    """The tensors of these names, all of which ``what`` must have."""
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"{what} must have {', '.join(names)}, got no {missing[0]}")
+    return [tensors[name] for name in names]
 
 
 def leading(variances: Tensor, total: float, most: int) -> int:
