@@ -16,7 +16,7 @@ __getattr__, __dir__, _attached = lazy_loader.attach_stub(__name__, __file__)
 
 ROOMS = (
     *("utils", "sdes", "models", "networks", "data", "metrics", "training", "samplers", "guidance"),
-    *("likelihood", "lab", "config", "runs", "cli"),
+    *("likelihood", "lab", "interop", "config", "runs", "cli"),
 )
 """The sub-packages, bottom up: each imports from those before it alone."""
 

@@ -4,6 +4,7 @@ from . import cli as cli
 from . import config as config
 from . import data as data
 from . import guidance as guidance
+from . import interop as interop
 from . import lab as lab
 from . import likelihood as likelihood
 from . import metrics as metrics

@@ -19,7 +19,7 @@ import sde_toolkit
 ROOT = Path(__file__).parent.parent
 Sources = dict[str, str]
 
-HEAVY = {"diffusers", "matplotlib", "sklearn"}
+HEAVY = {"diffusers", "matplotlib", "sklearn", "transformers"}
 ORDER = ("solvers", *sde_toolkit.ROOMS)
 """Bottom up: each imports from those before it alone."""
 SUBROOMS = (
@@ -226,9 +226,11 @@ def dependencies_are_declared(sources: Sources) -> list[str]:
     """Of the dependencies, or of an extra that serves the library; "dev" and "peers" do not."""
     text = (ROOT / "pyproject.toml").read_text()
     blocks = re.findall(
-        r"^(?:dependencies|images|mnist|tables|hf|fid|logging) = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE
+        r"^(?:dependencies|images|mnist|tables|hf|fid|logging|latent|onnx) = \[(.*?)\]$",
+        text,
+        re.DOTALL | re.MULTILINE,
     )
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     declared = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', "".join(blocks))}
     known = declared | {"solvers", "sde_toolkit", *sys.stdlib_module_names}
     return [
