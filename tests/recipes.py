@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import recipes_interop
 import recipes_tables
 import torch
 from recipe_parts import (
@@ -359,4 +360,5 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | {name: Recipe(*recipe) for name, recipe in solving().items()}
         | {name: Recipe(*recipe) for name, recipe in objectives().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
+        | {name: Recipe(*parts) for name, parts in recipes_interop.interops().items()}
     )
