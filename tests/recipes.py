@@ -32,6 +32,7 @@ from recipe_parts import (
 )
 from recipes_data import data_sets
 from recipes_methods import methods
+from recipes_objectives import more_objectives
 from recipes_solvers import solving
 from recipes_training import objectives
 
@@ -359,6 +360,7 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | methods(folder)
         | {name: Recipe(*recipe) for name, recipe in solving().items()}
         | {name: Recipe(*recipe) for name, recipe in objectives().items()}
+        | {name: Recipe(*recipe) for name, recipe in more_objectives().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
         | {name: Recipe(*parts) for name, parts in recipes_interop.interops().items()}
     )

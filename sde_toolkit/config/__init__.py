@@ -8,6 +8,7 @@ from sde_toolkit.config import configs
 from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.builders import (
     build_candidates,
+    build_chain,
     build_dataset,
     build_grid,
     build_loss,
@@ -55,6 +56,7 @@ __all__ = [
     "Field",
     "base_config",
     "build_candidates",
+    "build_chain",
     "build_dataset",
     "build_grid",
     "build_loss",

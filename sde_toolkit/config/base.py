@@ -6,14 +6,15 @@
     data          name of the data set and its options
     sde           name of the forward process and its parameters
     model         name of the network, its sizes, and what it predicts
-    loss          weighting and times of denoising score matching
+    loss          name of the objective and its options: denoising score matching, at the indices of a chain,
+                  with learned variances, or sliced
     optimization  learning rate, clipping, moving average
     training      numbers of steps, batch size, checkpoints
     sampling      the sampler, its own options and those of all samplers
     likelihood    held-out log-likelihoods
     comparison    problems x samplers x grids x step counts x classes x seeds, and the metrics
 
-The fields of data, sde and model depend on the field ``name`` of the section, those of sampling on
+The fields of data, sde, model and loss depend on the field ``name`` of the section, those of sampling on
 ``sampler``.
 """
 
@@ -39,6 +40,9 @@ _LEVELS = {
     "dropout": 0.0,
 }
 _BETA = {"beta_min": 0.1, "beta_max": 20.0}
+_STEPS = {"num_steps": 1000}
+_SIGMA = {"sigma_min": 0.01, "sigma_max": 50.0}
+_INDICES = {"stratified": True, "index_sampling": "uniform"}
 
 SCHEMA: Schema = {
     "seed": 0,
@@ -51,8 +55,9 @@ SCHEMA: Schema = {
          "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}, "files": _FILES}
     ),
     "sde": Variants(
-        {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": {"sigma_min": 0.01, "sigma_max": 50.0},
-         "rectified": {"T": 0.999}}
+        {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": _SIGMA,
+         "rectified": {"T": 0.999}, "ddpm": _STEPS | _BETA,
+         "ddpm_cosine": _STEPS | {"s": 0.008, "max_beta": 0.999}, "smld": _STEPS | _SIGMA}
     ),
     "model": Variants(
         {"unet": _NETWORK | _LEVELS | {"patch_size": 1, "fourier": ()},
@@ -62,8 +67,14 @@ SCHEMA: Schema = {
          "ncsnpp": _NETWORK | _LEVELS | {"layers_per_block": 2, "time_embedding": "fourier"},
          "unet1d": _NETWORK | _LEVELS}
     ),
-    "loss": {"weighting": "likelihood", "time_sampling": "moments", "t_min": 1e-5, "antithetic_nsr": 0.0,
-             "second_order": 0.0, "levels": 0, "offset_noise": 0.0},
+    "loss": Variants(
+        {"denoising": {"weighting": "likelihood", "time_sampling": "moments", "t_min": 1e-5,
+                       "antithetic_nsr": 0.0, "second_order": 0.0, "levels": 0, "offset_noise": 0.0},
+         "discrete": _INDICES,
+         "hybrid": {"vlb_weight": 1e-3, "simple_weight": 1.0, "fixed_mean": True, **_INDICES},
+         "sliced": {"weighting": "noise", "t_min": 1e-3, "num_slices": 1, "variance_reduced": True,
+                    "simulated_steps": 0}}
+    ),
     "optimization": {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 0, "schedule": "linear",
                      "betas": (0.9, 0.99), "weight_decay": 0.0, "max_grad_norm": 1.0, "ema_decay": 0.9995,
                      "ema_profile": "warmup", "ema_sigma_rel": 0.1},
@@ -82,7 +93,8 @@ SCHEMA: Schema = {
 """All sections and fields of a configuration, with their defaults."""
 
 
-NAMES = {"data": "digits", "sde": "vp", "model": "unet", "sampling": sampler_fields.SAMPLER}
+NAMES = {"data": "digits", "sde": "vp", "model": "unet", "loss": "denoising",
+         "sampling": sampler_fields.SAMPLER}  # fmt: skip
 """The variants of sections that a file does not name."""
 
 
@@ -91,13 +103,14 @@ def base_config(
     sde: str = NAMES["sde"],
     model: str = NAMES["model"],
     sampler: str = NAMES["sampling"],
+    loss: str = NAMES["loss"],
 ) -> ConfigDict:
     """A configuration with every default, for a ``get_config()`` to start from and change.
 
     Args:
-        data, sde, model, sampler: the names that decide which fields these sections have.
+        data, sde, model, sampler, loss: the names that decide which fields these sections have.
 
     Raises:
         ValueError: an unknown name.
     """
-    return defaults(SCHEMA, {"data": data, "sde": sde, "model": model, "sampling": sampler})
+    return defaults(SCHEMA, {"data": data, "sde": sde, "model": model, "sampling": sampler, "loss": loss})

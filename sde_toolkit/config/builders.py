@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sde_toolkit import data, networks, samplers
 from sde_toolkit.config import likelihood_fields
 from sde_toolkit.config.metric_fields import build_metric
-from sde_toolkit.config.names import DTYPES, GRIDS, REAL
+from sde_toolkit.config.names import CHAINS, DTYPES, GRIDS, REAL
 from sde_toolkit.config.sampler_fields import (
     effective_fields,
     entries_on_grids,
@@ -25,19 +25,37 @@ from sde_toolkit.config.sampler_fields import (
 from sde_toolkit.config.schema import need
 from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import Candidate, Metric, NamedCondition, Problem
-from sde_toolkit.models import Moments, NetworkModel, NoiseLevel, ScoreModel
+from sde_toolkit.models import TIME_SCALE, IndexedModel, Moments, NetworkModel, NoiseLevel, ScoreModel
 from sde_toolkit.samplers import find_preset, grids
-from sde_toolkit.sdes import VESDE, VPSDE, CosineBeta, ForwardSDE, LinearBeta, RectifiedFlow, SubVPSDE
+from sde_toolkit.sdes import (
+    VESDE,
+    VPSDE,
+    Chain,
+    ChainSDE,
+    CosineBeta,
+    ForwardSDE,
+    LinearBeta,
+    RectifiedFlow,
+    SubVPSDE,
+)
 from sde_toolkit.training import (
     TIMES_WITH_OPTIONS,
     WEIGHTS_WITH_OPTIONS,
     AdaptiveTimes,
+    ChainLoss,
     DenoisingLoss,
+    HybridLoss,
+    ImportanceIndices,
     IncompleteLoss,
     LearnedWeight,
+    Loss,
     Optimization,
+    ScoreWeight,
+    Simulated,
+    SlicedScoreLoss,
 )
 from sde_toolkit.utils import as_device
+from solvers.terms import expand_like
 
 
 def build_dataset(config: Config) -> data.Dataset:
@@ -71,8 +89,39 @@ def build_sde(config: Config) -> ForwardSDE:
         "subvp": lambda: SubVPSDE(LinearBeta(**options)),
         "ve": lambda: VESDE(**options),
         "rectified": lambda: RectifiedFlow(**options),
+        **{name: lambda: ChainSDE(build_chain(config)) for name in CHAINS},
     }
     return makers[config.sde.name]()
+
+
+def build_chain(config: Config) -> Chain:
+    """The discrete chain of ``config.sde``: DDPM's with betas from beta_min / N to beta_max / N, the cosine
+    table, or SMLD's geometric noise levels.
+
+    Raises:
+        ValueError: a process in continuous time, or rates that are out of range for N steps.
+    """
+    section, N = config.sde, config.sde.get("num_steps", 0)
+    if section.name == "ddpm_cosine":
+        return Chain.cosine(N, section.s, section.max_beta)
+    if section.name == "smld":
+        if not 0 < section.sigma_min < section.sigma_max:
+            raise ValueError(
+                "config.sde.sigma_min must be positive and below sigma_max, got "
+                f"{section.sigma_min} and {section.sigma_max}"
+            )
+        levels = torch.linspace(0, 1, N, dtype=torch.float64)
+        return Chain.from_sigmas(section.sigma_min * (section.sigma_max / section.sigma_min) ** levels)
+    if section.name != "ddpm":
+        raise ValueError(f"config.sde.name must be one of {', '.join(CHAINS)}, got {section.name}")
+    if not 0 < section.beta_min <= section.beta_max < N:
+        raise ValueError(
+            "config.sde must have 0 < beta_min <= beta_max < num_steps, since beta_N = beta_max / N, got "
+            f"{section.beta_min}, {section.beta_max} and {N}"
+        )
+    return Chain.from_betas(
+        torch.linspace(section.beta_min / N, section.beta_max / N, N, dtype=torch.float64)
+    )
 
 
 def build_network(config: Config, event_shape: tuple[int, ...], data_std: float = 1.0) -> nn.Module:
@@ -91,6 +140,14 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
             "config.model.fourier must be left out where the network predicts the residual, and so sees "
             f"whitened states, got {options['fourier']}; use --config.model.predicts=velocity"
         )
+    at_indices = config.sde.name in CHAINS and predicts != "residual"
+    if options.get("fourier") and at_indices:
+        raise ValueError(
+            "config.model.fourier must be left out where the network is asked at the indices of a chain, got "
+            f"{options['fourier']}"
+        )
+    if at_indices:  # the network counts to N, and not to 1000
+        options["max_angle"] *= TIME_SCALE / config.sde.num_steps
     if options.get("fourier"):
         options["noise_level"] = NoiseLevel(build_sde(config), data_std)
     if _has_missing(config):
@@ -100,10 +157,13 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
                 f"missing, got {options.get('num_classes')} and {itself}; take a class as a column"
             )
         options["condition_shape"] = event_shape
-    if itself:
+    learned = config.loss.name == "hybrid"
+    if itself or learned:
         event_shape = (2 * event_shape[0], *event_shape[1:])
     made = makers[config.model.name](event_shape, seed=config.seed, **options)
-    return networks.SelfConditioned(made) if itself else made
+    if itself:
+        return networks.SelfConditioned(made, outputs=2 if learned else 1)
+    return networks.Doubled(made) if learned else made
 
 
 def build_model(
@@ -112,12 +172,21 @@ def build_model(
     data_std: float,
     moments: Moments | None = None,
     class_moments: Sequence[Moments] | None = None,
-) -> NetworkModel:
+) -> NetworkModel | IndexedModel:
     """The untrained score model: the network of ``config.model`` under the process of ``config.sde``, on the
-    device and in the number type of the configuration."""
+    device and in the number type of the configuration.
+
+    Under a chain the network is asked at the chain's indices, but for one that predicts the residual, which
+    sees whitened states at the times of the chain.
+    """
     network, sde = build_network(config, event_shape, data_std), build_sde(config)
     network = network.to(resolve_device(config), resolve_dtype(config))
     predicts = config.model.predicts
+    if isinstance(sde, ChainSDE) and predicts != "residual":
+        return IndexedModel(
+            network, sde.chain, predicts, event_shape, None, data_std, moments, class_moments,
+            learned_variance=config.loss.name == "hybrid",
+        )  # fmt: skip
     return NetworkModel(network, sde, predicts, event_shape, data_std, moments, class_moments)
 
 
@@ -144,15 +213,21 @@ def _has_missing(config: Config) -> bool:
     return config.data.name == "files" and config.data.missing == "mask"
 
 
-def build_loss(config: Config) -> DenoisingLoss | IncompleteLoss:
-    """Denoising score matching as ``config.loss`` says; weights and laws of the times may have options, as in
-    "min_snr(gamma=3)", and "adaptive" times and a "learned" weight are made anew.  It is that of rows with
-    missing entries where the data may have some.
+def build_loss(config: Config) -> Loss:
+    """The objective that ``config.loss`` names; weights and laws of the times may have options, as in
+    "min_snr(gamma=3)", and what learns ("adaptive" times, a "learned" weight, "importance" indices) is made
+    anew.  Denoising score matching is that of rows with missing entries where the data may have some.
 
     Raises:
         ValueError: an unknown name, or an option that it does not have.
     """
-    fields = config.loss.to_dict()
+    fields = _options(config.loss)
+    if config.loss.name in ("discrete", "hybrid"):
+        chain, law = build_chain(config), fields.pop("index_sampling")
+        fields["index_sampling"] = ImportanceIndices(chain.num_steps) if law == "importance" else None
+        return (HybridLoss if config.loss.name == "hybrid" else ChainLoss)(chain, **fields)
+    if config.loss.name == "sliced":
+        return _sliced(build_sde(config), fields)
     known: dict[str, tuple[Mapping[str, Callable[..., Any]], Mapping[str, Callable[..., Any]]]] = {
         "weighting": (WEIGHTS_WITH_OPTIONS, {"learned": LearnedWeight}),
         "time_sampling": (TIMES_WITH_OPTIONS, {"adaptive": AdaptiveTimes}),
@@ -164,6 +239,22 @@ def build_loss(config: Config) -> DenoisingLoss | IncompleteLoss:
             fields[field] = _with_options(field, text, {**plain, **learned})
     loss = DenoisingLoss(**fields)
     return IncompleteLoss(loss) if _has_missing(config) else loss
+
+
+def _sliced(sde: ForwardSDE, fields: dict[str, Any]) -> SlicedScoreLoss:
+    """Sliced score matching on states of this process, by its noise kernel or by steps."""
+    weight = ScoreWeight(_with_options("weighting", fields.pop("weighting"), WEIGHTS_WITH_OPTIONS))
+    steps = fields.pop("simulated_steps")
+
+    def drift(x: Tensor, t: Tensor) -> Tensor:
+        return expand_like(sde.f(t), x) * x
+
+    def kernel(x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+        z = torch.randn(x0.shape, dtype=x0.dtype, generator=generator, device=generator.device)
+        return sde.perturb(x0, t, z.to(x0.device))
+
+    states = Simulated(drift, lambda t: sde.g_squared(t).sqrt(), steps) if steps else kernel
+    return SlicedScoreLoss(states, weighting=weight, **fields)
 
 
 def _with_options(field: str, text: str, known: Mapping[str, Callable[..., Any]]) -> Any:

@@ -15,7 +15,16 @@ from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.loading import config_names, load_config
 from sde_toolkit.config.meanings import ABOUT
 from sde_toolkit.config.metric_fields import LAWS
-from sde_toolkit.config.names import AUTOCAST, DATA_NAMES, DTYPES, GRIDS, OWN_GRID, OWN_MODEL, REAL
+from sde_toolkit.config.names import (
+    AUTOCAST,
+    DATA_NAMES,
+    DTYPES,
+    GRIDS,
+    INDEX_SAMPLINGS,
+    OWN_GRID,
+    OWN_MODEL,
+    REAL,
+)
 from sde_toolkit.config.schema import Variants, nearest
 from sde_toolkit.config.trees import Config
 from sde_toolkit.lab import EXACT_PROBLEMS
@@ -166,6 +175,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.time_embedding": TIME_EMBEDDINGS,
     "loss.weighting": (*WEIGHTINGS, "learned"),
     "loss.time_sampling": (*TIME_SAMPLINGS, "adaptive"),
+    "loss.index_sampling": INDEX_SAMPLINGS,
     "optimization.ema_profile": EMA_PROFILES,
     "optimization.schedule": SCHEDULES,
     "training.autocast": tuple(AUTOCAST),

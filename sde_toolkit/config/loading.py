@@ -24,7 +24,16 @@ from sde_toolkit.config import configs, likelihood_fields
 from sde_toolkit.config.base import NAMES, SCHEMA
 from sde_toolkit.config.meanings import check_distinct, check_range
 from sde_toolkit.config.metric_fields import checked_metric
-from sde_toolkit.config.names import AUTOCAST, DATA_NAMES, DTYPES, GRIDS, OWN_GRID, REAL
+from sde_toolkit.config.names import (
+    AUTOCAST,
+    CHAINS,
+    DATA_NAMES,
+    DTYPES,
+    GRIDS,
+    INDEX_SAMPLINGS,
+    OWN_GRID,
+    REAL,
+)
 from sde_toolkit.config.sampler_fields import checked_entry, need_names, parse_entry
 from sde_toolkit.config.schema import (
     Change,
@@ -198,6 +207,27 @@ def _prediction(name: str) -> str:
         raise
 
 
+def _check_objective(config: ConfigDict) -> None:
+    """Refuse an objective that does not go with the process, the network or the data."""
+    name = config.loss.name
+    if name in ("discrete", "hybrid"):
+        need("config.loss.index_sampling", config.loss.index_sampling, INDEX_SAMPLINGS)
+        if config.sde.name not in CHAINS:
+            raise ValueError(
+                f"config.loss.name {name} needs a chain, one of {', '.join(CHAINS)}, got config.sde.name = "
+                f"{config.sde.name}; add --config.sde.name=ddpm_cosine"
+            )
+    if name == "hybrid" and config.model.predicts in ("residual", "flow"):
+        raise ValueError(
+            "config.model.predicts must be noise, velocity, data, score or edm where the variances are "
+            f"learned (loss.name hybrid), got {config.model.predicts}; add --config.model.predicts=velocity"
+        )
+    if name != "denoising" and config.data.name == "files" and config.data.missing == "mask":
+        raise ValueError(
+            f"config.loss.name must be denoising where entries may be missing (data.missing=mask), got {name}"
+        )
+
+
 def _checked(config: ConfigDict) -> Config:
     """Refuse unknown names inside the sections, which else would surface only when their object is built, and
     numbers out of range."""
@@ -213,6 +243,7 @@ def _checked(config: ConfigDict) -> Config:
         check_distinct(f"comparison.{field}", config.comparison[field])
     if config.comparison.labels and config.comparison.conditions:
         raise ValueError("give config.comparison.labels or config.comparison.conditions, not both")
+    _check_objective(config)
     need("config.dtype", config.dtype, DTYPES)
     need("config.training.autocast", config.training.autocast, AUTOCAST)
     if config.data.name in ("digits", "mnist"):

@@ -77,6 +77,8 @@ ABOUT: dict[str, About] = {
     "sde.s": About("offset of the cosine table near the data, a small positive number"),
     "sde.sigma_min": About("standard deviation of the noise at the data end"),
     "sde.sigma_max": About("standard deviation of the noise at the prior end"),
+    "sde.num_steps": About("steps N of the chain, at whose indices 1 to N the network is trained", 2, 10**5),
+    "sde.max_beta": About("the largest beta of the cosine table, below 1", 0, 1),
     "sde.T": About("end of the straight paths, below 1, where nothing of the data is left"),
     "model.name": About("the network"),
     "model.predicts": About("what the network puts out; diffusers' names are understood"),
@@ -101,6 +103,22 @@ ABOUT: dict[str, About] = {
     "model.mlp_ratio": About("hidden units of a transformer block per unit of width", 0, 1000),
     "model.time_embedding": About(
         "frequencies of the time features: drawn at random and fixed, or a geometric series"
+    ),
+    "loss.name": About(
+        "the objective: denoising score matching, the discrete one of DDPM and SMLD at the indices of a "
+        "chain, Improved DDPM's hybrid one with learned variances, or sliced score matching"
+    ),
+    "loss.stratified": About("whether the draws of a batch are spread evenly over the indices"),
+    "loss.index_sampling": About(
+        "law of the indices, uniform or by the size of their last losses; the loss is divided by it"
+    ),
+    "loss.vlb_weight": About("weight of the variational bound, in nats per dimension", 0),
+    "loss.simple_weight": About("weight of the error of the noise; 0 trains on the bound alone", 0),
+    "loss.fixed_mean": About("whether the bound trains the variances alone"),
+    "loss.num_slices": About("random vectors for every state", _COUNT, 10**4),
+    "loss.variance_reduced": About("|score|^2 in the place of its square along the random vector"),
+    "loss.simulated_steps": About(
+        "Euler-Maruyama steps that draw the states, 0 for the noise kernel itself", _NATURAL, 10**6
     ),
     "loss.weighting": About(
         "weight of the times, of which loss the name says, with options as in min_snr(gamma=3); residual is "

@@ -40,5 +40,11 @@ DATA_NAMES: dict[str, Collection[str]] = {
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
 
+CHAINS = ("ddpm", "ddpm_cosine", "smld")
+"""The processes of ``config.sde`` that are discrete chains."""
+
+INDEX_SAMPLINGS = ("uniform", "importance")
+"""Laws of the indices of a chain in ``config.loss``."""
+
 AUTOCAST: dict[str, torch.dtype | None] = {"none": None, "bfloat16": torch.bfloat16}
 """Types of the network's products in training; None for that of its parameters."""

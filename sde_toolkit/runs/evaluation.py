@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -344,8 +344,10 @@ def _bounds(
         if name == "continuous":
             made = continuous_bound(model, x0, draws=draws, t_min=section.t_min, **options)
         else:
-            chain = model.sde.discretize(_CHAIN_STEPS)
-            made = discrete_bound(model, x0, chain, draws=draws, **options)
+            own = getattr(model.sde, "chain", None)
+            chain = model.sde.discretize(_CHAIN_STEPS) if own is None else own
+            steps: Literal["learned", "large"] = "learned" if model.learned_variance else "large"
+            made = discrete_bound(model, x0, chain, variance=steps, draws=draws, **options)
         bits = (log_q - made.nats.cpu()) / (x0[0].numel() * math.log(2))
         found.append((f"{name} bound", float(bits.mean()), _standard_error(bits.numpy())))
     return tuple(found)

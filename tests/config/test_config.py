@@ -55,7 +55,7 @@ def test_every_shipped_config_builds_its_objects(name, tmp_path):
         (c.SCHEMA["model"].fields["dit"], networks.DiT),
         (c.SCHEMA["model"].fields["ncsnpp"], networks.NCSNpp),
         (c.SCHEMA["model"].fields["unet1d"], networks.UNet1D),
-        (c.SCHEMA["loss"], DenoisingLoss),
+        (c.SCHEMA["loss"].fields["denoising"], DenoisingLoss),
         (c.SCHEMA["optimization"], Optimization),
     ],
 )
@@ -136,7 +136,7 @@ def test_variant_fields_come_with_the_name_in_any_order():
         (
             "sde.sigma_min",
             1,
-            "no field 'sigma_min' when its name is 'vp'; it is a field of ve; valid here: beta_",
+            "no field 'sigma_min' when its name is 'vp'; it is a field of ve, smld; valid here: beta_",
         ),
         ("dtype", "half", "config.dtype 'half' is unknown; valid: float32, float64"),
         ("sampling.etta", 1, "no field 'etta' when its sampler is 'default'; did you mean 'eta'"),

@@ -29,7 +29,7 @@ from sde_toolkit.config import (
     override_config,
 )
 from sde_toolkit.data import Dataset, absolute_places
-from sde_toolkit.models import NetworkModel
+from sde_toolkit.models import ModuleModel
 from sde_toolkit.runs.learning.changes import check_allowed, with_changes
 from sde_toolkit.runs.learning.watch import check_watch, watching
 from sde_toolkit.runs.store import Run, need_same_shapes, open_run
@@ -199,7 +199,7 @@ def _warn_of_trackers(checkpoint: Checkpoint, config: Config, overrides: Mapping
         )
 
 
-def _start(state: TrainState, model: NetworkModel, dataset: Dataset, config: Config, finished: bool) -> Start:
+def _start(state: TrainState, model: ModuleModel, dataset: Dataset, config: Config, finished: bool) -> Start:
     settings = config.training
     num_steps = state.step if finished else settings.num_steps
     size = sum(parameter.numel() for parameter in model.network.parameters())
@@ -209,7 +209,7 @@ def _start(state: TrainState, model: NetworkModel, dataset: Dataset, config: Con
     return Start(state.step, num_steps, size, unused, max(count, 0), snapshot_bytes(state))
 
 
-def _unused_classes(dataset: Dataset, model: NetworkModel) -> int:
+def _unused_classes(dataset: Dataset, model: ModuleModel) -> int:
     labels = dataset.labels_train
     return 0 if labels is None or model.num_classes else int(labels.max()) + 1
 

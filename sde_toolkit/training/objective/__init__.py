@@ -12,7 +12,7 @@ from sde_toolkit.training.objective.hybrid import HybridLoss
 from sde_toolkit.training.objective.incomplete import IncompleteLoss, check_missing_entries
 from sde_toolkit.training.objective.learned import LearnedPart, observing
 from sde_toolkit.training.objective.levels import noise_given_levels
-from sde_toolkit.training.objective.sliced import Simulated, SlicedScoreLoss
+from sde_toolkit.training.objective.sliced import ScoreWeight, Simulated, SlicedScoreLoss
 from sde_toolkit.training.objective.times import TIMES_WITH_OPTIONS, LogNormal, TimeLaw, logit_normal
 from sde_toolkit.training.objective.weightings import (
     P2,
@@ -44,6 +44,7 @@ __all__ = [
     "LogitNormalWeight",
     "Loss",
     "MinSNR",
+    "ScoreWeight",
     "SigmoidWeight",
     "Simulated",
     "SlicedScoreLoss",

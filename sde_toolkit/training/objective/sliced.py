@@ -34,7 +34,7 @@ from torch import Tensor
 from sde_toolkit.models import ScoreModel, check_states
 from sde_toolkit.training.objective.denoising import normals_like
 from sde_toolkit.training.objective.times import uniforms
-from sde_toolkit.training.objective.weightings import Weight, weights_at
+from sde_toolkit.training.objective.weightings import WEIGHTS, Weight, Weighting, weights_at
 from sde_toolkit.utils import check_fields, checked, integer
 from solvers.terms import expand_like
 
@@ -71,6 +71,29 @@ class Simulated:
             now, z = k * h, normals_like(x0, generator)
             x = x + step * self.drift(x, now) + root * expand_like(self.diffusion(now), x0) * z
         return x
+
+
+@dataclass(frozen=True)
+class ScoreWeight:
+    """A weight of the noise's squared error as one of the score's: w(t) sigma_t^2.
+
+    Args:
+        weighting: a name of ``WEIGHTINGS``, not "residual", or a function, as for ``DenoisingLoss``.
+
+    Raises:
+        ValueError: an unknown or "residual" weight.
+    """
+
+    weighting: Weighting | Weight = "noise"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if isinstance(self.weighting, str) and self.weighting not in WEIGHTS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTS)}, got {self.weighting!r}")
+
+    def __call__(self, model: ScoreModel, t: Tensor) -> Tensor:
+        """w(t) sigma_t^2 with the shape of t."""
+        return weights_at(self.weighting, model, t) * model.sde.sigma(t).square()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data import Dataset
-from sde_toolkit.models import ModuleModel, NetworkModel, evaluating
+from sde_toolkit.models import ModuleModel, evaluating
 from sde_toolkit.training.objective import Loss
 from sde_toolkit.utils import Stream, checked, integer, returned, step_generator
 
@@ -115,7 +115,7 @@ class LevelLoss:
 
 @checked
 def loss_by_level(
-    model: NetworkModel,
+    model: ModuleModel,
     dataset: Dataset,
     num_bins: int = 8,
     t_min: float = 1e-5,

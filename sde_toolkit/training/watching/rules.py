@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sde_toolkit.data import Dataset
-from sde_toolkit.models import NetworkModel
 from sde_toolkit.training.checkpoint import export_state
 from sde_toolkit.training.objective import Loss
 from sde_toolkit.training.state import TrainState, UpdateInfo
@@ -93,7 +92,7 @@ class Evaluation:
         self._state, self._dataset, self._loss = state, dataset, loss
         self._workdir, self._keep, self._tracker = workdir, keep_best, tracker
         self._num_examples, self._seed = num_examples, seed
-        self._num_bins = num_bins if isinstance(state.ema, NetworkModel) else 0
+        self._num_bins = num_bins
         self._rows = [row for row in _read_rows(workdir) if float(row["step"]) <= state.step]
         if keep_best and workdir is not None:
             _drop(workdir / "best", lambda step: step > state.step)
@@ -127,8 +126,9 @@ class Evaluation:
         model = self._state.ema
         found = held_out_loss(model, self._dataset, self._loss, self._seed, num_examples=self._num_examples)
         values = {"loss": found.mean, "standard_error": found.standard_error}
-        if self._num_bins and isinstance(model, NetworkModel):
+        if self._num_bins:
             t_min = getattr(getattr(self._loss, "complete", self._loss), "t_min", 0.0) or 1e-5
+            t_min = max(t_min, model.sde.default_t_min or 0.0)  # the first index of a chain
             for level in loss_by_level(
                 model, self._dataset, self._num_bins, t_min, self._seed, num_examples=self._num_examples
             ):
