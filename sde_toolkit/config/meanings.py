@@ -63,6 +63,10 @@ ABOUT: dict[str, About] = {
         "between which values continuous data lie, as 0:1, 0:,:,0:1 for three columns or age=0:,share=0:1; "
         "they are mapped onto the line"
     ),
+    "data.angles": About(
+        "columns of vectors that are angles, with their intervals, as direction=0:360,3=-3.1416:3.1416; they "
+        "become points of planes"
+    ),
     "data.missing": About(
         "what is done with missing entries, nan and empty cells: refuse them, or learn the law of complete "
         "vectors from what is observed"

@@ -19,6 +19,7 @@ to be learnt from moderate noise levels on.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,8 @@ class Circles:
     Args:
         columns: numbers of the columns that are angles, each once.
         periods: of every one of them: 360 for degrees, 2 pi for radians.
-        low: where their intervals begin: angles come back in [low, low + period).
+        low: where their intervals begin, one number or one for every column: angles come back in
+            [low, low + period).
 
     Raises:
         ValueError: no column or one twice, or periods that are not as many positive numbers.
@@ -47,7 +49,7 @@ class Circles:
 
     columns: tuple[int, ...]
     periods: tuple[float, ...]
-    low: float = 0.0
+    low: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -58,8 +60,78 @@ class Circles:
             raise ValueError(
                 f"periods must be {len(columns)} positive numbers, one for every column, got {self.periods}"
             )
-        if not math.isfinite(self.low):
-            raise ValueError(f"low must be a finite number, got {self.low}")
+        low = self._low
+        if len(low) != len(columns) or not all(map(math.isfinite, low)):
+            raise ValueError(f"low must be a finite number, or one for every column, got {self.low}")
+
+    @property
+    def _low(self) -> tuple[float, ...]:
+        """One number for every column."""
+        return self.low if isinstance(self.low, tuple) else (self.low,) * len(self.columns)
+
+    @classmethod
+    @checked
+    def of_text(cls, text: str, columns: Sequence[str] = (), num_columns: int | None = None) -> Circles:
+        """The angles that a text tells: "direction=0:360,3=-3.1416:3.1416", columns by name or by number from
+        0, each with the two ends of its interval, which are one point.
+
+        Args:
+            text: as above.
+            columns: the names of the columns, where they have names.
+            num_columns: how many there are; not checked when None.
+
+        Raises:
+            ValueError: another form, a column that is not there or twice, or ends out of order.
+        """
+        found: dict[int, tuple[float, float]] = {}
+        for part in text.split(","):
+            name, equals, ends = (piece.strip() for piece in part.partition("="))
+            low, colon, high = ends.partition(":")
+            try:
+                if not (equals and colon):
+                    raise ValueError
+                pair = float(low), float(high)
+            except ValueError:
+                raise ValueError(
+                    "text must name columns and their intervals, as in direction=0:360,3=-3.1416:3.1416, got "
+                    f"{part!r}"
+                ) from None
+            number = columns.index(name) if name in columns else int(name) if name.isdecimal() else -1
+            if number < 0 or number in found or (num_columns is not None and number >= num_columns):
+                known = ", ".join(columns) or (
+                    "numbers from 0" if num_columns is None else f"0 to {num_columns - 1}"
+                )
+                raise ValueError(
+                    f"text must name columns, each once, got {name!r} in {text!r}; columns: {known}"
+                )
+            if not -math.inf < pair[0] < pair[1] < math.inf:
+                raise ValueError(f"text must hold intervals of finite length, got {part!r}")
+            found[number] = pair
+        low_ends = tuple(low for low, _ in found.values())
+        return cls(tuple(found), tuple(high - low for low, high in found.values()), low_ends)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint: "columns", "periods" and "low", each with shape (K,)."""
+        return {
+            "columns": torch.tensor(self.columns),
+            "periods": torch.tensor(self.periods, dtype=torch.float64),
+            "low": torch.tensor(self._low, dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Circles:
+        """The circles that ``tensors`` gave.
+
+        Raises:
+            ValueError: a part is missing, of another type, or out of range.
+        """
+        kinds = {"columns": torch.int64, "periods": torch.float64, "low": torch.float64}
+        if {name: tensor.dtype for name, tensor in tensors.items()} != kinds or any(
+            tensor.ndim != 1 for tensor in tensors.values()
+        ):
+            raise ValueError("the circles must have columns, periods and low with shape (K,), got others")
+        columns, periods, low = (tuple(tensors[name].tolist()) for name in kinds)
+        return cls(columns, periods, low)
 
     @checked
     def embed(self, w: Tensor, seed: int = 0) -> Tensor:
@@ -77,7 +149,8 @@ class Circles:
         at, periods = list(self.columns), w.new_tensor(self.periods, dtype=torch.float64)
         generator = step_generator(seed, 0, Stream.RADII)
         z = torch.randn(len(w), len(at), dtype=torch.float64, generator=generator).to(w.device)
-        radius, phi = (SPREAD * z).exp(), 2 * math.pi * (w[:, at].double() - self.low) / periods
+        low = w.new_tensor(self._low, dtype=torch.float64)
+        radius, phi = (SPREAD * z).exp(), 2 * math.pi * (w[:, at].double() - low) / periods
         found = torch.cat([w.double(), radius * phi.sin()], 1)
         found[:, at] = radius * phi.cos()
         return found
@@ -89,7 +162,7 @@ class Circles:
         periods = first.new_tensor(self.periods)
         turn = torch.atan2(second, first) / (2 * math.pi) % 1.0
         found = x[:, : x.shape[1] - len(self.columns)].clone()
-        found[:, list(self.columns)] = (self.low + turn % 1.0 * periods).to(x.dtype)
+        found[:, list(self.columns)] = (first.new_tensor(self._low) + turn % 1.0 * periods).to(x.dtype)
         return found
 
     @checked

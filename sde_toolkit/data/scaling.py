@@ -23,6 +23,9 @@ By Jensen's inequality a density p of x then bounds the probability of the level
 
     -1/D log2 P(v)  <=  -E_u[ log p(x) ] / (D log 2) - log2(2 / L)
 
+Angles among the columns of vectors become points of planes first, with radii that are drawn (``circle``): raw
+data have D features then and model scale D + K, and the densities of w are those of the D raw features.
+
 Reference: Theis, van den Oord and Bethge, "A Note on the Evaluation of Generative Models" (1511.01844).
 """
 
@@ -37,6 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.data.circle import Circles
 from sde_toolkit.data.support import Support
 from sde_toolkit.models import MAX_FULL
 from sde_toolkit.utils import check_fields, checked, integer, same_values
@@ -50,7 +54,7 @@ class Scaling:
     """The map x = scale y(w) + shift from raw data to model scale; ``levels`` is None for continuous data.
 
     ``scale`` (positive) and ``shift`` are float64 tensors that broadcast against an event; y(w) is the map of
-    the ``support`` onto the line, w itself without one.
+    the ``support`` onto the line, w itself without one.  With ``circles``, w is what they make of raw data.
     """
 
     scale: Tensor
@@ -58,6 +62,7 @@ class Scaling:
     levels: int | None = None
     support: Support | None = None
     matrix: Tensor | None = None
+    circles: Circles | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -70,7 +75,8 @@ class Scaling:
             raise ValueError(
                 "support must be None for grey levels, whose bins end at 0 and the number of levels"
             )
-
+        if self.levels is not None and self.circles is not None:
+            raise ValueError("circles must be None for grey levels, which are no angles")
         if self.matrix is not None:
             self._check_matrix(self.matrix)
 
@@ -86,6 +92,8 @@ class Scaling:
             raise ValueError("matrix must be finite and invertible, got one that is not")
 
     def __repr__(self) -> str:
+        if self.circles is not None:
+            return f"Scaling(angles in columns {', '.join(map(str, self.circles.columns))})"
         if self.matrix is not None:
             return f"Scaling(x = W y + shift, {len(self.matrix)} features)"
         if self.levels is not None:
@@ -174,11 +182,11 @@ class Scaling:
         """log |dx/dw| averaged over the dimensions, in nats: log p(w) = log p(x) + D log_det_per_dim.
 
         Raises:
-            ValueError: data with a support, where it depends on the example.
+            ValueError: data with a support or angles, where it depends on the example.
         """
-        if self.support is not None:
+        if self.support is not None or self.circles is not None:
             raise ValueError(
-                "log_det_per_dim depends on the example where data have a support; use log_det(x) / D"
+                "log_det_per_dim depends on the example where data have a support or angles; use log_det(x)"
             )
         of_matrix = 0.0 if self.matrix is None else float(self._log_det_of_matrix) / len(self.matrix)
         return float(self.scale.log().mean()) + of_matrix
@@ -217,21 +225,36 @@ class Scaling:
             found = found + self.support.log_slope(y)
         if self.matrix is not None:
             found = found + self._log_det_of_matrix.to(x.device) / len(self.matrix)
-        return torch.where(x.isnan(), 0.0, found).flatten(1).sum(1)
+        total = torch.where(x.isnan(), 0.0, found).flatten(1).sum(1)
+        return total if self.circles is None else total + self.circles.log_det(self._to_planes(x.double()))
+
+    @property
+    def num_added(self) -> int:
+        """Features of model scale that raw data do not have: one for every angle."""
+        return 0 if self.circles is None else len(self.circles.columns)
 
     @checked
     def to_model(self, w: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return x = scale y(w) + shift with the shape of ``w``, computed in float64.
+        """Return x = scale y(w) + shift with the shape of ``w``, computed in float64; of angles, with shape
+        (N, D + K) and radii that are functions of the row.
 
         Raises:
             ValueError: values outside the support.
         """
+        if self.circles is not None:
+            w = self.circles.embed(w)
         y = w.to(torch.float64) if self.support is None else self.support.to_line(w)
         return (self._mixed(y) * self.scale.to(w.device) + self.shift.to(w.device)).to(dtype)
 
     @checked
     def from_model(self, x: Tensor) -> Tensor:
-        """Return w with the shape and dtype of ``x``, y(w) = (x - shift) / scale, computed in float64."""
+        """Return w with the shape and dtype of ``x``, y(w) = (x - shift) / scale, computed in float64; with
+        shape (N, D) where there are angles."""
+        planes = self._to_planes(x)
+        return planes if self.circles is None else self.circles.angles(planes)
+
+    def _to_planes(self, x: Tensor) -> Tensor:
+        """Raw data, or what the circles make of them."""
         y = self._mixed((x.to(torch.float64) - self.shift.to(x.device)) / self.scale.to(x.device), back=True)
         if self.support is None:
             return y.to(x.dtype)
@@ -261,7 +284,8 @@ class Scaling:
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint: "scaling_scale", "scaling_shift", "scaling_levels" for grey levels, and
-        "scaling_low" and "scaling_high" for a support, "scaling_matrix" for a matrix."""
+        "scaling_low" and "scaling_high" for a support, "scaling_matrix" for a matrix, "scaling_circle_..."
+        for angles."""
         found = {"scaling_scale": self.scale, "scaling_shift": self.shift}
         if self.levels is not None:
             found["scaling_levels"] = torch.tensor(self.levels)
@@ -270,6 +294,8 @@ class Scaling:
             found |= {"scaling_low": low.contiguous(), "scaling_high": high.contiguous()}
         if self.matrix is not None:
             found["scaling_matrix"] = self.matrix
+        if self.circles is not None:
+            found |= {f"scaling_circle_{name}": table for name, table in self.circles.tensors().items()}
         return found
 
     def _need_levels(self) -> int:
@@ -314,7 +340,10 @@ def scaling_from_tensors(tensors: Mapping[str, Tensor]) -> Scaling | None:
         raise ValueError("the support of the scaling must have a low and a high end, got one")
     support = None if low is None or high is None else Support(low, high)
     if levels is None:
-        return Scaling(scale, shift, support=support, matrix=tensors.get("scaling_matrix"))
+        prefix = "scaling_circle_"
+        of_circles = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        circles = Circles.from_tensors(of_circles) if of_circles else None
+        return Scaling(scale, shift, None, support, tensors.get("scaling_matrix"), circles)
     if levels.dtype != torch.int64 or levels.ndim != 0:
         raise ValueError("the levels of the scaling must be one int64 number, got another")
     return Scaling(scale, shift, integer("levels", int(levels), 2))

@@ -217,7 +217,7 @@ def evaluate_likelihood(
         bits, nfe, budget, bounds = compute(_for_shard(run.config, shard), model, dataset, examples, keeping)
         if shard is not None:
             raise ShardFinishedError
-    lines = () if budget is None else tuple(budget.lines(examples[0].numel()))
+    lines = () if budget is None else tuple(budget.lines(examples[0].numel() - dataset.scaling.num_added))
     uniform = None if dataset.levels is None else math.log2(dataset.levels)
     seconds = time.perf_counter() - begin
     result = Evaluation(
@@ -253,8 +253,9 @@ def _continuous(
     found = log_likelihood(
         model, x, **likelihood_options(config), log_det_per_dim=log_det / x[0].numel(), processes=processes
     )
-    log_q = -log_det
-    return found.bits_per_dim, found.nfe, found.budget, _bounds(config, model, x, log_q, processes)
+    share = x[0].numel() / (x[0].numel() - dataset.scaling.num_added)  # bits per dimension of the data
+    bounds = tuple((n, share * m, share * e) for n, m, e in _bounds(config, model, x, -log_det, processes))
+    return share * found.bits_per_dim, found.nfe, found.budget, bounds
 
 
 def _observed(config: Config, model: ScoreModel, x: Tensor, log_det: Tensor, processes: Processes) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_toolkit.data.circle import Circles
 from sde_toolkit.data.dataset import Dataset, Flip, Training, moments_of
 from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments
 from sde_toolkit.data.rows import Rows
@@ -103,6 +105,7 @@ def open_data(
     digest: str = "",
     bounds: str = "",
     missing: Missing = "raise",
+    angles: str = "",
 ) -> Dataset:
     """A data set from a file, a folder, a named data set or a function.
 
@@ -130,6 +133,8 @@ def open_data(
             coordinates, "0:,:,0:1" for three in turn, "age=0:,share=0:1" for columns of a table; "" for none.
         missing: "mask" takes nan in vectors, and empty cells of tables, for entries that are missing at
             random; "raise" refuses them.
+        angles: columns of vectors that are angles, with their intervals, as ``Circles.of_text`` reads them:
+            "direction=0:360"; "" for none.  In model scale each is a point of a plane.
 
     Raises:
         ValueError: the source is missing or damaged, or does not fit the options; every sentence says what
@@ -149,16 +154,14 @@ def open_data(
         return replace(made, digest=found, workers=workers or made.workers)
     raw = raw_from(made, name) if made is not None else _read(name, key, labels, columns, images, some)
     x, known = _examples(raw, layout, shape, levels, name, some)
-    share = _share(held_out)
+    circles = _circles(angles, raw.columns, x, known, some)
+    x, share = _on_planes(x, circles, 0), _share(held_out)
     if share is None:
         other = _read_held_out(str(held_out), key, labels, columns, images, some)
         held, _ = _examples(other, layout, shape, known or 0, str(held_out), some)
+        held = _on_planes(held, circles, 1)
         digests = raw.digest(), other.digest()
-        if digests[0] == digests[1]:
-            raise ValueError(
-                f"data.held_out must hold other examples than those of training, got the same in {held_out} "
-                f"and {name}; give a share such as 0.1, or another source"
-            )
+        _check_others(digests, held_out, name)
         parts = (_parts(x), _parts(held), raw.labels, _same_classes(raw, other))
         found = digests[0][:32] + digests[1][:32]
     else:
@@ -169,7 +172,8 @@ def open_data(
     _check_digest(source, digest, found)
     kind = ("per_coordinate" if raw.table else "common") if scaling == "auto" else scaling
     try:
-        made_set = _dataset(name, parts, known, kind, training, _support(bounds, raw.columns), some)
+        maps = _support(bounds, raw.columns, circles), circles
+        made_set = _dataset(name, parts, known, kind, training, maps, some)
         return replace(
             made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip, workers=workers
         )
@@ -193,6 +197,14 @@ def _read_held_out(
         return _read(absolute_source(source), key, labels, columns, images, missing)
     except ValueError as error:
         raise ValueError(f"data.held_out: {error}") from None
+
+
+def _check_others(digests: tuple[str, str], held_out: float | str | Path, name: str) -> None:
+    if digests[0] == digests[1]:
+        raise ValueError(
+            f"data.held_out must hold other examples than those of training, got the same in {held_out} "
+            f"and {name}; give a share such as 0.1, or another source"
+        )
 
 
 def _check_digest(source: str | Path, expected: str, found: str) -> None:
@@ -284,9 +296,10 @@ def _dataset(
     levels: int | None,
     scaling: str,
     training: Training,
-    support: Support | None,
+    maps: tuple[Support | None, Circles | None],
     missing: bool,
 ) -> Dataset:
+    support, circles = maps
     if scaling not in SCALINGS:
         raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
     if support is not None and (levels is not None or scaling == "none"):
@@ -302,8 +315,9 @@ def _dataset(
         law = Scaling.grey(levels)
     else:
         common = Scaling.identity() if scaling == "none" else _standard(train, scaling, name, support)
-        law, test = common, common.to_model(test)
+        test = common.to_model(test)
         train = common.to_model(train) if isinstance(train, Tensor) else train.scaled(common)
+        law = common if circles is None else replace(common, circles=circles)
     at = training if levels else "uniform"
     return Dataset(name, train, test, law, labels_train, labels_test, at, missing=missing)
 
@@ -365,9 +379,39 @@ def _check_columns(support: Support, event_shape: tuple[int, ...]) -> None:
         raise ValueError(f"data.bounds must be one pair of ends, or {event_shape} of them, got {shape}")
 
 
-def _support(bounds: str, columns: Sequence[str]) -> Support | None:
-    """The support that the option tells; None for none."""
+def _support(bounds: str, columns: Sequence[str], circles: Circles | None) -> Support | None:
+    """The support that the option tells, without ends at the points of angles; None for none."""
     try:
-        return Support.of_text(bounds, columns) if bounds else None
+        found = Support.of_text(bounds, columns) if bounds else None
     except ValueError as error:
         raise ValueError(f"data.bounds: {error}") from None
+    if found is None or circles is None:
+        return found
+    low, high = found.ends
+    if low.ndim == 0 or bool((low.isfinite() | high.isfinite())[list(circles.columns)].any()):
+        raise ValueError(
+            f"data.bounds must be those of columns that are no angles, each by itself, got {bounds!r}"
+        )
+    free = torch.full((len(circles.columns),), math.inf, dtype=torch.float64)
+    return Support(torch.cat([low, -free]), torch.cat([high, free]))
+
+
+def _circles(
+    angles: str, columns: Sequence[str], x: np.ndarray | Rows, levels: int | None, missing: bool
+) -> Circles | None:
+    """The angles that the option tells; None for none."""
+    if not angles:
+        return None
+    if x.ndim != 2 or levels is not None or missing or not isinstance(x, np.ndarray):
+        got = f"examples with shape {tuple(x.shape[1:])}"
+        got += " of grey levels" if levels is not None else " and missing entries" if missing else ""
+        raise ValueError(f"data.angles must be columns of complete vectors in memory, got {got}")
+    try:
+        return Circles.of_text(angles, columns, x.shape[1])
+    except ValueError as error:
+        raise ValueError(f"data.angles: {error}") from None
+
+
+def _on_planes(x: np.ndarray | Rows, circles: Circles | None, seed: int) -> np.ndarray | Rows:
+    """The examples with their angles as points of planes."""
+    return x if circles is None else circles.embed(torch.from_numpy(np.asarray(x)), seed).numpy()
