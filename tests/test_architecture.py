@@ -37,7 +37,10 @@ SUBROOMS = (
     "training.averages",
     "training.watching",
     "models.entries",
+    "interop.score_sde",
 )
+WEIGHTS_ONLY = {"sde_toolkit.interop.score_sde.checkpoint"}
+"""Modules that read pickles of others by ``torch.load(weights_only=True)``, which runs nothing."""
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""
 TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli"}
@@ -253,12 +256,24 @@ def calls(source: str) -> set[str]:
     return found
 
 
+def loads_more_than_weights(name: str, source: str) -> bool:
+    """Whether a module calls ``torch.load`` otherwise than ``WEIGHTS_ONLY`` may."""
+    found = (node for node in ast.walk(parse(source)) if isinstance(node, ast.Call))
+    loads = [node for node in found if ast.unparse(node.func) == "torch.load"]
+    safe = (
+        any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in n.keywords) for n in loads
+    )
+    return bool(loads) and (name not in WEIGHTS_ONLY or not all(safe))
+
+
 def nothing_unpickles(sources: Sources) -> list[str]:
+    """But for torch's weights-only reader, where a format of others leaves no choice."""
     loaders = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     complaints = []
     for name, source in sources.items():
         complaints += [f"{name} imports {i.name}" for i in imports_of(name, sources) if i.root in loaders]
-        unsafe = {"torch.load", "np.load(allow_pickle=True"} & calls(source)
+        unsafe = {"np.load(allow_pickle=True"} & calls(source)
+        unsafe |= {"torch.load"} if loads_more_than_weights(name, source) else set()
         complaints += [f"{name} calls {called}" for called in sorted(unsafe)]
     return complaints
 
@@ -400,6 +415,18 @@ WRONG: list[tuple[Rule, str, str, str]] = [
         "sde_toolkit.new calls np.load(allow_pickle=True",
     ),
     (nothing_unpickles, "sde_toolkit.new", "x = torch.load('f')", "sde_toolkit.new calls torch.load"),
+    (
+        nothing_unpickles,
+        "sde_toolkit.new",
+        "x = torch.load('f', weights_only=True)",
+        "sde_toolkit.new calls torch.load",
+    ),
+    (
+        nothing_unpickles,
+        "sde_toolkit.interop.score_sde.checkpoint",
+        "torch.load('f', weights_only=True)\ntorch.load('f')",
+        "sde_toolkit.interop.score_sde.checkpoint calls torch.load",
+    ),
     (
         library_code_is_silent_and_leaves_the_global_generators_alone,
         "solvers.new",

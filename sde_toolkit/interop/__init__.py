@@ -1,18 +1,31 @@
 """Models of other libraries, in and out: what a directory, a pipeline or a function of theirs is here.
 
-Nothing that a directory holds is unpickled or run, and nothing is downloaded.
+Nothing that a file holds is run, and nothing is downloaded; the pickles of score_sde are read as
+weights alone.
 """
 
 from sde_toolkit.interop.denoisers import ForeignModel, State, Time, TimeName
 from sde_toolkit.interop.doors import EDM_RANGE, from_denoiser, from_edm, from_epsilon
+from sde_toolkit.interop.score_sde import (
+    ScoreSDEConfig,
+    ScoreSDEModel,
+    ScoreSDENetwork,
+    from_score_sde,
+    read_score_sde_config,
+)
 
 __all__ = [
     "EDM_RANGE",
     "ForeignModel",
+    "ScoreSDEConfig",
+    "ScoreSDEModel",
+    "ScoreSDENetwork",
     "State",
     "Time",
     "TimeName",
     "from_denoiser",
     "from_edm",
     "from_epsilon",
+    "from_score_sde",
+    "read_score_sde_config",
 ]

@@ -11,6 +11,12 @@ network(x, c[, condition]) -> prediction shaped like x;   x with shape (B, *), c
 condition labels with shape (B,) or rows with shape (B, d) or (B, L, d)
 """
 
+from sde_toolkit.networks.blocks import (
+    AttentionBlock,
+    Resample,
+    ResidualBlock,
+    Shape,
+)
 from sde_toolkit.networks.description import (
     describe_network,
     described_network,
@@ -44,10 +50,14 @@ __all__ = [
     "MAX_ANGLE",
     "MLP",
     "TIME_EMBEDDINGS",
+    "AttentionBlock",
     "DiT",
     "Doubled",
     "NCSNpp",
+    "Resample",
+    "ResidualBlock",
     "SelfConditioned",
+    "Shape",
     "UNet",
     "UNet1D",
     "describe_network",

@@ -43,7 +43,7 @@ class Shape:
 
     Attributes:
         dims: 1 for signals, 2 for images.
-        num_groups: of the group normalisation.
+        num_groups: of the group normalisation; None for min(C // 4, 32), C the channels that are normalised.
         dropout: probability.
         embedding: width of the embedding e.
         rescale: whether r is sqrt(2).
@@ -51,7 +51,7 @@ class Shape:
     """
 
     dims: int
-    num_groups: int
+    num_groups: int | None
     dropout: float
     embedding: int
     rescale: bool
@@ -69,7 +69,8 @@ class Shape:
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """The normalisation of this many channels."""
-        return nn.GroupNorm(self.num_groups, channels, eps=1e-6)
+        groups = min(channels // 4, 32) if self.num_groups is None else self.num_groups
+        return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class Resample(nn.Module):
@@ -105,10 +106,10 @@ class ResidualBlock(nn.Module):
     Args:
         shape: of the network.
         inward, outward: numbers of channels.
-        resample: R; None to keep the resolution.
+        resample: R, ``Resample`` or another layer without weights; None to keep the resolution.
     """
 
-    def __init__(self, shape: Shape, inward: int, outward: int, resample: Resample | None = None) -> None:
+    def __init__(self, shape: Shape, inward: int, outward: int, resample: nn.Module | None = None) -> None:
         super().__init__()
         self.scale, self.resample = shape.scale, resample
         self.first_norm, self.second_norm = shape.norm(inward), shape.norm(outward)

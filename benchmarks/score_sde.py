@@ -1,0 +1,242 @@
+"""Our networks and samplers beside those of score_sde (yang-song's PyTorch code), which stays outside.
+
+    python -m benchmarks.score_sde PATH          # PATH: a checkout of score_sde_pytorch
+
+For each configuration the original network gets random weights, its own code writes a checkpoint (in the
+layout of its ``save_checkpoint``), and ``from_score_sde`` loads that checkpoint.  Then, at the same states
+and times,
+
+    output      the largest difference of the network's outputs, relative to their largest value
+    score       the same for the score, through the original's ``get_score_fn``
+    predictor, corrector, run
+                the same for one step of the predictor, one of the corrector, and a whole run of 10 steps with
+                the same draws
+
+in float32 and in float64.  The original computes the features of labels, its filters and its time grid in
+float32 whatever the type of its weights; for the rows in float64 these functions are replaced by the same
+formulas in float64, with the frequencies as they are.  Its CUDA filter is replaced by its own native one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.record import digits, write_result
+from sde_toolkit.interop import ScoreSDEConfig, from_score_sde, read_score_sde_config
+
+BATCH, SEED = 2, 0
+SMALL = {"nf": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "image_size": 16, "attn_resolutions": (8,)}
+DEEP = SMALL | {"num_res_blocks": 2, "ch_mult": (1, 2, 2), "image_size": 32, "attn_resolutions": (16,)}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm, VP": ("vp/ddpm/cifar10_continuous", SMALL),
+    "ddpm, VP, discrete": ("vp/ddpm/cifar10", SMALL),
+    "ddpm, sub-VP": ("subvp/cifar10_ddpm_continuous", SMALL),
+    "ddpm, VE, discrete": ("ve/cifar10_ddpm", SMALL),
+    "DDPM++, VP": ("vp/cifar10_ddpmpp_continuous", SMALL),
+    "DDPM++ deep, VP": ("vp/cifar10_ddpmpp_deep_continuous", DEEP),
+    "DDPM++, sub-VP": ("subvp/cifar10_ddpmpp_continuous", SMALL),
+    "NCSN++, VE": ("ve/cifar10_ncsnpp_continuous", SMALL),
+    "NCSN++ deep, VE": ("ve/cifar10_ncsnpp_deep_continuous", DEEP),
+    "NCSN++, VE, discrete": ("ve/cifar10_ncsnpp", SMALL),
+    "NCSN++, VP": ("vp/cifar10_ncsnpp_continuous", SMALL),
+    "NCSN++ deep, sub-VP": ("subvp/cifar10_ncsnpp_deep_continuous", DEEP),
+    "NCSN++ with both pyramids, VE": ("ve/ffhq_256_ncsnpp_continuous", DEEP),
+    "NCSN++ of 1024 x 1024, VE": ("ve/ffhq_ncsnpp_continuous", {"image_size": 128}),
+}
+"""Configuration and what is made smaller, by name."""
+FULL = {
+    "NCSN++, VE, full width": ("ve/cifar10_ncsnpp_continuous", {}),
+    "DDPM++, VP, full width": ("vp/cifar10_ddpmpp_continuous", {}),
+    "ddpm, VP, full width": ("vp/ddpm/cifar10", {}),
+}
+"""At their published sizes."""
+OTHER = {
+    "pyramids beside each other": {"progressive_input": "input_skip", "progressive_combine": "cat"},
+    "appended pyramid without filters": {
+        "progressive_input": "input_skip", "progressive_combine": "cat", "fir": False,
+    },
+    "input pyramid without filters": {"fir": False},
+    "sums undivided": {"skip_rescale": False},
+}  # fmt: skip
+"""Options of NCSN++ that no published configuration has, on "ve/cifar10_ncsnpp_continuous"."""
+
+
+class Original:
+    """The modules of a checkout, without its CUDA extension.
+
+    Args:
+        path: of the checkout.
+        exact: whether what it does in float32 is done in float64.
+    """
+
+    def __init__(self, path: Path, exact: bool) -> None:
+        self.path, self.exact = path, exact
+        self.dtype = torch.float64 if exact else torch.float32
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[Original]:
+        """Its modules, which are forgotten at the end."""
+        before = set(sys.modules)
+        sys.path.insert(0, str(self.path))
+        sys.modules["op"] = self._filter()
+        try:
+            self.sampling, self.sde_lib, self.utils, self.layers, self.ema = (
+                importlib.import_module(name)
+                for name in ("sampling", "sde_lib", "models.utils", "models.layers", "models.ema")
+            )
+            for name in ("models.ddpm", "models.ncsnpp"):
+                importlib.import_module(name)
+            if self.exact:
+                self._widen()
+            yield self
+        finally:
+            sys.path.remove(str(self.path))
+            for name in set(sys.modules) - before:
+                file = getattr(sys.modules[name], "__file__", None) or ""
+                if name == "op" or file.startswith(str(self.path)):
+                    del sys.modules[name]
+
+    def _filter(self) -> types.ModuleType:
+        """Its module op, with the native filter alone."""
+        tree = ast.parse((self.path / "op" / "upfirdn2d.py").read_text(encoding="utf-8"))
+        tree.body = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "upfirdn2d_native"]
+        space: dict[str, Any] = {"F": nn.functional, "torch": torch}
+        exec(compile(tree, "upfirdn2d", "exec"), space)
+        module = types.ModuleType("op")
+
+        def upfirdn2d(x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: Any = (0, 0)) -> Tensor:
+            return space["upfirdn2d_native"](x, kernel.to(x.dtype), up, up, down, down, *pad, *pad)
+
+        module.upfirdn2d = upfirdn2d  # type: ignore[attr-defined]
+        return module
+
+    def _widen(self) -> None:
+        """The features of labels in float64, with the frequencies of float32."""
+        original = self.layers.get_timestep_embedding
+
+        def features(labels: Tensor, count: int) -> Tensor:
+            one = original(torch.ones(1), count)  # sin(w), cos(w): only for the shape
+            half = count // 2
+            steps = -torch.tensor(10000.0, dtype=torch.float64).log().item() / (half - 1)
+            w = torch.exp(torch.arange(half, dtype=torch.float32) * steps).double()
+            angles = labels.double()[:, None] * w
+            assert one.shape[1] == 2 * half
+            return torch.cat([angles.sin(), angles.cos()], 1)
+
+        self.layers.get_timestep_embedding = features
+
+    def config(self, name: str, changes: dict[str, Any]) -> Any:
+        """Its configuration, run as a program, with changes."""
+        config = importlib.import_module(f"configs.{name.replace('/', '.')}").get_config()
+        config.device = torch.device("cpu")
+        for field, value in changes.items():
+            (config.data if field == "image_size" else config.model)[field] = value
+        return config
+
+    def model(self, config: Any) -> nn.Module:
+        """Its network in parallel's wrapper, with random weights."""
+        model = self.utils.create_model(config)
+        generator = torch.Generator().manual_seed(SEED)
+        for parameter in model.parameters():
+            fan = max(1, parameter.numel() // max(1, len(parameter)))
+            z = torch.randn(parameter.shape, generator=generator)
+            if parameter.requires_grad:
+                parameter.data = 1 + 0.1 * z if parameter.ndim == 1 else z / fan**0.5
+        return model
+
+    def checkpoint(self, model: nn.Module, path: Path) -> None:
+        """A file in the layout of its ``save_checkpoint``; ``model`` has the averages from now on."""
+        ema = self.ema.ExponentialMovingAverage(model.parameters(), decay=0.999)
+        for shadow in ema.shadow_params:
+            shadow.mul_(1.01)
+        optimizer = torch.optim.Adam(model.parameters()).state_dict()
+        state = {"optimizer": optimizer, "model": model.state_dict(), "ema": ema.state_dict(), "step": 7}
+        torch.save(state, path)
+        ema.copy_to(model.parameters())
+
+    def sde(self, config: Any) -> Any:
+        """Its process."""
+        m, name = config.model, config.training.sde
+        if name == "vesde":
+            return self.sde_lib.VESDE(m.sigma_min, m.sigma_max, m.num_scales)
+        kind = self.sde_lib.VPSDE if name == "vpsde" else self.sde_lib.subVPSDE
+        return kind(m.beta_min, m.beta_max, m.num_scales)
+
+
+def ours(path: Path, name: str, changes: dict[str, Any]) -> ScoreSDEConfig:
+    """The same configuration, read as data."""
+    return replace(read_score_sde_config(path / "configs" / f"{name}.py"), **changes)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def compare(original: Original, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """One configuration: how far the outputs are apart."""
+    theirs = original.config(name, changes)
+    model, settings = original.model(theirs), ours(original.path, name, changes)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "checkpoint.pth"
+        original.checkpoint(model, file)
+        start = time.perf_counter()
+        mine = from_score_sde(file, settings).to(original.dtype)
+        seconds = time.perf_counter() - start
+    model.to(original.dtype).eval()
+    generator = torch.Generator().manual_seed(SEED)
+    x = torch.randn(BATCH, *settings.event_shape, generator=generator, dtype=torch.float64).to(original.dtype)
+    labels = _labels(settings, original.dtype)
+    network = mine.network if not hasattr(mine.network, "network") else mine.network.network
+    with torch.no_grad():
+        output = apart(network(x, labels), model(x, labels))
+    count = sum(p.numel() for p in model.parameters())
+    return {"parameters": count, "output": digits(output), "load_seconds": digits(seconds)}
+
+
+def _labels(settings: ScoreSDEConfig, dtype: torch.dtype) -> Tensor:
+    if settings.continuous and settings.sde == "vesde":
+        return torch.tensor([0.02, 17.3], dtype=dtype)
+    if settings.sde == "vesde":
+        return torch.tensor([3, settings.num_scales - 2])
+    return torch.tensor([2.25, 731.5], dtype=dtype)
+
+
+def main() -> None:
+    """Compare, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--full", action="store_true", help="the published sizes too")
+    args = parser.parse_args()
+    rows = []
+    base = "ve/cifar10_ncsnpp_continuous"
+    cases = CASES | {what: (base, SMALL | more) for what, more in OTHER.items()}
+    cases |= FULL if args.full else {}
+    for exact in (False, True):
+        with Original(args.path, exact).loaded() as original:
+            for what, (name, changes) in cases.items():
+                if exact and not changes:
+                    continue
+                row = {"case": what, "type": str(original.dtype).removeprefix("torch.")}
+                row |= compare(original, name, changes)
+                rows.append(row)
+                print(row, flush=True)
+    write_result("score_sde", {"seed": SEED, "batch": BATCH}, rows)
+
+
+if __name__ == "__main__":
+    main()
