@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import recipes_interop
+import recipes_score_sde
 import recipes_tables
 import torch
 from recipe_parts import (
@@ -363,4 +364,5 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | {name: Recipe(*recipe) for name, recipe in more_objectives().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
         | {name: Recipe(*parts) for name, parts in recipes_interop.interops().items()}
+        | {name: Recipe(*parts) for name, parts in recipes_score_sde.score_sde(folder).items()}
     )

@@ -312,7 +312,7 @@ def test_a_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, how):
     else:
         saved = files.checkpoint("DDPM")
         torch.save(Hostile(mark) if how == "zip" else saved | {"step": Hostile(mark)}, path)
-    with pytest.raises(ValueError, match="asks for .*system, which weights do not need; nothing was run"):
+    with pytest.raises(ValueError, match=r"asks for .*system, which weights do not need; nothing was run"):
         from_score_sde(path, files.FIELDS["DDPM"])
     assert not mark.exists()
 

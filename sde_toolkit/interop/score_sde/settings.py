@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_toolkit.interop.score_sde.config_file import Unknown, read_fields
-from sde_toolkit.utils import checked, shown
+from sde_toolkit.utils import check_fields, checked, shown
 
 NAMES = ("ncsnpp", "ddpm")
 """Networks that are rebuilt: NCSN++ and DDPM++ are both "ncsnpp", with the options of all published
@@ -88,8 +88,8 @@ class ScoreSDEConfig:
     progressive_combine: str = "sum"
     embedding_type: str = "positional"
 
-    @checked
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, allowed in _ONE_OF.items():
             value = getattr(self, name)
             if value not in allowed:
