@@ -153,7 +153,9 @@ def _fit_part(part: Any, kind: Any) -> tuple[bool, Any]:
 
 
 def _as_array(value: Any) -> tuple[bool, Any]:
-    """Whether lists hold numbers, and their array."""
+    """Whether lists hold numbers, and their array; a tuple of tables is not one."""
+    if isinstance(value, tuple) and any(len(look_up(part, "shape", ())) > 1 for part in value):
+        return False, value
     try:
         array = np.asarray(value)
     except ValueError:  # of unequal lengths

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipe_parts import POINTS
+
 from sde_toolkit import data, training
+
+CONDITIONED = data.Dataset("c", POINTS.train, POINTS.test, conditions_train=POINTS.train)
+BATCH = {"step": 0, "batch_size": 2, "seed": 0}
 
 
 def more_objectives() -> dict[str, tuple[Any, Any]]:
     """Name -> what is called, and what makes its arguments."""
     return {
         "Circles.of_text": (data.Circles.of_text, lambda: {"text": "a=0:360", "columns": ("a",)}),
+        "Dataset.batch_conditions": (CONDITIONED.batch_conditions, lambda: dict(BATCH)),
         "ScoreWeight": (training.ScoreWeight, dict),
     }

@@ -197,7 +197,7 @@ ABOUT: dict[str, About] = {
         "where numbers go besides history.csv: tensorboard, functions as in mine.py:tracker, with commas"
     ),
     "training.changes": About("fields that were changed during the run, filled in by --allow"),
-    "training.label_dropout": About("share of the examples that are trained without their label", 0, 1),
+    "training.label_dropout": About("share of the examples that are trained without their condition", 0, 1),
     "sampling.sampler": About(
         "the sampler, or the dotted path of a function, with options as in ddim(eta=0.5)"
     ),

@@ -83,6 +83,8 @@ class Circles:
         Raises:
             ValueError: another form, a column that is not there or twice, or ends out of order.
         """
+        if num_columns is not None:
+            integer("num_columns", num_columns, 1)
         found: dict[int, tuple[float, float]] = {}
         for part in text.split(","):
             name, equals, ends = (piece.strip() for piece in part.partition("="))

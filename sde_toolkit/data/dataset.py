@@ -35,19 +35,18 @@ from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
 from sde_toolkit.data.estimation import FEW, factors, low_rank, shrunk
+from sde_toolkit.data.examples import as_numbers, check_conditions, check_examples, signed
 from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments, varying
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
 from sde_toolkit.data.support import Support
 from sde_toolkit.models import MAX_FULL, MAX_RANK, Moments, gaussian_moments
 from sde_toolkit.utils import (
-    UNSIGNED,
     Stream,
     check_fields,
     checked,
     integer,
     permutation,
-    shown,
     step_generator,
 )
 
@@ -81,6 +80,8 @@ class Dataset:
     their number changes no batch.  ``missing`` says that entries of vectors may be nan, missing.
     ``factors`` is the number of factors that tell the covariance beside the features' own variances
     (``models.Factors``), at most one for 16 examples; 0 takes the form that the size asks for.
+    ``conditions_train`` and ``conditions_test`` are conditions that are no classes, a row of real numbers for
+    every example, (N, d) for vectors or (N, L, d) for tokens; a row, or a token, of nan is "none".
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range examples.
     """
 
@@ -98,6 +99,8 @@ class Dataset:
     workers: int = field(default=0, repr=False)
     missing: bool = field(default=False, repr=False)
     factors: int = field(default=0, repr=False)
+    conditions_train: Tensor | None = field(default=None, repr=False)
+    conditions_test: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -112,7 +115,7 @@ class Dataset:
         integer("workers", self.workers, 0)
         integer("factors", self.factors, 0)
         if isinstance(self.train, Tensor):
-            _check_examples("train", self.train, self.scaling.levels, self.missing, all_columns=True)
+            check_examples("train", self.train, self.scaling.levels, self.missing, all_columns=True)
         elif self.missing:
             raise ValueError(
                 "train must be in memory where entries may be missing, got rows that are read when used; "
@@ -125,7 +128,7 @@ class Dataset:
                 "flip needs a scaling that is the same on the left and on the right, got one for every "
                 "pixel; take data.scaling=common"
             )
-        _check_examples("test", self.test, self.scaling.levels, self.missing)
+        check_examples("test", self.test, self.scaling.levels, self.missing)
         if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
             raise ValueError(
                 f"test must have the event shape and dtype of train, {self.event_shape} {self.train.dtype}, "
@@ -137,6 +140,7 @@ class Dataset:
         ):
             if labels is not None and labels.shape != examples.shape[:1]:
                 raise ValueError(f"{name} must have shape ({len(examples)},), got {tuple(labels.shape)}")
+        check_conditions(self.conditions_train, self.conditions_test, len(self.train), len(self.test))
 
     def __repr__(self) -> str:
         labels = "" if self.labels_train is None else ", with labels"
@@ -183,6 +187,16 @@ class Dataset:
         if self.labels_train is None:
             raise ValueError(f"dataset must have labels_train for this, got {self.name!r} without")
         return self.labels_train[batch_indices(len(self.train), batch_size, step, seed)].to(torch.int64)
+
+    @checked
+    def batch_conditions(self, step: int, batch_size: int, seed: int) -> Tensor:
+        """Return the conditions of ``batch`` with the same arguments, with shape (batch_size, *).
+
+        Raises ValueError for a data set without conditions.
+        """
+        if self.conditions_train is None:
+            raise ValueError(f"dataset must have conditions_train for this, got {self.name!r} without")
+        return self.conditions_train[batch_indices(len(self.train), batch_size, step, seed)]
 
     @checked
     def scaled_train(self, seed: int = 0) -> Tensor:
@@ -326,6 +340,7 @@ def from_array(
     dtype: torch.dtype = torch.float32,
     support: Support | None = None,
     missing: Missing = "raise",
+    conditions: Tensor | np.ndarray | None = None,
 ) -> Dataset:
     """Return a data set from raw ``x`` with shape (N, *), a random ``test_fraction`` of it held out.
 
@@ -334,13 +349,13 @@ def from_array(
     own, build ``Dataset`` itself.  ``labels`` are integers with shape (N,).  ``support`` says between which
     values continuous data lie, such as ``Support(0.0)`` for positive ones, which are mapped onto the line.
     ``missing="mask"`` takes nan in vectors for entries that are missing; every column is then scaled by the
-    entries observed in it.
+    entries observed in it.  ``conditions`` are rows for every example, (N, d) or (N, L, d), see ``Dataset``.
     Raises ValueError for empty, non-finite, mis-shaped or out-of-range data.
     """
-    x = _signed(_tensor("x", x))
+    x = signed(as_numbers("x", x))
     check_missing(missing)
     some = missing == "mask"
-    _check_examples("x", x, None if scaling is None else scaling.levels, some)
+    check_examples("x", x, None if scaling is None else scaling.levels, some)
     if not 0 < test_fraction < 1 or len(x) < 2:
         raise ValueError(
             f"test_fraction must be in (0, 1) and x hold at least 2 examples, got {test_fraction}, {len(x)}"
@@ -366,64 +381,36 @@ def from_array(
         )
     if scaling.levels is None:
         x = scaling.to_model(x, dtype)
+    rows_train: Tensor | None = None
+    rows_test: Tensor | None = None
+    if conditions is not None:
+        rows = as_numbers("conditions", conditions)
+        if rows.shape[:1] != x.shape[:1] or not rows.is_floating_point():
+            raise ValueError(
+                f"conditions must be real numbers in {len(x)} rows, one per example, got {rows.dtype} with "
+                f"shape {tuple(rows.shape)}"
+            )
+        rows_train, rows_test = rows[train], rows[test]
     if labels is None:
-        return Dataset(name, x[train], x[test], scaling, missing=some)
-    labels = _tensor("labels", labels)
+        return Dataset(
+            name,
+            x[train],
+            x[test],
+            scaling,
+            missing=some,
+            conditions_train=rows_train,
+            conditions_test=rows_test,
+        )
+    labels = as_numbers("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}; convert them with .long()")
     labels = labels.to(torch.int64)
     if labels.shape != (len(x),):
         raise ValueError(f"labels must have shape ({len(x)},), one per example, got {tuple(labels.shape)}")
-    return Dataset(name, x[train], x[test], scaling, labels[train], labels[test], missing=some)
-
-
-def _tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
-    """A tensor of the values; raises TypeError for arrays that hold no numbers."""
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "iufb":
-        raise TypeError(f"{name} must hold real numbers, got {shown(value)}")
-    return torch.as_tensor(value)
-
-
-def _signed(x: Tensor) -> Tensor:
-    """Unsigned integers of 16 bits and more, with which torch does not compute, as int64."""
-    if x.dtype not in UNSIGNED:
-        return x
-    if x.dtype == torch.uint64 and x.numel() and bool((x.view(torch.int64) < 0).any()):
-        raise ValueError("x must hold grey levels below 2^63, got larger integers; scale them to floats")
-    return x.to(torch.int64)
-
-
-def _check_examples(
-    name: str, x: Tensor, levels: int | None, missing: bool = False, all_columns: bool = False
-) -> None:
-    if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(
-            f"{name} must have shape (N, *), N >= 1 and at least one event dimension, got {tuple(x.shape)}; "
-            "give scalars the shape (N, 1)"
-        )
-    if missing:
-        check_incomplete(name, x, levels, all_columns)
-        return
-    if levels is None:
-        if not x.dtype.is_floating_point:
-            raise ValueError(
-                f"{name} must be floating point, got {x.dtype}; integers need scaling=Scaling.grey(levels)"
-            )
-        if not torch.isfinite(x).all():
-            raise ValueError(
-                f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or infinite values; "
-                'missing="mask" takes NaN for entries that are missing'
-            )
-        return
-    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype == torch.bool:
-        raise ValueError(
-            f"{name} must hold integer grey levels, got {x.dtype}; convert it, or drop the levels"
-        )
-    low, high = int(x.min()), int(x.max())
-    if low < 0 or high >= levels:
-        raise ValueError(
-            f"{name} must hold grey levels 0, ..., {levels - 1}, got values from {low} to {high}"
-        )
+    return Dataset(
+        name, x[train], x[test], scaling, labels[train], labels[test], missing=some,
+        conditions_train=rows_train, conditions_test=rows_test,
+    )  # fmt: skip
 
 
 @checked
@@ -435,11 +422,11 @@ def estimate_moments(x: Tensor | np.ndarray) -> Moments:
     of low rank beside a multiple of the identity beyond.  Integers are taken as they are.
     Raises ValueError for empty, non-finite or mis-shaped examples, or examples that are all equal.
     """
-    x = _tensor("x", x)
+    x = as_numbers("x", x)
     if x.is_complex():
         raise TypeError(f"x must hold real numbers, got {x.dtype}; give real and imaginary parts")
     x = x if x.is_floating_point() else x.double()
-    _check_examples("x", x, None)
+    check_examples("x", x, None)
     if not bool((x != x[0]).any()):
         raise ValueError(f"x must vary, got {len(x)} equal examples; give at least two that differ")
     return Dataset("examples", x, x[:1]).moments

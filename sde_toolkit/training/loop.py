@@ -5,9 +5,9 @@ Update n draws its batch, its times and noises, and its dropout masks as functio
     x0 = dataset.batch(n, batch_size, seed),      loss(model, x0, generator(seed, n)).mean()
     gradient, scaled down to max_grad_norm  ->  AdamW with warm-up  ->  moving average
 
-The loss of a network with classes is given the labels as its condition.  A share ``label_dropout`` of the
-examples comes with the null class instead of its own, so that the network learns the law of all data as well.
-That, too, is a function of (seed, n).
+The loss of a network with conditions is given them: labels, or rows of vectors or tokens.  A share
+``label_dropout`` of the examples comes with the null class, or a row of nan, instead of its own, so that the
+network learns the law of all data as well (``conditioning``).  That, too, is a function of (seed, n).
 
 So a run that was interrupted and restored goes on as if nothing had happened, bit for bit, on the same
 machine with the same number of threads.  A loss or gradient that is not finite stops the run before the
@@ -24,7 +24,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_toolkit.data import Dataset, TrainingData, batch_size_of, training_data
-from sde_toolkit.models import MAX_FULL, Moments, class_tensors, evaluating, recording
+from sde_toolkit.models import class_tensors, evaluating, recording
 from sde_toolkit.training.checkpoint import checkpoint_paths, save_checkpoint
+from sde_toolkit.training.conditioning import batch_condition, check_conditions, class_moments
 from sde_toolkit.training.objective import Loss, check_missing_entries, observing
 from sde_toolkit.training.parallel import gathered, whole_tensor
 from sde_toolkit.training.snapshots import drop_snapshots, save_snapshot
@@ -122,10 +123,10 @@ def fit(
         state: the run, trained in place; restore the latest checkpoint into it to go on with an
             interrupted one.
         dataset: where the batches come from, a ``Dataset``, or data in model scale: examples with shape
-            (N, *), (examples, labels), a torch data set or a ``DataLoader`` (``data.training_data``).  Its
-            moments, and those of its classes if the network has classes, become those of ``state.model`` and
-            ``state.ema``, and are stored in ``state.data``; a model that predicts the "residual" keeps the
-            moments that it has.
+            (N, *), (examples, labels), (examples, conditions), a torch data set or a ``DataLoader``
+            (``data.training_data``).  Its moments, and those of its classes if the network has classes,
+            become those of ``state.model`` and ``state.ema``, and are stored in ``state.data``; a model that
+            predicts the "residual" keeps the moments that it has.
         loss: such as ``DenoisingLoss()``.
         num_steps: total number of updates, those made before included.
         batch_size: examples per update; that of a loader, else 128, when None.  A resumed run may have
@@ -138,8 +139,8 @@ def fit(
         keep: number of checkpoints to keep.
         on_step: called after every update and the checkpoint of its step, with the networks in evaluation
             mode, so that looking at them changes nothing.
-        label_dropout: share of the examples that a network with classes sees without their label, in [0, 1];
-            at 0 the model without a class stays untrained.
+        label_dropout: share of the examples that a network with conditions sees without theirs, in [0, 1]:
+            with the null class, or a row of nan; at 0 the model without a condition stays untrained.
         on_update: called after every update, before the checkpoint of its step, which holds the
             ``state.notes`` that it leaves; where it returns True, in one process at least, the run ends with
             a checkpoint of this step.
@@ -156,12 +157,12 @@ def fit(
         OSError: a checkpoint could not be written (a full disk); earlier ones are untouched.
         LostProcessError: another process has ended; the last whole update is saved.
         ValueError: a count or ``label_dropout`` out of range, a data set of another event shape, labels that
-            are missing or not among the network's classes, a lock that is not held, or snapshots without
-            traces or a workdir.
+            are missing or not among the network's classes, conditions of another shape, or none for a network
+            that has them, a lock that is not held, or snapshots without traces or a workdir.
     """
     batch_size = batch_size_of(dataset, DEFAULT_BATCH_SIZE) if batch_size is None else batch_size
     dataset = training_data(dataset)
-    check_called("loss", loss, 3 + (state.model.num_classes > 0))
+    check_called("loss", loss, 3 + _conditional(state, dataset))
     _check_numbers(
         label_dropout,
         num_steps=num_steps,
@@ -172,15 +173,17 @@ def fit(
     _check_snapshots(state, workdir, snapshot_every)
     with _locked(state, workdir) as lock:
         _check_parts(state, dataset, loss, lock)
+        check_conditions(state.model, dataset, label_dropout)
         warn_if_unsuitable(dataset, state.model.sde)
-        count, history, processes = _set_moments(state, dataset), [], state.parallel.processes
+        _set_moments(state, dataset)
+        history, processes = [], state.parallel.processes
         saver = _Saver(state, lock, keep, state.step, snapshot_every)
         saver.begin()
         try:
             for _ in _steps(state.step, num_steps, progress):
                 x0 = dataset.batch(state.step, batch_size, state.seed)
-                labels = _labels(state, dataset, batch_size, label_dropout) if count else None
-                info = train_step(state, x0, loss, labels)
+                condition = batch_condition(state, dataset, batch_size, label_dropout)
+                info = train_step(state, x0, loss, condition)
                 saver.losses.append(info.loss)
                 history.append(info)
                 saver.snapshot()
@@ -275,6 +278,12 @@ def _steps(first: int, last: int, progress: bool) -> Iterable[int]:
     return tqdm(steps, initial=min(first, last), total=last, unit="update") if progress else steps
 
 
+def _conditional(state: TrainState, dataset: Dataset) -> bool:
+    """Whether the loss is called with a condition."""
+    model = state.model
+    return not dataset.missing and (model.num_classes > 0 or model.condition_shape is not None)
+
+
 def _check_numbers(label_dropout: float, **counts: int) -> None:
     """Refuse numbers out of range."""
     for name, number in counts.items():
@@ -296,8 +305,8 @@ def _check_snapshots(state: TrainState, workdir: object, snapshot_every: int) ->
         raise ValueError(f"snapshot_every = {snapshot_every} needs a workdir to store averages in, got None")
 
 
-def _set_moments(state: TrainState, dataset: Dataset) -> int:
-    """Give the models the moments of the data and of its classes; return the number of classes.
+def _set_moments(state: TrainState, dataset: Dataset) -> None:
+    """Give the models the moments of the data and of its classes.
 
     Moments that a network's residual is read by stay.
     """
@@ -310,35 +319,6 @@ def _set_moments(state: TrainState, dataset: Dataset) -> int:
     for model in (state.model, state.ema):
         model.set_moments(moments, of_classes)
         model.scaling = dataset.scaling
-    return count
-
-
-def class_moments(dataset: Dataset, num_classes: int) -> list[Moments]:
-    """The moments of the training examples of every class, full where all of them together take no more room
-    than those of ``MAX_FULL`` features, of low rank beyond.
-
-    Raises:
-        ValueError: no labels, labels outside 0 .. num_classes - 1, or a class without examples or spread.
-    """
-    labels = dataset.labels_train
-    if labels is None or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        got = "none" if labels is None else f"{int(labels.min())} .. {int(labels.max())}"
-        raise ValueError(f"labels_train must be among the classes 0 .. {num_classes - 1}, got {got}")
-    found = []
-    for label in range(num_classes):
-        mine = dataset.train[labels == label]
-        if len(mine) == 0:
-            raise ValueError(f"every class needs training examples, got none of class {label}")
-        of_class = replace(dataset, train=mine, labels_train=None)
-        found.append(of_class.moments_within(MAX_FULL**2 // num_classes))
-    return found
-
-
-def _labels(state: TrainState, dataset: Dataset, batch_size: int, label_dropout: float) -> Tensor:
-    """Labels of the next update with shape (B,): the null class for each with probability label_dropout."""
-    labels = dataset.batch_labels(state.step, batch_size, state.seed)
-    u = torch.rand(batch_size, generator=step_generator(state.seed, state.step, Stream.LABELS))
-    return torch.where(u < label_dropout, state.model.num_classes, labels)
 
 
 def _check_parts(state: TrainState, dataset: Dataset, loss: Loss, workdir: WorkdirLock | None) -> None:
@@ -349,11 +329,6 @@ def _check_parts(state: TrainState, dataset: Dataset, loss: Loss, workdir: Workd
         )
     if dataset.missing:
         check_missing_entries(state.model, loss)
-    elif state.model.condition_shape is not None:
-        raise ValueError(
-            f"fit trains networks with classes or without conditions, got one with condition_shape "
-            f"{state.model.condition_shape}; call train_step(state, x0, loss, condition) in a loop of yours"
-        )
     if workdir is not None and not workdir.held:
         raise ValueError(
             f"workdir must be locked by this run, got {workdir.path}; use `with WorkdirLock(...) as workdir:`"

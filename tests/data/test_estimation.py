@@ -10,7 +10,7 @@ from sde_toolkit.data.estimation import low_rank
 from sde_toolkit.models.exact import ExactModel, Gaussian
 from sde_toolkit.samplers import gaussian_residual
 from sde_toolkit.sdes import VPSDE
-from sde_toolkit.training.loop import class_moments
+from sde_toolkit.training.conditioning import class_moments
 from sde_toolkit.utils import Stream
 from solvers import Normals
 

@@ -27,7 +27,8 @@ from sde_toolkit.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from sde_toolkit.training.loop import NonFiniteError, UpdateInfo, class_moments, fit, train_step
+from sde_toolkit.training.conditioning import class_moments
+from sde_toolkit.training.loop import NonFiniteError, UpdateInfo, fit, train_step
 from sde_toolkit.training.objective import ChainLoss, DenoisingLoss
 from sde_toolkit.training.state import Optimization, TrainState
 from sde_toolkit.utils import files

@@ -7,12 +7,15 @@ function of (seed, k), as everywhere, so that a resumed run is the run that was 
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from sde_toolkit.data.dataset import Dataset
+from sde_toolkit.data.examples import as_numbers
 from sde_toolkit.data.rows import Rows
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.sources.layout import numbers, stored_rows
@@ -21,7 +24,7 @@ from sde_toolkit.data.sources.raw import Raw
 from sde_toolkit.utils import has_method, shown
 
 TrainingData = Dataset | DataLoader | torch.utils.data.Dataset | Tensor | np.ndarray | tuple[object, object]
-"""What training takes: also (examples, labels)."""
+"""What training takes: also (examples, labels) and (examples, conditions)."""
 
 _LAYOUTS = {2: "ND", 4: "NCHW"}
 
@@ -30,8 +33,9 @@ def training_data(given: TrainingData) -> Dataset:
     """The data set of what is given, all of it for training; a ``Dataset`` as it is.
 
     Args:
-        given: a ``Dataset``; examples with shape (N, *) in model scale, or (examples, labels); a map-style
-            torch data set whose items are examples or (example, label); or a ``DataLoader`` of one.
+        given: a ``Dataset``; examples with shape (N, *) in model scale, (examples, labels), or (examples,
+            conditions) with conditions of shape (N, d) or (N, L, d); a map-style torch data set whose items
+            are examples or (example, label); or a ``DataLoader`` of one.
 
     Raises:
         TypeError: something else.
@@ -58,6 +62,10 @@ def training_data(given: TrainingData) -> Dataset:
     if isinstance(given, tuple) and len(given) != 2:
         raise ValueError(f"dataset must be (examples, labels) where it is a tuple, got {len(given)} parts")
     name = f"dataset ({type(given).__name__})"
+    conditions = None
+    if isinstance(given, tuple) and getattr(given[1], "ndim", 1) > 1:
+        conditions = as_numbers("conditions", cast(Tensor, given[1]))
+        given = cast(Tensor, given[0])
     raw = raw_from(given, name)
     if len(raw.examples.shape) < 2:
         raise ValueError(
@@ -68,7 +76,10 @@ def training_data(given: TrainingData) -> Dataset:
     scaling = Scaling.identity() if levels is None else Scaling.grey(levels)
     held = None if labels is None else labels[:1]
     kind = type(given).__name__
-    return Dataset(kind, examples, examples[:1], scaling, labels, held, classes=raw.classes, workers=workers)
+    return Dataset(
+        kind, examples, examples[:1], scaling, labels, held, classes=raw.classes, workers=workers,
+        conditions_train=conditions, conditions_test=None if conditions is None else conditions[:1],
+    )  # fmt: skip
 
 
 def batch_size_of(given: object, default: int) -> int:

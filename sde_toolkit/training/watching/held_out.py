@@ -183,7 +183,11 @@ def _batches(
     x0, labels = held_out_examples(dataset, seed, count), dataset.labels_test
     if model.num_classes and labels is None:
         raise ValueError("dataset must have labels_test for a model with classes, got none")
+    rows = labels if model.num_classes else dataset.conditions_test
+    if model.condition_shape is not None and not dataset.missing and rows is None:
+        raise ValueError("dataset must have conditions_test for a model with condition_shape, got none")
+    conditional = model.num_classes or (model.condition_shape is not None and not dataset.missing)
     for begin in range(0, len(x0), batch_size):
         x = x0[begin : begin + batch_size].to(model.device, model.dtype)
-        given = labels[begin : begin + len(x)] if model.num_classes and labels is not None else None
+        given = rows[begin : begin + len(x)] if conditional and rows is not None else None
         yield begin, x, model.conditions(given, len(x))
