@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sde_toolkit.data.batches import batch_indices
 from sde_toolkit.data.estimation import FEW, factors, low_rank, shrunk
-from sde_toolkit.data.examples import as_numbers, check_conditions, check_examples, signed
+from sde_toolkit.data.examples import as_numbers, check_conditions, check_examples, signed, split_conditions
 from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments, varying
 from sde_toolkit.data.rows import ReadAhead, Rows, read_batch
 from sde_toolkit.data.scaling import Scaling, warn_if_levels
@@ -381,16 +381,7 @@ def from_array(
         )
     if scaling.levels is None:
         x = scaling.to_model(x, dtype)
-    rows_train: Tensor | None = None
-    rows_test: Tensor | None = None
-    if conditions is not None:
-        rows = as_numbers("conditions", conditions)
-        if rows.shape[:1] != x.shape[:1] or not rows.is_floating_point():
-            raise ValueError(
-                f"conditions must be real numbers in {len(x)} rows, one per example, got {rows.dtype} with "
-                f"shape {tuple(rows.shape)}"
-            )
-        rows_train, rows_test = rows[train], rows[test]
+    rows_train, rows_test = split_conditions(conditions, train, test)
     if labels is None:
         return Dataset(
             name,

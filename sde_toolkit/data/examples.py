@@ -81,3 +81,22 @@ def check_conditions(train: Tensor | None, test: Tensor | None, num_train: int, 
             f"conditions_test must have rows of the shape of conditions_train, {tuple(train.shape[1:])}, got "
             f"{tuple(test.shape[1:])}"
         )
+
+
+def split_conditions(
+    given: Tensor | np.ndarray | None, train: Tensor, test: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The conditions of the training and of the test examples, whose numbers are given; None for none.
+
+    Raises:
+        ValueError: not one row of real numbers for every example.
+    """
+    if given is None:
+        return None, None
+    rows, count = as_numbers("conditions", given), len(train) + len(test)
+    if rows.shape[:1] != (count,) or not rows.is_floating_point():
+        raise ValueError(
+            f"conditions must be real numbers in {count} rows, one per example, got {rows.dtype} with shape "
+            f"{tuple(rows.shape)}"
+        )
+    return rows[train], rows[test]
