@@ -384,14 +384,9 @@ def from_array(
     rows_train, rows_test = split_conditions(conditions, train, test)
     if labels is None:
         return Dataset(
-            name,
-            x[train],
-            x[test],
-            scaling,
-            missing=some,
-            conditions_train=rows_train,
-            conditions_test=rows_test,
-        )
+            name, x[train], x[test], scaling, missing=some,
+            conditions_train=rows_train, conditions_test=rows_test,
+        )  # fmt: skip
     labels = as_numbers("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}; convert them with .long()")
