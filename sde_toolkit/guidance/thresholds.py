@@ -1,7 +1,7 @@
 """Thresholding: clean predictions kept inside the range of the data, for any sampler.
 
     static      x0_hat -> clip(x0_hat, -limit, limit)
-    dynamic     s = max(limit, the q-quantile of |x0_hat| over a sample's elements),
+    dynamic     s = max(limit, the q-quantile of |x0_hat| over a sample's elements), at most ``most``,
                 x0_hat -> limit / s clip(x0_hat, -s, s)
 
 A ``Thresholded`` model predicts the thresholded clean data, and its noise, score and velocity are those of
@@ -57,21 +57,30 @@ class StaticThreshold(Threshold):
 
 @dataclass(frozen=True)
 class DynamicThreshold(Threshold):
-    """Clip to the q-quantile of a sample's elements where that exceeds the limit, then scale to the limit."""
+    """Clip to the q-quantile of a sample's elements where that exceeds the limit, then scale to the limit.
+
+    Args:
+        quantile: q.
+        limit: of the range.
+        most: largest s, as some code has it; no bound by default.
+    """
 
     quantile: float = 0.995
     limit: float = 1.0
+    most: float = math.inf
 
     def __post_init__(self) -> None:
         check_fields(self)
         _check_limit(self.limit)
         if not 0 < self.quantile <= 1:
             raise ValueError(f"quantile must lie in (0, 1], got {self.quantile}")
+        if not self.most >= self.limit:
+            raise ValueError(f"most must be at least limit = {self.limit}, got {self.most}")
 
     def __call__(self, x0_hat: Tensor) -> Tensor:
         """The prediction in [-limit, limit], with shape (B, *)."""
         size = _quantile(x0_hat.abs().flatten(1), self.quantile)
-        s = expand_like(size.clamp(min=self.limit), x0_hat)
+        s = expand_like(size.clamp(min=self.limit, max=self.most), x0_hat)
         return self.limit / s * x0_hat.clamp(-s, s)
 
 

@@ -6,6 +6,7 @@ weights alone.
 
 from sde_toolkit.interop.denoisers import ForeignModel, State, Time, TimeName
 from sde_toolkit.interop.doors import EDM_RANGE, from_denoiser, from_edm, from_epsilon
+from sde_toolkit.interop.pipelines import from_diffusers, matching_sampler
 from sde_toolkit.interop.score_sde import (
     ScoreSDEConfig,
     ScoreSDEModel,
@@ -24,8 +25,10 @@ __all__ = [
     "Time",
     "TimeName",
     "from_denoiser",
+    "from_diffusers",
     "from_edm",
     "from_epsilon",
     "from_score_sde",
+    "matching_sampler",
     "read_score_sde_config",
 ]

@@ -8,10 +8,11 @@ Weights that are pickled (.bin, .pt, .ckpt) run code of whoever wrote them, so t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from sde_toolkit.utils import read_document, reading
+from sde_toolkit.utils import reading
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that hold pickles."""
@@ -45,8 +46,8 @@ def json_object(path: Path, what: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{what} must have a file {path.name}, got {path.parent} without")
-    with reading(path, what):
-        found = read_document(path)
+    with reading(path, "a JSON document"):
+        found = json.loads(path.read_text(encoding="utf-8"))  # infinities are among the options
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
     return found

@@ -1,0 +1,9 @@
+"""diffusers: its directories and pipelines as score models, and ours as its own."""
+
+from sde_toolkit.interop.pipelines.matching import matching_sampler
+from sde_toolkit.interop.pipelines.opening import from_diffusers
+
+__all__ = [
+    "from_diffusers",
+    "matching_sampler",
+]

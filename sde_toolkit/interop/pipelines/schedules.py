@@ -1,0 +1,226 @@
+"""What a configuration of diffusers' schedulers says of the process, of the times and of the network.
+
+    family  schedulers                         x of the network       its time tau          process, t here
+    chain   DDPM, DDIM, PNDM, DPM-Solver,      x_t (schedulers in     i - 1, from 0         ``ChainSDE``,
+            UniPC, DEIS, SA-Solver; Euler,     sigma hold x_t/alpha   to N - 1              t = (tau + 1) / N
+            Heun, LMS, KDPM2                   between the calls)
+            timestep_type="continuous"         x_t                    log(nsr) / 4          the same
+    ve      ScoreSdeVe                         x_t                    sigma                 ``VESDE``
+    edm     EDMEuler, EDMDPMSolver             x_t / (sigma^2 +       log(sigma) / 4        ``VESDE``
+            CosineDPMSolver                    sigma_data^2)^(1/2)    2 / pi arctan(sigma)  ``VESDE``
+    flow    FlowMatchEuler, FlowMatchHeun,     x_t                    N t                   ``RectifiedFlow``,
+            those with use_flow_sigmas                                                      t = sigma
+
+The table of a chain is computed in float64 from the numbers of the configuration, where diffusers rounds to
+float32: its 1 - alpha_1^2 = 1e-4 is off by some 1e-4 of itself.  ``shift`` of flow matching changes which
+times a run visits, not what the network is told of them; ``steps_offset`` and ``timestep_spacing`` likewise
+(``matching``).  A flow begins at t = T = .999 and not 1, where nothing of the data is left.
+
+References: Karras et al. (2206.00364) for EDM; Lin et al., "Common Diffusion Noise Schedules and Sample Steps
+are Flawed" (2305.08891), algorithm 1, for the table that ends in noise alone; Esser et al. (2403.03206) for
+the shift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.models import PREDICTION_ALIASES
+from sde_toolkit.sdes import VESDE, Chain, ChainSDE, ForwardSDE, RectifiedFlow
+
+Family = Literal["chain", "ve", "edm", "flow"]
+TimeFeature = Literal["index", "log_sigma", "sigma", "arctan", "time"]
+
+_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
+_FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_EDMS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_COSINE = "CosineDPMSolverMultistepScheduler"
+_VE = "ScoreSdeVeScheduler"
+_OTHER = {
+    "IPNDMScheduler": "its table is that of a network for one special grid",
+    "CMStochasticIterativeScheduler": "it is made for consistency models, which predict no score",
+    "LCMScheduler": "it is made for consistency models, which predict no score",
+    "TCDScheduler": "it is made for consistency models, which predict no score",
+    "FlowMatchLCMScheduler": "it is made for consistency models, which predict no score",
+    "VQDiffusionScheduler": "its states are classes of a code book",
+    "AmusedScheduler": "its states are masked tokens",
+    "UnCLIPScheduler": "its network predicts an embedding with a variance of its own",
+    "KarrasVeScheduler": "it was removed from diffusers",
+}
+_CLIPPED_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A forward process, and how a network under it is called.
+
+    Attributes:
+        family: one of the table above.
+        sde: the process.
+        predicts: what the network puts out.
+        feature: which function of the time the network is told.
+        scale: of that feature: N under "time", else 1.
+        scaled: whether the network sees x_t / (sigma^2 + data_std^2)^(1/2).
+        data_std: EDM's sigma_data, else 1.
+        sign: by which the network's output is multiplied.
+        learned_variance: whether the second half of the channels is one; None where the configuration does
+            not say.
+    """
+
+    family: Family
+    sde: ForwardSDE
+    predicts: str
+    feature: TimeFeature
+    scale: float = 1.0
+    scaled: bool = False
+    data_std: float = 1.0
+    sign: float = 1.0
+    learned_variance: bool | None = None
+
+
+def read_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
+    """The schedule in a scheduler's configuration.
+
+    Args:
+        name: of the scheduler's class.
+        config: its configuration.
+
+    Raises:
+        ValueError: a scheduler without a process in continuous time, or one that is not known; numbers that
+            are no schedule.
+    """
+    if name in _OTHER:
+        raise ValueError(
+            f"scheduler must be one with a process in continuous time, got {name}: {_OTHER[name]}; give the "
+            "scheduler "
+            "that the network was trained with, as scheduler="
+        )
+    if name in _FLOWS or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return _flow(config)
+    if name in _EDMS or name == _COSINE:
+        return _edm(config, name == _COSINE)
+    if name == _VE:
+        sde = VESDE(_number(config, "sigma_min", 0.01), _number(config, "sigma_max", 1348.0))
+        return Schedule("ve", sde, "score", "sigma")
+    if "beta_schedule" not in config and config.get("trained_betas") is None:
+        raise ValueError(
+            "scheduler must have a table of betas, or be one of "
+            f"{', '.join((*_EDMS, _COSINE, _VE, *_FLOWS))}, got "
+            f"{name}, which has no process in continuous time that is known here; give another as scheduler="
+        )
+    return _chain(config)
+
+
+def _chain(config: Mapping[str, Any]) -> Schedule:
+    predicts = _prediction(config, ("epsilon", "sample", "v_prediction"))
+    variance = config.get("variance_type")
+    if variance == "learned":
+        raise ValueError(
+            'variance_type must be "learned_range", whose variances lie between two bounds, or fixed, got '
+            '"learned"; '
+            "give a scheduler with another one, and learned_variance=False, to leave them out"
+        )
+    learned = None if variance is None else variance == "learned_range"
+    continuous = config.get("timestep_type") == "continuous" and predicts == "velocity"
+    feature: TimeFeature = "log_sigma" if continuous else "index"
+    return Schedule("chain", ChainSDE(beta_chain(config)), predicts, feature, learned_variance=learned)
+
+
+def _edm(config: Mapping[str, Any], cosine: bool) -> Schedule:
+    least, most = (0.3, 500.0) if cosine else (0.002, 80.0)
+    sde = VESDE(_number(config, "sigma_min", least), _number(config, "sigma_max", most))
+    predicts = config.get("prediction_type", "v_prediction" if cosine else "epsilon")
+    if predicts not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"prediction_type of EDM's preconditioning must be epsilon or v_prediction, got {predicts!r}"
+        )
+    return Schedule(
+        "edm", sde, "edm", "arctan" if cosine else "log_sigma", scaled=True,
+        data_std=_number(config, "sigma_data", 1.0 if cosine else 0.5),
+        sign=1.0 if predicts == "epsilon" else -1.0,
+    )  # fmt: skip
+
+
+def _flow(config: Mapping[str, Any]) -> Schedule:
+    if config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise ValueError(
+            f"prediction_type of flow matching must be flow_prediction, got {config['prediction_type']!r}"
+        )
+    return Schedule("flow", RectifiedFlow(), "flow", "time", scale=float(_count(config)))
+
+
+def beta_chain(config: Mapping[str, Any]) -> Chain:
+    """The chain of a table of betas, in float64.
+
+    Raises:
+        ValueError: an unknown table, or betas outside (0, 1).
+    """
+    betas = _betas(config)
+    if not config.get("rescale_betas_zero_snr"):
+        return Chain.from_betas(betas)
+    root = (1 - betas).cumprod(0).sqrt()
+    first, last = root[0], root[-1]
+    return Chain.from_alphas_cumprod(((root - last) * first / (first - last)).square())
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor:
+    given = config.get("trained_betas")
+    if given is not None:
+        try:
+            return torch.as_tensor(given, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"trained_betas must be a list of numbers, got {given!r}") from error
+    count, name = _count(config), config.get("beta_schedule", "linear")
+    start, end = _number(config, "beta_start", 1e-4), _number(config, "beta_end", 0.02)
+    if name == "linear":
+        return torch.linspace(start, end, count, dtype=torch.float64)
+    if name == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64).square()
+    if name == "sigmoid":
+        return torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid() * (end - start) + start
+    if name not in _ALPHA_BAR:
+        raise ValueError(f"beta_schedule must be one of {', '.join(_BETAS)}, got {name!r}")
+    f = [_ALPHA_BAR[name](i / count) for i in range(count + 1)]
+    ratios = [1 - f[i + 1] / f[i] for i in range(count)]
+    return torch.tensor([min(ratio, _CLIPPED_BETA) for ratio in ratios], dtype=torch.float64)
+
+
+def _laplace(t: float) -> float:
+    lam = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return math.sqrt(math.exp(lam) / (1 + math.exp(lam)))
+
+
+_ALPHA_BAR: dict[str, Callable[[float], float]] = {
+    "squaredcos_cap_v2": lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2,
+    "exp": lambda t: math.exp(-12.0 * t),
+    "laplace": _laplace,
+}
+
+
+def _prediction(config: Mapping[str, Any], known: tuple[str, ...]) -> str:
+    name = config.get("prediction_type", "epsilon")
+    if name not in known:
+        raise ValueError(f"prediction_type must be one of {', '.join(known)}, got {name!r}")
+    return PREDICTION_ALIASES[name]
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A positive number of the configuration."""
+    value = config.get(name)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite positive number, got {value!r}")
+    return float(value)
+
+
+def _count(config: Mapping[str, Any]) -> int:
+    count = config.get("num_train_timesteps", 1000)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10**6:
+        raise ValueError(f"num_train_timesteps must be an integer from 1 to a million, got {count!r}")
+    return count
