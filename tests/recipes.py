@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import recipes_interop
+import recipes_pipelines
 import recipes_score_sde
 import recipes_tables
 import torch
@@ -365,4 +366,5 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
         | {name: Recipe(*parts) for name, parts in recipes_interop.interops().items()}
         | {name: Recipe(*parts) for name, parts in recipes_score_sde.score_sde(folder).items()}
+        | {name: Recipe(*parts) for name, parts in recipes_pipelines.pipelines().items()}
     )

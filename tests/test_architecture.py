@@ -38,6 +38,7 @@ SUBROOMS = (
     "training.watching",
     "models.entries",
     "interop.score_sde",
+    "interop.pipelines",
 )
 WEIGHTS_ONLY = {"sde_toolkit.interop.score_sde.checkpoint"}
 """Modules that read pickles of others by ``torch.load(weights_only=True)``, which runs nothing."""

@@ -32,3 +32,11 @@ def other_library(name: str, use: str, extra: str) -> Any:
 def _broken(name: str, use: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     return f"{use} needs {name}, which is installed but fails to import: {reason[0]}"
+
+
+def part_of(thing: object, name: str) -> Any:
+    """An attribute of another library's object; None where it has none, or fails to give it."""
+    try:
+        return getattr(thing, name, None)
+    except Exception:  # whatever a property of others raises
+        return None

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from sde_toolkit import samplers
 from sde_toolkit.interop import from_diffusers, matching_sampler
-from sde_toolkit.interop.pipelines.levels import LevelModel
 from sde_toolkit.interop.pipelines.matching import first_steps
-from sde_toolkit.interop.pipelines.schedules import beta_chain
+from sde_toolkit.interop.pipelines.schedules import beta_chain, read_schedule
 from sde_toolkit.models import IndexedModel
 from sde_toolkit.sdes import ChainSDE
 from sde_toolkit.utils import Stream
@@ -37,15 +36,19 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     return make
 
 
-def asked(model, other) -> list[tuple[Tensor, Tensor]]:
+def schedule_of(other):
+    """What is read of a scheduler."""
+    return read_schedule(type(other).__name__, other.config)
+
+
+def asked(model, other, count: int) -> list[tuple[Tensor, Tensor]]:
     """Times of ours, and what diffusers calls the network with there."""
     if isinstance(model, IndexedModel):
         N = model.sde.chain.num_steps
-        return [
-            (torch.tensor((i + 1) / N, dtype=torch.float64), torch.tensor(i)) for i in range(0, N, N // 40)
-        ]
-    family, sde = model.schedule.family, model.sde
-    times = torch.linspace(0.01, 0.99, 40, dtype=torch.float64)
+        indices = torch.linspace(0, N - 1, min(count, N)).round().long()
+        return [((i + 1).double() / N, i) for i in indices]
+    family, sde = schedule_of(other).family, model.sde
+    times = torch.linspace(0.01, 0.99, count, dtype=torch.float64)
     if family == "flow":
         return [(t, (1000 * t).float()) for t in times]
     return [(t, sde.sigma(t).float() if family == "ve" else (sde.sigma(t).log() / 4).float()) for t in times]
@@ -66,11 +69,11 @@ def test_the_network_puts_out_the_same_at_every_index(made, name):
 def compare_outputs(made, name, count):
     network, other, model = copy.deepcopy(made(name))
     x = states(1)
-    if isinstance(model, LevelModel) and model.schedule.scaled:  # theirs rounds the scale to float32
+    if schedule_of(other).scaled:  # theirs rounds the scale to float32
         network, model, x = network.double(), model.double(), x.double()
-    for t, tau in asked(model, count):
+    for t, tau in asked(model, other, count):
         seen = x
-        if isinstance(model, LevelModel) and model.schedule.scaled:
+        if schedule_of(other).scaled:
             seen = other.precondition_inputs(x, model.sde.sigma(t))
         theirs = network(seen, tau.expand(1)).sample[:, :1]
         if "edm dpm v" in name:

@@ -31,10 +31,11 @@ from torch import Tensor
 
 from sde_toolkit import samplers
 from sde_toolkit.guidance import DynamicThreshold, StaticThreshold, thresholded
+from sde_toolkit.interop.libraries import part_of
 from sde_toolkit.interop.pipelines.schedules import Schedule, read_schedule
 from sde_toolkit.samplers import Langevin, Sampler, grids
 from sde_toolkit.sdes import ChainSDE, ForwardSDE
-from sde_toolkit.utils import checked
+from sde_toolkit.utils import checked, integer
 
 Make = Callable[..., Sampler]
 _OWN_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
@@ -53,7 +54,8 @@ def matching_sampler(scheduler: object, num_steps: int) -> Sampler:
         ValueError: a scheduler without a counterpart here.
         TypeError: something else than a scheduler.
     """
-    config = getattr(scheduler, "config", None)
+    integer("num_steps", num_steps, 1)
+    config = part_of(scheduler, "config")
     if config is None or not hasattr(type(scheduler), "from_config"):
         raise TypeError(f"scheduler must be one of diffusers' schedulers, got {type(scheduler).__name__}")
     name, config = type(scheduler).__name__, dict(config)

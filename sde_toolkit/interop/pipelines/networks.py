@@ -123,9 +123,8 @@ def network_shape(network: nn.Module) -> tuple[tuple[int, ...], int]:
     channels, size = _of(config, "in_channels"), _of(config, "sample_size")
     if not isinstance(channels, int) or not isinstance(size, (int, list, tuple)):
         raise ValueError(
-            "network must say its in_channels and sample_size in its configuration, got "
-            f"{type(network).__name__} "
-            "without; give event_shape=(C, H, W)"
+            "source must be a network that says its in_channels and sample_size in its configuration, got "
+            f"{type(network).__name__} without; give event_shape=(C, H, W)"
         )
     one = type(network).__name__ in ("UNet1DModel",)
     sides = (size,) * (1 if one else 2) if isinstance(size, int) else tuple(size)

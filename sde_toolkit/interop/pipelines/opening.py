@@ -4,7 +4,7 @@
               unet/ or transformer/          config.json and *.safetensors
               scheduler/                     scheduler_config.json: the process, see ``schedules``
 
-A chain's network becomes an ``IndexedModel`` under a ``ChainSDE``, any other one a ``LevelModel``.  The
+A chain's network becomes an ``IndexedModel`` under a ``ChainSDE``, any other one a ``ForeignModel``.  The
 model is the network itself: ``clip_sample`` and ``thresholding`` of the scheduler are options of sampling
 and not of the model (``matching_sampler`` has them), since a clipped prediction is no score.
 
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sde_toolkit.interop.denoisers import ForeignModel, State
 from sde_toolkit.interop.folders import existing_folder, json_object, need_safetensors
-from sde_toolkit.interop.libraries import other_library
-from sde_toolkit.interop.pipelines.levels import LevelModel
+from sde_toolkit.interop.libraries import other_library, part_of
 from sde_toolkit.interop.pipelines.networks import PipelineNetwork, network_shape
 from sde_toolkit.interop.pipelines.schedules import Schedule, read_schedule
 from sde_toolkit.models import IndexedModel, ModuleModel, Moments
 from sde_toolkit.sdes import ChainSDE
-from sde_toolkit.utils import checked, shown
+from sde_toolkit.utils import as_device, checked, shown
 
 NETWORKS = ("unet", "transformer")
 """Folders of a pipeline's network."""
@@ -91,7 +91,9 @@ def from_diffusers(
     learned = _learned(parts, schedule, learned_variance, out / shape[0])
     channels = shape[0] if out == 2 * shape[0] and not learned else None
     network = PipelineNetwork(parts.network, schedule.sign, channels, null_class)
-    model = model_of(network.to(device, dtype), schedule, shape, data_std, moments, learned)
+    model = model_of(
+        network.to(as_device("device", device), dtype), schedule, shape, data_std, moments, learned
+    )
     model.eval()
     return model
 
@@ -125,7 +127,19 @@ def model_of(
             network, schedule.sde.chain, schedule.predicts, shape, real and wide, data_std, moments,
             condition_shape=condition_shape, learned_variance=learned_variance, **place,
         )  # fmt: skip
-    return LevelModel(network, schedule, shape, data_std, moments, condition_shape, **place)
+    if schedule.scaled and data_std not in (None, schedule.data_std):
+        raise ValueError(
+            f"data_std must be the sigma_data = {schedule.data_std} that the network's input is scaled by, "
+            "got "
+            f"{data_std}; leave it out"
+        )
+    if data_std is None:
+        data_std = schedule.data_std if moments is None or schedule.scaled else moments.std
+    state: State = "unit" if schedule.scaled else "x_t"
+    return ForeignModel(
+        network, schedule.sde, schedule.predicts, shape, state, schedule.time(), data_std, moments,
+        condition_shape=condition_shape, **place,
+    )  # fmt: skip
 
 
 def open_parts(source: object, scheduler: object | None, variant: str | None = None) -> Parts:
@@ -144,8 +158,8 @@ def open_parts(source: object, scheduler: object | None, variant: str | None = N
             )
         found = Parts(source, "", {})
     else:
-        network = next((getattr(source, name, None) for name in NETWORKS if hasattr(source, name)), None)
-        own = getattr(source, "scheduler", None)
+        network = next((found for name in NETWORKS if (found := part_of(source, name)) is not None), None)
+        own = part_of(source, "scheduler")
         if not isinstance(network, nn.Module) or (own is None and scheduler is None):
             raise TypeError(
                 "source must be a directory, a pipeline with a unet or transformer and a scheduler, or a "
@@ -156,7 +170,7 @@ def open_parts(source: object, scheduler: object | None, variant: str | None = N
         scheduler = own if scheduler is None else scheduler
     if scheduler is None:
         return found
-    config = getattr(scheduler, "config", None)
+    config = part_of(scheduler, "config")
     if config is None or not hasattr(config, "items"):
         raise TypeError(f"scheduler must be one of diffusers' schedulers, got {shown(scheduler)}")
     return found._replace(scheduler=_class_of(scheduler, dict(config)), config=dict(config))

@@ -31,11 +31,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sde_toolkit.interop.denoisers import Time
 from sde_toolkit.models import PREDICTION_ALIASES
 from sde_toolkit.sdes import VESDE, Chain, ChainSDE, ForwardSDE, RectifiedFlow
+from sde_toolkit.utils import Partial
 
 Family = Literal["chain", "ve", "edm", "flow"]
-TimeFeature = Literal["index", "log_sigma", "sigma", "arctan", "time"]
+TimeFeature = Literal["index", "log_sigma/4", "sigma", "arctan", "time"]
 
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 _FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -83,6 +85,23 @@ class Schedule:
     sign: float = 1.0
     learned_variance: bool | None = None
 
+    def time(self) -> Time:
+        """The feature as a ``ForeignModel`` takes it."""
+        if self.feature == "arctan":
+            return Partial(_arctan, self.sde)
+        if self.feature == "time":
+            return Partial(_times, self.scale)
+        assert self.feature != "index"
+        return self.feature
+
+
+def _arctan(t: Tensor, sde: ForwardSDE) -> Tensor:
+    return 2 / math.pi * sde.nsr(t).arctan()
+
+
+def _times(t: Tensor, scale: float) -> Tensor:
+    return scale * t
+
 
 def read_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
     """The schedule in a scheduler's configuration.
@@ -128,7 +147,7 @@ def _chain(config: Mapping[str, Any]) -> Schedule:
         )
     learned = None if variance is None else variance == "learned_range"
     continuous = config.get("timestep_type") == "continuous" and predicts == "velocity"
-    feature: TimeFeature = "log_sigma" if continuous else "index"
+    feature: TimeFeature = "log_sigma/4" if continuous else "index"
     return Schedule("chain", ChainSDE(beta_chain(config)), predicts, feature, learned_variance=learned)
 
 
@@ -141,7 +160,7 @@ def _edm(config: Mapping[str, Any], cosine: bool) -> Schedule:
             f"prediction_type of EDM's preconditioning must be epsilon or v_prediction, got {predicts!r}"
         )
     return Schedule(
-        "edm", sde, "edm", "arctan" if cosine else "log_sigma", scaled=True,
+        "edm", sde, "edm", "arctan" if cosine else "log_sigma/4", scaled=True,
         data_std=_number(config, "sigma_data", 1.0 if cosine else 0.5),
         sign=1.0 if predicts == "epsilon" else -1.0,
     )  # fmt: skip
