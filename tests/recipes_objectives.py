@@ -6,7 +6,7 @@ from typing import Any
 
 from recipe_parts import POINTS
 
-from sde_toolkit import data, training
+from sde_toolkit import data, networks, training
 
 CONDITIONED = data.Dataset("c", POINTS.train, POINTS.test, conditions_train=POINTS.train)
 BATCH = {"step": 0, "batch_size": 2, "seed": 0}
@@ -17,5 +17,6 @@ def more_objectives() -> dict[str, tuple[Any, Any]]:
     return {
         "Circles.of_text": (data.Circles.of_text, lambda: {"text": "a=0:360", "columns": ("a",)}),
         "Dataset.batch_conditions": (CONDITIONED.batch_conditions, lambda: dict(BATCH)),
+        "checkpoint_blocks": (networks.checkpoint_blocks, lambda: {"network": networks.MLP((2,), width=4)}),
         "ScoreWeight": (training.ScoreWeight, dict),
     }

@@ -189,6 +189,9 @@ ABOUT: dict[str, About] = {
     "training.shard": About("whether each of several processes keeps a part of every parameter only"),
     "training.autocast": About("type of the network's products in training, none for that of its parameters"),
     "training.compile": About("whether the network is compiled by torch.compile, minutes at first"),
+    "training.checkpointing": About(
+        "whether the network's blocks are evaluated again in the backward pass, to need less memory"
+    ),
     "training.sample_every": About("updates between pictures of 16 samples, 0 for none", _NATURAL),
     "training.spike_factor": About(
         "batches whose loss is so many times the mean of those before are listed, 0 for none", 0

@@ -66,6 +66,7 @@ from sde_toolkit.models.wrappers import (
     OwnRows,
     Wrapper,
     inner_network,
+    masks_again,
     plain_parameters,
     plain_tensors,
 )
@@ -121,6 +122,7 @@ __all__ = [
     "isotropic",
     "known_moments",
     "leading",
+    "masks_again",
     "missing_log_density",
     "moments_from_tensors",
     "ordinary",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -222,12 +223,33 @@ _Dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 
+_MASKS: list[Any] = []
+"""Those that are entered now, the innermost last."""
+
+
+def masks_again() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """What a part of a network is evaluated in, and what it is evaluated again in, so that its dropout has
+    the masks that it had (``context_fn`` of ``torch.utils.checkpoint``)."""
+    masks = _MASKS[-1] if _MASKS else None
+    again = contextlib.nullcontext() if masks is None else _MasksOfRows(masks.rows, masks.count)
+    return contextlib.nullcontext(), again
+
+
 class _MasksOfRows(TorchFunctionMode):
     """Inside, a dropout of these rows draws the masks of the whole batch and takes its own."""
 
     def __init__(self, rows: slice, count: int) -> None:
         super().__init__()
         self.rows, self.count = rows, count
+
+    def __enter__(self) -> _MasksOfRows:
+        _MASKS.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        _MASKS.remove(self)
+        super().__exit__(*raised)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

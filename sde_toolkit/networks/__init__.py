@@ -16,6 +16,7 @@ from sde_toolkit.networks.blocks import (
     Resample,
     ResidualBlock,
     Shape,
+    checkpoint_blocks,
 )
 from sde_toolkit.networks.description import (
     describe_network,
@@ -60,6 +61,7 @@ __all__ = [
     "Shape",
     "UNet",
     "UNet1D",
+    "checkpoint_blocks",
     "describe_network",
     "described_network",
     "on_meta",

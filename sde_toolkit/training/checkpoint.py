@@ -46,7 +46,9 @@ FREE_FIELDS = (
     "training.snapshot_every",  # 0 tracks no traces, which are compared
     *(f"training.{name}" for name in ("evaluate_every", "evaluate_examples", "evaluate_bins", "keep_best")),
     *(f"training.{name}" for name in ("patience", "sample_every", "spike_factor", "trackers", "changes")),
-    *(f"training.{name}" for name in ("accumulate", "shard", "compile")),  # the draws are the same
+    *(
+        f"training.{name}" for name in ("accumulate", "shard", "compile", "checkpointing")
+    ),  # the draws are the same
     "data.source",  # data may have moved; the digest of their values is what may not change
     "data.workers",  # the batches are the same
 )

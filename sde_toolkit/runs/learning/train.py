@@ -30,6 +30,7 @@ from sde_toolkit.config import (
 )
 from sde_toolkit.data import Dataset, absolute_places
 from sde_toolkit.models import ModuleModel
+from sde_toolkit.networks import checkpoint_blocks
 from sde_toolkit.runs.learning.changes import check_allowed, with_changes
 from sde_toolkit.runs.learning.watch import check_watch, watching
 from sde_toolkit.runs.store import Run, need_same_shapes, open_run
@@ -124,6 +125,8 @@ def train_run(
             restore(state, checkpoint)
         if lock is not None:
             atomic_write(workdir / "config.json", config_json(config).encode())
+        if settings.checkpointing:
+            checkpoint_blocks(state.model.network)
         if settings.compile:
             state.model.network.compile()
         with watching(workdir, state, dataset, loss, config) as watch, _autocast(config, state):
