@@ -321,7 +321,7 @@ def checkpoint_blocks(network: nn.Module) -> int:
             count += sum(bool(getattr(inner, "gradient_checkpointing", False)) for inner in part.modules())
     if not count:
         for block in list(_blocks(network)):
-            block.forward = MethodType(_forward, block)  # type: ignore[method-assign]
+            block.forward = MethodType(_forward, block)
             count += 1
     if not count:
         raise ValueError(
