@@ -113,12 +113,14 @@ def _is_default(preset: Preset, options: dict[str, object]) -> bool:
 def preset_makers() -> dict[str, Make]:
     """Every preset of the catalogue that declares an order, with its default options, and the variants.
 
-    Presets that are made for a model or choose their own steps are measured elsewhere.
+    Presets that are made for a model, choose their own steps or have an end of their own are measured
+    elsewhere.
     """
     found = {label: _with(PRESETS[name].function, **options) for label, (name, options) in VARIANTS.items()}
     covered = {name for name, options in VARIANTS.values() if _is_default(PRESETS[name], options)}
     for name, preset in PRESETS.items():
-        if preset.kind == "fixed" and name not in covered and preset.make(1).order is not None:
+        usual = preset.kind == "fixed" and "t_min" in preset.parameters
+        if usual and name not in covered and preset.make(1).order is not None:
             found[name] = preset.function
     return found
 

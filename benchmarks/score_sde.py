@@ -7,14 +7,13 @@ layout of its ``save_checkpoint``), and ``from_score_sde`` loads that checkpoint
 and times,
 
     output      the largest difference of the network's outputs, relative to their largest value
-    score       the same for the score, through the original's ``get_score_fn``
-    predictor, corrector, run
-                the same for one step of the predictor, one of the corrector, and a whole run of 10 steps with
-                the same draws
+    step        the same for the states after single steps of the configuration's sampler (its corrector and
+                its predictor, with the same draws, from the same state), the largest of N = 40
+    run         the same for the end of the whole run
 
 in float32 and in float64.  The original computes the features of labels, its filters and its time grid in
-float32 whatever the type of its weights; for the rows in float64 these functions are replaced by the same
-formulas in float64, with the frequencies as they are.  Its CUDA filter is replaced by its own native one.
+float32 whatever the type of its weights; for the rows in float64 these are replaced by the same formulas in
+float64, with the frequencies as they are.  Its CUDA filter is replaced by its own native one.
 """
 
 from __future__ import annotations
@@ -31,27 +30,43 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.record import digits, write_result
+from sde_toolkit import samplers
 from sde_toolkit.interop import ScoreSDEConfig, from_score_sde, read_score_sde_config
+from sde_toolkit.models import ScoreModel
+from sde_toolkit.samplers import StepInfo
+from sde_toolkit.utils import Stream
+from solvers import Normals
 
 BATCH, SEED = 2, 0
-SMALL = {"nf": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "image_size": 16, "attn_resolutions": (8,)}
+SMALL: dict[str, Any] = {
+    "nf": 32,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "image_size": 16,
+    "attn_resolutions": (8,),
+}
+NUM_STEPS = 40
+INDICES = {"num_scales": NUM_STEPS}
+"""What makes a model of N indices smaller."""
 DEEP = SMALL | {"num_res_blocks": 2, "ch_mult": (1, 2, 2), "image_size": 32, "attn_resolutions": (16,)}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm, VP": ("vp/ddpm/cifar10_continuous", SMALL),
-    "ddpm, VP, discrete": ("vp/ddpm/cifar10", SMALL),
+    "ddpm, VP, discrete": ("vp/ddpm/cifar10", SMALL | INDICES),
     "ddpm, sub-VP": ("subvp/cifar10_ddpm_continuous", SMALL),
-    "ddpm, VE, discrete": ("ve/cifar10_ddpm", SMALL),
+    "ddpm, VE, discrete": ("ve/cifar10_ddpm", SMALL | INDICES),
     "DDPM++, VP": ("vp/cifar10_ddpmpp_continuous", SMALL),
     "DDPM++ deep, VP": ("vp/cifar10_ddpmpp_deep_continuous", DEEP),
     "DDPM++, sub-VP": ("subvp/cifar10_ddpmpp_continuous", SMALL),
     "NCSN++, VE": ("ve/cifar10_ncsnpp_continuous", SMALL),
     "NCSN++ deep, VE": ("ve/cifar10_ncsnpp_deep_continuous", DEEP),
-    "NCSN++, VE, discrete": ("ve/cifar10_ncsnpp", SMALL),
+    "NCSN++, VE, discrete": ("ve/cifar10_ncsnpp", SMALL | INDICES),
+    "NCSN++, VP, discrete": ("vp/cifar10_ncsnpp", SMALL | INDICES),
     "NCSN++, VP": ("vp/cifar10_ncsnpp_continuous", SMALL),
     "NCSN++ deep, sub-VP": ("subvp/cifar10_ncsnpp_deep_continuous", DEEP),
     "NCSN++ with both pyramids, VE": ("ve/ffhq_256_ncsnpp_continuous", DEEP),
@@ -75,6 +90,16 @@ OTHER = {
 """Options of NCSN++ that no published configuration has, on "ve/cifar10_ncsnpp_continuous"."""
 
 
+SAMPLING = ("predictor", "corrector")
+PAIRS = {
+    f"{kind}, {predictor} + {corrector}": (name, SMALL | {"predictor": predictor, "corrector": corrector})
+    for kind, name in (("VP", "vp/cifar10_ddpmpp_continuous"), ("VE", "ve/cifar10_ncsnpp_continuous"))
+    for predictor in ("euler_maruyama", "reverse_diffusion", "ancestral_sampling")
+    for corrector in ("none", "langevin")
+}
+"""Predictors and correctors that the configurations do not combine."""
+
+
 class Original:
     """The modules of a checkout, without its CUDA extension.
 
@@ -90,7 +115,8 @@ class Original:
     @contextlib.contextmanager
     def loaded(self) -> Iterator[Original]:
         """Its modules, which are forgotten at the end."""
-        before = set(sys.modules)
+        before, default = set(sys.modules), torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
         sys.path.insert(0, str(self.path))
         sys.modules["op"] = self._filter()
         try:
@@ -104,6 +130,7 @@ class Original:
                 self._widen()
             yield self
         finally:
+            torch.set_default_dtype(default)
             sys.path.remove(str(self.path))
             for name in set(sys.modules) - before:
                 file = getattr(sys.modules[name], "__file__", None) or ""
@@ -144,16 +171,17 @@ class Original:
         config = importlib.import_module(f"configs.{name.replace('/', '.')}").get_config()
         config.device = torch.device("cpu")
         for field, value in changes.items():
-            (config.data if field == "image_size" else config.model)[field] = value
+            home = "data" if field == "image_size" else "sampling" if field in SAMPLING else "model"
+            config[home][field] = value
         return config
 
     def model(self, config: Any) -> nn.Module:
         """Its network in parallel's wrapper, with random weights."""
-        model = self.utils.create_model(config)
+        model = self.utils.create_model(config).float()
         generator = torch.Generator().manual_seed(SEED)
         for parameter in model.parameters():
             fan = max(1, parameter.numel() // max(1, len(parameter)))
-            z = torch.randn(parameter.shape, generator=generator)
+            z = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             if parameter.requires_grad:
                 parameter.data = 1 + 0.1 * z if parameter.ndim == 1 else z / fan**0.5
         return model
@@ -169,16 +197,17 @@ class Original:
         ema.copy_to(model.parameters())
 
     def sde(self, config: Any) -> Any:
-        """Its process."""
+        """Its process, for N steps."""
         m, name = config.model, config.training.sde
         if name == "vesde":
-            return self.sde_lib.VESDE(m.sigma_min, m.sigma_max, m.num_scales)
+            return self.sde_lib.VESDE(m.sigma_min, m.sigma_max, NUM_STEPS)
         kind = self.sde_lib.VPSDE if name == "vpsde" else self.sde_lib.subVPSDE
-        return kind(m.beta_min, m.beta_max, m.num_scales)
+        return kind(m.beta_min, m.beta_max, NUM_STEPS)
 
 
 def ours(path: Path, name: str, changes: dict[str, Any]) -> ScoreSDEConfig:
     """The same configuration, read as data."""
+    changes = {field: value for field, value in changes.items() if field not in SAMPLING}
     return replace(read_score_sde_config(path / "configs" / f"{name}.py"), **changes)
 
 
@@ -198,14 +227,74 @@ def compare(original: Original, name: str, changes: dict[str, Any]) -> dict[str,
         mine = from_score_sde(file, settings).to(original.dtype)
         seconds = time.perf_counter() - start
     model.to(original.dtype).eval()
+    found = {"parameters": sum(p.numel() for p in model.parameters())}
     generator = torch.Generator().manual_seed(SEED)
     x = torch.randn(BATCH, *settings.event_shape, generator=generator, dtype=torch.float64).to(original.dtype)
     labels = _labels(settings, original.dtype)
     network = mine.network if not hasattr(mine.network, "network") else mine.network.network
     with torch.no_grad():
         output = apart(network(x, labels), model(x, labels))
-    count = sum(p.numel() for p in model.parameters())
-    return {"parameters": count, "output": digits(output), "load_seconds": digits(seconds)}
+        found |= {"output": digits(output), "load_seconds": digits(seconds)}
+        if changes.get("image_size", 99) <= 16:
+            step, run = compare_steps(original, theirs, model, mine)
+            found |= {"step": digits(step), "run": digits(run)}
+    return found
+
+
+class Draws:
+    """The draws of the original in its order, from ours: the start, then corrections and steps in turn."""
+
+    def __init__(self, source: Normals, corrections: int) -> None:
+        self.source, self.corrections, self.count = source, corrections, 0
+
+    def __call__(self, *shape: Any, **options: Any) -> Tensor:
+        """The next one."""
+        number, self.count = self.count - 1, self.count + 1
+        if number < 0:
+            return self.source.draw(0, Stream.PRIOR)
+        step, place = divmod(number, self.corrections + 1)
+        if place < self.corrections:
+            return self.source.draw(step * self.corrections + place, Stream.CORRECTOR)
+        return self.source.draw(step)
+
+
+def compare_steps(original: Original, config: Any, model: nn.Module, mine: ScoreModel) -> tuple[float, float]:
+    """The largest difference after one step, and that at the end of the run."""
+    sampling, sde, s = original.sampling, original.sde(config), config.sampling
+    name, continuous = config.training.sde, config.training.continuous
+    corrections = 0 if s.corrector == "none" else s.n_steps_each
+    predictor, corrector = sampling.get_predictor(s.predictor), sampling.get_corrector(s.corrector)
+    source = Normals(SEED, BATCH, mine.event_shape, original.dtype)
+    draws, eps = Draws(source, corrections), 1e-5 if name == "vesde" else 1e-3
+    states: list[Tensor] = []
+    with patch.object(torch, "randn_like", draws), patch.object(torch, "randn", draws):
+        x = sde.prior_sampling((BATCH, *mine.event_shape))
+        for t in torch.linspace(sde.T, eps, sde.N):
+            times = torch.ones(BATCH) * t
+            x, _ = sampling.shared_corrector_update_fn(
+                x, times, sde, model, corrector, continuous, s.snr, s.n_steps_each
+            )
+            states.append(x)
+            x, mean = sampling.shared_predictor_update_fn(x, times, sde, model, predictor, False, continuous)
+    kind = name.removesuffix("sde")
+    names = {"euler_maruyama": "euler_maruyama", "ancestral_sampling": "ancestral"}
+    options: dict[str, Any] = {} if kind == "subvp" else {
+        "predictor": names.get(s.predictor, s.predictor), "corrections": corrections, "snr": s.snr,
+        "batch_mean_norms": True,
+    }  # fmt: skip
+    sampler = samplers.PRESETS[f"score_sde_{kind}"].make(sde.N, **options)
+    largest = 0.0
+
+    def follow(info: StepInfo) -> Tensor | None:
+        nonlocal largest
+        if info.number + 1 == info.num_steps:
+            largest = max(largest, apart(info.x, mean))
+            return None
+        largest = max(largest, apart(info.x, states[info.number + 1]))
+        return states[info.number + 1]
+
+    sampler.sample(mine, BATCH, noise=source, callback=follow)
+    return largest, apart(sampler.sample(mine, BATCH, noise=source).x, mean)
 
 
 def _labels(settings: ScoreSDEConfig, dtype: torch.dtype) -> Tensor:
@@ -213,7 +302,7 @@ def _labels(settings: ScoreSDEConfig, dtype: torch.dtype) -> Tensor:
         return torch.tensor([0.02, 17.3], dtype=dtype)
     if settings.sde == "vesde":
         return torch.tensor([3, settings.num_scales - 2])
-    return torch.tensor([2.25, 731.5], dtype=dtype)
+    return torch.tensor([2.25, 0.7315 * settings.num_scales], dtype=dtype)
 
 
 def main() -> None:
@@ -225,7 +314,7 @@ def main() -> None:
     rows = []
     base = "ve/cifar10_ncsnpp_continuous"
     cases = CASES | {what: (base, SMALL | more) for what, more in OTHER.items()}
-    cases |= FULL if args.full else {}
+    cases |= PAIRS | (FULL if args.full else {})
     for exact in (False, True):
         with Original(args.path, exact).loaded() as original:
             for what, (name, changes) in cases.items():
@@ -235,7 +324,7 @@ def main() -> None:
                 row |= compare(original, name, changes)
                 rows.append(row)
                 print(row, flush=True)
-    write_result("score_sde", {"seed": SEED, "batch": BATCH}, rows)
+    write_result("score_sde", {"seed": SEED, "batch": BATCH, "num_steps": NUM_STEPS}, rows)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ from sde_toolkit.samplers.presets.one_step import (
     stochastic_heun,
 )
 from sde_toolkit.samplers.presets.reference import torchsde_sampler
+from sde_toolkit.samplers.presets.score_sde import (
+    score_sde_subvp,
+    score_sde_ve,
+    score_sde_vp,
+)
 from sde_toolkit.samplers.presets.singlestep import (
     KUTTA3,
     deis_rho_rk,
@@ -172,6 +177,9 @@ __all__ = [
     "sa_solver",
     "sampled_moments",
     "scheme",
+    "score_sde_subvp",
+    "score_sde_ve",
+    "score_sde_vp",
     "sde_dpm_solver_pp",
     "semilinear",
     "sra",

@@ -265,7 +265,7 @@ OTHER_NAMES = {
     "heun": "heun2",
     "ancestral": "eulera eulerancestral eulerancestraldiscrete keulera keulerancestral smld",
     "ddim": "keuler eulerdiscrete edmeuler ddiminverse",
-    "euler_maruyama": "em eulermaruyama scoresdeve scoresdevp reversesde",
+    "euler_maruyama": "em eulermaruyama reversesde",
     "reverse_diffusion": "rd pc predictorcorrector",
     "dopri5": "dopri rk45 ode probabilityflow pfode neuralode",
     "sa_solver": "sa",

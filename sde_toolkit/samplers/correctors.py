@@ -4,7 +4,8 @@
 
 keeps p_t as the step size e goes to 0.  A predictor-corrector sampler runs a few such steps after every step
 of its predictor.  The rules for e use the norms of z and of the score, or the noise level alone; none uses
-the other samples of a batch, so that a sample does not depend on them.
+the other samples of a batch, so that a sample does not depend on them, but for the option
+``batch_mean_norms``, the rule of the papers.
 
 References: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), algorithms 4 and 5; Song and Ermon, "Generative Modeling by Estimating Gradients of the Data
@@ -56,6 +57,12 @@ class Corrector(ABC):
             raise ValueError(f"the corrector needs snr > 0, num_steps >= 1, got {self.snr}, {self.num_steps}")
 
 
+def norm_ratio(z: Tensor, score: Tensor, batch_mean: bool) -> Tensor:
+    """|z| / |score| of every sample with shape (B,), or the ratio of their means over the batch, shape ()."""
+    norms = z.flatten(1).norm(dim=1), score.flatten(1).norm(dim=1)
+    return norms[0].mean() / norms[1].mean() if batch_mean else norms[0] / norms[1]
+
+
 @dataclass(frozen=True)
 class Langevin(Corrector):
     """Step sizes from norms, per sample (2011.13456, algorithms 4 and 5, which average norms over the batch).
@@ -69,20 +76,22 @@ class Langevin(Corrector):
     Args:
         snr: signal-to-noise ratio of a step.
         num_steps: steps per time.
+        batch_mean_norms: take the means of the norms over the batch, as the paper does: a sample then depends
+            on the others of its batch, and on the batch size.
     """
 
     snr: float = 0.16
     num_steps: int = 1
+    batch_mean_norms: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         self._check()
 
     def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:
-        """Step sizes with shape (B,)."""
+        """Step sizes with shape (B,), or () with means over the batch."""
         r = (model.sde.log_alpha(interval.t) - model.sde.log_alpha(interval.s)).exp()
-        ratio = self.snr * z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
-        return 2 * (r * ratio).square()
+        return 2 * (r * self.snr * norm_ratio(z, score, self.batch_mean_norms)).square()
 
 
 @dataclass(frozen=True)

@@ -294,7 +294,7 @@ class Sampler:
         for restart in self.restarts:
             restart.check(model.sde)
         never = self.method in _NEVER_AT_END or isinstance(self.method, SchemeMethod)
-        evaluates_end = self.denoise or self.corrector is not None or not never
+        evaluates_end = self.denoise or (self.corrector and not self.corrector_first) or not never
         zero = torch.zeros((), dtype=torch.float64)  # where sigma can be 0, and a score divides by it
         if self.t_min == 0 and evaluates_end and float(model.sde.sigma(zero)) == 0:
             raise ValueError(

@@ -17,7 +17,8 @@ from solvers import Normals
 DATA = Gaussian([0.3, -0.2], 0.25)
 COUNT, STEPS = 128, 60
 OURS = [name for name in PRESETS if not name.startswith(("scipy", "torchsde"))]
-FIXED = [name for name in OURS if PRESETS[name].kind == "fixed"]
+FIXED = [name for name in OURS if PRESETS[name].kind == "fixed" and not name.startswith("score_sde")]
+"""Those for any process."""
 ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps}
 """What many evaluations, each rounded to half an eps, may add up to, in units of the data's std."""
 FLOWS = ["bosh3", "dopri5", "tsit5", "scipy_rk45"]
