@@ -22,6 +22,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import os
 import sys
 import tempfile
 import time
@@ -308,15 +309,19 @@ def _labels(settings: ScoreSDEConfig, dtype: torch.dtype) -> Tensor:
 def main() -> None:
     """Compare, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, nargs="*", default=[os.environ.get("SDE_TOOLKIT_SCORE_SDE", "")])
     parser.add_argument("--full", action="store_true", help="the published sizes too")
     args = parser.parse_args()
+    path = next((p for p in map(Path, args.path) if (p / "sde_lib.py").is_file()), None)
+    if path is None:
+        print("left out: needs a checkout of score_sde_pytorch, as in python -m benchmarks.score_sde PATH")
+        return
     rows = []
     base = "ve/cifar10_ncsnpp_continuous"
     cases = CASES | {what: (base, SMALL | more) for what, more in OTHER.items()}
     cases |= PAIRS | (FULL if args.full else {})
     for exact in (False, True):
-        with Original(args.path, exact).loaded() as original:
+        with Original(path, exact).loaded() as original:
             for what, (name, changes) in cases.items():
                 if exact and not changes:
                     continue
