@@ -6,7 +6,7 @@ weights alone.
 
 from sde_toolkit.interop.denoisers import ForeignModel, State, Time, TimeName
 from sde_toolkit.interop.doors import EDM_RANGE, from_denoiser, from_edm, from_epsilon
-from sde_toolkit.interop.pipelines import from_diffusers, matching_sampler
+from sde_toolkit.interop.pipelines import from_diffusers, matching_sampler, toolkit_scheduler
 from sde_toolkit.interop.score_sde import (
     ScoreSDEConfig,
     ScoreSDEModel,
@@ -31,4 +31,5 @@ __all__ = [
     "from_score_sde",
     "matching_sampler",
     "read_score_sde_config",
+    "toolkit_scheduler",
 ]

@@ -2,8 +2,10 @@
 
 from sde_toolkit.interop.pipelines.matching import matching_sampler
 from sde_toolkit.interop.pipelines.opening import from_diffusers
+from sde_toolkit.interop.pipelines.scheduler import toolkit_scheduler
 
 __all__ = [
     "from_diffusers",
     "matching_sampler",
+    "toolkit_scheduler",
 ]

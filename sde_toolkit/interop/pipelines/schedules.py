@@ -154,7 +154,7 @@ def _chain(config: Mapping[str, Any]) -> Schedule:
 def _edm(config: Mapping[str, Any], cosine: bool) -> Schedule:
     least, most = (0.3, 500.0) if cosine else (0.002, 80.0)
     sde = VESDE(_number(config, "sigma_min", least), _number(config, "sigma_max", most))
-    predicts = config.get("prediction_type", "v_prediction" if cosine else "epsilon")
+    predicts = config.get("prediction_type") or ("v_prediction" if cosine else "epsilon")
     if predicts not in ("epsilon", "v_prediction"):
         raise ValueError(
             f"prediction_type of EDM's preconditioning must be epsilon or v_prediction, got {predicts!r}"
@@ -167,7 +167,7 @@ def _edm(config: Mapping[str, Any], cosine: bool) -> Schedule:
 
 
 def _flow(config: Mapping[str, Any]) -> Schedule:
-    if config.get("prediction_type", "flow_prediction") != "flow_prediction":
+    if (config.get("prediction_type") or "flow_prediction") != "flow_prediction":
         raise ValueError(
             f"prediction_type of flow matching must be flow_prediction, got {config['prediction_type']!r}"
         )
@@ -223,7 +223,7 @@ _ALPHA_BAR: dict[str, Callable[[float], float]] = {
 
 
 def _prediction(config: Mapping[str, Any], known: tuple[str, ...]) -> str:
-    name = config.get("prediction_type", "epsilon")
+    name = config.get("prediction_type") or "epsilon"
     if name not in known:
         raise ValueError(f"prediction_type must be one of {', '.join(known)}, got {name!r}")
     return PREDICTION_ALIASES[name]
