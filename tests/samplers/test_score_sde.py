@@ -89,7 +89,8 @@ class Paper:
 
 
 CASES = [
-    *[("vp", p, n) for p in ("euler_maruyama", "reverse_diffusion", "ancestral") for n in (0, 1, 2)],
+    *[("vp", p, n) for p in ("euler_maruyama", "reverse_diffusion", "ancestral") for n in (0, 1)],
+    ("vp", "euler_maruyama", 2),
     *[("ve", p, n) for p in ("euler_maruyama", "reverse_diffusion", "ancestral") for n in (0, 1)],
     ("subvp", "euler_maruyama", 0),
 ]
@@ -107,7 +108,7 @@ def preset(kind: str, N: int, predictor: str, corrections: int, **options) -> sa
     [*[(*case, False) for case in CASES], *[(*case, True) for case in CASES if case[2]]],
 )
 def test_every_step_is_that_of_the_paper(kind, predictor, corrections, batch_mean):
-    N, model, eps = 30, ExactModel(IMAGES, SDES[kind]), 1e-5 if kind == "ve" else 1e-3
+    N, model, eps = 22, ExactModel(IMAGES, SDES[kind]), 1e-5 if kind == "ve" else 1e-3
     options = {"batch_mean_norms": batch_mean} if corrections else {}
     sampler, seen = preset(kind, N, predictor, corrections, **options), []
     samples = sampler.sample(model, COUNT, seed=4, callback=lambda info: seen.append(info.x))
@@ -207,6 +208,7 @@ def test_the_published_steps_are_euler_maruyama_down_to_zero(kind):
     torch.testing.assert_close(own.x, plain.sample(model, COUNT, seed=2).x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "predictor"),
     [(kind, p) for kind, p, n in CASES if not n and (kind == "ve" or p != "euler_maruyama")],

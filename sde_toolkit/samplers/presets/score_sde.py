@@ -24,7 +24,8 @@ The published norms are means over the batch, so that samples depend on their ne
 option, ``batch_mean_norms``.
 
 On a model that was trained at the N indices of a chain the network is asked at the labels that score_sde
-passes, 999 t_i under VP, with fractions, and read by sigma of the index below.
+passes, (N - 1) t_i under VP, with fractions, and read by sigma of the index below; corrections under VP,
+which were not published for such models, read it by sigma between the indices.
 
 Reference: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), algorithms 1 to 5 and appendices D to G.
