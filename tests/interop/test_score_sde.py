@@ -377,6 +377,14 @@ def test_files_that_are_no_checkpoints_are_refused_with_a_sentence(tmp_path, fol
         from_score_sde(folder / "DDPM.pth", files.FIELDS["NCSNPP"])
 
 
+def test_the_table_of_noise_levels_may_be_missing(tmp_path):
+    saved = files.checkpoint("PYRAMIDS")
+    levels = saved["model"].pop("module.sigmas")
+    torch.save(saved, tmp_path / "file.pth")
+    network = network_of(from_score_sde(tmp_path / "file.pth", files.FIELDS["PYRAMIDS"]))
+    torch.testing.assert_close(network.sigmas, levels, rtol=1e-12, atol=0)
+
+
 def test_a_process_keeps_the_rates_of_its_configuration(folder):
     fields = changed("model", "DDPM", beta_min=0.2, beta_max=10.0)
     fields["training"] = {"sde": "vpsde", "continuous": True}

@@ -4,6 +4,8 @@
      "ema": {"decay", "num_updates", "shadow_params": [tensors]},      moving averages, in the order of the
      "optimizer": ..., "step": n}                                      parameters, those that are trained
 
+and the table "sigmas", which the configuration gives too, may be missing.
+
 A .pth file is a pickle.  It is read by torch's weights-only unpickler, which makes tensors and plain
 containers and refuses everything else before it is called, so nothing that a file asks for is run.
 
@@ -45,13 +47,12 @@ def read_tensors_of(path: Path | str, config: ScoreSDEConfig, ema: bool = True) 
         ValueError: it is no checkpoint of score_sde, asks for code to be run, or holds another model than the
             configuration's.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     saved = _loaded(path)
     entries = entries_of(config)
-    tensors = _named(path, saved)
+    tensors = {NOISE_LEVELS: config.noise_levels} | _named(path, saved)
     _check_names(path, tensors, entries)
-    levels = tensors[NOISE_LEVELS]
-    _check_levels(path, levels, config)
+    _check_levels(path, tensors[NOISE_LEVELS], config)
     if ema:
         tensors = tensors | _averages(path, saved.get("ema"), entries)
     _check_shapes(path, tensors, entries)

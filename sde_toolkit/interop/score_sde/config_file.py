@@ -62,7 +62,7 @@ def read_fields(path: Path | str) -> dict[str, Any]:
         ValueError: it is no configuration of score_sde.
     """
     try:
-        return _function(Path(path), "get_config", ())
+        return _function(Path(path).expanduser(), "get_config", ())
     except RecursionError:
         raise ValueError(f"config must be {_WHAT}, got {path}, which nests too deeply") from None
 

@@ -156,9 +156,7 @@ class ScoreSDENetwork(nn.Module):
         self.fir = plus and config.fir
         self.fourier = plus and config.embedding_type == "fourier"
         self.plan = parts_of(config)
-        ends = math.log(config.sigma_max), math.log(config.sigma_min)
-        levels = torch.linspace(*ends, config.num_scales, dtype=torch.float64).exp()
-        self.register_buffer("sigmas", levels)
+        self.register_buffer("sigmas", config.noise_levels)
         self.shape = Shape(2, None, config.dropout, 4 * config.nf, plus and config.skip_rescale, ())
         if not plus:
             self.shape = Shape(2, 32, config.dropout, 4 * config.nf, False, ())

@@ -19,6 +19,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sde_toolkit.interop.score_sde.config_file import Unknown, read_fields
 from sde_toolkit.utils import check_fields, checked, shown
 
@@ -151,6 +154,12 @@ class ScoreSDEConfig:
     def channels(self) -> tuple[int, ...]:
         """Number of channels of each level."""
         return tuple(self.nf * multiple for multiple in self.ch_mult)
+
+    @property
+    def noise_levels(self) -> Tensor:
+        """The noise levels of the N indices, geometric, the largest first, with shape (N,) in float64."""
+        ends = math.log(self.sigma_max), math.log(self.sigma_min)
+        return torch.linspace(*ends, self.num_scales, dtype=torch.float64).exp()
 
     @property
     def attention_levels(self) -> tuple[int, ...]:
