@@ -24,6 +24,18 @@ class EDMLike(nn.Module):
         return self.weight * x
 
 
+LAW = sde.ExactModel(sde.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2]), sde.VPSDE())
+QUICK = sde.FlowSolver(rtol=1e-2, atol=1e-2)
+
+
+def posterior() -> interop.ScorePosterior:
+    """p(theta | x) of a network that leaves x aside."""
+    model = interop.from_epsilon(
+        lambda theta, t, x: theta, sde.VPSDE(), (2,), condition_shape=(3,), dtype=torch.float64
+    )
+    return interop.as_posterior(model, sde.ddim(2), solver=QUICK)
+
+
 def interops() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]]:
     """Calls, and the makers of their arguments, by name."""
     return {
@@ -41,4 +53,18 @@ def interops() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any
                 "network": lambda x, c: x, "sde": sde.VPSDE(), "predicts": "noise", "event_shape": (2,),
             },
         ),
+        "interop.as_vector_field": (interop.as_vector_field, lambda: {"model": LAW}),
+        "interop.as_k_denoiser": (interop.as_k_denoiser, lambda: {"model": LAW}),
+        "interop.as_azula_denoiser": (interop.as_azula_denoiser, lambda: {"model": LAW}),
+        "interop.as_distribution": (interop.as_distribution, lambda: {"model": LAW}),
+        "interop.as_estimator": (interop.as_estimator, lambda: {"model": LAW}),
+        "interop.as_posterior": (interop.as_posterior, lambda: {"model": LAW}),
+        "interop.ScorePosterior.sample": (
+            posterior().sample, lambda: {"sample_shape": (2,), "x": torch.zeros(3)},
+        ),
+        "interop.ScorePosterior.log_prob": (
+            posterior().log_prob,
+            lambda: {"theta": torch.zeros(2, 2, dtype=torch.float64), "x": torch.zeros(3)},
+        ),
+        "interop.ScorePosterior.set_default_x": (posterior().set_default_x, lambda: {"x": torch.zeros(3)}),
     }  # fmt: skip

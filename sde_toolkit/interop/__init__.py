@@ -5,7 +5,23 @@ weights alone.
 """
 
 from sde_toolkit.interop.denoisers import ForeignModel, State, Time, TimeName
+from sde_toolkit.interop.distributions import (
+    ScoreDistribution,
+    ScorePosterior,
+    as_distribution,
+    as_posterior,
+)
 from sde_toolkit.interop.doors import EDM_RANGE, from_denoiser, from_edm, from_epsilon
+from sde_toolkit.interop.estimator import ScoreEstimator, as_estimator
+from sde_toolkit.interop.guests import (
+    AzulaDenoiser,
+    KDenoiser,
+    PosteriorMean,
+    VectorField,
+    as_azula_denoiser,
+    as_k_denoiser,
+    as_vector_field,
+)
 from sde_toolkit.interop.pipelines import from_diffusers, matching_sampler, toolkit_scheduler
 from sde_toolkit.interop.score_sde import (
     ScoreSDEConfig,
@@ -17,13 +33,26 @@ from sde_toolkit.interop.score_sde import (
 
 __all__ = [
     "EDM_RANGE",
+    "AzulaDenoiser",
     "ForeignModel",
+    "KDenoiser",
+    "PosteriorMean",
+    "ScoreDistribution",
+    "ScoreEstimator",
+    "ScorePosterior",
     "ScoreSDEConfig",
     "ScoreSDEModel",
     "ScoreSDENetwork",
     "State",
     "Time",
     "TimeName",
+    "VectorField",
+    "as_azula_denoiser",
+    "as_distribution",
+    "as_estimator",
+    "as_k_denoiser",
+    "as_posterior",
+    "as_vector_field",
     "from_denoiser",
     "from_diffusers",
     "from_edm",

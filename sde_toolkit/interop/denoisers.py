@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_toolkit.models import ModuleModel, Moments, Prediction, inner_network, prediction_name
+from sde_toolkit.models import Condition, ModuleModel, Moments, Prediction, inner_network, prediction_name
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import checked
 from solvers import expand_like
@@ -61,6 +61,14 @@ def time_number(time: Time, sde: ForwardSDE, t: Tensor) -> Tensor:
     if time == "log_snr":
         return -2 * sde.nsr(t).log()
     return (1000.0 if time == "1000t" else 999.0) / sde.T * t
+
+
+def num_rows(condition: Condition) -> int:
+    """Number of rows of a condition; 0 for a class that all samples share."""
+    try:
+        return len(condition)  # type: ignore[arg-type]
+    except TypeError:  # a number, or a tensor without dimensions
+        return 0
 
 
 class CalledNetwork(nn.Module):
