@@ -38,9 +38,9 @@ from sde_toolkit.networks import MLP
 from sde_toolkit.sdes import VPSDE
 from sde_toolkit.training import DenoisingLoss, IncompleteLoss, Optimization, TrainState, fit
 
-ROWS, FRESH = 60_000, 6000
-WIDTH, DEPTH, STEPS, BATCH, RATE = 128, 3, 4000, 512, 2e-3
-TRAIN_SEED, HIDE_SEED, FRESH_SEED, RUN_SEED = 101, 102, 103, 11
+ROWS, FRESH = 150_000, 6000
+WIDTH, DEPTH, STEPS, BATCH, RATE = 128, 3, 8000, 512, 2e-3
+TRAIN_SEED, HIDE_SEED, FRESH_SEED, RUN_SEED = 201, 202, 203, 21
 KINDS = ("complete", "mcar", "mar")
 INF = math.inf
 SUPPORT = Support(
