@@ -20,5 +20,8 @@ def pipelines() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, An
     return {
         "interop.from_diffusers": (interop.from_diffusers, the(source=network, scheduler=made)),
         "interop.matching_sampler": (interop.matching_sampler, the(scheduler=made, num_steps=3)),
+        "interop.to_diffusers": (
+            interop.to_diffusers, the(model=interop.from_diffusers(network, made), directory="written"),
+        ),
         "interop.toolkit_scheduler": (interop.toolkit_scheduler, the(scheduler=made)),
-    }
+    }  # fmt: skip

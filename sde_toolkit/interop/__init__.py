@@ -22,7 +22,7 @@ from sde_toolkit.interop.guests import (
     as_k_denoiser,
     as_vector_field,
 )
-from sde_toolkit.interop.pipelines import from_diffusers, matching_sampler, toolkit_scheduler
+from sde_toolkit.interop.pipelines import from_diffusers, matching_sampler, to_diffusers, toolkit_scheduler
 from sde_toolkit.interop.score_sde import (
     ScoreSDEConfig,
     ScoreSDEModel,
@@ -60,5 +60,6 @@ __all__ = [
     "from_score_sde",
     "matching_sampler",
     "read_score_sde_config",
+    "to_diffusers",
     "toolkit_scheduler",
 ]

@@ -1,5 +1,6 @@
 """diffusers: its directories and pipelines as score models, and ours as its own."""
 
+from sde_toolkit.interop.pipelines.export import to_diffusers
 from sde_toolkit.interop.pipelines.matching import matching_sampler
 from sde_toolkit.interop.pipelines.opening import from_diffusers
 from sde_toolkit.interop.pipelines.scheduler import toolkit_scheduler
@@ -7,5 +8,6 @@ from sde_toolkit.interop.pipelines.scheduler import toolkit_scheduler
 __all__ = [
     "from_diffusers",
     "matching_sampler",
+    "to_diffusers",
     "toolkit_scheduler",
 ]
