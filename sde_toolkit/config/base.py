@@ -72,7 +72,8 @@ SCHEMA: Schema = {
         {"denoising": {"weighting": "likelihood", "time_sampling": "moments", "t_min": 1e-5,
                        "antithetic_nsr": 0.0, "second_order": 0.0, "levels": 0, "offset_noise": 0.0},
          "discrete": _INDICES,
-         "hybrid": {"vlb_weight": 1e-3, "simple_weight": 1.0, "fixed_mean": True, **_INDICES},
+         "hybrid": {"vlb_weight": 1e-3, "simple_weight": 1.0, "fixed_mean": True, **_INDICES,
+                    "levels": 0},
          "sliced": {"weighting": "noise", "t_min": 1e-3, "num_slices": 1, "variance_reduced": True,
                     "simulated_steps": 0}}
     ),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sde_toolkit.data import Scaling
 from sde_toolkit.models import Moments, ScoreModel, Wrapper, row_product
-from sde_toolkit.sdes import VARIANCES, Chain, ForwardSDE, Variance, VariationalTerms
+from sde_toolkit.sdes import VARIANCES, Chain, ForwardSDE, Variance, VariationalTerms, log_normal_mass
 from sde_toolkit.utils import check_called, shown
 from solvers.terms import expand_like
 
@@ -393,8 +393,4 @@ def bin_log_mass(mean: Tensor, std: Tensor, x0: Tensor, scaling: Scaling) -> Ten
     low, high = (centre - 0.5 * width - mean) / std, (centre + 0.5 * width - mean) / std
     low = torch.where(v == 0, -math.inf, low)
     high = torch.where(v == scaling.levels - 1, math.inf, high)
-    # Phi(high) - Phi(low) on the side of the tail where both are small
-    flip = low > 0
-    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    upper, lower = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    return (upper + torch.log(-torch.expm1(lower - upper))).flatten(1).sum(1)
+    return log_normal_mass(low, high).flatten(1).sum(1)

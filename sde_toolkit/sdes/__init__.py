@@ -30,6 +30,7 @@ from sde_toolkit.sdes.sde import (
 )
 from sde_toolkit.sdes.variational import (
     VariationalTerms,
+    log_normal_mass,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "ancestral_coefficients",
     "describe_process",
     "described_process",
+    "log_normal_mass",
 ]

@@ -14,8 +14,13 @@ and v a number that a network may choose anew for every state.  Where index 0 is
 1 is the decoder N(x0; x0_hat, c^2): its "large" is sigma_1^2 / alpha_0^2, and for "small", which would be 0,
 it has that of the step from 2, sigma_1^2 (1 - n_1^2 / n_2^2) / alpha_0^2, as code of 2102.09672 has it.
 
-Reference: Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 3 to 7
-and 15.
+For data in bins of width 2 / L on [-1, 1] the decoder says the mass of the bin [l, u] that x0 is in, the
+outermost bins being open (2006.11239, eq. 13):
+
+    -log P = -log [ Phi((u - x0_hat) / c) - Phi((l - x0_hat) / c) ]
+
+References: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models" (2006.11239); Nichol and Dhariwal,
+"Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 3 to 7 and 15.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.sdes.chain import Chain
-from sde_toolkit.utils import checked
+from sde_toolkit.utils import checked, integer
 from solvers.terms import expand_like
 
 
@@ -83,3 +88,36 @@ class VariationalTerms:
         std = self.decoder_std(v)
         square = float(self.nsr[1].square()) * error
         return 0.5 * square / std.square() + std.log() + 0.5 * math.log(2 * math.pi)
+
+    @checked
+    def decoder_bins(self, x0: Tensor, x0_hat: Tensor, v: Tensor, levels: int) -> Tensor:
+        """-log of the mass that N(x0_hat, c^2) gives to the bins of x0, with shape (B, *), in float64.
+
+        Args:
+            x0: data in ``levels`` bins of equal width on [-1, 1], anywhere in their bins, with shape (B, *).
+            x0_hat: the prediction at index 1, with that shape.
+            v: fractions, with that shape.
+            levels: L, at least 2.
+
+        Raises:
+            ValueError: fewer levels, or tensors of several shapes.
+        """
+        levels = integer("levels", levels, 2)
+        if not x0.shape == x0_hat.shape == v.shape or x0.is_complex() or x0_hat.is_complex():
+            got = ", ".join(str(tuple(part.shape)) for part in (x0, x0_hat, v))
+            raise ValueError(f"x0, x0_hat and v must be real numbers of one shape (B, *), got {got}")
+        x = x0.double()
+        k = ((x + 1) * (levels / 2)).floor().clamp(0, levels - 1)
+        std, mean = self.decoder_std(v.double()), x0_hat.double()
+        low, high = (((k + j) * (2 / levels) - 1 - mean) / std for j in (0, 1))
+        return -log_normal_mass(
+            torch.where(k == 0, -math.inf, low), torch.where(k == levels - 1, math.inf, high)
+        )
+
+
+def log_normal_mass(low: Tensor, high: Tensor) -> Tensor:
+    """log [ Phi(high) - Phi(low) ] for low < high of one shape, on the side where both tails are small."""
+    flip = low > 0
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    upper, lower = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+    return upper + torch.log(-torch.expm1(lower - upper))

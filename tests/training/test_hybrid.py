@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -284,3 +285,59 @@ def test_a_network_of_one_part_is_refused():
     model = IndexedModel(MLP((2,)), CHAIN, "noise", (2,), learned_variance=True)
     with pytest.raises(TypeError, match=r"network must return a tensor of shape \(3, 4\)"):
         model.noise(torch.zeros(3, 2), torch.tensor(0.5))
+
+
+def test_the_decoder_of_bins_is_the_papers():
+    """DDPM's L_0 as its code has it: differences of the normal distribution function, open at both ends."""
+    torch.manual_seed(0)
+    levels, N = 5, 3
+    chain = Chain.from_betas(torch.tensor([0.02, 0.1, 0.4]))
+    network = Doubled(MLP((6,), width=8, depth=1).double())
+    nn.init.normal_(network.network.last.weight, std=0.3)
+    model = IndexedModel(network, chain, "noise", (3,), learned_variance=True)
+    k = torch.randint(levels, (90, 3), generator=generator(1))
+    x0 = 2 * (k + torch.rand(90, 3, dtype=FLOAT64, generator=generator(2))) / levels - 1
+    options = {"simple_weight": 0.0, "vlb_weight": 1.0}
+    found = HybridLoss(chain, levels=levels, **options)(model, x0, generator(4)).detach()
+    plain = HybridLoss(chain, **options)(model, x0, generator(4)).detach()
+    g = generator(4)
+    i = 1 + (N * ((torch.arange(90) / 90 + torch.rand((), dtype=FLOAT64, generator=g)) % 1)).long()
+    z = torch.randn(90, 3, dtype=FLOAT64, generator=g)
+    first = i == 1
+    assert torch.equal(found[~first], plain[~first])
+    beta, bar = 0.02, 1 - torch.tensor(0.02, dtype=FLOAT64)
+    x_1 = (bar.sqrt() * x0 + (1 - bar).sqrt() * z)[first]
+    eps, u = network(x_1, torch.zeros(len(x_1), dtype=FLOAT64)).detach().chunk(2, 1)
+    mean = (x_1 - (1 - bar).sqrt() * eps) / bar.sqrt()
+    tilde_2 = (1 - bar) / (1 - bar * 0.9) * 0.1  # the code takes that of the second step for the first
+    log_variance = (u + 1) / 2 * math.log(beta) + (1 - u) / 2 * tilde_2.log()
+    law = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    centre = (2 * k[first] + 1).double() / levels - 1
+    below, above = law.cdf(centre - 1 / levels), law.cdf(centre + 1 / levels)
+    mass = torch.where(k[first] == 0, above, torch.where(k[first] == levels - 1, 1 - below, above - below))
+    torch.testing.assert_close(found[first], N * -mass.log().mean(1), rtol=1e-9, atol=1e-9)
+
+
+def test_the_mass_of_bins_is_right_where_tails_cancel_and_has_finite_gradients():
+    terms = VariationalTerms(Chain.from_betas(torch.tensor([0.0001, 0.0002])))
+    x0 = torch.tensor([[-1.0, 0.9, 0.3]], dtype=FLOAT64)
+    x0_hat, v = torch.tensor([[0.5, 0.9, 0.36]], dtype=FLOAT64), torch.full((1, 3), 0.5, dtype=FLOAT64)
+    x0_hat.requires_grad_()
+    found = terms.decoder_bins(x0, x0_hat, v, 20)[0]
+    std = float(terms.decoder_std(v)[0, 0])
+    ends = (-mpmath.inf, 0.9, 0.3), (-0.9, mpmath.inf, 0.4), (0.5, 0.9, 0.36)
+    with mpmath.workdps(60):
+        for value, low, high, mean in zip(found, *ends, strict=True):
+            mass = mpmath.ncdf((high - mpmath.mpf(mean)) / std) - mpmath.ncdf((low - mpmath.mpf(mean)) / std)
+            assert float(value) == pytest.approx(float(-mpmath.log(mass)), rel=1e-9)
+    found.sum().backward()
+    assert bool(x0_hat.grad.isfinite().all())
+
+
+def test_bins_of_one_level_or_without_a_decoder_are_refused():
+    with pytest.raises(ValueError, match="levels must be an integer >= 2, or 0"):
+        HybridLoss(CHAIN, levels=1)
+    with pytest.raises(ValueError, match="on a chain with noise at index 0"):
+        HybridLoss(VESDE().discretize(10), levels=4)
+    with pytest.raises(ValueError, match="levels must be"):
+        VariationalTerms(CHAIN).decoder_bins(FEW, FEW, FEW, 1)

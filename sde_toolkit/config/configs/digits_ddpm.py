@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     chain = base_config(sde="ddpm_cosine", loss="hybrid")
     config.sde, config.loss = chain.sde, chain.loss
     config.loss.index_sampling = "importance"
+    config.loss.levels = 17
     config.sampling.sampler = "ddpm"
     config.sampling.num_steps = 1000
     config.comparison.samplers = ("ddpm(variance='learned')", "ddpm", "ddim", "default")

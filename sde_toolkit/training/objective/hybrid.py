@@ -7,6 +7,9 @@ where index 0 is without noise), and i drawn among 1 .. N,
     L_vlb    = N L_i / D                 an estimate of L_1 + ... + L_N, in nats per dimension
     L_hybrid = L_simple + lambda L_vlb   with z_hat held fixed in L_vlb, which so trains the variances alone
 
+For data in bins the decoder is the mass that its Gaussian gives to the bin of x0 (2006.11239, eq. 13), for
+others its density at x0.
+
 The rest of the bound, KL(q(x_N | x0) || prior), has no parameters.  Over many x0 the best variance of a step
 is, by features, that of the posterior mean's error, E[KL] being least where
 
@@ -34,7 +37,7 @@ from sde_toolkit.training.objective.adaptive import ImportanceIndices
 from sde_toolkit.training.objective.chain import check_law, draw_indices, observe_indices
 from sde_toolkit.training.objective.denoising import normals_like
 from sde_toolkit.training.objective.learned import LearnedPart
-from sde_toolkit.utils import check_fields, checked
+from sde_toolkit.utils import check_fields, checked, integer
 from solvers.terms import expand_like
 
 
@@ -49,10 +52,13 @@ class HybridLoss:
             the bound alone.
         fixed_mean: whether the bound's gradients stop at the mean.
         stratified, index_sampling: as for ``ChainLoss``.
+        levels: number of grey levels, for data in bins of width 2 / levels on [-1, 1], whose decoder is that
+            of the bins; 0 for all others.
 
     Raises:
         ValueError: a negative weight, or a chain of fewer than two steps between noisy states, or one that
-            ends in noise alone; when called: a model without learned variances.
+            ends in noise alone; one level, or levels on a chain with noise at index 0, whose decoder has no
+            learned variance; when called: a model without learned variances.
     """
 
     chain: Chain
@@ -61,6 +67,7 @@ class HybridLoss:
     fixed_mean: bool = True
     stratified: bool = True
     index_sampling: ImportanceIndices | None = None
+    levels: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,7 +80,12 @@ class HybridLoss:
                 "chain must have signal at its last index, got alpha_N = 0; leave that index out, with "
                 f"chain.first({self.chain.num_steps - 1})"
             )
-        assert self._terms is not None
+        terms = self._terms
+        if integer("levels", self.levels, 0) == 1 or (self.levels and terms.first == 1):
+            raise ValueError(
+                "levels must be an integer >= 2, or 0: for none, and on a chain with noise at index 0, whose "
+                f"decoder is not learned, got {self.levels}"
+            )
 
     @cached_property
     def _terms(self) -> VariationalTerms:
@@ -102,9 +114,13 @@ class HybridLoss:
         x_t, t = self.chain.q_sample(x0, i, z), self.chain.times[i].to(x0.device)
         raw, v = model.raw_and_fraction(x_t, t, condition)
         keep, factor = noise_of(model, t)
-        error = (expand_like(keep, x_t) * x_t + expand_like(factor, raw) * raw - z).square()
-        error, v = error.to(wide := torch.promote_types(error.dtype, torch.float32)), v.to(wide)
-        bound = self.bound_terms(i.to(x0.device), error.detach() if self.fixed_mean else error, v)
+        off = expand_like(keep, x_t) * x_t + expand_like(factor, raw) * raw - z
+        error = off.square().to(wide := torch.promote_types(off.dtype, torch.float32))
+        off, v = off.to(wide), v.to(wide)
+        i = i.to(x0.device)
+        bound = self.bound_terms(i, error.detach() if self.fixed_mean else error, v)
+        if self.levels:
+            bound = self._with_bins(i, bound, x0, off.detach() if self.fixed_mean else off, v)
         simple, vlb = error.flatten(1).mean(1), bound.flatten(1).mean(1)
         loss = self.simple_weight * simple + self.vlb_weight * self.chain.num_steps * vlb
         return loss if correction is None else correction.to(loss) * loss
@@ -125,6 +141,13 @@ class HybridLoss:
         if self._terms.first == 1:
             return found
         return torch.where(expand_like(i == 1, found) > 0, self._terms.decoder_loss(error, v), found)
+
+    def _with_bins(self, i: Tensor, bound: Tensor, x0: Tensor, off: Tensor, v: Tensor) -> Tensor:
+        """The terms (B, *), those at index 1 for data in bins: off with shape (B, *) is z_hat - z."""
+        first = expand_like(i == 1, bound) > 0
+        off, v = torch.where(first, off, 0.0), torch.where(first, v, 0.0)  # of others nothing is taken
+        x0_hat = x0.double() - float(self._terms.nsr[1]) * off.double()
+        return torch.where(first, self._terms.decoder_bins(x0, x0_hat, v, self.levels).to(bound), bound)
 
 
 def noise_of(model: ScoreModel, t: Tensor) -> tuple[Tensor, Tensor]:
