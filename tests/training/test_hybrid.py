@@ -291,7 +291,7 @@ def test_the_decoder_of_bins_is_the_papers():
     """DDPM's L_0 as its code has it: differences of the normal distribution function, open at both ends."""
     torch.manual_seed(0)
     levels, N = 5, 3
-    chain = Chain.from_betas(torch.tensor([0.02, 0.1, 0.4]))
+    chain = Chain.from_betas(torch.tensor([0.02, 0.1, 0.4], dtype=FLOAT64))
     network = Doubled(MLP((6,), width=8, depth=1).double())
     nn.init.normal_(network.network.last.weight, std=0.3)
     model = IndexedModel(network, chain, "noise", (3,), learned_variance=True)
@@ -319,7 +319,7 @@ def test_the_decoder_of_bins_is_the_papers():
 
 
 def test_the_mass_of_bins_is_right_where_tails_cancel_and_has_finite_gradients():
-    terms = VariationalTerms(Chain.from_betas(torch.tensor([0.0001, 0.0002])))
+    terms = VariationalTerms(Chain.from_betas(torch.tensor([0.0001, 0.0002], dtype=FLOAT64)))
     x0 = torch.tensor([[-1.0, 0.9, 0.3]], dtype=FLOAT64)
     x0_hat, v = torch.tensor([[0.5, 0.9, 0.36]], dtype=FLOAT64), torch.full((1, 3), 0.5, dtype=FLOAT64)
     x0_hat.requires_grad_()
