@@ -74,3 +74,69 @@ QUICK = ("ddpm learned range", "ddim zero terminal v", "edm dpm v", "flow matchi
 def states(count: int = 3, shape: tuple[int, ...] = (1, 8, 8), seed: int = 1) -> Tensor:
     """Standard normals with shape (count, *shape)."""
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def vae(channels: int = 4, seed: int = 3) -> Any:
+    """Images (3, 16, 16) from and to latents (4, 8, 8)."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    return diffusers.AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=channels, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=16,
+    ).eval()  # fmt: skip
+
+
+def texts(folder: Any, width: int = 8, places: int = 6, tokens: int = 0) -> tuple[Any, Any]:
+    """A tokenizer of letters and a text encoder."""
+    import json
+
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(97 + i) for i in range(26)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    words += [f"more{i}</w>" for i in range(tokens)]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=places
+    )
+    torch.manual_seed(4)
+    config = transformers.CLIPTextConfig(
+        vocab_size=54, hidden_size=width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=6, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return tokenizer, transformers.CLIPTextModel(config).eval()
+
+
+def stable_diffusion(folder: Any, other: Any, **options: Any) -> Any:
+    """A pipeline of Stable Diffusion's layout."""
+    import diffusers
+
+    torch.manual_seed(5)
+    network = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=8, attention_head_dim=2,
+    ).eval()  # fmt: skip
+    tokenizer, encoder = texts(folder / "texts", **options)
+    return diffusers.StableDiffusionPipeline(
+        vae(), encoder, tokenizer, network, other, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def dit(other: Any, classes: int = 1000) -> Any:
+    """A pipeline of DiT's layout with learned variances."""
+    import diffusers
+
+    torch.manual_seed(6)
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1,
+        sample_size=8, patch_size=2, num_embeds_ada_norm=classes, norm_num_groups=4,
+    ).eval()  # fmt: skip
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    return diffusers.DiTPipeline(network, vae(), other)

@@ -22,7 +22,14 @@ from sde_toolkit.interop.guests import (
     as_k_denoiser,
     as_vector_field,
 )
-from sde_toolkit.interop.pipelines import from_diffusers, matching_sampler, to_diffusers, toolkit_scheduler
+from sde_toolkit.interop.pipelines import (
+    LatentDiffusion,
+    from_diffusers,
+    matching_sampler,
+    open_latent,
+    to_diffusers,
+    toolkit_scheduler,
+)
 from sde_toolkit.interop.score_sde import (
     ScoreSDEConfig,
     ScoreSDEModel,
@@ -36,6 +43,7 @@ __all__ = [
     "AzulaDenoiser",
     "ForeignModel",
     "KDenoiser",
+    "LatentDiffusion",
     "PosteriorMean",
     "ScoreDistribution",
     "ScoreEstimator",
@@ -59,6 +67,7 @@ __all__ = [
     "from_epsilon",
     "from_score_sde",
     "matching_sampler",
+    "open_latent",
     "read_score_sde_config",
     "to_diffusers",
     "toolkit_scheduler",

@@ -88,8 +88,13 @@ def from_diffusers(
     parts = open_parts(source, scheduler, variant)
     schedule = read_schedule(parts.scheduler, parts.config)
     shape, out = _shape(parts.network, event_shape)
-    learned = _learned(parts, schedule, learned_variance, out / shape[0])
+    learned = learned_variances(parts, schedule, learned_variance, out / shape[0])
     channels = shape[0] if out == 2 * shape[0] and not learned else None
+    if type(parts.network).__name__ == "UNet2DConditionModel":
+        raise ValueError(
+            "source must be a pipeline without prompts, got one with a UNet2DConditionModel; open it with "
+            "open_latent(directory), whose text encoder makes its conditions"
+        )
     network = PipelineNetwork(parts.network, schedule.sign, channels, null_class)
     model = model_of(
         network.to(as_device("device", device), dtype), schedule, shape, data_std, moments, learned
@@ -279,7 +284,7 @@ def _shape(network: nn.Module, given: tuple[int, ...] | None) -> tuple[tuple[int
     return given, out
 
 
-def _learned(parts: Parts, schedule: Schedule, given: bool | None, factor: float) -> bool:
+def learned_variances(parts: Parts, schedule: Schedule, given: bool | None, factor: float) -> bool:
     """Whether the second half of the channels is a variance; refuses what nobody says."""
     says = schedule.learned_variance if given is None else given
     if given is None and parts.pipeline == "DiTPipeline" and factor == 2:

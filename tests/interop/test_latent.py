@@ -1,0 +1,189 @@
+"""Latent diffusion: tiny directories of the real classes, sampled by us and by the stock pipelines alike."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from pipeline_parts import dit, scheduler, stable_diffusion, states, texts, vae
+from torch import Tensor
+
+from sde_toolkit import samplers
+from sde_toolkit.guidance import guided
+from sde_toolkit.interop import from_diffusers, open_latent, toolkit_scheduler
+from sde_toolkit.likelihood import FlowSolver, Hutchinson, log_likelihood
+from sde_toolkit.models import Moments
+from sde_toolkit.utils import Stream
+from solvers import RK4, Normals
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+SHAPE = (4, 8, 8)
+LAW = Moments(torch.zeros(SHAPE, dtype=torch.float64), torch.ones(SHAPE, dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory of Stable Diffusion's layout and its pipeline."""
+    folder = tmp_path_factory.mktemp("latent")
+    made = stable_diffusion(folder, scheduler("DDIM", clip_sample=False, beta_schedule="scaled_linear"))
+    made.save_pretrained(folder / "sd")
+    made.set_progress_bar_config(disable=True)
+    return folder / "sd", made
+
+
+@pytest.fixture(scope="module")
+def dit_place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dit")
+    made = dit(scheduler("DDIM", clip_sample=False))
+    made.save_pretrained(folder / "dit")
+    made.set_progress_bar_config(disable=True)
+    return folder / "dit", made
+
+
+class SameStart:
+    """The start of a pipeline, and the draws of a seed."""
+
+    def __init__(self, start: Tensor) -> None:
+        self.start, self.rest = start, Normals(5, len(start), start.shape[1:], start.dtype)
+
+    def draw(self, index: int, stream: int = Stream.STEPS) -> Tensor:
+        return self.start if stream == Stream.PRIOR else self.rest.draw(index, stream)
+
+
+def preset(name: str, model) -> samplers.Sampler:
+    more = {"moments": LAW} if name == "gaussian_residual" else {}
+    return samplers.PRESETS[name].make(5, model=model, **more)
+
+
+@pytest.mark.parametrize("name", ["unipc", "gaussian_residual", pytest.param("ddpm", marks=pytest.mark.slow),
+                                  pytest.param("edm", marks=pytest.mark.slow)])  # fmt: skip
+def test_stable_diffusion_with_our_presets_is_our_guided_sampler(place, name):
+    folder, pipeline = place
+    space, law = open_latent(folder), LAW if name == "gaussian_residual" else None
+    trained = pipeline.scheduler
+    start, prompts = states(2, SHAPE), ["a cat", "dogs"]
+    try:
+        pipeline.scheduler = toolkit_scheduler(trained, name, seed=5, moments=law)
+        theirs = pipeline(
+            prompts, num_inference_steps=5, guidance_scale=3.0, latents=start, output_type="latent"
+        ).images
+    finally:
+        pipeline.scheduler = trained
+    sampler = guided(preset(name, space.model), 3.0)
+    ours = sampler.sample(space.model, 2, condition=space.condition(prompts), noise=SameStart(start)).x
+    assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(ours.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["dpm_solver_pp", pytest.param("gaussian_residual", marks=pytest.mark.slow)])
+def test_dit_with_our_presets_is_our_guided_sampler(dit_place, name):
+    folder, pipeline = dit_place
+    space, law = open_latent(folder, learned_variance=True), LAW if name == "gaussian_residual" else None
+    assert space.model.num_classes == 1000
+    assert space.model.learned_variance
+    trained, kept = pipeline.scheduler, []
+    try:
+        pipeline.scheduler = made = toolkit_scheduler(trained, name, seed=5, moments=law)
+        step = made.step
+
+        def last(*args, **options):
+            kept.append(step(*args, **options))
+            return kept[-1]
+
+        made.step = last
+        pipeline(
+            [3, 999], guidance_scale=4.0, num_inference_steps=5, generator=torch.Generator().manual_seed(2)
+        )
+    finally:
+        pipeline.scheduler = trained
+    start = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(2))
+    sampler = guided(preset(name, space.model), 4.0)
+    ours = sampler.sample(space.model, 2, condition=[3, 999], noise=SameStart(start)).x
+    theirs = kept[-1].prev_sample[:2]
+    assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(ours.abs().max()))
+
+
+def test_image_to_image_in_a_stock_pipeline(place):
+    import diffusers
+
+    _, pipeline = place
+    made = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    made.scheduler = toolkit_scheduler(pipeline.scheduler, "dpm_solver_pp", denoise=False)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    out = made("a cat", image=image, strength=0.5, num_inference_steps=6, output_type="pt")
+    assert out.images.shape == (1, 3, 16, 16)
+    assert out.images.isfinite().all()
+
+
+def test_latents_are_images_and_back(place):
+    folder, pipeline = place
+    space = open_latent(folder, slicing=True, tiling=True)
+    x = states(2, SHAPE)
+    images = space.decode(x, batch_size=1)
+    with torch.no_grad():
+        theirs = pipeline.vae.decode(x / pipeline.vae.config.scaling_factor).sample
+    assert torch.allclose(images, (theirs / 2 + 0.5).clamp(0, 1), atol=1e-5)
+    samples = samplers.ddim(3).sample(space.model, 2, condition=space.condition(["a", "b"]))
+    assert samples.data.shape == (2, 3, 16, 16)
+    latents = space.encode(images)
+    assert latents.shape == x.shape
+    assert not torch.equal(space.encode(images, states(2, SHAPE)), latents)
+    empty, none = space.condition(""), space.model.raw(x, torch.tensor(0.5))
+    assert torch.allclose(space.model.raw(x, torch.tensor(0.5), empty.expand(2, -1, -1)), none, atol=1e-6)
+
+
+def test_latents_have_a_likelihood(place):
+    folder, _ = place
+    space = open_latent(folder, moments=LAW)
+    found = log_likelihood(
+        space.model, states(1, SHAPE), condition=space.condition(["a"]), num_diagnostic_samples=0,
+        solver=FlowSolver(RK4, num_steps=4), divergence=Hutchinson(),
+    )  # fmt: skip
+    assert found.nats.isfinite().all()
+
+
+def changed(folder, to, how):
+    """A directory with something wrong."""
+    shutil.copytree(folder, to)
+    index = json.loads((to / "model_index.json").read_text())
+    if how == "no text encoder":
+        shutil.rmtree(to / "text_encoder")
+    if how == "other text encoder":
+        texts(to / "t", width=16)[1].save_pretrained(to / "text_encoder")
+    if how == "other tokenizer":
+        texts(to / "t", tokens=40)[0].save_pretrained(to / "tokenizer")
+    if how == "other vae":
+        vae(channels=3).save_pretrained(to / "vae")
+    if how == "no vae":
+        del index["vae"]
+        (to / "model_index.json").write_text(json.dumps(index))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("no text encoder", "must have a text_encoder for a network of prompts"),
+        ("other text encoder", "text_encoder must have the 8 features"),
+        ("other tokenizer", "tokenizer must be the text encoder's, with at most 54 tokens and 6 places"),
+        ("other vae", "vae must have the 4 channels"),
+        ("no vae", "must have a vae .*use from_diffusers"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_with_a_sentence(place, tmp_path, how, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        open_latent(changed(place[0], tmp_path / "changed", how))
+
+
+def test_prompts_and_shapes_are_refused_with_a_sentence(place, dit_place):
+    with pytest.raises(ValueError, match="open_latent"):
+        from_diffusers(place[0])
+    with pytest.raises(ValueError, match="prompts need a text encoder"):
+        open_latent(dit_place[0]).condition("a cat")
+    space = open_latent(place[0])
+    with pytest.raises(TypeError, match="prompts must be"):
+        space.condition([3])
+    with pytest.raises(ValueError, match="latents must have shape"):
+        space.decode(torch.zeros(2, 4, 7, 7))
