@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from sde_toolkit.interop.folders import existing_folder, json_object
 from sde_toolkit.interop.libraries import other_library
-from sde_toolkit.interop.pipelines.networks import PipelineNetwork, network_shape
+from sde_toolkit.interop.pipelines.networks import PipelineNetwork
 from sde_toolkit.interop.pipelines.opening import (
     class_name,
+    event_shape_of,
     learned_variances,
     load_part,
     model_of,
@@ -185,8 +186,7 @@ def open_latent(
     vae = load_part(folder / "vae", index["vae"], variant)
     if type(vae).__name__ != "AutoencoderKL":
         raise ValueError(f"vae must be an AutoencoderKL, got {type(vae).__name__}")
-    shape, out = network_shape(parts.network)
-    shape = shape if event_shape is None else event_shape
+    shape, out = event_shape_of(parts.network, event_shape)
     latent_channels = int(vae.config["latent_channels"])  # type: ignore[index]
     if latent_channels != shape[0]:
         raise ValueError(

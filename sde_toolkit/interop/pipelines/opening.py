@@ -87,7 +87,7 @@ def from_diffusers(
     """
     parts = open_parts(source, scheduler, variant)
     schedule = read_schedule(parts.scheduler, parts.config)
-    shape, out = _shape(parts.network, event_shape)
+    shape, out = event_shape_of(parts.network, event_shape)
     learned = learned_variances(parts, schedule, learned_variance, out / shape[0])
     channels = shape[0] if out == 2 * shape[0] and not learned else None
     if type(parts.network).__name__ == "UNet2DConditionModel":
@@ -241,7 +241,8 @@ def load_part(folder: Path, entry: Any, variant: str | None = None, library: str
         module, info = cls.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"weights in {folder} cannot be loaded as a {name}: {reason}") from error
+        which = f" (variant = {variant!r})" if variant else ""
+        raise ValueError(f"weights in {folder} cannot be loaded as a {name}{which}: {reason}") from error
     wrong = [
         *info.get("missing_keys", ()),
         *info.get("mismatched_keys", ()),
@@ -272,14 +273,16 @@ def class_name(entry: Any, library: str, part: str) -> str:
     return str(entry[1])
 
 
-def _shape(network: nn.Module, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
+def event_shape_of(network: nn.Module, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
     if given is None:
         return network_shape(network)
     try:
         own, out = network_shape(network)
     except ValueError:
+        if not given or min(given) < 1:
+            raise ValueError(f"event_shape must be (C, H, W), got {given}") from None
         return given, given[0]
-    if len(given) != len(own) or given[0] != own[0]:
+    if len(given) != len(own) or given[0] != own[0] or min(given) < 1:
         raise ValueError(f"event_shape must have {own[0]} channels, as {own}, got {given}")
     return given, out
 
