@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from sde_toolkit import networks
 from sde_toolkit.config import likelihood_fields, names, sampler_fields
-from sde_toolkit.config.schema import Schema, Variants, defaults
+from sde_toolkit.config.schema import Fields, Schema, Variants, defaults
 from sde_toolkit.config.trees import ConfigDict
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
@@ -45,6 +45,16 @@ _STEPS = {"num_steps": 1000}
 _SIGMA = {"sigma_min": 0.01, "sigma_max": 50.0}
 _INDICES = {"stratified": True, "index_sampling": "uniform"}
 
+
+class _Processes(dict[str, Fields]):
+    """The fields of every process; one of yours, as in mine.py:process, has none."""
+
+    def __missing__(self, name: str) -> Fields:
+        if ":" in name:
+            return {}
+        raise KeyError(name)
+
+
 SCHEMA: Schema = {
     "seed": 0,
     "device": "auto",
@@ -55,11 +65,11 @@ SCHEMA: Schema = {
          "ring": _TOY, "checkerboard": _TOY,
          "moons": _TOY | {"noise": 0.05}, "swissroll": _TOY | {"noise": 0.5}, "files": _FILES}
     ),
-    "sde": Variants(
+    "sde": Variants(_Processes(
         {"vp": _BETA, "vp_cosine": {"s": 0.008}, "subvp": _BETA, "ve": _SIGMA,
          "rectified": {"T": 0.999}, "ddpm": _STEPS | _BETA,
          "ddpm_cosine": _STEPS | {"s": 0.008, "max_beta": 0.999}, "smld": _STEPS | _SIGMA}
-    ),
+    )),
     "model": Variants(
         {"unet": _NETWORK | _LEVELS | {"patch_size": 1, "fourier": ()},
          "mlp": _NETWORK | {"width": 128, "depth": 3, "num_frequencies": 32},

@@ -54,7 +54,7 @@ from sde_toolkit.training import (
     Simulated,
     SlicedScoreLoss,
 )
-from sde_toolkit.utils import as_device
+from sde_toolkit.utils import as_device, named_object
 from solvers.terms import expand_like
 
 
@@ -81,7 +81,14 @@ def config_for(event_shape: tuple[int, ...]) -> str:
 
 
 def build_sde(config: Config) -> ForwardSDE:
-    """The forward process of ``config.sde``."""
+    """The forward process of ``config.sde``; a dotted path is that of a process or of a function that makes
+    one, which is run.
+
+    Raises:
+        ValueError: the path leads nowhere, or to something else.
+    """
+    if ":" in config.sde.name:
+        return _own_process(config.sde.name)
     options = _options(config.sde)
     makers: dict[str, Callable[[], ForwardSDE]] = {
         "vp": lambda: VPSDE(LinearBeta(**options)),
@@ -92,6 +99,21 @@ def build_sde(config: Config) -> ForwardSDE:
         **{name: lambda: ChainSDE(build_chain(config)) for name in CHAINS},
     }
     return makers[config.sde.name]()
+
+
+def _own_process(path: str) -> ForwardSDE:
+    """The process of the user's at this path."""
+    found = named_object(path, "process")
+    try:
+        made = found() if callable(found) and not isinstance(found, ForwardSDE) else found
+    except Exception as error:  # whatever the function raises
+        raise ValueError(f"process {path!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, ForwardSDE):
+        raise ValueError(
+            f"process {path!r} must be a ForwardSDE, such as CustomSDE(alpha, sigma), or a function without "
+            f"arguments that returns one, got {type(made).__name__}"
+        )
+    return made
 
 
 def build_chain(config: Config) -> Chain:

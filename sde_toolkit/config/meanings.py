@@ -75,7 +75,7 @@ ABOUT: dict[str, About] = {
     "data.split_seed": About("of the choice of those examples", _SEED),
     "data.flip": About("mirror images at random while training"),
     "data.workers": About("processes that read batches ahead, 0 for none; they change no batch", 0, 256),
-    "sde.name": About("the forward process"),
+    "sde.name": About("the forward process, or a function that returns one, as in mine.py:process"),
     "sde.beta_min": About("rate of the noise at the data end"),
     "sde.beta_max": About("rate of the noise at the prior end"),
     "sde.s": About("offset of the cosine table near the data, a small positive number"),

@@ -2,6 +2,7 @@
 
 Anyone may have written the file that is opened.  So of what stands in its configuration
 
+    a process of yours            is not imported: the run is opened where the call gives its name
     a directory to write to       is not used
     a dotted path of a function   is not imported
     a number beyond ``MOST``      is not acted on
@@ -48,6 +49,11 @@ def stored_config(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> tuple
             reason = _doubt(path, value)
             if reason is None:
                 continue
+            if path == "sde.name" and path not in overrides:
+                raise ValueError(
+                    f"config.sde.name = {str(value)[:200]} stands in {checkpoint.path} and is not used, "
+                    f"since {reason}; give it yourself with --config.sde.name={str(value)[:200]}"
+                )
             if section == "data":
                 unconfirmed += [] if path in overrides else [path]
             elif section not in COMPARED_SECTIONS or path in _FUNCTIONS:
@@ -90,6 +96,8 @@ def _doubt(path: str, value: object) -> str | None:
     if path in _PATHS:
         return "no path in a file is written to" if value else None
     section, _, name = path.partition(".")
+    if path == "sde.name":
+        return "nothing that a file names is imported" if ":" in str(value) else None
     if section == "data" and name != "bounds" and isinstance(value, str) and _FUNCTION.fullmatch(value):
         return "nothing that a file names is imported" if not value.startswith("hf:") else None
     if name in ("sampler", "samplers", "problems", "metrics", "conditions", "trackers"):

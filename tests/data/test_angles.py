@@ -110,6 +110,7 @@ def test_what_cannot_be_angles_is_refused(table, tmp_path):
                 Circles((0,), (1.0,)))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_shell_trains_samples_and_gives_likelihoods_of_angles(table, tmp_path, capsys):
     few = ["--config.training.num_steps=3", "--config.training.batch_size=16", "--config.model.width=8",
            "--config.model.depth=1"]  # fmt: skip
