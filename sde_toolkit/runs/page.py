@@ -34,7 +34,7 @@ from sde_toolkit.lab import (
 from sde_toolkit.runs.classes import condition_suffix
 from sde_toolkit.runs.comparison import Comparison, condition_of
 from sde_toolkit.runs.evaluation import Evaluation
-from sde_toolkit.runs.learning import read_history
+from sde_toolkit.runs.learning import HeldOutCurves, least_by_level, read_held_out, read_history
 from sde_toolkit.runs.pictures import (
     SCATTER_SAMPLES,
     Cells,
@@ -209,12 +209,14 @@ def _figures_of_training(run: Run, evaluation: Evaluation | None) -> Figures:
     """Name -> figure and caption."""
     drawn: Figures = {}
     history = [] if run.workdir is None else read_history(run.workdir)
+    curves = None if run.workdir is None else read_held_out(run.workdir)
     if history:
         steps, loss = [int(row["step"]) for row in history], [row["loss"] for row in history]
-        drawn["loss"] = (
-            figures.loss_figure(steps, loss, "Training loss"),
-            "Denoising score matching, by step.",
-        )
+        held_out = [] if curves is None else curves.losses
+        text = "The training loss by step" + (", and the loss on held-out examples." if held_out else ".")
+        drawn["loss"] = figures.loss_figure(steps, loss, "Training loss", held_out), text
+    if curves is not None and curves.levels:
+        drawn["levels"] = _levels(run, curves)
     if evaluation is not None:
         drawn["likelihood"] = (
             figures.likelihood_figure(
@@ -226,6 +228,16 @@ def _figures_of_training(run: Run, evaluation: Evaluation | None) -> Figures:
             f"Bits per dimension by the probability flow. {evaluation.sentence}",
         )
     return drawn
+
+
+def _levels(run: Run, curves: HeldOutCurves) -> tuple[Any, str]:
+    """The held-out error by noise level, at the first and the last step, and its caption."""
+    least = least_by_level(run, curves.levels)
+    lines = {f"step {step:,}": values for step, values in (curves.first, curves.last)}
+    text = "Error of the noise on held-out examples by noise level; without any information it is 1."
+    if least is not None:
+        text += "  The law of the data is known: the dashed line is the exact score's, on the same draws."
+    return figures.level_figure(curves.levels, lines, least, "Held-out loss by noise level"), text
 
 
 def _names(found: Comparison) -> str:

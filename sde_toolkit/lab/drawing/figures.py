@@ -237,18 +237,54 @@ def grid_figure(x: np.ndarray, title: str) -> Figure:
 
 
 @styled
-def loss_figure(steps: Sequence[int], loss: Sequence[float], title: str) -> Figure:
-    """Training loss against step: every value faint, a running mean of a fiftieth of the run in front."""
+def loss_figure(
+    steps: Sequence[int],
+    loss: Sequence[float],
+    title: str,
+    held_out: Sequence[tuple[int, float]] = (),
+) -> Figure:
+    """Training loss against step: every value faint, a running mean of a fiftieth of the run in front, and
+    held-out losses, (step, loss), where there are some."""
     figure = new_figure(7.2, 3.4)
     axes = figure.subplots()
     axes.plot(steps, loss, color=COLOURS[5], linewidth=0.7, alpha=0.6, label="per log interval")
     window = max(1, len(loss) // 50)
     mean = np.convolve(loss, np.ones(window) / window, mode="valid")
     axes.plot(steps[window - 1 :], mean, color=COLOURS[0], linewidth=1.8, label=f"mean of {window}")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color=COLOURS[1], marker="o", markersize=3, label="held out")
     axes.set(xlabel="training step", ylabel="loss", title=title, yscale="log")
-    _plain_ticks(axes.yaxis, loss)
-    if window > 1:
+    _plain_ticks(axes.yaxis, [*loss, *(value for _, value in held_out)])
+    if window > 1 or held_out:
         axes.legend(frameon=False)
+    _style(axes)
+    return figure
+
+
+@styled
+def level_figure(
+    levels: Sequence[float],
+    losses: Mapping[str, Sequence[float]],
+    minimum: Sequence[float] | None,
+    title: str,
+) -> Figure:
+    """Error of the noise by log-SNR, a line for each entry, and the known minimum where there is one.
+
+    Args:
+        levels: log-SNRs.
+        losses: name of a line -> |z_hat - z|^2 / D at the levels.
+        minimum: that of the exact model at the levels.
+        title: of the figure.
+    """
+    figure = new_figure(7.2, 3.4)
+    axes = figure.subplots()
+    for colour, (name, values) in zip((COLOURS[5], COLOURS[0]), losses.items(), strict=False):
+        axes.plot(levels, values, color=colour, marker="o", markersize=3, linewidth=1.6, label=name)
+    if minimum is not None:
+        axes.plot(levels, minimum, color=COLOURS[1], linestyle="--", label="exact model, the minimum")
+    axes.set(xlabel="log-SNR, data on the right", ylabel="error of the noise", title=title, yscale="log")
+    _plain_ticks(axes.yaxis, [value for values in losses.values() for value in values])
+    axes.legend(frameon=False)
     _style(axes)
     return figure
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data import Dataset
-from sde_toolkit.models import ModuleModel, evaluating
+from sde_toolkit.models import ModuleModel, ScoreModel, evaluating
 from sde_toolkit.training.objective import Loss
 from sde_toolkit.utils import Stream, checked, integer, returned, step_generator
 
@@ -115,7 +115,7 @@ class LevelLoss:
 
 @checked
 def loss_by_level(
-    model: ModuleModel,
+    model: ScoreModel,
     dataset: Dataset,
     num_bins: int = 8,
     t_min: float = 1e-5,
@@ -128,7 +128,7 @@ def loss_by_level(
     Of data with missing entries it is that on the complete test examples.
 
     Args:
-        model: in evaluation mode meanwhile.
+        model: in evaluation mode meanwhile; an exact one gives the minimum.
         dataset: with labels where the model has classes.
         num_bins: equal parts of the log-SNRs from t_min to T.
         t_min: earliest time, in (0, T).
@@ -177,7 +177,7 @@ def _complete(dataset: Dataset) -> Dataset:
 
 
 def _batches(
-    model: ModuleModel, dataset: Dataset, seed: int, batch_size: int, count: int
+    model: ScoreModel, dataset: Dataset, seed: int, batch_size: int, count: int
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """The first of the test examples in batches: the number of the first, the examples, their condition."""
     x0, labels = held_out_examples(dataset, seed, count), dataset.labels_test
