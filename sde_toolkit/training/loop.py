@@ -90,11 +90,13 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
             return returned("loss", loss(state.model, x0, generator, *rest), "mean")
 
     state.losses = state.shared.gradients(state.model, len(x0), losses)
-    value = state.losses.mean().item()
+    mean, rule = state.losses.mean(), state.optimization
+    total = whole_tensor(nn.utils.clip_grad_norm_(state.model.network.parameters(), rule.max_grad_norm))
+    kind = torch.promote_types(mean.dtype, total.dtype)
+    value, norm = torch.stack(
+        [mean.to(kind), total.to(mean.device, kind)]
+    ).tolist()  # one wait for the device
     _require_finite(state, "loss", value)
-    rule = state.optimization
-    total = nn.utils.clip_grad_norm_(state.model.network.parameters(), rule.max_grad_norm)
-    norm = whole_tensor(total).item()
     _require_finite(state, "norm of the gradient", norm)
     learning_rate = rule.learning_rate_at(state.step)
     state.update()
