@@ -4,6 +4,7 @@
     ring, mixture8, ...       ``sde_toolkit.lab.EXACT_PROBLEMS``, under the process of ``config.sde``
     digits, ...               a checkpoint of the package
     runs/a                    the newest checkpoint of a workdir
+    diffusers:DIRECTORY       what diffusers saved there, or a latent diffusion model without prompts
     file.py:f, package.m:f    what the function f returns: a ``Problem``, or (model, real examples)
 
 Nothing that a file names is imported: a function counts only when it is given with the call
@@ -18,12 +19,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sde_toolkit.config import OWN_MODEL, REAL, Config, build_sde, config_names
+from sde_toolkit.config import OWN_MODEL, REAL, Config, build_sde, config_names, resolve_device
 from sde_toolkit.lab import EXACT_PROBLEMS, NamedCondition, Problem, exact_problem
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.runs.classes import examples_of_class, need_classes
-from sde_toolkit.runs.store import Run, open_run, open_shipped
+from sde_toolkit.runs.store import Run, fingerprint_of, open_run, open_shipped
 from sde_toolkit.utils import named_object
+
+_DIFFUSERS = "diffusers:"
 
 
 def open_problems(config: Config, run: Run | None) -> list[Problem]:
@@ -55,6 +58,8 @@ def _open(entry: str, config: Config, run: Run | None) -> Problem:
         return run_problem(run)
     if entry in EXACT_PROBLEMS:
         return exact_problem(entry, build_sde(config))
+    if entry.startswith(_DIFFUSERS):
+        return _from_diffusers(entry, config)
     if ":" in entry:
         return _from_function(entry)
     if Path(entry).expanduser().is_dir():
@@ -63,8 +68,20 @@ def _open(entry: str, config: Config, run: Run | None) -> Problem:
         return run_problem(open_shipped(entry, _use(config)), entry)
     raise ValueError(
         f"problem {entry!r} is unknown; it must be model, one of {', '.join(EXACT_PROBLEMS)}, a workdir, the "
-        "name of a checkpoint of the package, or a function as in mine.py:problem"
+        "name of a checkpoint of the package, diffusers:DIRECTORY, or a function as in mine.py:problem"
     )
+
+
+def _from_diffusers(entry: str, config: Config) -> Problem:
+    """A directory of diffusers; one with a vae is a model of its latents."""
+    from sde_toolkit.interop import from_diffusers, open_latent
+
+    folder = Path(entry.removeprefix(_DIFFUSERS)).expanduser()
+    latent = (folder / "vae").is_dir()
+    device = resolve_device(config)
+    model = open_latent(folder, device=device).model if latent else from_diffusers(folder, device=device)
+    name = re.sub(r"[^\w.-]+", "-", entry)
+    return Problem(name, model, fingerprint=fingerprint_of(model.state_dict()), scaling=model.scaling)
 
 
 def _use(config: Config) -> dict[str, object]:

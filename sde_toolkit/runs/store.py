@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sde_toolkit.config import (
     Config,
@@ -271,8 +271,13 @@ def _weights_type(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _fingerprint(checkpoint: Checkpoint) -> str:
+    return fingerprint_of(checkpoint.part("ema"))
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen digits that identify weights by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.part("ema").items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(as_bytes(tensor))
     return digest.hexdigest()[:16]

@@ -272,3 +272,13 @@ def test_clipping_is_an_option_of_sampling():
     theirs = scheduler("DDPM", thresholding=True, sample_max_value=1.5)._threshold_sample(x)
     assert torch.allclose(threshold(x), theirs, atol=1e-5)
     assert dataclasses.is_dataclass(threshold)
+
+
+@pytest.mark.slow
+def test_a_directory_is_a_problem_of_the_command_line(tmp_path):
+    from sde_toolkit.cli import main
+
+    save(tmp_path / "unet", unet(), scheduler("DDPM"))
+    main(["sample", f"--problem=diffusers:{tmp_path / 'unet'}", "--num_samples=2", "--sampler=ddim",
+          "--num_steps=2", f"--output={tmp_path / 'out'}", "--device=cpu"])  # fmt: skip
+    assert list((tmp_path / "out").rglob("*.safetensors")) or list((tmp_path / "out").rglob("*.np*"))

@@ -17,7 +17,9 @@ Where theirs depart from their papers, ours do not follow, and the samples diffe
     Karras grids  round the index that the network is told, and not the level that they go on to use
     FlowMatch     begins at t = 1, where ours begins at T = .999; shifts a grid whose ends are shifted already
     zero SNR      begins at alpha = 0, where ours begins at 1e-4
-    SA-Solver     h^2/2 in the place of an exact integral: taken over here as ``released=True``
+    SA-Solver     h^2/2 in the place of an exact integral: taken over here as ``released=True``; its default
+                  tau_func draws between the indices 200 and 800 alone, which no configuration says: tau = 1
+                      here
 """
 
 from __future__ import annotations
@@ -85,6 +87,8 @@ def visited_times(made: Any, schedule: Schedule) -> tuple[Tensor, bool]:
     sde, config = schedule.sde, made.config
     if isinstance(sde, ChainSDE) and not any(config.get(name) for name in _OWN_GRIDS):
         tau = made.timesteps.double().cpu()
+        if hasattr(made, "plms_timesteps"):  # the others are stages of Runge-Kutta
+            tau = torch.as_tensor(made._timesteps, dtype=torch.float64)
         if config.get("timestep_type") != "continuous":
             steps = torch.unique(tau).flip(0)
             return _with_end((steps + 1) / sde.chain.num_steps, _end(made, sde)), False
@@ -125,7 +129,7 @@ def _ddpm(config: Mapping[str, Any], n: int) -> Sampler:
 
 def _dpm(config: Mapping[str, Any], n: int) -> Sampler:
     order, kind = config.get("solver_order", 2), config.get("algorithm_type", "dpmsolver++")
-    final = bool(config.get(*_FINAL))
+    final = bool(config.get(*_FINAL)) and "sigma_data" not in config  # whose last step is the denoised end
     if kind == "dpmsolver++" and config.get("solver_type", "midpoint") == "midpoint":
         return samplers.dpm_solver_pp(n, order=order, lower_final=final)
     if kind == "sde-dpmsolver++":

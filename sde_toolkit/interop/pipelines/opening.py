@@ -274,6 +274,7 @@ def class_name(entry: Any, library: str, part: str) -> str:
 
 
 def event_shape_of(network: nn.Module, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
+    """The shape of one sample, as given or the network's own, and the network's output channels."""
     if given is None:
         return network_shape(network)
     try:
