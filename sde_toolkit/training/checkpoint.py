@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from sde_toolkit.data import is_share
-from sde_toolkit.models import class_moments_from_tensors, moments_from_tensors, plain_tensors
+from sde_toolkit.models import ModuleModel, class_moments_from_tensors, moments_from_tensors, plain_tensors
 from sde_toolkit.training.description import describe_model
 from sde_toolkit.training.state import Optimization, TrainState, as_json, prefixed
 from sde_toolkit.training.tensor_file import (
@@ -144,15 +144,20 @@ def export_checkpoint(checkpoint: Checkpoint, path: Path | str) -> None:
     write_inference(checkpoint, path)
 
 
-def export_state(state: TrainState, path: Path, metrics: Mapping[str, Any]) -> None:
+def export_state(
+    state: TrainState, path: Path, metrics: Mapping[str, Any], average: ModuleModel | None = None
+) -> None:
     """Write the averaged weights of a run as it is now, like ``export_checkpoint``; the folder is made.
+
+    ``average`` is the whole model of them where they are sharded (``TrainState.gather_average``).
 
     Raises:
         OSError: the disk is full or not writable; an earlier file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    about, tables = describe_model(state.ema)
-    tensors = prefixed("ema", plain_tensors(state.ema.network)) | prefixed("data", state.data)
+    average = state.ema if average is None else average
+    about, tables = describe_model(average)
+    tensors = prefixed("ema", plain_tensors(average.network)) | prefixed("data", state.data)
     document = {"step": state.step, "config": state.config, "run": state.run, "metrics": dict(metrics)}
     write_tensors(path, {"kind": "inference", **document, "model": about}, tensors | prefixed("sde", tables))
 

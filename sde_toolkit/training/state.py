@@ -213,7 +213,11 @@ class TrainState:
         self.traces = [averaged_copy(model.network) for _ in self.optimization.ema_traces]
         model.network.train()
         self.parallel = parallel or Parallel()
+        self._whole: NetworkModel | IndexedModel | None = None
         if self.parallel.shard:
+            self._whole = (
+                None if self.parallel.processes.rank else self.ema.with_network(averaged_copy(model.network))
+            )
             shard([model.network, self.ema.network, *self.traces], model.device)
         self.shared = SharedNetwork(self.parallel, model.network)
         rule = self.optimization
@@ -301,6 +305,23 @@ class TrainState:
         for name, parameter in plain_parameters(self.model.network):
             tensors |= prefixed(f"optimizer.{name}", self.optimizer.state[parameter])
         return tensors | prefixed("data", self.data)
+
+    def gather_average(self) -> NetworkModel | IndexedModel:
+        """The model of the averaged weights, whole, in the first process; ``ema`` itself where nothing is
+        sharded.  Where it is, every process has to call this, and the others get their parts, ``ema``."""
+        if not self.parallel.shard:
+            return self.ema
+        tensors = {
+            name: whole_tensor(tensor).detach() for name, tensor in plain_tensors(self.ema.network).items()
+        }
+        if self._whole is None:
+            return self.ema
+        targets = plain_tensors(self._whole.network)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                targets[name].copy_(tensor)
+        self._whole = self.ema.with_network(self._whole.network)  # its moments and scaling of now
+        return self._whole
 
     def trace_tensors(self) -> dict[str, Tensor]:
         """The tensors of the traces, under "traces.<number>.<name>"."""

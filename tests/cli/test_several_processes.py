@@ -1,5 +1,6 @@
 """Training by several processes: equal weights, a killed process, resuming with another number of them."""
 
+import csv
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sde_toolkit.runs import open_run
 from sde_toolkit.training import latest_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -58,6 +60,26 @@ def test_sharded_weights_are_the_same_and_go_on_in_one_process(alone, tmp_path):
     again = tmp_path / "again"
     trained(again, 1, "--config.training.num_steps=60")
     assert largest_difference(alone, trained(again, 2, shard)) < 1e-5
+
+
+def test_sharded_weights_are_gathered_for_held_out_losses_and_pictures(tmp_path):
+    watch = ["--config.training.num_steps=20", "--config.training.evaluate_every=10",
+             "--config.training.keep_best=true", "--config.training.sample_every=20",
+             "--config.training.evaluate_examples=64"]  # fmt: skip
+    found, best = [], []
+    for count, more in ((1, []), (2, ["--config.training.shard=true"])):
+        workdir = tmp_path / str(count)
+        trained(workdir, count, *watch, *more)
+        with open(workdir / "held_out.csv", newline="") as file:
+            found.append([[float(value) for value in row] for row in list(csv.reader(file))[1:]])
+        assert (workdir / "samples" / "training-00000020.png").is_file()
+        best.append(open_run(workdir / "best"))
+    assert len(found[0]) == 2
+    for mine, other in zip(*found, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+    assert best[0].step == best[1].step
+    for a, b in zip(*(run.model.network.parameters() for run in best), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def ranks(launcher):

@@ -52,7 +52,7 @@ def watching(
     """Open the log and the trackers of a run for the steps to come; of several processes, in the first."""
     settings = config.training
     if state.parallel.processes.rank:
-        yield Watch(lambda info: False, lambda info: None, False)
+        yield _taking_part(state, settings.evaluate_every, settings.sample_every)
         return
     names = [name.strip() for name in settings.trackers.split(",") if name.strip()]
     with (
@@ -77,6 +77,21 @@ def watching(
         yield Watch(together(log, evaluation, spikes), on_step, finished)
 
 
+def _taking_part(state: TrainState, evaluate_every: int, sample_every: int) -> Watch:
+    """What the other processes do: they give their parts of sharded weights where the first one looks."""
+
+    def on_update(info: UpdateInfo) -> bool:
+        if evaluate_every and info.step % evaluate_every == 0:
+            state.gather_average()
+        return False
+
+    def on_step(info: UpdateInfo) -> None:
+        if sample_every and info.step % sample_every == 0:
+            state.gather_average()
+
+    return Watch(on_update, on_step, False)
+
+
 def check_watch(config: Config) -> None:
     """Refuse, with a ValueError, fields without effect."""
     settings = config.training
@@ -86,19 +101,13 @@ def check_watch(config: Config) -> None:
                 f"config.training.{name} goes by held-out losses, got {settings[name]} without any; add "
                 "--config.training.evaluate_every=500"
             )
-    for name in ("evaluate_every", "sample_every") if settings.shard else ():
-        if settings[name]:
-            raise ValueError(
-                f"config.training.{name} must be 0 where no process has the whole network (shard), got "
-                f"{settings[name]}; evaluate its checkpoints"
-            )
     if 0 < settings.spike_factor <= 1:
         raise ValueError(f"config.training.spike_factor must be above 1, or 0, got {settings.spike_factor}")
 
 
 def picture_samples(state: TrainState, config: Config, workdir: Path) -> Path:
     """A picture of samples of the average, by the sampler of the configuration; classes take turns."""
-    model = state.ema
+    model = state.gather_average()
     sampler = build_sampler(config, model=model)
     condition = torch.arange(PICTURED) % model.num_classes if model.num_classes else None
     samples = sampler.sample(model, PICTURED, condition=condition, seed=config.sampling.seed)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_toolkit.data import Dataset
+from sde_toolkit.models import ModuleModel
 from sde_toolkit.training.checkpoint import export_state
 from sde_toolkit.training.objective import Loss
 from sde_toolkit.training.state import TrainState, UpdateInfo
@@ -106,7 +107,8 @@ class Evaluation:
         """Evaluate where it is time to; return whether the run is to end."""
         if info.step % self.every:
             return False
-        values = self._measure()
+        model = self._state.gather_average()
+        values = self._measure(model)
         notes = self._notes()
         better = math.isfinite(values["loss"]) and (notes["loss"] is None or values["loss"] < notes["loss"])
         notes |= {"loss": values["loss"], "step": info.step, "since": 0} if better else {}
@@ -116,14 +118,13 @@ class Evaluation:
         if better and self._keep and self._workdir is not None:
             best = self._workdir / "best"
             path = best / "checkpoints" / f"step-{info.step:08d}.safetensors"
-            export_state(self._state, path, {"held_out": values["loss"]})
+            export_state(self._state, path, {"held_out": values["loss"]}, model)
             _drop(best, lambda step: step != info.step)
         if self._tracker is not None:
             self._tracker(info.step, {f"held_out/{name}": value for name, value in values.items()})
         return self.finished
 
-    def _measure(self) -> dict[str, float]:
-        model = self._state.ema
+    def _measure(self, model: ModuleModel) -> dict[str, float]:
         found = held_out_loss(model, self._dataset, self._loss, self._seed, num_examples=self._num_examples)
         values = {"loss": found.mean, "standard_error": found.standard_error}
         if self._num_bins:
