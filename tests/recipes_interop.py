@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,30 @@ def posterior() -> interop.ScorePosterior:
     return interop.as_posterior(model, sde.ddim(2), solver=QUICK)
 
 
+def network_model() -> sde.NetworkModel:
+    """A small network."""
+    return sde.NetworkModel(sde.MLP((2,), width=2, depth=1, num_frequencies=2), sde.VPSDE(), "noise", (2,))
+
+
+def card() -> Path:
+    """A directory with a model and its card, made once."""
+    place = Path("sent")
+    return place if place.is_dir() else interop.write_card(network_model(), place)
+
+
+def unreachable(
+    directory: Path | str, repo_id: str, *, private: bool = True, token: str | None = None
+) -> Any:
+    """``push_to_hub`` to an address where no hub is."""
+    try:
+        return interop.push_to_hub(
+            directory, repo_id, private=private, token=token, endpoint="http://127.0.0.1:9"
+        )
+    except OSError as error:
+        if "could not send" not in str(error):
+            raise
+
+
 def interops() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]]:
     """Calls, and the makers of their arguments, by name."""
     return {
@@ -52,6 +77,16 @@ def interops() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any
             lambda: {
                 "network": lambda x, c: x, "sde": sde.VPSDE(), "predicts": "noise", "event_shape": (2,),
             },
+        ),
+        "interop.export_program": (
+            interop.export_program,
+            lambda: {"model": network_model(), "path": Path("network.pt2"), "part": "network"},
+        ),
+        "interop.write_card": (
+            interop.write_card, lambda: {"model": network_model(), "directory": Path("a card")},
+        ),
+        "interop.push_to_hub": (
+            unreachable, lambda: {"directory": card(), "repo_id": "owner/name", "token": "none"},
         ),
         "interop.as_vector_field": (interop.as_vector_field, lambda: {"model": LAW}),
         "interop.as_k_denoiser": (interop.as_k_denoiser, lambda: {"model": LAW}),

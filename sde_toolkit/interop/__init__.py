@@ -4,6 +4,7 @@ Nothing that a file holds is run, and nothing is downloaded; the pickles of scor
 weights alone.
 """
 
+from sde_toolkit.interop.card import push_to_hub, write_card
 from sde_toolkit.interop.denoisers import ForeignModel, State, Time, TimeName
 from sde_toolkit.interop.distributions import (
     ScoreDistribution,
@@ -13,6 +14,7 @@ from sde_toolkit.interop.distributions import (
 )
 from sde_toolkit.interop.doors import EDM_RANGE, from_denoiser, from_edm, from_epsilon
 from sde_toolkit.interop.estimator import ScoreEstimator, as_estimator
+from sde_toolkit.interop.exporting import FORMATS, Exported, Part, export_program
 from sde_toolkit.interop.guests import (
     AzulaDenoiser,
     KDenoiser,
@@ -40,10 +42,13 @@ from sde_toolkit.interop.score_sde import (
 
 __all__ = [
     "EDM_RANGE",
+    "FORMATS",
     "AzulaDenoiser",
+    "Exported",
     "ForeignModel",
     "KDenoiser",
     "LatentDiffusion",
+    "Part",
     "PosteriorMean",
     "ScoreDistribution",
     "ScoreEstimator",
@@ -61,6 +66,7 @@ __all__ = [
     "as_k_denoiser",
     "as_posterior",
     "as_vector_field",
+    "export_program",
     "from_denoiser",
     "from_diffusers",
     "from_edm",
@@ -68,7 +74,9 @@ __all__ = [
     "from_score_sde",
     "matching_sampler",
     "open_latent",
+    "push_to_hub",
     "read_score_sde_config",
     "to_diffusers",
     "toolkit_scheduler",
+    "write_card",
 ]
