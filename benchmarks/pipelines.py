@@ -1,0 +1,204 @@
+"""Beside diffusers' own schedulers and networks: whole runs, and likelihoods of what its loop trained.
+
+    parity        scheduler x family: 10 steps of diffusers' scheduler and of the sampler that
+                  ``interop.matching_sampler`` says is the same, on one network with random weights in
+                  float64, from one start and one list of draws; largest difference, relative to the largest
+                  value
+    likelihood    a UNet2DModel that diffusers' loop (``add_noise``, mean squared error, AdamW) trained
+    briefly on
+                  the digits, saved and opened by ``from_diffusers``: log p with its error budget and both
+                  bounds, and the same of the same weights wrapped by hand
+
+Where a difference is more than rounding, the last column says where theirs departs from its paper, or where a
+process of ours ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import tempfile
+import warnings
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from benchmarks.record import digits as four
+from benchmarks.record import write_result
+from sde_toolkit.data import digits, estimate_moments
+from sde_toolkit.interop import from_diffusers, matching_sampler
+from sde_toolkit.likelihood import BoundDraws, FlowSolver, continuous_bound, discrete_bound, log_likelihood
+from sde_toolkit.models import IndexedModel
+from sde_toolkit.utils import Stream
+from solvers import RK4
+
+N, BATCH, SEED = 10, 4, 3
+PROBES = 16
+SOLVER = FlowSolver(RK4, num_steps=16)
+T, V = {"timestep_spacing": "trailing"}, {"prediction_type": "v_prediction"}
+PLAIN = {"clip_sample": False}
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "DDPM, small variance": ("DDPM", PLAIN, ""),
+    "DDPM, large variance": ("DDPM", {**PLAIN, "variance_type": "fixed_large"}, ""),
+    "DDPM, clipped": ("DDPM", {**T, "clip_sample_range": 0.5}, ""),
+    "DDIM": ("DDIM", {**PLAIN, **T}, ""),
+    "DDIM, v, squaredcos": ("DDIM", {**PLAIN, **T, **V, "beta_schedule": "squaredcos_cap_v2"}, ""),
+    "DDIM, clipped": ("DDIM", {**T, "clip_sample_range": 0.5},
+                      "theirs clips x0_hat and keeps the noise of the unclipped one"),
+    "DDIM, v, zero terminal SNR": ("DDIM", {**PLAIN, **T, **V, "rescale_betas_zero_snr": True},
+                                   "theirs begins at alpha = 0, ours at 1e-4"),
+    "PNDM": ("PNDM", {"set_alpha_to_one": True}, ""),
+    "PNDM, skip_prk_steps": ("PNDM", {"set_alpha_to_one": True, "skip_prk_steps": True},
+                             "theirs starts by two steps of low order, not Runge-Kutta"),
+    "DPM-Solver++(2M)": ("DPMSolverMultistep", T, ""),
+    "DPM-Solver++(3M)": ("DPMSolverMultistep", {**T, "solver_order": 3}, ""),
+    "DPM-Solver++(2M), Karras": ("DPMSolverMultistep", {"use_karras_sigmas": True},
+                                 "theirs rounds the index that the network is told, not the level"),
+    "SDE-DPM-Solver++(2M)": ("DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++"}, ""),
+    "UniPC-3, sigma_min": ("UniPCMultistep", {**T, "solver_order": 3, "final_sigmas_type": "sigma_min"}, ""),
+    "DEIS-2": ("DEISMultistep", T, ""),
+    "SA-Solver, tau 1": ("SASolver", {**T, "tau_func": lambda t: 1.0}, ""),
+    "Euler": ("EulerDiscrete", T, ""),
+    "Euler, ancestral": ("EulerAncestralDiscrete", T, ""),
+    "Heun": ("HeunDiscrete", T, ""),
+    "LMS": ("LMSDiscrete", T, ""),
+    "EDM, Euler": ("EDMEuler", {}, ""),
+    "EDM, DPM-Solver++(2M)": ("EDMDPMSolverMultistep", {}, ""),
+    "flow matching, Euler, shift 3": ("FlowMatchEulerDiscrete", {"shift": 3.0},
+                                      "theirs begins at t = 1, ours at T = .999"),
+}  # fmt: skip
+IN_SIGMA = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete")
+
+
+def unet(channels: tuple[int, int] = (8, 16), seed: int = 0) -> Any:
+    """A small network for digits."""
+    torch.manual_seed(seed)
+    return diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=channels,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )  # fmt: skip
+
+
+class Draws:
+    """One start and one list of draws for both sides."""
+
+    def __init__(self, start: Tensor) -> None:
+        generator = torch.Generator().manual_seed(SEED)
+        self.start = start
+        self.z = [torch.randn(start.shape, generator=generator, dtype=start.dtype) for _ in range(2 * N)]
+
+    def draw(self, index: int, stream: int = Stream.STEPS) -> Tensor:
+        """The start, or draw number ``index``, with shape (B, *)."""
+        return self.start if stream == Stream.PRIOR else self.z[index]
+
+
+@torch.no_grad()
+def parity(network: Any, name: str, options: dict[str, Any]) -> tuple[float, str]:
+    """The largest difference of two whole runs, relative to the largest value, and our sampler's name."""
+    made = getattr(diffusers, f"{name}Scheduler")(**options)
+    model = from_diffusers(network, made, dtype=torch.float64)
+    sampler = matching_sampler(made, N)
+    ts = sampler.grid(model.sde, int(sampler.num_steps or 0), sampler.t_min, model.sde.T)
+    z = torch.randn(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start = model.sde.prior_std * z
+    made.set_timesteps(N)
+    if hasattr(made, "set_begin_index"):
+        made.set_begin_index(0)
+    x = start / float(model.sde.alpha(ts[0])) if name in IN_SIGMA else start
+    generator = torch.Generator().manual_seed(SEED)
+    known, draws = inspect.signature(made.step).parameters, Draws(z)
+    given = "variance_noise" in known and name.startswith("DPM")  # whose own draws are in float32
+    for i, tau in enumerate(made.timesteps):
+        more: dict[str, Any] = {"generator": generator} if "generator" in known else {}
+        more = {"variance_noise": draws.z[i]} if given else more
+        seen = x if "Flow" in name else made.scale_model_input(x, tau)
+        out = network(seen, tau.expand(BATCH)).sample
+        x = made.step(out, tau, x, **more).prev_sample.double()
+    ours = sampler.sample(model, BATCH, noise=draws).x
+    return float((ours - x).abs().max() / x.abs().max()), sampler.name
+
+
+def train(network: Any, scheduler: Any, x: Tensor, updates: int) -> float:
+    """diffusers' own training loop; returns the mean loss of the last fifth."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    generator, losses = torch.Generator().manual_seed(0), []
+    network.train()
+    for _ in range(updates):
+        clean = x[torch.randint(len(x), (64,), generator=generator)]
+        noise = torch.randn(clean.shape, generator=generator)
+        tau = torch.randint(scheduler.config.num_train_timesteps, (64,), generator=generator)
+        out = network(scheduler.add_noise(clean, noise, tau), tau).sample
+        loss = torch.nn.functional.mse_loss(out, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    network.eval()
+    return sum(losses[-(updates // 5) :]) / (updates // 5)
+
+
+def likelihoods(updates: int, examples: int) -> dict[str, Any]:
+    """log p, its budget and both bounds of a directory, and of the same weights wrapped by hand."""
+    data = digits()
+    x = data.scaled_train().float()
+    moments = estimate_moments(x.double())
+    network, scheduler = unet((8, 16)), diffusers.DDPMScheduler(clip_sample=False)
+    loss = train(network, scheduler, x, updates)
+    with tempfile.TemporaryDirectory() as folder:
+        diffusers.DDPMPipeline(network, scheduler).save_pretrained(folder)
+        opened = from_diffusers(folder, moments=moments)
+    chain = opened.sde.chain  # type: ignore[attr-defined]
+    by_hand = IndexedModel(
+        network, chain, "noise", (1, 8, 8), fractional=True, moments=moments
+    )  # a dataclass out of UNet2DModel is taken as it is
+    some = x[:examples]
+    draws = BoundDraws(num_draws=16)
+    found: dict[str, Any] = {"updates": updates, "loss": four(loss)}
+    for name, model in (("from_diffusers", opened), ("by hand", by_hand)):
+        exact = log_likelihood(model, some, divergence=PROBES, solver=SOLVER, num_diagnostic_samples=1)
+        whole = discrete_bound(model, some, chain, draws=draws)
+        continuous = continuous_bound(model, some, draws=draws, t_min=float(chain.times[1]))
+        found[name] = {
+            "nats": [four(float(v)) for v in exact.nats],
+            "bits_per_dim": four(float(exact.bits_per_dim.mean())),
+            "budget": exact.budget.lines(64),
+            "discrete_bound": four(float(whole.bits_per_dim.mean())),
+            "discrete_error": four(float(whole.standard_error_bits_per_dim.square().mean().sqrt())),
+            "continuous_bound": four(float(continuous.bits_per_dim.mean())),
+            "continuous_error": four(float(continuous.standard_error_bits_per_dim.square().mean().sqrt())),
+        }
+        found.setdefault("exact", []).append(exact.nats)
+    first, second = found.pop("exact")
+    found["largest difference in nats"] = four(float((first - second).abs().max()))
+    return found
+
+
+def main() -> None:
+    """Compare, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--updates", type=int, default=200, help="of the short training")
+    parser.add_argument("--examples", type=int, default=2, help="whose likelihood is computed")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows = []
+    network = unet().double().eval()
+    for label, (name, options, departure) in CASES.items():
+        difference, ours = parity(network, name, options)
+        row = {"diffusers": label, "ours": ours, "difference": four(difference), "departure": departure}
+        rows.append(row)
+        print(f"{label:<32}{ours:<20}{difference:>10.1e}  {departure}", flush=True)
+    found = likelihoods(args.updates, args.examples)
+    for name in ("from_diffusers", "by hand"):
+        print(name, *(f"{key} {value}" for key, value in found[name].items() if key != "budget"), sep="\n  ")
+        print("\n".join(found[name]["budget"]))
+    print("largest difference in nats", found["largest difference in nats"])
+    write_result(
+        "pipelines", {"seed": SEED, "batch": BATCH, "num_steps": N}, {"parity": rows, "likelihood": found}
+    )
+
+
+if __name__ == "__main__":
+    main()
