@@ -72,8 +72,8 @@ class CrossAttention(nn.Module):
         """The mixture with shape (B, N, width), for h with that shape and rows with shape (B, L, d)."""
         tokens, present = present_tokens(rows, self.condition_shape)
         embedded = self.token(tokens)
-        null = self.null.to(embedded.dtype).expand(len(h), 1, -1)
-        present = torch.cat([present.new_ones(len(h), 1), present], 1)
+        null = self.null.to(embedded.dtype).expand(h.shape[0], 1, -1)
+        present = torch.cat([present.new_ones(h.shape[0], 1), present], 1)
         k, v = self.inward(torch.cat([null, embedded], 1)).chunk(2, -1)
         q, k, v = (_heads(part, self.num_heads) for part in (self.query(h), k, v))
         return self.outward(_joined(attend(q, k, v, present)))

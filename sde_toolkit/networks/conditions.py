@@ -64,7 +64,7 @@ def condition_or_null(
     """
     if not condition_shape:
         return labels_or_null(condition, num_classes, x)
-    wanted = (len(x), *condition_shape)
+    wanted = (x.shape[0], *condition_shape)
     if condition is None:
         return x.new_full(wanted, math.nan)
     if tuple(condition.shape) != wanted:
@@ -77,7 +77,7 @@ def condition_or_null(
 def present_tokens(rows: Tensor, condition_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Tokens with shape (B, L, d), 0 for those left out, and which are there, with shape (B, L); L is 1 for
     vectors."""
-    tokens = rows.reshape(len(rows), -1, condition_shape[-1])
+    tokens = rows.reshape(rows.shape[0], -1, condition_shape[-1])
     present = ~tokens.isnan().all(-1)
     return torch.where(present[..., None], tokens, 0.0), present
 

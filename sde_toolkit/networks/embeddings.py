@@ -55,7 +55,7 @@ def check_event_shape(x: Tensor, event_shape: tuple[int, ...]) -> None:
 def labels_or_null(labels: Tensor | None, num_classes: int, x: Tensor) -> Tensor | None:
     """The labels with shape (B,), those of the null class where none are given; None without classes."""
     if labels is None:
-        return torch.full((len(x),), num_classes, device=x.device) if num_classes else None
+        return torch.full((x.shape[0],), num_classes, device=x.device) if num_classes else None
     if not num_classes:
         raise ValueError(
             "labels (the condition) must be left out for a network without classes; build it with num_classes"

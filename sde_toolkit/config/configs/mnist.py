@@ -1,4 +1,4 @@
-"""5000 images of MNIST with their labels, a class-conditional U-Net under VP: eleven minutes on one core."""
+"""5000 images of MNIST with their labels, a class-conditional U-Net under VP: 25 minutes on one core."""
 
 from ml_collections import ConfigDict
 
@@ -16,10 +16,10 @@ def get_config() -> ConfigDict:
     config.loss.time_sampling = "log_normal"
     config.optimization.learning_rate = 2e-3
     config.optimization.ema_decay = 0.999
-    config.optimization.decay_steps = 2600
-    config.training.num_steps = 2600
+    config.optimization.decay_steps = 6000
+    config.training.num_steps = 6000
     config.training.batch_size = 32
-    config.training.checkpoint_every = 100
+    config.training.checkpoint_every = 200
     config.likelihood.method = "ab4"
     config.likelihood.num_steps = 24
     config.likelihood.num_examples = 64
