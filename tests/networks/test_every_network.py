@@ -224,7 +224,7 @@ def test_conditions_that_cannot_be_get_a_sentence(build_it, words):
         build_it()
 
 
-def test_fit_says_where_conditions_that_are_no_classes_are_trained():
+def test_fit_asks_for_the_conditions_of_the_examples():
     state = TrainState(model_of(build("mlp", **VECTOR), "mlp"))
-    with pytest.raises(ValueError, match=r"fit trains networks with classes .*\(3,\); call train_step"):
+    with pytest.raises(ValueError, match=r"conditions_train with rows .*\(3,\), got none; give fit"):
         fit(state, torch.randn(20, 3), DenoisingLoss(), 1)
