@@ -4,7 +4,7 @@ Nothing that a file holds is run, and nothing is downloaded; the pickles of scor
 weights alone.
 """
 
-from sde_toolkit.interop.card import push_to_hub, write_card
+from sde_toolkit.interop.card import check_card_place, push_to_hub, write_card
 from sde_toolkit.interop.denoisers import ForeignModel, State, Time, TimeName
 from sde_toolkit.interop.distributions import (
     ScoreDistribution,
@@ -66,6 +66,7 @@ __all__ = [
     "as_k_denoiser",
     "as_posterior",
     "as_vector_field",
+    "check_card_place",
     "export_program",
     "from_denoiser",
     "from_diffusers",

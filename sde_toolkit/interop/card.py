@@ -84,6 +84,22 @@ def _cell(value: object) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def check_card_place(directory: Path | str, name: str = "directory") -> Path:
+    """Refuse a directory that a card cannot be written to, or would replace other files in.
+
+    Args:
+        directory: where the card is to be.
+        name: of the argument, for sentences.
+
+    Raises:
+        ValueError: see above.
+    """
+    place = check_output_directory(directory, name)
+    if place.is_dir() and any(place.iterdir()) and not {MODEL, CARD} <= {p.name for p in place.iterdir()}:
+        raise ValueError(f"{name} must be new or hold a model with its card, got {place} with other files")
+    return place
+
+
 @checked
 def write_card(
     model: ModuleModel,
@@ -112,11 +128,7 @@ def write_card(
         ValueError: a directory with other things in it, or a figure that is not there.
         OSError: the disk is full; an earlier directory is untouched.
     """
-    place = check_output_directory(directory, "directory")
-    if place.is_dir() and any(place.iterdir()) and not (place / CARD).is_file():
-        raise ValueError(
-            f"directory must be new or hold a model's card, got {place}, which holds other files"
-        )
+    place = check_card_place(directory)
     pictures = [Path(figure).expanduser() for figure in figures]
     for picture in pictures:
         if not picture.is_file():

@@ -111,7 +111,7 @@ def test_a_card_holds_the_model_its_figures_and_how_to_use_it(tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(ValueError, match="with other files"):
         write_card(model, other)
     with pytest.raises(ValueError, match="figures must be files"):
         write_card(model, tmp_path / "new", figures=[tmp_path / "no.png"])

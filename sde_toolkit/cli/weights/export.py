@@ -47,14 +47,14 @@ def export(options: argparse.Namespace) -> None:
     """Write what the ending of the output asks for, and print its size."""
     from sde_toolkit import interop, runs
     from sde_toolkit.training import refuse_checkpoint
-    from sde_toolkit.utils import check_output_directory, check_output_file
+    from sde_toolkit.utils import check_output_file
 
     card = not options.output.suffix
     if options.push and not card:
         raise ValueError(
             f"--push sends a directory with a card, got --output={options.output}; leave the ending out"
         )
-    output = (check_output_directory if card else check_output_file)(options.output)
+    output = (interop.check_card_place if card else check_output_file)(options.output, "output")
     refuse_checkpoint(output)
     run = runs.open_run(options.workdir, options.overrides)
     if card:
