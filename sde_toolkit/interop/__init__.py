@@ -26,6 +26,7 @@ from sde_toolkit.interop.guests import (
 )
 from sde_toolkit.interop.pipelines import (
     LatentDiffusion,
+    PipelineScheduler,
     from_diffusers,
     matching_sampler,
     open_latent,
@@ -49,6 +50,7 @@ __all__ = [
     "KDenoiser",
     "LatentDiffusion",
     "Part",
+    "PipelineScheduler",
     "PosteriorMean",
     "ScoreDistribution",
     "ScoreEstimator",

@@ -29,7 +29,9 @@ def other_library(name: str, use: str, extra: str) -> Any:
         raise ImportError(_broken(name, use, error), name=name) from error
 
 
-def _broken(name: str, use: str, error: Exception) -> str:
+def _broken(name: str, use: str, error: BaseException) -> str:
+    while error.__cause__ is not None:  # lazy imports of others wrap the reason
+        error = error.__cause__
     reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     return f"{use} needs {name}, which is installed but fails to import: {reason[0]}"
 

@@ -177,7 +177,9 @@ def _diffusers_unet() -> Any:
     return UNet2DModel
 
 
-def _broken(error: Exception) -> str:
+def _broken(error: BaseException) -> str:
+    while error.__cause__ is not None:  # lazy imports of others wrap the reason
+        error = error.__cause__
     reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     return (
         f"a U-Net is built from diffusers, which is installed but fails to import: {reason[0]}; the usual "

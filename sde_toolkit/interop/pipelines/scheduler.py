@@ -23,7 +23,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -357,6 +357,26 @@ def _karras() -> Any:
     return utils.KarrasDiffusionSchedulers
 
 
+class PipelineScheduler(Protocol):
+    """What pipelines of diffusers call a scheduler for; it is a ``SchedulerMixin`` of theirs besides."""
+
+    order: int
+    init_noise_sigma: float
+    timesteps: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Plan a run."""
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The state as the network sees it."""
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        """The next state, in the field ``prev_sample``."""
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t of clean samples."""
+
+
 @checked
 def toolkit_scheduler(
     scheduler: object,
@@ -366,7 +386,7 @@ def toolkit_scheduler(
     seed: int | None = None,
     data_std: float | None = None,
     **options: Any,
-) -> Any:
+) -> PipelineScheduler:
     """A scheduler of diffusers that samples with one of our presets, for ``pipeline.scheduler``.
 
     Args:
