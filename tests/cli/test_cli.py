@@ -184,20 +184,6 @@ def test_demo_does_everything_and_then_reuses_it(tmp_path, capsys):
     assert shown.out.splitlines()[:11] == first.splitlines()[:11]
 
 
-def test_export_writes_what_the_ending_asks_for(workdir, tmp_path, capsys):
-    directory = tmp_path / "card"
-    assert cli.main(["export", f"--workdir={workdir}", f"--output={directory}"]) == 0
-    assert "with its card" in capsys.readouterr().out
-    assert {"README.md", "config.json", "model.safetensors"} <= {path.name for path in directory.iterdir()}
-    assert "12 updates" in (directory / "README.md").read_text()
-    program = tmp_path / "network.pt2"
-    assert cli.main(["export", f"--workdir={workdir}", f"--output={program}", "--part=network"]) == 0
-    assert "off the model by" in capsys.readouterr().out
-    assert program.stat().st_size > 0
-    assert cli.main(["export", f"--workdir={workdir}", f"--output={program}", "--push=a/b"]) != 0
-    assert "--push sends a directory" in capsys.readouterr().err
-
-
 def test_export_and_use_without_a_workdir(workdir, tmp_path, capsys, monkeypatch):
     path = tmp_path / "ring.safetensors"
     assert cli.main(["export", f"--workdir={workdir}", f"--output={path}"]) == 0

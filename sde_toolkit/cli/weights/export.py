@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   sde-toolkit export --workdir=runs/d --output=digits.onnx --part=denoise    # needs the extra onnx
   sde-toolkit export --workdir=runs/d --output=cards/digits                  # a directory with a model card
   sde-toolkit export --workdir=runs/d --output=cards/digits --push=OWNER/NAME"""
+WEIGHTS = ".safetensors"
 FIGURES = (".png", ".svg")
 _MOST_FIGURES = 6
 
@@ -53,6 +54,11 @@ def export(options: argparse.Namespace) -> None:
     if options.push and not card:
         raise ValueError(
             f"--push sends a directory with a card, got --output={options.output}; leave the ending out"
+        )
+    if not card and options.output.suffix not in (WEIGHTS, *interop.FORMATS):
+        raise ValueError(
+            f"output must end in {', '.join((WEIGHTS, *interop.FORMATS))}, or in nothing for a directory, "
+            f"got {str(options.output)!r}"
         )
     output = (interop.check_card_place if card else check_output_file)(options.output, "output")
     refuse_checkpoint(output)
