@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import score_sde_files as files
-import torch
 
-from sde_toolkit import VPSDE, interop
+from sde_toolkit import interop
 
 SMALL = files.FIELDS["DDPM"]
 
@@ -26,11 +25,4 @@ def score_sde(folder: Path) -> dict[str, tuple[Callable[..., Any], Callable[[], 
         "interop.read_score_sde_config": (interop.read_score_sde_config, lambda: {"config": SMALL}),
         "interop.ScoreSDEConfig": (interop.ScoreSDEConfig, lambda: dict(fields)),
         "interop.ScoreSDENetwork": (interop.ScoreSDENetwork, lambda: {"config": settings}),
-        "interop.ScoreSDEModel": (
-            interop.ScoreSDEModel,
-            lambda: {
-                "network": lambda x, c: x, "sde": VPSDE(), "predicts": "noise", "event_shape": (3, 8, 8),
-                "dtype": torch.float32,
-            },
-        ),
     }  # fmt: skip

@@ -35,7 +35,6 @@ from sde_toolkit.interop.pipelines import (
 )
 from sde_toolkit.interop.score_sde import (
     ScoreSDEConfig,
-    ScoreSDEModel,
     ScoreSDENetwork,
     from_score_sde,
     read_score_sde_config,
@@ -56,7 +55,6 @@ __all__ = [
     "ScoreEstimator",
     "ScorePosterior",
     "ScoreSDEConfig",
-    "ScoreSDEModel",
     "ScoreSDENetwork",
     "State",
     "Time",

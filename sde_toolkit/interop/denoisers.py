@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_toolkit.models import Condition, ModuleModel, Moments, Prediction, inner_network, prediction_name
+from sde_toolkit.models import Condition, ModuleModel, Moments, Prediction, embeds_real_times, prediction_name
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import checked
 from solvers import expand_like
@@ -87,9 +87,7 @@ class CalledNetwork(nn.Module):
         super().__init__()
         self.network, self.num_classes, self.one_hot, self.argument = network, num_classes, one_hot, argument
         self.condition_shape = getattr(network, "condition_shape", None)
-        inner = inner_network(network) if isinstance(network, nn.Module) else network
-        kind = getattr(getattr(inner, "config", None), "time_embedding_type", None)
-        self.embeds_real_times = bool(getattr(inner, "embeds_real_times", kind in ("positional", "fourier")))
+        self.embeds_real_times = isinstance(network, nn.Module) and embeds_real_times(network)
 
     def forward(self, x: Tensor, number: Tensor, condition: Tensor | None = None) -> Tensor:
         """The callable's output for states with shape (B, *) and numbers with shape (B,)."""
@@ -162,15 +160,9 @@ class ForeignModel(ModuleModel):
             device,
         )  # fmt: skip
 
-    def with_network(self, network: nn.Module | Callable[..., Tensor]) -> ForeignModel:
-        """The same model around another network; one without tensors takes its type and device."""
-        made = ForeignModel(
-            network, self.sde, self.network_predicts, self.event_shape, self.state, self.time, self.data_std,
-            self.moments, self.class_moments, self.condition_shape,
-        )  # fmt: skip
-        made._like = torch.empty(0, dtype=self.dtype, device=self.device)
-        made.scaling = self.scaling
-        return made
+    def _options(self) -> dict[str, Any]:
+        """The arguments that it was made with, but for the network and its place."""
+        return super()._options() | {"state": self.state, "time": self.time}
 
     def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The state that the network sees, with shape (B, *), and the number, with shape (B,)."""

@@ -16,7 +16,7 @@ from sde_toolkit.models.exact import (
     Gaussian,
     GaussianMixture,
 )
-from sde_toolkit.models.indexed import IndexedModel
+from sde_toolkit.models.indexed import IndexedModel, embeds_real_times
 from sde_toolkit.models.low_rank import EXPLAINED, MAX_RANK, Factors, LowRank, leading
 from sde_toolkit.models.modes import (
     AutocastModel,
@@ -113,6 +113,7 @@ __all__ = [
     "class_tensors",
     "conversion",
     "draw_missing",
+    "embeds_real_times",
     "evaluated",
     "evaluating",
     "full_precision",

@@ -26,6 +26,7 @@ Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2102.09672), eq. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class IndexedModel(ModuleModel):
             condition_shape, dtype, device,
         )  # fmt: skip
         self.learned_variance = learned_variance
-        self.fractional = _embeds_real_times(self.network) if fractional is None else fractional
+        self.fractional = embeds_real_times(self.network) if fractional is None else fractional
         if chain.ends_in_noise and self.predicts in ("noise", "score"):
             raise ValueError(
                 f"predicts must be velocity, data or edm for a chain that ends in noise alone (alpha_N = 0), "
@@ -110,15 +111,13 @@ class IndexedModel(ModuleModel):
                 f"out, with chain.first({chain.num_steps - 1})"
             )
 
-    def with_network(self, network: nn.Module | Callable[..., Tensor]) -> IndexedModel:
-        """The same model around another network; one without tensors takes its type and device."""
-        made = IndexedModel(
-            network, self.sde.chain, self.predicts, self.event_shape, self.fractional, self.data_std,
-            self.moments, self.class_moments, self.condition_shape, learned_variance=self.learned_variance,
-        )  # fmt: skip
-        made._like = torch.empty(0, dtype=self.dtype, device=self.device)
-        made.scaling = self.scaling
-        return made
+    def _options(self) -> dict[str, Any]:
+        """The arguments that it was made with, but for the network and its place."""
+        options = super()._options()
+        del options["sde"]
+        return options | {
+            "chain": self.sde.chain, "fractional": self.fractional, "learned_variance": self.learned_variance,
+        }  # fmt: skip
 
     def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The state at the index that is asked, with shape (B, *), and the network's index (B,)."""
@@ -208,8 +207,8 @@ class IndexedModel(ModuleModel):
         return of_data * keep + scale * b / sigma, of_data * stretch * factor
 
 
-def _embeds_real_times(network: nn.Module) -> bool:
-    """Whether the network says that its index may be a real number."""
+def embeds_real_times(network: nn.Module) -> bool:
+    """Whether a network, or the one inside its wrappings, says that its index may be a real number."""
     inner = inner_network(network)
     own = getattr(inner, "embeds_real_times", None)
     kind = getattr(getattr(inner, "config", None), "time_embedding_type", None)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ from sde_toolkit.models.wrappers import GivenModel, as_module, inner_network
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import as_device, check_fields, checked, shown
 from solvers import expand_like
+
+M = TypeVar("M", bound="ModuleModel")
 
 _WORK = torch.float32
 """The narrowest type in which states are whitened."""
@@ -251,6 +253,18 @@ class ModuleModel(ScoreModel, nn.Module):
             law = self.class_moments[condition]
         return GivenModel(self, condition, law)
 
+    def with_network(self: M, network: nn.Module | Callable[..., Tensor]) -> M:
+        """The same model around another network; one without tensors takes its type and device."""
+        made = type(self)(network, **self._options())
+        made._like = torch.empty(0, dtype=self.dtype, device=self.device)
+        made.scaling = self.scaling
+        return made
+
+    def _options(self) -> dict[str, Any]:
+        """The arguments that it was made with, but for the network and its place."""
+        names = ("sde", "event_shape", "data_std", "moments", "class_moments", "condition_shape")
+        return {"predicts": self.network_predicts} | {name: getattr(self, name) for name in names}
+
     @abstractmethod
     def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is called with: a state with shape (B, *) and a number per sample (B,)."""
@@ -328,13 +342,3 @@ class NetworkModel(ModuleModel):
             return made.inputs(x_t.to(made.dtype), alpha_t, sigma_t).to(x_t.dtype), c_noise
         c_in = (alpha_t.square() * self.data_std**2 + sigma_t.square()).rsqrt()
         return expand_like(c_in, x_t) * x_t, c_noise
-
-    def with_network(self, network: nn.Module | Callable[..., Tensor]) -> NetworkModel:
-        """The same model around another network; one without tensors takes its type and device."""
-        made = NetworkModel(
-            network, self.sde, self.network_predicts, self.event_shape, self.data_std, self.moments,
-            self.class_moments, self.condition_shape,
-        )  # fmt: skip
-        made._like = torch.empty(0, dtype=self.dtype, device=self.device)
-        made.scaling = self.scaling
-        return made

@@ -11,8 +11,8 @@ import torch
 
 from sde_toolkit import samplers
 from sde_toolkit.interop import (
+    ForeignModel,
     ScoreSDEConfig,
-    ScoreSDEModel,
     ScoreSDENetwork,
     from_score_sde,
     read_score_sde_config,
@@ -120,7 +120,7 @@ def test_models_have_the_processes_labels_and_data_of_score_sde(folder):
     t = torch.tensor([0.25, 0.75], dtype=torch.float64)
     x = files.INPUT.float()
     ve = from_score_sde(folder / "NCSNPP.pth", files.FIELDS["NCSNPP"])
-    assert isinstance(ve, ScoreSDEModel)
+    assert isinstance(ve, ForeignModel)
     assert (ve.sde.sigma_min, ve.sde.sigma_max) == (0.01, 50.0)
     assert isinstance(ve.sde, VESDE)
     state, label = ve.arguments(x, t)

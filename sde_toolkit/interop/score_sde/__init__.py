@@ -1,7 +1,6 @@
 """Models of score_sde (2011.13456): checkpoints and configurations, read as data, and their networks."""
 
 from sde_toolkit.interop.score_sde.model import (
-    ScoreSDEModel,
     from_score_sde,
 )
 from sde_toolkit.interop.score_sde.network import (
@@ -14,7 +13,6 @@ from sde_toolkit.interop.score_sde.settings import (
 
 __all__ = [
     "ScoreSDEConfig",
-    "ScoreSDEModel",
     "ScoreSDENetwork",
     "from_score_sde",
     "read_score_sde_config",

@@ -20,7 +20,7 @@ Reference: Song et al., "Score-Based Generative Modeling through Stochastic Diff
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +28,16 @@ import torch
 from torch import Tensor, nn
 
 from sde_toolkit.data import Scaling
+from sde_toolkit.interop.denoisers import ForeignModel, Time
 from sde_toolkit.interop.score_sde.checkpoint import read_tensors_of
 from sde_toolkit.interop.score_sde.network import ScoreSDENetwork
 from sde_toolkit.interop.score_sde.settings import ScoreSDEConfig, read_score_sde_config
-from sde_toolkit.models import IndexedModel, ModuleModel, Moments
+from sde_toolkit.models import IndexedModel, Moments
 from sde_toolkit.sdes import VESDE, VPSDE, Chain, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.utils import as_device, checked
 
-LABEL_SCALE = 999.0
-"""The label at t = 1 of a network that was trained with labels in continuous time."""
-
 IMAGE_STD = {True: 0.5, False: 0.25}
 """Standard deviation of images in [-1, 1] and in [0, 1], where no moments are given."""
-
-
-class ScoreSDEModel(ModuleModel):
-    """A score model whose network sees the state unscaled and the label of score_sde: 999 t, or sigma(t)
-    under a variance-exploding process.
-
-    Arguments and errors are those of ``NetworkModel``.
-    """
-
-    def arguments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t itself with shape (B, *), and the label with shape (B,)."""
-        label = self.sde.sigma(t) if isinstance(self.sde, VESDE) else LABEL_SCALE * t
-        return x_t, label.to(device=x_t.device, dtype=x_t.dtype).expand(len(x_t))
-
-    def with_network(self, network: nn.Module | Callable[..., Tensor]) -> ScoreSDEModel:
-        """The same model around another network; one without tensors takes its type and device."""
-        made = ScoreSDEModel(
-            network, self.sde, self.network_predicts, self.event_shape, self.data_std, self.moments,
-            self.class_moments, self.condition_shape,
-        )  # fmt: skip
-        made._like = torch.empty(0, dtype=self.dtype, device=self.device)
-        made.scaling = self.scaling
-        return made
 
 
 class FromLargest(nn.Module):
@@ -114,7 +89,7 @@ def from_score_sde(
     ema: bool = True,
     moments: Moments | None = None,
     device: torch.device | str | None = None,
-) -> ScoreSDEModel | IndexedModel:
+) -> ForeignModel | IndexedModel:
     """The score model in a checkpoint of score_sde (yang-song's .pth files).
 
     Nothing that the files ask for is run: the checkpoint is read by torch's weights-only reader, and the
@@ -152,14 +127,15 @@ def from_score_sde(
 
 def model_around(
     network: nn.Module, config: ScoreSDEConfig, moments: Moments | None = None
-) -> ScoreSDEModel | IndexedModel:
+) -> ForeignModel | IndexedModel:
     """The score model of a network that was trained as the configuration says."""
     predicts = "score" if config.sde == "vesde" else "noise"
     data_std = IMAGE_STD[config.centered] if moments is None else moments.std
     shape = config.event_shape
-    model: ScoreSDEModel | IndexedModel
+    model: ForeignModel | IndexedModel
     if config.continuous or config.sde == "subvpsde":
-        model = ScoreSDEModel(network, process_of(config), predicts, shape, data_std, moments)
+        label: Time = "sigma" if config.sde == "vesde" else "999t"
+        model = ForeignModel(network, process_of(config), predicts, shape, "x_t", label, data_std, moments)
     else:
         called = FromLargest(network, config.num_scales) if config.sde == "vesde" else network
         fractional = config.sde == "vpsde"
