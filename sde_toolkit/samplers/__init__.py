@@ -7,6 +7,7 @@ from sde_toolkit.samplers.calibration import (
     calibrated,
 )
 from sde_toolkit.samplers.catalogue import COMMON, PRESETS, Preset, find_preset
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.correctors import (
     AnnealedLangevin,
     Corrector,
@@ -28,6 +29,8 @@ from sde_toolkit.samplers.equations import (
 from sde_toolkit.samplers.gaussian import default, gaussian_residual, sampled_moments
 from sde_toolkit.samplers.grids import (
     Grid,
+    Snapped,
+    label,
 )
 from sde_toolkit.samplers.presets.adaptive_steps import (
     adaptive,
@@ -91,13 +94,8 @@ from sde_toolkit.samplers.restarts import (
     Restart,
 )
 from sde_toolkit.samplers.sampler import (
-    T_MIN,
     PreparedSampler,
     Sampler,
-    label,
-)
-from sde_toolkit.samplers.snapped import (
-    Snapped,
 )
 from sde_toolkit.samplers.starts import (
     STARTS,

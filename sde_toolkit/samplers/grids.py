@@ -12,6 +12,7 @@ process' T, to t_min, both exact:
     rectified    nsr(t) / (1 + nsr(t)) uniform: the time of straight paths
     cosine       the noise-to-signal ratios of the cosine schedule at equal times
     explicit     the times given
+    snapped      those of another grid, moved to the nearest indices of a chain
 
 and, for networks trained at N indices, index i at the time i T / N, the n indices that an n-step sampler
 evaluates (the last step goes on to t_min)
@@ -40,7 +41,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_toolkit.sdes import VPSDE, CosineBeta, ForwardSDE
+from sde_toolkit.sdes import VPSDE, ChainSDE, CosineBeta, ForwardSDE
 from sde_toolkit.utils import check_fields, checked, host_tensor, integer, same_values
 from solvers import FixedGrid
 
@@ -324,6 +325,39 @@ class Explicit:
         if float(self.ts[0]) > sde.T or float(self.ts[-1]) < 0:
             raise ValueError(f"the times of the grid must lie in [0, {sde.T}], got {self.ts.tolist()}")
         return self.ts
+
+
+@dataclass(frozen=True)
+class Snapped:
+    """Another grid with every time moved to the nearest index of a ``ChainSDE``.
+
+    Args:
+        grid: any grid.
+    """
+
+    grid: Grid
+
+    def __call__(self, sde: ForwardSDE, num_steps: int, t_min: float, t_max: float | None = None) -> Tensor:
+        """Times with shape (num_steps + 1,).
+
+        Raises:
+            TypeError: the process has no indices.
+            ValueError: two times fall on one index.
+        """
+        if not isinstance(sde, ChainSDE):
+            raise TypeError(f"a Snapped grid needs a ChainSDE, whose times are indices, got {sde!r}")
+        index = sde.index(self.grid(sde, num_steps, t_min, t_max)).round().long()
+        if not bool((index.diff() < 0).all()):
+            raise ValueError(
+                f"{num_steps} steps do not fit on the {sde.chain.num_steps} indices: two times fall on one; "
+                "take fewer steps, or another grid"
+            )
+        return sde.chain.times[index]
+
+
+def label(function: object) -> str:
+    """Name of a function, or what the object that takes its place says of itself, for records."""
+    return str(getattr(function, "__name__", repr(function)))
 
 
 def warn_of_start(sde: ForwardSDE, ts: Tensor, name: str, from_noise: bool = True) -> None:

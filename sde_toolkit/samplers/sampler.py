@@ -27,9 +27,7 @@ The noise of sample i of a seed is a function of (seed, i) alone: normals are ke
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,19 +42,15 @@ from sde_toolkit.models import (
     without_autocast,
 )
 from sde_toolkit.samplers import checks, grids
-from sde_toolkit.samplers.correctors import Corrector
-from sde_toolkit.samplers.equations import ReverseEquation
-from sde_toolkit.samplers.grids import Grid
-from sde_toolkit.samplers.records import Callback, CountedModel, Guidance, Samples, StepInfo, WithoutDraw
-from sde_toolkit.samplers.restarts import Restart, restarted
-from sde_toolkit.samplers.snapped import Snapped
+from sde_toolkit.samplers.choices import Choices
+from sde_toolkit.samplers.grids import label
+from sde_toolkit.samplers.records import Callback, CountedModel, Samples, StepInfo, WithoutDraw
+from sde_toolkit.samplers.restarts import restarted
 from sde_toolkit.samplers.starts import Start, check_start, start_state
-from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import check_fields, require
+from sde_toolkit.utils import require
 from solvers import (
     EULER,
     EULER_MARUYAMA,
-    MAX_STEPS,
     RECURSION,
     SPREAD,
     Adams,
@@ -73,15 +67,12 @@ from solvers import (
     solve,
 )
 
-T_MIN = 1e-3
-"""Default end of the reverse run, score_sde's choice for VP; on a chain it stands for the first index."""
-
 _NEVER_AT_END = (EULER, EULER_MARUYAMA, RECURSION, SPREAD, Adams(1))
 """Methods that do not evaluate the end of a step; schemes check theirs."""
 
 
-@dataclass(frozen=True)
-class Sampler:
+@dataclass(frozen=True, repr=False)
+class Sampler(Choices):
     """A reverse-time sampler: equation, method, grid and options.
 
     Args:
@@ -109,100 +100,6 @@ class Sampler:
             that does the whole run or chooses its own steps; restarts of a stochastic method; no last
             draw where the last thing done is no step with a draw.
     """
-
-    name: str
-    equation: ReverseEquation = field(repr=False)
-    method: Method | Integrator
-    num_steps: int | None
-    t_min: float = T_MIN
-    grid: Grid = grids.uniform
-    denoise: bool = True
-    corrector: Corrector | None = None
-    corrector_first: bool = False
-    last_draw: bool = True
-    start: Start = "prior"
-    restarts: tuple[Restart, ...] = ()
-    guidance: Guidance | None = None
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_steps: int = MAX_STEPS
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_start(self.start)
-        checks.check_limits(self.num_steps, self.t_min, self.rtol, self.atol, self.max_steps)
-        whole = self.num_steps is None or isinstance(self.method, Integrator)
-        if self.corrector is not None and whole:
-            raise ValueError(f"a corrector needs a fixed grid, but {self.name} chooses its own steps")
-        if self.restarts and (whole or self.weak_order is not None):
-            raise ValueError(f"restarts need a deterministic sampler on a fixed grid, got {self.name}")
-        ends_in_step = self.corrector is None or self.corrector_first
-        if not self.last_draw and (whole or self.weak_order is None or not ends_in_step):
-            raise ValueError(
-                f"last_draw=False needs a sampler on a fixed grid that ends in a step with a draw, got {self}"
-            )
-
-    def __repr__(self) -> str:
-        settings = {name: value for name, value in self._settings.items() if name != "sampler"}
-        return f"Sampler({self.name!r}, {', '.join(f'{name}={value}' for name, value in settings.items())})"
-
-    @property
-    def order(self) -> int | None:
-        """Declared order of the deterministic error; None for other libraries' solvers."""
-        return None if isinstance(self.method, Integrator) else self.method.order
-
-    @property
-    def strong_order(self) -> float | None:
-        """Declared strong order; None without noise, or where no path is approximated."""
-        return None if isinstance(self.method, Integrator) else self.method.strong_order
-
-    @property
-    def weak_order(self) -> float | None:
-        """Declared weak order; None for samplers without noise."""
-        return None if isinstance(self.method, Integrator) else self.method.weak_order
-
-    @property
-    def nfe(self) -> int | None:
-        """Declared evaluations per sample; None where the method chooses its own steps."""
-        if self.num_steps is None or isinstance(self.method, Integrator):
-            return None
-        method, n = self.method, self.num_steps
-        again = 0 if self.corrector is None else self.corrector.num_steps * n
-        if self.corrector is not None and isinstance(method, SchemeMethod) and method.evaluates_end:
-            again += n - 1
-        if self.corrector is not None and method.first_same_as_last:
-            again += n - 1
-        restarts = sum(r.repeats * method.nfe(r.num_steps) for r in self.restarts)
-        return method.nfe(n) + again + restarts + self.denoise
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The options as plain values, for records."""
-        return dict(self._settings)
-
-    @cached_property
-    def _settings(self) -> dict[str, Any]:
-        common: dict[str, Any] = {"sampler": self.name, "t_min": self.t_min, "denoise": self.denoise}
-        if self.num_steps is None:
-            steps: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
-            if self.max_steps != MAX_STEPS:
-                steps["max_steps"] = self.max_steps
-        else:
-            steps = {"num_steps": self.num_steps, "grid": label(self.grid)}
-        wrappers = {"corrector": self.corrector, "restarts": self.restarts, "guidance": self.guidance}
-        used: dict[str, Any] = {name: repr(value) for name, value in wrappers.items() if value}
-        if self.corrector is not None and self.corrector_first:
-            used["corrector_first"] = True
-        if self.start != "prior":
-            used["start"] = str(self.start)
-        used |= {} if self.last_draw else {"last_draw": False}
-        return common | steps | used | dict(self.options)
-
-    def on(self, sde: ForwardSDE) -> Sampler:
-        """The sampler with the default end that this process has, where it has one of its own."""
-        end = sde.default_t_min
-        return self if end is None or self.t_min != T_MIN or end == T_MIN else replace(self, t_min=end)
 
     def prepare(self, model: ScoreModel) -> PreparedSampler:
         """The sampler ready for one model: its times, and every coefficient that does not depend on a state.
@@ -326,7 +223,7 @@ class Sampler:
                 f"grid {label(self.grid)} must fall from T = {T} or below to t_min >= 0, got times from "
                 f"{first} to {last}"
             )
-        own_ends = isinstance(self.grid, (grids.Explicit, Snapped))
+        own_ends = isinstance(self.grid, (grids.Explicit, grids.Snapped))
         if not own_ends and abs(last - self.t_min) > 1e-9 * T:
             raise ValueError(
                 f"grid {label(self.grid)} must end at t_min = {self.t_min}, got {last}; give t_min={last}, "
@@ -443,8 +340,3 @@ class PreparedSampler:
         except SolverError as error:
             raise (error.located(part) if part[0] else error) from None
         return x, {} if throw else checks.failures(solution.status, x, part)
-
-
-def label(function: object) -> str:
-    """Name of a function, or what the object that takes its place says of itself, for records."""
-    return str(getattr(function, "__name__", repr(function)))

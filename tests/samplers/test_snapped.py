@@ -9,7 +9,7 @@ from sde_toolkit import samplers
 from sde_toolkit.models import IndexedModel
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.samplers import grids
-from sde_toolkit.samplers.snapped import Snapped
+from sde_toolkit.samplers.grids import Snapped
 from sde_toolkit.sdes import VESDE, VPSDE
 from sde_toolkit.sdes.chain import Chain
 from sde_toolkit.sdes.chain_sde import ChainSDE

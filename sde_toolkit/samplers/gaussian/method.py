@@ -63,6 +63,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import Moments, ScoreModel, conversion, known_moments
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.gaussian.folded import FoldedPlan, Window, fold, folds
 from sde_toolkit.samplers.gaussian.grid import (
     CONSTANTS,
@@ -75,7 +76,7 @@ from sde_toolkit.samplers.gaussian.grid import (
 from sde_toolkit.samplers.gaussian.low_rank import LowRankCarry, LowRankPlan, make_low_rank_plan
 from sde_toolkit.samplers.gaussian.plan import Carry, Plan, Tables, make_plan
 from sde_toolkit.samplers.gaussian.residual import Residual
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.samplers.starts import Start
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import checked

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sde_toolkit.data import estimate_moments
 from sde_toolkit.models import Moments, ScoreModel, isotropic
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.gaussian.method import gaussian_residual
-from sde_toolkit.samplers.sampler import T_MIN
 from sde_toolkit.utils import checked, integer
 
 

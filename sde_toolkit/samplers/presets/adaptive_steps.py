@@ -10,8 +10,9 @@ Models" (2105.14080), whose rule for rejected steps redraws and is not followed.
 
 from __future__ import annotations
 
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.equations import probability_flow, reverse_family
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.utils import checked
 from solvers import BOSH3, DOP853, DOPRI5, MAX_STEPS, STOCHASTIC_HEUN, TSIT5, Integrator, Method
 

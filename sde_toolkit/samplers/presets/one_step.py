@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.equations import (
     ReverseEquation,
     ReverseSteps,
@@ -36,7 +37,7 @@ from sde_toolkit.samplers.equations import (
     semilinear,
 )
 from sde_toolkit.samplers.grids import Grid
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.sdes import VARIANCES, Variance, ancestral_coefficients
 from sde_toolkit.utils import Partial, checked
 from solvers import (

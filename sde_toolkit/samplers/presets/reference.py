@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.equations import reverse_sde
 from sde_toolkit.samplers.presets.adaptive_steps import adaptive
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.utils import checked
 from solvers import Integrator
 

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.equations import ReverseSteps, scheme
 from sde_toolkit.samplers.grids import Grid
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.utils import Partial, checked
 from solvers import HEUN, MIDPOINT, RK4, Form, RungeKutta, SchemeMethod, Term
 

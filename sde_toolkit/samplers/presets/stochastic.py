@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.equations import NoiseLevels, ReverseSteps, scheme
-from sde_toolkit.samplers.grids import Grid
-from sde_toolkit.samplers.sampler import T_MIN, Sampler, label
+from sde_toolkit.samplers.grids import Grid, label
+from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.utils import Partial, checked
 from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
