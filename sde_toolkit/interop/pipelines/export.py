@@ -74,10 +74,8 @@ def _chain(model: ModuleModel) -> Chain:
     if not isinstance(model.sde, ChainSDE):
         raise ValueError(
             "model must be one at the indices of a chain for a discrete scheduler, got one under "
-            f"{model.sde!r}; "
-            "train it with IndexedModel(network, Chain.cosine(1000), ...), as --config=digits_ddpm does, or "
-            "keep "
-            "continuous time with save_model"
+            f"{model.sde!r}; train it with IndexedModel(network, Chain.cosine(1000), ...), as "
+            "--config=digits_ddpm does, or keep continuous time with save_model"
         )
     chain = model.sde.chain
     if not torch.allclose(chain.alphas.square() + chain.sigmas.square(), torch.ones(()).double(), atol=1e-9):
@@ -101,8 +99,7 @@ def _network(model: ModuleModel, chain: Chain) -> Any:
     if isinstance(model, NetworkModel) and model.data_std != 1:
         raise ValueError(
             "model must see x_t itself, got a NetworkModel that scales it by data_std = "
-            f"{model.data_std:.4g}; train "
-            "an IndexedModel"
+            f"{model.data_std:.4g}; train an IndexedModel"
         )
     peer = other_library("diffusers", "a directory of diffusers", "images")
     inner = inner_network(model.network)
@@ -114,15 +111,13 @@ def _network(model: ModuleModel, chain: Chain) -> Any:
         if inner.patch_size != 1 or inner.fourier or inner.condition_shape:
             raise ValueError(
                 "model must have a U-Net without patches, Fourier features and conditions that are no "
-                "classes, which "
-                "UNet2DModel lacks; train networks.UNet(event_shape, patch_size=1, fourier=())"
+                "classes, which UNet2DModel lacks; train networks.UNet(event_shape, patch_size=1, fourier=())"
             )
         return _with_table(peer, inner.unet, inner._angle_rate * told)
     if not isinstance(inner, peer.UNet2DModel):
         raise ValueError(
             f"model must have a UNet or a UNet2DModel as its network, got {type(inner).__name__}; other "
-            "networks have "
-            "no class in DDPMPipeline"
+            "networks have no class in DDPMPipeline"
         )
     return inner if isinstance(model, IndexedModel) else _with_table(peer, inner, told)
 

@@ -191,8 +191,7 @@ def open_latent(
     if latent_channels != shape[0]:
         raise ValueError(
             f"vae must have the {shape[0]} channels of the network's latents, got {latent_channels}; take "
-            "the "
-            "vae that the network was trained with"
+            "the vae that the network was trained with"
         )
     learned = learned_variances(parts, schedule, learned_variance, out / shape[0])
     channels = shape[0] if out == 2 * shape[0] and not learned else None
@@ -227,16 +226,14 @@ def _texts(
     if hidden != width:
         raise ValueError(
             f"text_encoder must have the {width} features that the network attends to, got {hidden}; take "
-            "the text "
-            "encoder that the network was trained with"
+            "the text encoder that the network was trained with"
         )
     tokenizer = _tokenizer(folder / "tokenizer", index["tokenizer"])
     known, longest = int(encoder.config.vocab_size), int(encoder.config.max_position_embeddings)
     if len(tokenizer) > known or tokenizer.model_max_length > longest:
         raise ValueError(
             f"tokenizer must be the text encoder's, with at most {known} tokens and {longest} places, got "
-            "one with "
-            f"{len(tokenizer)} tokens and {tokenizer.model_max_length} places"
+            f"one with {len(tokenizer)} tokens and {tokenizer.model_max_length} places"
         )
     with torch.no_grad():
         return tokenizer, encoder, embedded(tokenizer, encoder, [""])[0]

@@ -54,8 +54,7 @@ class PipelineNetwork(nn.Module):
         if null_class is not None and null_class != labels - 1:
             raise ValueError(
                 f"null_class must be the last of the network's {labels} labels, {labels - 1}, got "
-                f"{null_class}; leave "
-                "it out for a network that was trained with labels alone"
+                f"{null_class}; leave it out for a network that was trained with labels alone"
             )
         self.has_null = null_class is not None
         self.num_classes = labels - self.has_null if self.keyword != "encoder_hidden_states" else 0
@@ -95,8 +94,7 @@ class PipelineNetwork(nn.Module):
         if self.num_classes:
             raise ValueError(
                 f"condition must be given for a network that was trained with its {self.num_classes} labels "
-                "alone: "
-                "sample(..., condition=3); or name its label for none, as in from_diffusers(..., "
+                "alone: sample(..., condition=3); or name its label for none, as in from_diffusers(..., "
                 "null_class=9)"
             )
         if self.keyword == "encoder_hidden_states":

@@ -135,8 +135,7 @@ def model_of(
     if schedule.scaled and data_std not in (None, schedule.data_std):
         raise ValueError(
             f"data_std must be the sigma_data = {schedule.data_std} that the network's input is scaled by, "
-            "got "
-            f"{data_std}; leave it out"
+            f"got {data_std}; leave it out"
         )
     if data_std is None:
         data_std = schedule.data_std if moments is None or schedule.scaled else moments.std
@@ -168,8 +167,7 @@ def open_parts(source: object, scheduler: object | None, variant: str | None = N
         if not isinstance(network, nn.Module) or (own is None and scheduler is None):
             raise TypeError(
                 "source must be a directory, a pipeline with a unet or transformer and a scheduler, or a "
-                "network "
-                f"with scheduler=, got {shown(source)}"
+                f"network with scheduler=, got {shown(source)}"
             )
         found = Parts(network, "", {}, type(source).__name__)
         scheduler = own if scheduler is None else scheduler
@@ -192,8 +190,7 @@ def _from_folder(folder: Path, variant: str | None, with_scheduler: bool) -> Par
     if len(found) != 1 or index.get("scheduler") is None:
         raise ValueError(
             "source must have a unet or a transformer, and a scheduler, in its model_index.json, got "
-            f"{folder} with "
-            f"{', '.join(name for name in index if not name.startswith('_')) or 'nothing'}"
+            f"{folder} with {', '.join(name for name in index if not name.startswith('_')) or 'nothing'}"
         )
     ((name, entry),) = found.items()
     network = load_part(folder / name, entry, variant)
@@ -251,8 +248,7 @@ def load_part(folder: Path, entry: Any, variant: str | None = None, library: str
     if wrong:
         raise ValueError(
             f"weights in {folder} must be those of its config.json, a {name}, got another network's: "
-            f"{wrong[0]} and "
-            f"{len(wrong) - 1} more tensors are missing, of another shape or not its own"
+            f"{wrong[0]} and {len(wrong) - 1} more tensors are missing, of another shape or not its own"
         )
     return module.eval()
 

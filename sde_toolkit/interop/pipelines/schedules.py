@@ -117,8 +117,7 @@ def read_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
     if name in _OTHER:
         raise ValueError(
             f"scheduler must be one with a process in continuous time, got {name}: {_OTHER[name]}; give the "
-            "scheduler "
-            "that the network was trained with, as scheduler="
+            "scheduler that the network was trained with, as scheduler="
         )
     if name in _FLOWS or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return _flow(config)
