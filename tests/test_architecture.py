@@ -1,23 +1,12 @@
-"""What may import what, and other rules about the source, checked on the parsed files of both packages.
+"""What may import what, checked on the parsed files of both packages."""
 
-Every rule is a function from sources (module name -> text) to complaints; it must find none in the packages,
-and one in a source that breaks it.
-"""
-
-import ast
-import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from source_files import ROOT, Rule, Sources, exported, imports_of, read_packages, room_of
 
 import sde_toolkit
-
-ROOT = Path(__file__).parent.parent
-Sources = dict[str, str]
 
 HEAVY = {"diffusers", "matplotlib", "sklearn", "transformers"}
 ORDER = ("solvers", *sde_toolkit.ROOMS)
@@ -40,84 +29,9 @@ SUBROOMS = (
     "interop.score_sde",
     "interop.pipelines",
 )
-WEIGHTS_ONLY = {"sde_toolkit.interop.score_sde.checkpoint"}
-"""Modules that read pickles of others by ``torch.load(weights_only=True)``, which runs nothing."""
 BLIND = {"samplers", "guidance", "likelihood"}
 """Rooms that take any object with the ScoreModel methods: they import neither networks nor training."""
-TALKATIVE = {"sde_toolkit.__main__", "sde_toolkit.cli"}
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
-
-
-class Import(NamedTuple):
-    """An imported module; whether it is imported with its importer, and whether for type checkers alone."""
-
-    name: str
-    at_top: bool
-    for_typing: bool
-
-    @property
-    def root(self) -> str:
-        return self.name.partition(".")[0]
-
-
-@functools.cache
-def parse(source: str) -> ast.Module:
-    return ast.parse(source)
-
-
-@functools.cache
-def read_packages() -> Sources:
-    found = {}
-    for package in ("solvers", "sde_toolkit"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            found[name.removesuffix(".__init__")] = path.read_text(encoding="utf-8")
-    return found
-
-
-def imports_of(name: str, sources: Sources) -> list[Import]:
-    """All imports of a module, each resolved to the deepest module that it names."""
-    return list(_imports(parse(sources[name]).body, name, sources, True, False))
-
-
-def _imports(
-    body: list[ast.stmt], name: str, sources: Sources, at_top: bool, for_typing: bool
-) -> Iterator[Import]:
-    for statement in body:
-        if isinstance(statement, ast.Import):
-            for alias in statement.names:
-                yield Import(alias.name, at_top, for_typing)
-        elif isinstance(statement, ast.ImportFrom):
-            base = statement.module or ""
-            if statement.level:
-                parent = name.split(".")[: -statement.level]
-                base = ".".join([*parent, *filter(None, [base])])
-            for alias in statement.names:
-                deeper = f"{base}.{alias.name}"
-                yield Import(deeper if deeper in sources else base, at_top, for_typing)
-        else:
-            inner = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
-            typing = isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test)
-            for block in ("body", "orelse", "finalbody"):
-                nested = getattr(statement, block, [])
-                yield from _imports(nested, name, sources, at_top and not inner, for_typing or typing)
-            for handler in getattr(statement, "handlers", []):
-                yield from _imports(handler.body, name, sources, at_top, for_typing)
-
-
-def room_of(name: str) -> str | None:
-    """The room of a module, "solvers" for that package; None for the top level of the toolkit."""
-    package, _, rest = name.partition(".")
-    return package if package == "solvers" else rest.partition(".")[0] or None
-
-
-@functools.cache
-def exported(source: str) -> set[str]:
-    """The names in ``__all__``."""
-    for node in parse(source).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return set(ast.literal_eval(node.value)) if isinstance(node.value, ast.List) else set()
-    return set()
 
 
 def solvers_stand_alone(sources: Sources) -> list[str]:
@@ -245,79 +159,6 @@ def dependencies_are_declared(sources: Sources) -> list[str]:
     ]
 
 
-@functools.cache
-def calls(source: str) -> set[str]:
-    """Dotted names of all calls, and of their keywords as ``name(keyword=value``."""
-    found = set()
-    for node in ast.walk(parse(source)):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            found.add(called)
-            found |= {f"{called}({keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords}
-    return found
-
-
-def loads_more_than_weights(name: str, source: str) -> bool:
-    """Whether a module calls ``torch.load`` otherwise than ``WEIGHTS_ONLY`` may."""
-    found = (node for node in ast.walk(parse(source)) if isinstance(node, ast.Call))
-    loads = [node for node in found if ast.unparse(node.func) == "torch.load"]
-    safe = (
-        any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in n.keywords) for n in loads
-    )
-    return bool(loads) and (name not in WEIGHTS_ONLY or not all(safe))
-
-
-def nothing_unpickles(sources: Sources) -> list[str]:
-    """But for torch's weights-only reader, where a format of others leaves no choice."""
-    loaders = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    complaints = []
-    for name, source in sources.items():
-        complaints += [f"{name} imports {i.name}" for i in imports_of(name, sources) if i.root in loaders]
-        unsafe = {"np.load(allow_pickle=True"} & calls(source)
-        unsafe |= {"torch.load"} if loads_more_than_weights(name, source) else set()
-        complaints += [f"{name} calls {called}" for called in sorted(unsafe)]
-    return complaints
-
-
-def library_code_is_silent_and_leaves_the_global_generators_alone(sources: Sources) -> list[str]:
-    loud = {"torch.manual_seed", "torch.seed", "np.random.seed", "numpy.random.seed", "random.seed"}
-    return [
-        f"{name} calls {called}"
-        for name, source in sources.items()
-        for called in sorted(
-            calls(source) & (loud | (set() if name.startswith(tuple(TALKATIVE)) else {"print"}))
-        )
-    ]
-
-
-def lines_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    assert function.end_lineno is not None
-    text = function.body[0] if ast.get_docstring(function) else None
-    described = 0 if text is None or text.end_lineno is None else text.end_lineno - text.lineno + 1
-    return function.end_lineno - function.lineno + 1 - described
-
-
-def files_and_functions_are_short(sources: Sources) -> list[str]:
-    complaints = []
-    for name, source in sources.items():
-        if source.count("\n") > 450:
-            complaints.append(f"{name} is longer than 450 lines")
-        for node in ast.walk(parse(source)):
-            if (
-                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-                and lines_without_docstring(node) > 60
-            ):
-                complaints.append(f"{name}.{node.name} is longer than 60 lines")
-    return complaints
-
-
-def modules_open_with_a_docstring(sources: Sources) -> list[str]:
-    return [
-        f"{name} has no docstring" for name, text in sources.items() if not ast.get_docstring(parse(text))
-    ]
-
-
-Rule = Callable[[Sources], list[str]]
 RULES: list[Rule] = [
     solvers_stand_alone,
     rooms_import_from_rooms_before_them,
@@ -328,10 +169,6 @@ RULES: list[Rule] = [
     heavy_packages_load_late,
     torchsde_has_one_importer,
     dependencies_are_declared,
-    nothing_unpickles,
-    library_code_is_silent_and_leaves_the_global_generators_alone,
-    files_and_functions_are_short,
-    modules_open_with_a_docstring,
 ]
 
 
@@ -408,46 +245,6 @@ WRONG: list[tuple[Rule, str, str, str]] = [
     ),
     (torchsde_has_one_importer, "sde_toolkit.new", "import torchsde", "sde_toolkit.new imports torchsde"),
     (dependencies_are_declared, "sde_toolkit.new", "import pandas", "sde_toolkit.new imports pandas"),
-    (nothing_unpickles, "sde_toolkit.new", "import pickle", "sde_toolkit.new imports pickle"),
-    (
-        nothing_unpickles,
-        "sde_toolkit.new",
-        "with np.load('f', allow_pickle=True) as x:\n    pass",
-        "sde_toolkit.new calls np.load(allow_pickle=True",
-    ),
-    (nothing_unpickles, "sde_toolkit.new", "x = torch.load('f')", "sde_toolkit.new calls torch.load"),
-    (
-        nothing_unpickles,
-        "sde_toolkit.new",
-        "x = torch.load('f', weights_only=True)",
-        "sde_toolkit.new calls torch.load",
-    ),
-    (
-        nothing_unpickles,
-        "sde_toolkit.interop.score_sde.checkpoint",
-        "torch.load('f', weights_only=True)\ntorch.load('f')",
-        "sde_toolkit.interop.score_sde.checkpoint calls torch.load",
-    ),
-    (
-        library_code_is_silent_and_leaves_the_global_generators_alone,
-        "solvers.new",
-        "print(1)",
-        "solvers.new calls print",
-    ),
-    (
-        library_code_is_silent_and_leaves_the_global_generators_alone,
-        "sde_toolkit.new",
-        "torch.manual_seed(0)",
-        "sde_toolkit.new calls torch.manual_seed",
-    ),
-    (files_and_functions_are_short, "solvers.new", "\n" * 451, "solvers.new is longer than 450 lines"),
-    (
-        files_and_functions_are_short,
-        "solvers.new",
-        "def f():\n" + "    x = 1\n" * 60,
-        "solvers.new.f is longer than 60 lines",
-    ),
-    (modules_open_with_a_docstring, "solvers.new", "x = 1", "solvers.new has no docstring"),
 ]
 
 
