@@ -9,8 +9,10 @@ from sde_toolkit.samplers.calibration import (
 from sde_toolkit.samplers.catalogue import COMMON, PRESETS, Preset, find_preset
 from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.correctors import (
+    AfterStep,
     AnnealedLangevin,
     Corrector,
+    InTurn,
     Langevin,
 )
 from sde_toolkit.samplers.equations import (
@@ -109,10 +111,12 @@ __all__ = [
     "PRESETS",
     "STARTS",
     "T_MIN",
+    "AfterStep",
     "AnnealedLangevin",
     "Calibration",
     "Callback",
     "Corrector",
+    "InTurn",
     "CountedModel",
     "Grid",
     "Guidance",

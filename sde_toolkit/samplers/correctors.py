@@ -26,11 +26,56 @@ from sde_toolkit.utils import Stream, check_fields
 from solvers import Interval, NoiseSource, expand_like
 
 
-class Corrector(ABC):
+class AfterStep(ABC):
+    """What is done to the state at the end of an interval, with ``num_steps`` evaluations."""
+
+    num_steps: int
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: ScoreModel,
+        interval: Interval,
+        x: Tensor,
+        noise: NoiseSource,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """The new state with shape (B, *), for x with shape (B, *) and a condition with B rows or None."""
+
+
+@dataclass(frozen=True)
+class InTurn(AfterStep):
+    """One after the other.
+
+    Args:
+        first, second: what is done.
+    """
+
+    first: AfterStep
+    second: AfterStep
+
+    @property
+    def num_steps(self) -> int:  # type: ignore[override]
+        """Evaluations of both."""
+        return self.first.num_steps + self.second.num_steps
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        interval: Interval,
+        x: Tensor,
+        noise: NoiseSource,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """The state after both, with shape (B, *)."""
+        x = self.first(model, interval, x, noise, condition)
+        return self.second(model, interval, x, noise, condition)
+
+
+class Corrector(AfterStep):
     """A few Langevin steps at the end of an interval; one evaluation each."""
 
     snr: float
-    num_steps: int
 
     @abstractmethod
     def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:

@@ -59,6 +59,10 @@ class Stream(enum.IntEnum):
     FORWARD = 0x666F7277  # paths of the forward process
     MISSING = 0x6D697373  # entries of a row that were not observed
     MODEL_STATES = 0x70726F62  # states whose predictions identify a model
+    OBSERVATION = 0x6F627376  # noise of observations; random projections
+    REPLACEMENT = 0x7265706C  # what an observation puts in place of a state
+    PARTICLES = 0x70617274  # steps of particles
+    ANCESTORS = 0x616E6365  # which particles go on
 
     PERMUTATION = _GENERATORS  # orders of the examples
     DEQUANTIZATION = _GENERATORS + 1  # of grey levels in batches and examples

@@ -1,0 +1,133 @@
+"""The Gaussian N(m, S) given x_t and y, for guidance: what the data's moments say of an observation.
+
+With S = U diag(l) U^T and n = sigma / alpha, x0 given x_t has the covariance V = U diag(n^2 l / (n^2 + l)) U^T, in
+the axes in which the moments are held, and
+
+    M = A V A^T + s^2 I            the covariance of y given x_t
+    K = V A^T M^-1                 the gain, from y - A x0_hat to the change of x0_hat
+
+Both depend on the level alone: on a fixed grid one factorisation of an (m, m) matrix serves all samples.
+
+References: Kalman's gain; Wang and Vastola (2412.09726) for how well N(m, S) does at high noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.guidance.maps import EntriesMap, MaskMap
+from sde_toolkit.guidance.observations import LinearObservation, Measured, Observation
+from sde_toolkit.guidance.posterior import Method, Query
+from sde_toolkit.models import Moments, ScoreModel, row_product
+
+_JITTER = 1e-13
+"""Added to the diagonal of M, in units of its mean: rows of A that say the same twice."""
+
+
+class Gains:
+    """M^-1 and K for one observation and one law N(m, S).
+
+    Args:
+        moments: m and S.
+        observation: A and s.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(self, moments: Moments, observation: LinearObservation) -> None:
+        self._moments, self._rowwise = moments, isinstance(observation.A, EntriesMap)
+        self._variances = moments.variances
+        map_, _ = observation.scaled
+        self._diagonal = moments.kind in ("scalar", "diagonal") and isinstance(map_, MaskMap)
+        self._seen: Tensor | None = None  # A U, with shape (m, n)
+        self._axes: Tensor | None = None
+        if self._diagonal:
+            self._picked = map_.forward(self._variances.reshape(1, *moments.event_shape))[0]
+        elif self._rowwise:
+            n = moments.mean.numel()
+            self._axes = torch.eye(n, dtype=torch.float64) if moments.axes is None else moments.axes
+        else:
+            A = map_.matrix()
+            self._seen = moments.project(A.unflatten(-1, moments.event_shape)).contiguous()
+
+    def solve(self, nsr: Tensor, r: Tensor, measured: Measured) -> Tensor:
+        """M^-1 r with shape (B, m), for r with shape (B, m) and a ratio with shape () or (B,)."""
+        n2 = nsr.double().square()[..., None]
+        if self._diagonal:
+            v = self._picked.to(n2.device)
+            return r / (n2 * v / (n2 + v) + measured.std**2).clamp(min=1e-300).to(r)
+        law = self._law(n2, measured)
+        if law.ndim == 2:
+            return row_product(r, _inverse(law).to(r).contiguous())
+        return _solved(law, r.double()).to(r)
+
+    def gain(self, nsr: Tensor, r: Tensor, measured: Measured) -> Tensor:
+        """K r with shape (B, *D), for r with shape (B, m) and a ratio with shape () or (B,)."""
+        g = measured.backward(self.solve(nsr, r, measured))
+        n2 = nsr.double().square()[..., None]
+        distinct = self._moments.distinct.to(n2.device)
+        v = n2 * distinct / (n2 + distinct)
+        return self._moments.filter(g)((g, v.to(g)))
+
+    def _law(self, n2: Tensor, measured: Measured) -> Tensor:
+        """M with shape (m, m), or (B, m, m) where rows differ."""
+        variances = self._variances.to(n2.device)
+        v = n2 * variances / (n2 + variances)
+        if self._seen is not None:
+            seen = self._seen.to(n2.device)
+            law = (seen * v[..., None, :]) @ seen.mT
+        else:
+            assert self._axes is not None and isinstance(measured.map, EntriesMap)
+            axes, held = self._axes.to(n2.device), measured.map.held
+            assert held is not None
+            held = held.double()
+            law = (axes * v[..., None, :]) @ axes.mT
+            law = law * held[:, :, None] * held[:, None, :] + torch.diag_embed(1 - held)
+        law = 0.5 * (law + law.mT)
+        each = law.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
+        return law + torch.diag_embed((measured.std**2 + _JITTER * each).expand(law.shape[:-1]))
+
+
+def _inverse(law: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(law)
+    if int(info) == 0:
+        return torch.cholesky_inverse(factor)
+    return torch.linalg.pinv(law, hermitian=True)
+
+
+def _solved(law: Tensor, r: Tensor) -> Tensor:
+    """law^-1 r with shape (B, m), each row by itself."""
+    return torch.linalg.solve(law, r[:, :, None])[:, :, 0]
+
+
+def gains_of(model: ScoreModel, observation: Observation) -> Gains:
+    """The gains of the model's moments."""
+    assert model.moments is not None and isinstance(observation, LinearObservation)
+    return Gains(model.moments, observation)
+
+
+@dataclass(frozen=True)
+class GaussianInformed(Method):
+    """Guidance by the gain of N(m, S), the Gaussian with the data's moments:
+
+        x0_hat' = x0_hat + K (y - A x0_hat)
+
+    Exact for Gaussian data, at every level and for every observation, and as cheap as sampling without an
+    observation: no pass goes back through the network.  For other data V is that of the Gaussian: too wide where the
+    noise is small and the data have several narrow modes, where it trusts y too much.
+    """
+
+    needs_moments = True
+
+    def plan(self, model: ScoreModel, observation: Observation) -> Gains:
+        """The products of A and the axes of S."""
+        return gains_of(model, observation)
+
+    def denoise(self, query: Query) -> Tensor:
+        """The guided clean prediction with shape (B, *D)."""
+        x0_hat, seen = query.x0_hat(), query.measured
+        gains: Gains = query.plan
+        return x0_hat + gains.gain(query.nsr, seen.residual(x0_hat), seen)
+

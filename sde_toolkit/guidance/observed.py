@@ -1,0 +1,90 @@
+"""An observation that was made: what ``sample(model, n, observation=...)`` and ``ExactModel.posterior`` take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.guidance.likelihoods import DPS, MMPS
+from sde_toolkit.guidance.observations import LinearObservation, Observation
+from sde_toolkit.guidance.posterior import Method, PosteriorModel, linear_system
+from sde_toolkit.models import Condition, ScoreModel
+from sde_toolkit.samplers import InTurn, Sampler
+from sde_toolkit.utils import require
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What was observed, and how to guide by it.
+
+    Args:
+        observation: the law of y given x0.
+        y: with shape Y for all samples, or (n, *Y) with one row per sample.
+        method: how; when None ``default_method``.
+
+    Raises:
+        TypeError: an observation or a method of another type.
+        ValueError: another shape of y.
+    """
+
+    observation: Observation
+    y: Any
+    method: Method | None = None
+
+    def __post_init__(self) -> None:
+        require("observation", self.observation, Observation)
+        if self.method is not None:
+            require("method", self.method, Method)
+        self.observation.rows(self.y)
+
+    @property
+    def shared(self) -> bool:
+        """Whether one y stands for all samples."""
+        return tuple(torch.as_tensor(self.y).shape) == self.observation.shape
+
+    def model(self, model: ScoreModel) -> PosteriorModel:
+        """The guided model; where y differs by row, y is the condition of its calls."""
+        method = default_method(model, self.observation) if self.method is None else self.method
+        return PosteriorModel(model, self.observation, method, self.y if self.shared else None)
+
+    def applied(
+        self, sampler: Sampler, model: ScoreModel, condition: Condition | None, count: int
+    ) -> tuple[Sampler, ScoreModel, Condition | None]:
+        """The sampler, the model and the condition that draw ``count`` samples given y."""
+        guided = self.model(model)
+        inner = model.conditions(condition, count)
+        given: Condition | None = condition
+        if not self.shared:
+            y = guided.conditions(self.y, count)
+            assert y is not None
+            given = guided.joined(y, inner)
+        after = guided.method.after_step(guided)
+        if after is not None:
+            after = after if sampler.corrector is None else InTurn(sampler.corrector, after)
+            sampler = replace(sampler, corrector=after)
+        return sampler, guided, given
+
+    def linear(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A with shape (m, n), y with shape (m,) and the variances of the noise with shape (m,), in float64.
+
+        Raises:
+            ValueError: an observation that is not linear, or several observations.
+        """
+        if not isinstance(self.observation, LinearObservation):
+            raise ValueError(f"the exact posterior needs a LinearObservation, got {self.observation!r}")
+        rows = self.observation.rows(torch.as_tensor(self.y).double())
+        if len(rows) > 1:
+            raise ValueError(
+                f"the exact posterior needs one y with shape {self.observation.shape}, got {len(rows)} rows; take "
+                "them one by one"
+            )
+        return linear_system(self.observation, rows)
+
+
+def default_method(model: ScoreModel, observation: Observation) -> Method:
+    """MMPS for linear observations, else DPS."""
+    return MMPS() if isinstance(observation, LinearObservation) else DPS()
+
