@@ -1,7 +1,7 @@
 """The Gaussian N(m, S) given x_t and y, for guidance: what the data's moments say of an observation.
 
-With S = U diag(l) U^T and n = sigma / alpha, x0 given x_t has the covariance V = U diag(n^2 l / (n^2 + l)) U^T, in
-the axes in which the moments are held, and
+With S = U diag(l) U^T and n = sigma / alpha, x0 given x_t has the covariance V = U diag(n^2 l / (n^2 + l))
+U^T, in the axes in which the moments are held, and
 
     M = A V A^T + s^2 I            the covariance of y given x_t
     K = V A^T M^-1                 the gain, from y - A x0_hat to the change of x0_hat
@@ -79,7 +79,8 @@ class Gains:
             seen = self._seen.to(n2.device)
             law = (seen * v[..., None, :]) @ seen.mT
         else:
-            assert self._axes is not None and isinstance(measured.map, EntriesMap)
+            assert self._axes is not None
+            assert isinstance(measured.map, EntriesMap)
             axes, held = self._axes.to(n2.device), measured.map.held
             assert held is not None
             held = held.double()
@@ -104,7 +105,8 @@ def _solved(law: Tensor, r: Tensor) -> Tensor:
 
 def gains_of(model: ScoreModel, observation: Observation) -> Gains:
     """The gains of the model's moments."""
-    assert model.moments is not None and isinstance(observation, LinearObservation)
+    assert model.moments is not None
+    assert isinstance(observation, LinearObservation)
     return Gains(model.moments, observation)
 
 
@@ -115,8 +117,8 @@ class GaussianInformed(Method):
         x0_hat' = x0_hat + K (y - A x0_hat)
 
     Exact for Gaussian data, at every level and for every observation, and as cheap as sampling without an
-    observation: no pass goes back through the network.  For other data V is that of the Gaussian: too wide where the
-    noise is small and the data have several narrow modes, where it trusts y too much.
+    observation: no pass goes back through the network.  For other data V is that of the Gaussian: too wide
+    where the noise is small and the data have several narrow modes, where it trusts y too much.
     """
 
     needs_moments = True
@@ -130,4 +132,3 @@ class GaussianInformed(Method):
         x0_hat, seen = query.x0_hat(), query.measured
         gains: Gains = query.plan
         return x0_hat + gains.gain(query.nsr, seen.residual(x0_hat), seen)
-

@@ -1,6 +1,7 @@
 """Guidance by the gradient of an approximate likelihood p(y | x_t), pulled back through the network.
 
-With x0_hat and its Jacobian J at x_t, V = (sigma^2 / alpha) J the covariance of x0 given x_t, n = sigma / alpha:
+With x0_hat and its Jacobian J at x_t, V = (sigma^2 / alpha) J the covariance of x0 given x_t, n = sigma /
+alpha:
 
     p(y | x_t) ~ N(y; A x0_hat, A W A^T + s^2 I)
     x0_hat' = x0_hat + (sigma^2 / alpha) J^T A^T (A W A^T + s^2 I)^-1 (y - A x0_hat)
@@ -13,14 +14,14 @@ With x0_hat and its Jacobian J at x_t, V = (sigma^2 / alpha) J the covariance of
                or V itself, column by column                        Gaussians
     MMPS       V, by conjugate gradients                            Gaussians
 
-J is taken as fixed: the derivative of V is left out by all of them, and vanishes for Gaussians.  For other data
-none is exact, since p(x0 | x_t) is no Gaussian: where it has several modes, the weights of the modes of the
-posterior come out wrong.
+J is taken as fixed: the derivative of V is left out by all of them, and vanishes for Gaussians.  For other
+data none is exact, since p(x0 | x_t) is no Gaussian: where it has several modes, the weights of the modes of
+the posterior come out wrong.
 
-References: Chung et al., DPS (2209.14687), algorithm 1 and theorem 1; Song et al., "Pseudoinverse-Guided Diffusion
-Models for Inverse Problems" (ICLR 2023), eq. 7-8; Boys et al., "Tweedie Moment Projected Diffusions for Inverse
-Problems" (2310.06721), eq. 9-10 and section 4; Rozet et al., "Learning Diffusion Priors from Observations by
-Expectation Maximization" (2405.13712), section 4 (MMPS).
+References: Chung et al., DPS (2209.14687), algorithm 1 and theorem 1; Song et al., "Pseudoinverse-Guided
+Diffusion Models for Inverse Problems" (ICLR 2023), eq. 7-8; Boys et al., "Tweedie Moment Projected
+Diffusions for Inverse Problems" (2310.06721), eq. 9-10 and section 4; Rozet et al., "Learning Diffusion
+Priors from Observations by Expectation Maximization" (2405.13712), section 4 (MMPS).
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.guidance.gains import Gains, gains_of
-from sde_toolkit.guidance.observations import LinearObservation, Observation, reciprocal
+from sde_toolkit.guidance.observations import (
+    LinearObservation,
+    NonlinearObservation,
+    Observation,
+    reciprocal,
+)
 from sde_toolkit.guidance.posterior import Method, Query
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.utils import check_fields
@@ -45,10 +51,10 @@ from solvers.terms import expand_like
 class DPS(Method):
     """Diffusion posterior sampling (2209.14687), algorithm 1, for any observation.
 
-    The paper takes a step of DDPM from t to s and subtracts zeta grad |y - h(x0_hat)|.  Here x0_hat is moved so
-    that the ancestral step of ``num_steps`` uniform steps is moved by just that; with another number of steps
-    the guidance per unit of time stays the same.  An observation with a likelihood of its own is guided by zeta
-    grad log p(y | x0_hat).
+    The paper takes a step of DDPM from t to s and subtracts zeta grad |y - h(x0_hat)|.  Here x0_hat is moved
+    so that the ancestral step of ``num_steps`` uniform steps is moved by just that; with another number of
+    steps the guidance per unit of time stays the same.  An observation with a likelihood of its own is
+    guided by zeta grad log p(y | x0_hat).
 
     Args:
         zeta: the length of a step.
@@ -84,15 +90,17 @@ class DPS(Method):
         if isinstance(observation, LinearObservation):
             r = query.measured.residual(x0_hat)
             return (r.square().sum(1) + torch.finfo(r.dtype).tiny).sqrt()
+        assert isinstance(observation, NonlinearObservation)
         return observation.misfit(query.y, x0_hat)
 
 
 @dataclass(frozen=True)
 class PiGDM(Method):
-    """Pseudoinverse-guided diffusion (ICLR 2023), in the form of a score: eq. 7 with r_t^2 = n^2 d^2 / (n^2 + d^2).
+    """Pseudoinverse-guided diffusion (ICLR 2023), in the form of a score: eq. 7 with r_t^2 = n^2 d^2 / (n^2
+    + d^2).
 
-    The paper multiplies the guidance by a weight of its own for DDIM (r_t^2); that is left out here, because it
-    is not the score of any approximation.
+    The paper multiplies the guidance by a weight of its own for DDIM (r_t^2); that is left out here, because
+    it is not the score of any approximation.
 
     Args:
         covariance: "isotropic", the paper's r_t^2 I; or "moments", that of x0 given x_t for N(m, S).
@@ -173,9 +181,10 @@ class TMPD(Method):
 class MMPS(Method):
     """Moment matching posterior sampling (2405.13712), by conjugate gradients.
 
-    Preconditioned, where the model has moments, by the covariance of y given x_t for Gaussian data, so that one
-    iteration solves the system for these; without, by the isotropic one.  V is the model's own in every case: a
-    network whose Jacobian is not symmetric and positive has none, and the iterations of its rows stop.
+    Preconditioned, where the model has moments, by the covariance of y given x_t for Gaussian data, so that
+    one iteration solves the system for these; without, by the isotropic one.  V is the model's own in every
+    case: a network whose Jacobian is not symmetric and positive has none, and the iterations of its rows
+    stop.
 
     Args:
         iterations: at most; each is one backward pass.

@@ -86,7 +86,8 @@ class LinearMap(ABC):
         n = math.prod(self.event_shape)
         if self.count * n > MOST_ENTRIES:
             raise ValueError(
-                f"A must have at most {MOST_ENTRIES:,} entries as a matrix, got {self.count:,} x {n:,}; take a "
+                f"A must have at most {MOST_ENTRIES:,} entries as a matrix, got {self.count:,} x {n:,}; "
+                f"take a "
                 "mask, or a method that needs no matrix (DPS, ScoreALD)"
             )
 

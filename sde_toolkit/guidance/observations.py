@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sde_toolkit.guidance.observed import Observed
     from sde_toolkit.guidance.posterior import Method
 
+
 class Observation(ABC):
     """The law of an observation y, with shape (B, *Y), given data x0 with shape (B, *D).
 
@@ -78,7 +79,8 @@ class Observation(ABC):
         elif tuple(y.shape[1:]) != self.shape or not y.ndim or (count is not None and len(y) != count):
             many = "n" if count is None else str(count)
             raise ValueError(
-                f"y must have shape {self.shape}, or ({many}, {', '.join(map(str, self.shape))}) with one row "
+                f"y must have shape {self.shape}, or ({many}, {', '.join(map(str, self.shape))}) with one "
+                f"row "
                 f"per sample, got {tuple(y.shape)}"
             )
         self._check_values(y)
@@ -187,8 +189,8 @@ class NonlinearObservation(Observation):
         function: from x0 with shape (B, *D) to (B, *Y), differentiable.
         std: of the noise, positive.
         event_shape: D.
-        log_likelihood: (y, function(x0)) -> log p(y | x0) with shape (B,), in nats; Gaussian with ``std`` when
-            None.
+        log_likelihood: (y, function(x0)) -> log p(y | x0) with shape (B,), in nats; Gaussian with ``std``
+            when None.
 
     Raises:
         ValueError: a std that is not positive.
@@ -236,7 +238,9 @@ class NonlinearObservation(Observation):
             ValueError: an observation with a likelihood of its own, which cannot be drawn from here.
         """
         if self._log_likelihood is not None:
-            raise ValueError("an observation with a log_likelihood of its own cannot be drawn; draw it yourself")
+            raise ValueError(
+                "an observation with a log_likelihood of its own cannot be drawn; draw it yourself"
+            )
         part = range(first_sample, first_sample + len(x0))
         z = Normals(seed, part, self.shape, x0.dtype, x0.device).draw(0, Stream.OBSERVATION)
         return self.function(x0) + self.std * z
@@ -308,13 +312,16 @@ def _as_map(A: Any, event_shape: tuple[int, ...] | None) -> LinearMap:
         return A
     if callable(A) and not isinstance(A, Tensor):
         if event_shape is None:
-            raise ValueError("event_shape must be given for a function A, got None; it is the shape D of a sample")
+            raise ValueError(
+                "event_shape must be given for a function A, got None; it is the shape D of a sample"
+            )
         return function_map(A, tuple(event_shape))
     try:
         table = torch.as_tensor(A)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"A must be a map of sde_toolkit.guidance, a matrix, a bool mask or a linear function, got {shown(A)}"
+            f"A must be a map of sde_toolkit.guidance, a matrix, a bool mask or a linear function, got "
+            f"{shown(A)}"
         ) from None
     if table.dtype == torch.bool:
         if not table.ndim or not bool(table.any()):
@@ -326,7 +333,8 @@ def _as_map(A: Any, event_shape: tuple[int, ...] | None) -> LinearMap:
     n = None if event_shape is None else math.prod(event_shape)
     if matrix.ndim != 2 or not len(matrix) or (n is not None and matrix.shape[1] != n):
         raise ValueError(
-            f"A must be a matrix with shape (m, n), n{'' if n is None else f' = {n}'} the number of features, "
+            f"A must be a matrix with shape (m, n), n{'' if n is None else f' = {n}'} the number of "
+            f"features, "
             f"or a bool mask with the shape of a sample, got shape {tuple(matrix.shape)}"
         )
     if not bool(matrix.isfinite().all()):

@@ -1,4 +1,5 @@
-"""An observation that was made: what ``sample(model, n, observation=...)`` and ``ExactModel.posterior`` take."""
+"""An observation that was made: what ``sample(model, n, observation=...)`` and ``ExactModel.posterior``
+take."""
 
 from __future__ import annotations
 
@@ -41,6 +42,11 @@ class Observed:
         self.observation.rows(self.y)
 
     @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape D of a sample."""
+        return self.observation.event_shape
+
+    @property
     def shared(self) -> bool:
         """Whether one y stands for all samples."""
         return tuple(torch.as_tensor(self.y).shape) == self.observation.shape
@@ -50,22 +56,23 @@ class Observed:
         method = default_method(model, self.observation) if self.method is None else self.method
         return PosteriorModel(model, self.observation, method, self.y if self.shared else None)
 
-    def applied(
-        self, sampler: Sampler, model: ScoreModel, condition: Condition | None, count: int
-    ) -> tuple[Sampler, ScoreModel, Condition | None]:
-        """The sampler, the model and the condition that draw ``count`` samples given y."""
-        guided = self.model(model)
-        inner = model.conditions(condition, count)
-        given: Condition | None = condition
-        if not self.shared:
-            y = guided.conditions(self.y, count)
-            assert y is not None
-            given = guided.joined(y, inner)
-        after = guided.method.after_step(guided)
-        if after is not None:
-            after = after if sampler.corrector is None else InTurn(sampler.corrector, after)
-            sampler = replace(sampler, corrector=after)
-        return sampler, guided, given
+    def on(self, sampler: Sampler) -> Sampler:
+        """The sampler with what the method does after every step."""
+        after = None if self.method is None else self.method.after_step()
+        if after is None:
+            return sampler
+        after = after if sampler.corrector is None else InTurn(sampler.corrector, after)
+        return replace(sampler, corrector=after)
+
+    def conditions(self, posed: ScoreModel, condition: Condition | None, count: int) -> Tensor | None:
+        """The condition of the guided model for ``count`` samples: of one y, that of the model inside."""
+        assert isinstance(posed, PosteriorModel)
+        inner = posed.model.conditions(condition, count)
+        if self.shared:
+            return inner
+        y = posed.conditions(self.y, count)
+        assert y is not None
+        return posed.joined(y, inner)
 
     def linear(self) -> tuple[Tensor, Tensor, Tensor]:
         """A with shape (m, n), y with shape (m,) and the variances of the noise with shape (m,), in float64.
@@ -78,7 +85,8 @@ class Observed:
         rows = self.observation.rows(torch.as_tensor(self.y).double())
         if len(rows) > 1:
             raise ValueError(
-                f"the exact posterior needs one y with shape {self.observation.shape}, got {len(rows)} rows; take "
+                f"the exact posterior needs one y with shape {self.observation.shape}, got {len(rows)} "
+                f"rows; take "
                 "them one by one"
             )
         return linear_system(self.observation, rows)
@@ -87,4 +95,3 @@ class Observed:
 def default_method(model: ScoreModel, observation: Observation) -> Method:
     """MMPS for linear observations, else DPS."""
     return MMPS() if isinstance(observation, LinearObservation) else DPS()
-

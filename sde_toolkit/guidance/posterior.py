@@ -4,18 +4,19 @@ The posterior's own clean prediction follows from the likelihood of the noised s
 
     E[x0 | x_t, y] = x0_hat + (sigma^2 / alpha) grad log p(y | x_t),      p(y | x_t) = E[p(y | x0) | x_t]
 
-and p(y | x_t) is what methods differ in: p(x0 | x_t) has the mean x0_hat and the covariance V = (sigma^2 / alpha)
-J, with J the Jacobian of x0_hat with respect to x_t, but is no Gaussian.  A method changes x0_hat, so that every
-sampler, grid and number of evaluations works with it.
+and p(y | x_t) is what methods differ in: p(x0 | x_t) has the mean x0_hat and the covariance V = (sigma^2 /
+alpha) J, with J the Jacobian of x0_hat with respect to x_t, but is no Gaussian.  A method changes x0_hat, so
+that every sampler, grid and number of evaluations works with it.
 
 The observation y travels as the condition of the guided model, one row per sample; a condition of the model
 inside follows it in the same row.  Where one y stands for all samples it is held by the guided model, whose
 moments then are those of the Gaussian posterior.
 
-An evaluation of the guided model is one evaluation of the network, and for methods with J some products with its
-transpose, one backward pass each.
+An evaluation of the guided model is one evaluation of the network, and for methods with J some products with
+its transpose, one backward pass each.
 
-Reference: Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems" (2209.14687), eq. 6-7.
+Reference: Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems" (2209.14687), eq.
+6-7.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Query:
         return x0_hat if self._create else x0_hat.detach()
 
     def pulled(self, v: Tensor) -> Tensor:
-        """J^T v with shape (B, *D), J the Jacobian of x0_hat with respect to x_t, for v with shape (B, *D)."""
+        """J^T v with shape (B, *D), J the Jacobian of x0_hat with respect to x_t, for v with shape (B,
+        *D)."""
         self.tracked()
         assert self._graph is not None
         x_t, x0_hat = self._graph
@@ -105,7 +107,7 @@ class Query:
         return expand_like(self.sigma.square() / self.alpha, v) * self.pulled(v)
 
     def slope(self, log_likelihood: Tensor) -> Tensor:
-        """The gradient with respect to x_t, with shape (B, *D), of a function with shape (B,) of ``graph``."""
+        """The gradient with respect to x_t, with shape (B, *D), of a function (B,) of ``graph``."""
         assert self._graph is not None
         (found,) = torch.autograd.grad(
             log_likelihood.sum(), self._graph[0], retain_graph=True, create_graph=self._create
@@ -138,20 +140,22 @@ class Method(ABC):
         """What all evaluations on one model share; None for nothing."""
         return None
 
-    def after_step(self, guided: PosteriorModel) -> AfterStep | None:
-        """What is done to the state after every step of a sampler; None for nothing."""
+    def after_step(self) -> AfterStep | None:
+        """What is done to the state after every step of a sampler, on the guided model; None for nothing."""
         return None
 
     def check(self, model: ScoreModel, observation: Observation) -> None:
         """Refuse, with ValueError, a model or an observation that the method cannot do."""
         if self.linear and not isinstance(observation, LinearObservation):
             raise ValueError(
-                f"{type(self).__name__} needs a LinearObservation, got {observation!r}; for others take DPS, or "
+                f"{type(self).__name__} needs a LinearObservation, got {observation!r}; for others take "
+                f"DPS, or "
                 "TwistedSMC"
             )
         if self.needs_moments and model.moments is None:
             raise ValueError(
-                f"{type(self).__name__} needs the mean and the covariance of the data, but the model has none; set "
+                f"{type(self).__name__} needs the mean and the covariance of the data, but the model has "
+                f"none; set "
                 "model.moments = estimate_moments(x) of examples x in model scale"
             )
         if tuple(observation.event_shape) != tuple(model.event_shape):
@@ -206,8 +210,8 @@ class PosteriorModel(Wrapper):
 
     @property
     def moments(self) -> Moments | None:  # type: ignore[override]
-        """Those of the Gaussian posterior where one y is held; else None, since they differ by row."""
-        return self._moments
+        """Those of the Gaussian posterior where one y is held and they can be had; else those of the data."""
+        return self.model.moments if self._moments is None else self._moments
 
     @property
     def class_moments(self) -> Sequence[Moments] | None:  # type: ignore[override]
@@ -230,7 +234,8 @@ class PosteriorModel(Wrapper):
             return self.model.conditions(condition, count)
         if condition is None or isinstance(condition, int):
             raise ValueError(
-                f"condition must be the observation y with shape {self.observation.shape}, or ({count}, ...) with "
+                f"condition must be the observation y with shape {self.observation.shape}, or ({count}, "
+                f"...) with "
                 f"one row per sample, got {condition}"
             )
         given = torch.as_tensor(condition)
@@ -319,4 +324,3 @@ def gaussian_posterior(prior: Moments, A: Tensor, y: Tensor, variance: Tensor) -
 def _one(observation: Observation, y: Any, model: ScoreModel) -> Tensor:
     rows = observation.rows(y, 1)
     return rows.to(model.device) if rows.dtype == torch.float64 else rows.to(model.device, model.dtype)
-

@@ -1,17 +1,17 @@
 """Guidance that needs no derivative of the network: the clean prediction is moved towards what was observed.
 
     ScoreALD     x0_hat + n^2 A^T (y - A x_t / alpha) / (s^2 + gamma^2 n^2)
-    DDNM         x0_hat + A^+ W (y - A x0_hat),     W = min(1, n a_i / s) along the singular vectors, a_i their values
-    DiffPIR      argmin over x of |y - A x|^2 / s^2 + lambda |x - x0_hat|^2 / n^2
+    DDNM         x0_hat + A^+ W (y - A x0_hat),     W = min(1, n a_i / s) along the singular vectors, a_i
+    their values DiffPIR      argmin over x of |y - A x|^2 / s^2 + lambda |x - x0_hat|^2 / n^2
 
-with n = sigma / alpha.  In DDNM W is 1 where the noise of the state is above that of the observation (DDNM+); without
-noise the observed part of the prediction is replaced.  All are biased: the first ignores what the prior says of A x0
-given x_t, the second the uncertainty of x0_hat, and the third takes it for n^2 I.
+with n = sigma / alpha.  In DDNM W is 1 where the noise of the state is above that of the observation
+(DDNM+); without noise the observed part of the prediction is replaced.  All are biased: the first ignores
+what the prior says of A x0 given x_t, the second the uncertainty of x0_hat, and the third takes it for n^2 I.
 
 References: Jalal et al., "Robust Compressed Sensing MRI with Deep Generative Priors" (2108.01368), eq. 4, for
-annealed Langevin dynamics; Wang et al., "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model"
-(2212.00490), eq. 13 and 17-19 (DDNM+); Zhu et al., "Denoising Diffusion Models for Plug-and-Play Image Restoration"
-(2305.08995), algorithm 1, eq. 12b, with rho_t = lambda s^2 / n^2.
+annealed Langevin dynamics; Wang et al., "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space
+Model" (2212.00490), eq. 13 and 17-19 (DDNM+); Zhu et al., "Denoising Diffusion Models for Plug-and-Play
+Image Restoration" (2305.08995), algorithm 1, eq. 12b, with rho_t = lambda s^2 / n^2.
 """
 
 from __future__ import annotations
@@ -98,4 +98,3 @@ class DiffPIR(Method):
         v = _column(query.nsr.square()) / self.weight
         g = seen.of_gram(lambda e: v * reciprocal(seen.std**2 + v * e), seen.residual(x0_hat))
         return x0_hat + seen.backward(g)
-

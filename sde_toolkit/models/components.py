@@ -94,6 +94,42 @@ class Components:
         return self.embed(share.unsqueeze(-1) * pull) / -share.sum(-1, keepdim=True)
 
 
+def conditioned(
+    c: Components, A: Tensor, y: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The mixture given y = A x + N(0, diag(variance)): its weights with shape (K,), means (K, n),
+    covariances (K, n, n), and log p(y) in nats.
+
+    N(m, C) becomes N(m + K (y - A m), (I - K A) C (I - K A)^T + K R K^T), K = C A^T (A C A^T + R)^+, with
+    the weight times N(y; A m, A C A^T + R).  Where that law is singular, its density is that on its range,
+    and 0 off it.
+    """
+    means, covariances, logs = [], [], []
+    for k in range(len(c.weights)):
+        m = c.means[k]
+        roots = c.variances[k].sqrt()
+        B = roots.diag() if c.axes is None else c.axes[k] * roots
+        seen, r = A @ B, y - A @ m
+        values, vectors = torch.linalg.eigh(seen @ seen.mT + variance.diag())
+        kept = values > 1e-13 * len(y) * values.amax().clamp(min=1e-300)
+        turned = vectors.mT @ r
+        inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
+        gain = B @ (seen.mT @ vectors) * inverse @ vectors.mT
+        left = B - gain @ seen
+        covariance = left @ left.mT + (gain * variance) @ gain.mT
+        means.append(m + gain @ r)
+        covariances.append(0.5 * (covariance + covariance.mT))
+        log = -0.5 * (turned.square() * inverse).sum() - 0.5 * values[kept].log().sum()
+        log = log - 0.5 * int(kept.sum()) * math.log(2 * math.pi)
+        off = turned[~kept].abs().amax() if bool((~kept).any()) else torch.zeros(())
+        scale = float(y.abs().amax() + (A @ m).abs().amax())
+        logs.append(torch.full_like(log, -math.inf) if float(off) > 1e-7 * (scale + 1e-300) else log)
+    joint = c.weights.log() + torch.stack(logs)
+    total = joint.logsumexp(0)
+    weights = (joint - total).exp()
+    return weights, torch.stack(means), torch.stack(covariances), float(total)
+
+
 def table_of(name: str, value: Any) -> Tensor:
     """Finite numbers in float64; raises ValueError or TypeError for others."""
     table = host_tensor(name, value)

@@ -30,7 +30,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from sde_toolkit.models.components import (
     Components,
     check_events,
     components_of,
+    conditioned,
     integrated_flow,
     monotone_flow,
     table_of,
@@ -310,6 +311,35 @@ class ExactModel(ScoreModel):
             )
         return ExactModel(self.data.component(label), self.sde, self.dtype, self.device)
 
+    @torch.inference_mode(False)
+    def posterior(self, observed: LinearGaussian) -> ExactPosterior:
+        """The model of p(x0 | y), in closed form: density, score at every t, samples, flow, and the evidence.
+
+        Args:
+            observed: y and its law, ``LinearObservation(A, std).given(y)``.
+
+        Raises:
+            ValueError: an observation that is not linear or of another event shape, or a y that the data
+                cannot have.
+        """
+        A, y, variance = observed.linear()
+        if tuple(observed.event_shape) != tuple(self.event_shape):
+            raise ValueError(
+                f"observed must be of samples with shape {self.event_shape}, got "
+                f"{tuple(observed.event_shape)}"
+            )
+        weights, means, covariances, log_evidence = conditioned(self.data.components, A, y, variance)
+        if not math.isfinite(log_evidence):
+            raise ValueError(
+                "y must be possible under the data, got one with probability 0; give a std above 0"
+            )
+        means = means.unflatten(-1, self.event_shape)
+        if len(weights) == 1:
+            data: ExactData = Gaussian(means[0], covariances[0])
+        else:
+            data = GaussianMixture(weights.clamp(min=1e-300), means, covariances)
+        return ExactPosterior(data, self.sde, self.dtype, self.device, log_evidence)
+
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """grad log p_t(x_t), with labels (B,) grad log p_t(x_t | k), with shape (B, *)."""
         y, alpha_t = self._scale_free(x_t, t)
@@ -333,3 +363,38 @@ class ExactModel(ScoreModel):
         flat = x_t.flatten(1)
         alpha_t = expand_like(self.sde.alpha(t), flat)
         return flat / alpha_t, alpha_t
+
+
+class LinearGaussian(Protocol):
+    """An observation y = A x0 + noise that was made, see ``sde_toolkit.guidance.Observed``."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """D."""
+        ...
+
+    def linear(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A with shape (m, n), y with shape (m,), the variances of the noise with shape (m,); float64."""
+        ...
+
+
+class ExactPosterior(ExactModel):
+    """The score model of data given an observation, from ``ExactModel.posterior``.
+
+    Args:
+        data: p(x0 | y).
+        sde: the forward process.
+        dtype, device: of the states that the model takes.
+        log_evidence: log p(y) in nats.
+    """
+
+    def __init__(
+        self,
+        data: ExactData,
+        sde: ForwardSDE,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        log_evidence: float,
+    ) -> None:
+        super().__init__(data, sde, dtype, device)
+        self.log_evidence = log_evidence

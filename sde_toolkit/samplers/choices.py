@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from sde_toolkit.samplers import checks, grids
-from sde_toolkit.samplers.correctors import Corrector
+from sde_toolkit.samplers.correctors import AfterStep
 from sde_toolkit.samplers.equations import ReverseEquation
 from sde_toolkit.samplers.grids import Grid, label
 from sde_toolkit.samplers.records import Guidance
@@ -39,7 +39,7 @@ class Choices:
     t_min: float = T_MIN
     grid: Grid = grids.uniform
     denoise: bool = True
-    corrector: Corrector | None = None
+    corrector: AfterStep | None = None
     corrector_first: bool = False
     last_draw: bool = True
     start: Start = "prior"

@@ -7,12 +7,12 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import DataScale, ScoreModel, Wrapper
+from sde_toolkit.models import Condition, DataScale, ScoreModel, Wrapper
 from sde_toolkit.utils import Stream
 from solvers import BrownianMotion, Interval, NoiseSource, StepNormals
 
@@ -125,6 +125,22 @@ Callback = Callable[[StepInfo], Tensor | None]
 
 Guidance = Callable[[ScoreModel], ScoreModel]
 """What changes a model's prediction while sampling: model -> model, see ``sde_toolkit.guidance``."""
+
+
+class Observed(Protocol):
+    """What was observed of samples, see ``sde_toolkit.guidance.Observed``."""
+
+    def on(self, sampler: Any, /) -> Any:
+        """The sampler with what an observation adds to its steps."""
+        ...
+
+    def model(self, model: ScoreModel, /) -> ScoreModel:
+        """The model given what was observed."""
+        ...
+
+    def conditions(self, posed: ScoreModel, condition: Condition | None, count: int, /) -> Tensor | None:
+        """The condition of that model with one row for each of ``count`` samples."""
+        ...
 
 
 class CountedModel(Wrapper):

@@ -44,7 +44,7 @@ from sde_toolkit.models import (
 from sde_toolkit.samplers import checks, grids
 from sde_toolkit.samplers.choices import Choices
 from sde_toolkit.samplers.grids import label
-from sde_toolkit.samplers.records import Callback, CountedModel, Samples, StepInfo, WithoutDraw
+from sde_toolkit.samplers.records import Callback, CountedModel, Observed, Samples, StepInfo, WithoutDraw
 from sde_toolkit.samplers.restarts import restarted
 from sde_toolkit.samplers.starts import Start, check_start, start_state
 from sde_toolkit.utils import require
@@ -101,10 +101,14 @@ class Sampler(Choices):
             draw where the last thing done is no step with a draw.
     """
 
-    def prepare(self, model: ScoreModel) -> PreparedSampler:
+    def prepare(self, model: ScoreModel, observation: Observed | None = None) -> PreparedSampler:
         """The sampler ready for one model: its times, and every coefficient that does not depend on a state.
 
         Keep the result where a sampler is run again and again; ``sample`` prepares afresh every time.
+
+        Args:
+            model: any ``ScoreModel``.
+            observation: what was observed of the samples, or None.
 
         Raises:
             ValueError: t_min >= T of the model's process, or an evaluation where there is no noise.
@@ -112,15 +116,19 @@ class Sampler(Choices):
         if not isinstance(model, ScoreModel):
             require("model", model, ScoreModel)
         if (own := self.on(model.sde)) is not self:
-            return own.prepare(model)
+            return own.prepare(model, observation)
+        sampler = self if observation is None else observation.on(self)
         with outside_inference_mode(), evaluating(model), without_autocast():
-            self._check(model)
-            control = self._control(model)
+            guided = sampler._guided(model)
+            posed = model if observation is None else observation.model(guided)
+            sampler._check(posed)
+            control = sampler._control(posed)
             plan = None
-            if isinstance(control, FixedGrid) and isinstance(self.method, Method):
+            if isinstance(control, FixedGrid) and isinstance(sampler.method, Method):
                 like = torch.empty((1, *model.event_shape), dtype=in_run(model).dtype, device=model.device)
-                plan = self.method.prepare(self.equation(self._guided(model)), control, like)
-        return PreparedSampler(self, model, control, plan)
+                term = sampler.equation(guided if observation is None else posed)
+                plan = sampler.method.prepare(term, control, like)
+        return PreparedSampler(sampler, model, control, plan, posed, observation)
 
     def sample(
         self,
@@ -136,6 +144,7 @@ class Sampler(Choices):
         callback: Callback | None = None,
         throw: bool = True,
         gradients: bool = False,
+        observation: Observed | None = None,
     ) -> Samples:
         """Draw samples with the global indices first_sample, ..., first_sample + num_samples - 1.
 
@@ -155,6 +164,8 @@ class Sampler(Choices):
                 they came, and ``Samples.failed`` tells which they are.
             gradients: let autograd record the run, on a fixed grid; only the states between the steps are
                 kept, and every step is computed again for its gradient.
+            observation: what was observed of the samples, such as ``LinearObservation(A, std).given(y)``:
+                they are drawn given it, by a method of ``sde_toolkit.guidance``.
 
         Raises:
             TypeError: an argument of another type.
@@ -165,7 +176,7 @@ class Sampler(Choices):
         """
         checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
         sampler = self if start is None else replace(self, start=start)
-        return sampler.prepare(model).sample(
+        return sampler.prepare(model, observation).sample(
             num_samples, condition=condition, seed=seed, batch_size=batch_size, first_sample=first_sample,
             noise=noise, callback=callback, throw=throw, gradients=gradients,
         )  # fmt: skip
@@ -240,12 +251,16 @@ class PreparedSampler:
         model: what is sampled from; its weights may change, its process, prediction and moments may not.
         control: the times of the steps, or the tolerances.
         plan: the method's coefficients on these times, or None.
+        posed: the model given what was observed, whose moments and conditions count; ``model`` without.
+        observation: what was observed, or None.
     """
 
     sampler: Sampler
     model: ScoreModel = field(repr=False)
     control: FixedGrid | Adaptive = field(repr=False)
     plan: Any = field(repr=False)
+    posed: ScoreModel = field(repr=False)
+    observation: Observed | None = None
 
     def sample(
         self,
@@ -264,9 +279,15 @@ class PreparedSampler:
         sampler, model = self.sampler, self.model
         checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
         sampler._check_callback(callback, gradients)
-        rows = model.conditions(condition, num_samples)
+        seen = self.observation
+        rows = (
+            model.conditions(condition, num_samples)
+            if seen is None
+            else seen.conditions(self.posed, condition, num_samples)
+        )
         counted, start = CountedModel(in_run(model), callback is not None), time.perf_counter()
         guided = sampler._guided(counted)
+        guided = guided if seen is None else seen.model(guided)
         batch, parts, failed = batch_size or num_samples, [], dict[int, str]()
         with outside_inference_mode(), evaluating(model, guided), without_autocast():
             equation = sampler.equation(guided)
@@ -282,7 +303,7 @@ class PreparedSampler:
         seconds = time.perf_counter() - start
         x = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(model.dtype)
         nfe = counted.rows / num_samples
-        if rows is None and callback is None and sampler.guidance is None:
+        if rows is None and callback is None and sampler.guidance is None and seen is None:
             checks.warn_of_moments(sampler.name, sampler.method, x, model.sde, sampler.t_min, nfe)
         return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling, failed)
 
@@ -323,7 +344,7 @@ class PreparedSampler:
         hooked = sampler.corrector is not None or sampler.restarts or callback is not None
         t = torch.tensor(control.t0, dtype=torch.float64) if isinstance(control, Adaptive) else control.ts[0]
         z = checks.first_normals(noise, (len(part), *model.event_shape), counted.dtype)
-        start = start_state(sampler.start, self.model, z, t, condition)
+        start = start_state(sampler.start, self.posed, z, t, condition)
         if sampler.corrector is not None and sampler.corrector_first:
             start = sampler.corrector(model, Interval(0, t, t, 0.0), start, noise, condition)
         try:
