@@ -14,6 +14,7 @@ ORDER = ("solvers", *sde_toolkit.ROOMS)
 SUBROOMS = (
     "samplers.presets",
     "samplers.gaussian",
+    "guidance.inverse",
     "config.configs",
     "data.sources",
     "metrics.errors",

@@ -1,9 +1,9 @@
 """What changes a model's prediction while sampling: thresholds, classifier-free guidance, observations."""
 
 from sde_toolkit.guidance.classifier_free import ClassifierFree, ClassifierFreeGuidance, guided
-from sde_toolkit.guidance.gains import GaussianInformed
-from sde_toolkit.guidance.likelihoods import DPS, MMPS, TMPD, PiGDM
-from sde_toolkit.guidance.maps import (
+from sde_toolkit.guidance.inverse.gains import GaussianInformed
+from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
+from sde_toolkit.guidance.inverse.maps import (
     LinearMap,
     blur,
     colour_mixing,
@@ -13,10 +13,10 @@ from sde_toolkit.guidance.maps import (
     gaussian_blur,
     projection,
 )
-from sde_toolkit.guidance.observations import LinearObservation, NonlinearObservation, Observation
-from sde_toolkit.guidance.observed import Observed, default_method
-from sde_toolkit.guidance.posterior import Method, PosteriorModel, Query
-from sde_toolkit.guidance.projections import DDNM, DiffPIR, ScoreALD
+from sde_toolkit.guidance.inverse.observations import LinearObservation, NonlinearObservation, Observation
+from sde_toolkit.guidance.inverse.observed import Observed, default_method
+from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, Query
+from sde_toolkit.guidance.inverse.projections import DDNM, DiffPIR, ScoreALD
 from sde_toolkit.guidance.thresholds import (
     DynamicThreshold,
     StaticThreshold,

@@ -316,7 +316,7 @@ class ExactModel(ScoreModel):
         """The model of p(x0 | y), in closed form: density, score at every t, samples, flow, and the evidence.
 
         Args:
-            observed: y and its law, ``LinearObservation(A, std).given(y)``.
+            observed: y and its law, ``Observed(LinearObservation(A, std), y)``.
 
         Raises:
             ValueError: an observation that is not linear or of another event shape, or a y that the data

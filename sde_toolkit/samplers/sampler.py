@@ -164,7 +164,7 @@ class Sampler(Choices):
                 they came, and ``Samples.failed`` tells which they are.
             gradients: let autograd record the run, on a fixed grid; only the states between the steps are
                 kept, and every step is computed again for its gradient.
-            observation: what was observed of the samples, such as ``LinearObservation(A, std).given(y)``:
+            observation: what was observed of the samples, such as ``Observed(LinearObservation(A, std), y)``:
                 they are drawn given it, by a method of ``sde_toolkit.guidance``.
 
         Raises:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.likelihoods import DPS, MMPS
-from sde_toolkit.guidance.observations import LinearObservation, Observation
-from sde_toolkit.guidance.posterior import Method, PosteriorModel, linear_system
+from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS
+from sde_toolkit.guidance.inverse.observations import LinearObservation, Observation
+from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, linear_system
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import InTurn, Sampler
 from sde_toolkit.utils import require

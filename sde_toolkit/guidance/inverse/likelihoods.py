@@ -34,14 +34,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.gains import Gains, gains_of
-from sde_toolkit.guidance.observations import (
+from sde_toolkit.guidance.inverse.gains import Gains, gains_of
+from sde_toolkit.guidance.inverse.observations import (
     LinearObservation,
     NonlinearObservation,
     Observation,
     reciprocal,
 )
-from sde_toolkit.guidance.posterior import Method, Query
+from sde_toolkit.guidance.inverse.posterior import Method, Query
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.utils import check_fields
 from solvers.terms import expand_like

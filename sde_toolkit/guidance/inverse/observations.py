@@ -17,19 +17,15 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.maps import EntriesMap, LinearMap, MaskMap, MatrixMap, function_map
+from sde_toolkit.guidance.inverse.maps import EntriesMap, LinearMap, MaskMap, MatrixMap, function_map
 from sde_toolkit.models import row_product
 from sde_toolkit.utils import Stream, as_tensor, checked, host_tensor, shown
 from solvers import Normals
-
-if TYPE_CHECKING:
-    from sde_toolkit.guidance.observed import Observed
-    from sde_toolkit.guidance.posterior import Method
 
 
 class Observation(ABC):
@@ -51,18 +47,6 @@ class Observation(ABC):
     def draw(self, x0: Tensor, seed: int = 0, first_sample: int = 0) -> Tensor:
         """Observations with shape (B, *Y) of x0 with shape (B, *D); row i has the noise of sample
         first_sample + i of the seed."""
-
-    @checked
-    def given(self, y: Any, method: Method | None = None) -> Observed:
-        """This observation with what was observed: for ``sample(model, n, observation=...)``.
-
-        Args:
-            y: with shape Y for all samples, or (n, *Y) with one row per sample.
-            method: how to guide by it; a default when None.
-        """
-        from sde_toolkit.guidance.observed import Observed
-
-        return Observed(self, y, method)
 
     @checked
     def rows(self, y: Any, count: int | None = None, like: Tensor | None = None) -> Tensor:

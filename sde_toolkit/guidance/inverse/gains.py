@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.maps import EntriesMap, MaskMap
-from sde_toolkit.guidance.observations import LinearObservation, Measured, Observation
-from sde_toolkit.guidance.posterior import Method, Query
+from sde_toolkit.guidance.inverse.maps import EntriesMap, MaskMap
+from sde_toolkit.guidance.inverse.observations import LinearObservation, Measured, Observation
+from sde_toolkit.guidance.inverse.posterior import Method, Query
 from sde_toolkit.models import Moments, ScoreModel, row_product
 
 _JITTER = 1e-13

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sde_toolkit.guidance.observations import reciprocal
-from sde_toolkit.guidance.posterior import Method, Query
+from sde_toolkit.guidance.inverse.observations import reciprocal
+from sde_toolkit.guidance.inverse.posterior import Method, Query
 from sde_toolkit.utils import check_fields
 from solvers.terms import expand_like
 

@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.maps import EntriesMap
-from sde_toolkit.guidance.observations import LinearObservation, Measured, Observation
+from sde_toolkit.guidance.inverse.maps import EntriesMap
+from sde_toolkit.guidance.inverse.observations import LinearObservation, Measured, Observation
 from sde_toolkit.models import Condition, Moments, ScoreModel, Wrapper
 from sde_toolkit.samplers import AfterStep
 from sde_toolkit.sdes import ForwardSDE
