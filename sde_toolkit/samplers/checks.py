@@ -1,4 +1,4 @@
-"""Arguments, callbacks and ends of a sampler's runs: what is refused, and what failed."""
+"""Arguments, times, callbacks and ends of a sampler's runs: what is refused, and what failed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import Moments, wide_type
+from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.records import Callback, StepInfo
+from sde_toolkit.samplers.starts import GivenStates
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, has_method, integer, require
-from solvers import NoiseSource, Solution, Status
+from solvers import FixedGrid, NoiseSource, Solution, Status
 from solvers.solution import finish
 
 _SEEDS = 1 << 64
@@ -68,6 +71,74 @@ def check_limits(num_steps: int | None, t_min: float, rtol: float, atol: float, 
         raise ValueError(f"rtol and atol must be finite, >= 0 and not both 0, got {rtol} and {atol}")
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+
+
+def check_given(x_start: object, t_start: float | None, start: object) -> None:
+    """Refuse, with ValueError, starts that contradict each other."""
+    if t_start is not None and x_start is None:
+        raise ValueError(
+            f"t_start = {t_start} needs the states there; give x_start, with noised=True for x_t"
+        )
+    if x_start is not None and start is not None:
+        raise ValueError(f"x_start and start={start!r} both say where the runs start; give one of them")
+
+
+def first_time(t_start: float, t_min: float, T: float) -> float:
+    """``t_start`` as a number; raises TypeError or ValueError for what is no time between t_min and T."""
+    if isinstance(t_start, bool) or not isinstance(t_start, (int, float)):
+        require("t_start", t_start, float)
+    t = float(t_start)
+    if not t_min < t <= T * (1 + 1e-9):
+        raise ValueError(f"t_start must lie above t_min = {t_min} and at most at T = {T}, got {t_start}")
+    return min(t, T)
+
+
+def check_times(
+    grid: FixedGrid, function: Grid, num_steps: int, t_min: float, T: float, t_start: float | None
+) -> None:
+    """Refuse, with ValueError, the times of a grid that is not one from noise to data.
+
+    Args:
+        grid: the times.
+        function: that made them.
+        num_steps, t_min, T: what they should be.
+        t_start: where they should begin; anywhere up to T when None.
+    """
+    first, last = grid.ends
+    name = grids.label(function)
+    if grid.num_steps != num_steps:
+        raise ValueError(
+            f"grid {name} must give num_steps + 1 = {num_steps + 1} times, got {grid.num_steps + 1}"
+        )
+    if not T * (1 + 1e-9) >= first > last >= 0:
+        raise ValueError(
+            f"grid {name} must fall from T = {T} or below to t_min >= 0, got times from {first} to {last}"
+        )
+    own_ends = isinstance(function, (grids.Explicit, grids.Snapped))
+    if not own_ends and abs(last - t_min) > 1e-9 * T:
+        raise ValueError(
+            f"grid {name} must end at t_min = {t_min}, got {last}; give t_min={last}, "
+            "or times of your own as grids.Explicit(times)"
+        )
+    at_indices = isinstance(function, (grids.Snapped, grids.Leading))
+    if t_start is not None and not at_indices and abs(first - t_start) > 1e-9 * T:
+        raise ValueError(
+            f"grid {name} must begin at t_start = {t_start}, got {first}; leave t_start out to start there, "
+            "or take another grid"
+        )
+
+
+def check_states(given: GivenStates | None, t_start: float | None, begin: Tensor) -> None:
+    """Refuse, with ValueError, no states where they are needed, and noised ones of another time than the
+    first."""
+    if given is None and t_start is not None:
+        raise ValueError(f"runs prepared for t_start = {t_start} need the states there; give x_start")
+    t = float(begin)
+    if given is not None and given.noised and t_start is not None and abs(t - t_start) > 1e-9 * t_start:
+        raise ValueError(
+            f"noised states at t_start = {t_start} need a grid that begins there, got one on indices, which "
+            f"begins at {t}; give states at t_start={t}"
+        )
 
 
 def relative_tolerance(rtol: float, dtype: torch.dtype) -> float:

@@ -62,16 +62,17 @@ class Restart:
                 f"num_steps and repeats of a restart must be >= 1, got {self.num_steps}, {self.repeats}"
             )
 
-    def check(self, sde: ForwardSDE) -> None:
-        """Refuse noise that the process does not reach.
+    def check(self, sde: ForwardSDE, t_start: float | None = None) -> None:
+        """Refuse noise that the process, or a run from given states, does not reach.
 
         Raises:
-            ValueError: nsr_max is above the ratio at T.
+            ValueError: nsr_max is above the ratio at ``t_start``, T by default.
         """
-        most = float(sde.nsr(torch.tensor(sde.T, dtype=torch.float64)))
+        most = float(sde.nsr(torch.tensor(sde.T if t_start is None else t_start, dtype=torch.float64)))
         if self.nsr_max > most * (1 + 1e-9):
+            where = "T" if t_start is None else f"t_start = {t_start:.6g}"
             raise ValueError(
-                f"nsr_max of a restart must be at most that at T, {most:.6g}, got {self.nsr_max}"
+                f"nsr_max of a restart must be at most that at {where}, {most:.6g}, got {self.nsr_max}"
             )
 
 

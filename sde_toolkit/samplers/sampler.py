@@ -4,8 +4,9 @@ A sampler is a choice of equation (``sde_toolkit.samplers.equations``), of a met
 grid and, if wanted, of a corrector, of restarts and of guidance.  The literature's samplers are made by the
 functions of ``sde_toolkit.samplers``.
 
-A run starts from the prior at T, or from the Gaussian with the data's moments there
-(``sde_toolkit.samplers.starts``), and goes down to t_min >= 0.  The end is a matter of options:
+A run starts from the prior at T, from the Gaussian with the data's moments there, or from given data with the
+noise of any time (``sde_toolkit.samplers.starts``), and goes down to t_min >= 0.  The end is a matter of
+options:
 
     denoise         the last state is replaced by x0_hat (Tweedie), for one more evaluation; it is the same as
                     one more step of first order from t_min to sigma = 0
@@ -43,10 +44,9 @@ from sde_toolkit.models import (
 )
 from sde_toolkit.samplers import checks, grids
 from sde_toolkit.samplers.choices import Choices
-from sde_toolkit.samplers.grids import label
 from sde_toolkit.samplers.records import Callback, CountedModel, Observed, Samples, StepInfo, WithoutDraw
 from sde_toolkit.samplers.restarts import restarted
-from sde_toolkit.samplers.starts import Start, check_start, start_state
+from sde_toolkit.samplers.starts import Start, check_start, given_states, start_state
 from sde_toolkit.utils import require
 from solvers import (
     EULER,
@@ -101,7 +101,9 @@ class Sampler(Choices):
             draw where the last thing done is no step with a draw.
     """
 
-    def prepare(self, model: ScoreModel, observation: Observed | None = None) -> PreparedSampler:
+    def prepare(
+        self, model: ScoreModel, observation: Observed | None = None, *, t_start: float | None = None
+    ) -> PreparedSampler:
         """The sampler ready for one model: its times, and every coefficient that does not depend on a state.
 
         Keep the result where a sampler is run again and again; ``sample`` prepares afresh every time.
@@ -109,26 +111,38 @@ class Sampler(Choices):
         Args:
             model: any ``ScoreModel``.
             observation: what was observed of the samples, or None.
+            t_start: first time of runs from given states, instead of T; every call then needs ``x_start``.
 
         Raises:
-            ValueError: t_min >= T of the model's process, or an evaluation where there is no noise.
+            ValueError: t_min >= T of the model's process, or an evaluation where there is no noise; a grid
+                that cannot begin at t_start.
         """
+        return self._prepared(model, observation, t_start, t_start is not None)
+
+    def _prepared(
+        self, model: ScoreModel, observation: Observed | None, t_start: float | None, given: bool
+    ) -> PreparedSampler:
+        """The sampler for a model, from the prior or from states that are given."""
         if not isinstance(model, ScoreModel):
             require("model", model, ScoreModel)
         if (own := self.on(model.sde)) is not self:
-            return own.prepare(model, observation)
+            return own._prepared(model, observation, t_start, given)
         sampler = self if observation is None else observation.on(self)
         with outside_inference_mode(), evaluating(model), without_autocast():
             guided = sampler._guided(model)
             posed = model if observation is None else observation.model(guided)
             sampler._check(posed)
-            control = sampler._control(posed)
+            if t_start is not None:
+                t_start = checks.first_time(t_start, self.t_min, model.sde.T)
+            for restart in sampler.restarts:
+                restart.check(model.sde, t_start)
+            control = sampler._control(posed, t_start, given)
             plan = None
             if isinstance(control, FixedGrid) and isinstance(sampler.method, Method):
                 like = torch.empty((1, *model.event_shape), dtype=in_run(model).dtype, device=model.device)
                 term = sampler.equation(guided if observation is None else posed)
                 plan = sampler.method.prepare(term, control, like)
-        return PreparedSampler(sampler, model, control, plan, posed, observation)
+        return PreparedSampler(sampler, model, control, plan, posed, observation, t_start)
 
     def sample(
         self,
@@ -140,6 +154,9 @@ class Sampler(Choices):
         batch_size: int | None = None,
         first_sample: int = 0,
         start: Start | None = None,
+        x_start: Tensor | None = None,
+        t_start: float | None = None,
+        noised: bool = False,
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         throw: bool = True,
@@ -157,6 +174,11 @@ class Sampler(Choices):
                 alike do not depend on it; those of a network agree to rounding.
             first_sample: global index of the first sample.
             start: of the runs, as for ``Sampler``; the sampler's own when None.
+            x_start: clean data in model scale with shape (num_samples, *D) that the runs start from, with the
+                noise of t_start (image to image, 2108.01073), instead of the prior.
+            t_start: where these runs start, t_min < t_start <= T; where the grid does when None.  The same
+                number of steps goes from there to t_min; grids on indices start at the nearest one.
+            noised: x_start are the states at t_start themselves, such as latents: no noise is added.
             noise: a source of normals for all samples in one batch, instead of the seed's own.
             callback: called with a ``StepInfo`` after every step of every batch; needs a fixed grid.  Where
                 it returns a tensor with the shape of the state, the run goes on from there.
@@ -175,10 +197,11 @@ class Sampler(Choices):
                 global indices.
         """
         checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
+        checks.check_given(x_start, t_start, start)
         sampler = self if start is None else replace(self, start=start)
-        return sampler.prepare(model, observation).sample(
+        return sampler._prepared(model, observation, t_start, x_start is not None).sample(
             num_samples, condition=condition, seed=seed, batch_size=batch_size, first_sample=first_sample,
-            noise=noise, callback=callback, throw=throw, gradients=gradients,
+            x_start=x_start, noised=noised, noise=noise, callback=callback, throw=throw, gradients=gradients,
         )  # fmt: skip
 
     def _check_callback(self, callback: Callback | None, gradients: bool) -> None:
@@ -199,8 +222,6 @@ class Sampler(Choices):
             )
         if self.t_min >= model.sde.T:
             raise ValueError(f"t_min must be smaller than T = {model.sde.T} of the process, got {self.t_min}")
-        for restart in self.restarts:
-            restart.check(model.sde)
         never = self.method in _NEVER_AT_END or isinstance(self.method, SchemeMethod)
         evaluates_end = self.denoise or (self.corrector and not self.corrector_first) or not never
         zero = torch.zeros((), dtype=torch.float64)  # where sigma can be 0, and a score divides by it
@@ -210,36 +231,18 @@ class Sampler(Choices):
                 "raise t_min, or use a sampler that does not evaluate there, with denoise=False"
             )
 
-    def _control(self, model: ScoreModel) -> FixedGrid | Adaptive:
+    def _control(self, model: ScoreModel, t_start: float | None, given: bool) -> FixedGrid | Adaptive:
+        begin = model.sde.T if t_start is None else t_start
         if self.num_steps is None:
             rtol = checks.relative_tolerance(self.rtol, model.dtype)
-            return Adaptive(model.sde.T, self.t_min, rtol=rtol, atol=self.atol, max_steps=self.max_steps)
-        grid = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, model.sde.T))
-        self._check_times(grid, model.sde.T)
-        grids.warn_of_start(model.sde, grid.ts, self.name, self.start == "prior")
+            return Adaptive(begin, self.t_min, rtol=rtol, atol=self.atol, max_steps=self.max_steps)
+        grid = FixedGrid(self.grid(model.sde, self.num_steps, self.t_min, begin))
+        checks.check_times(grid, self.grid, self.num_steps, self.t_min, model.sde.T, t_start)
+        if not given:
+            grids.warn_of_start(model.sde, grid.ts, self.name, self.start == "prior")
         if model.predicts == "noise" or self.name == "pndm":
             grids.warn_of_first_step(model.sde, grid.ts, self.name)
         return grid
-
-    def _check_times(self, grid: FixedGrid, T: float) -> None:
-        """Refuse the times of a grid that is not one from noise to data."""
-        first, last = grid.ends
-        if grid.num_steps != self.num_steps:
-            raise ValueError(
-                f"grid {label(self.grid)} must give num_steps + 1 = {(self.num_steps or 0) + 1} times, got "
-                f"{grid.num_steps + 1}"
-            )
-        if not T * (1 + 1e-9) >= first > last >= 0:
-            raise ValueError(
-                f"grid {label(self.grid)} must fall from T = {T} or below to t_min >= 0, got times from "
-                f"{first} to {last}"
-            )
-        own_ends = isinstance(self.grid, (grids.Explicit, grids.Snapped))
-        if not own_ends and abs(last - self.t_min) > 1e-9 * T:
-            raise ValueError(
-                f"grid {label(self.grid)} must end at t_min = {self.t_min}, got {last}; give t_min={last}, "
-                "or times of your own as grids.Explicit(times)"
-            )
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,7 @@ class PreparedSampler:
         plan: the method's coefficients on these times, or None.
         posed: the model given what was observed, whose moments and conditions count; ``model`` without.
         observation: what was observed, or None.
+        t_start: where given states start that every call needs; None for starts at random.
     """
 
     sampler: Sampler
@@ -261,6 +265,7 @@ class PreparedSampler:
     plan: Any = field(repr=False)
     posed: ScoreModel = field(repr=False)
     observation: Observed | None = None
+    t_start: float | None = None
 
     def sample(
         self,
@@ -270,15 +275,22 @@ class PreparedSampler:
         seed: int = 0,
         batch_size: int | None = None,
         first_sample: int = 0,
+        x_start: Tensor | None = None,
+        noised: bool = False,
         noise: NoiseSource | None = None,
         callback: Callback | None = None,
         throw: bool = True,
         gradients: bool = False,
     ) -> Samples:
-        """Draw samples; arguments and errors are those of ``Sampler.sample``, but for the start."""
+        """Draw samples; arguments and errors are those of ``Sampler.sample``, but for the start.
+
+        The states of ``x_start`` are at ``t_start`` of ``Sampler.prepare``.
+        """
         sampler, model = self.sampler, self.model
         checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
         sampler._check_callback(callback, gradients)
+        given = given_states(x_start, noised, model, num_samples)
+        checks.check_states(given, self.t_start, self._begin)
         seen = self.observation
         rows = (
             model.conditions(condition, num_samples)
@@ -294,31 +306,49 @@ class PreparedSampler:
             for first in range(0, num_samples, batch):
                 part = range(first_sample + first, first_sample + min(first + batch, num_samples))
                 source = noise or Normals(seed, part, model.event_shape, counted.dtype, model.device)
-                given = None if rows is None else rows[first : first + batch]
-                term = equation if given is None else replace(equation, args=(given,))
+                row = None if rows is None else rows[first : first + batch]
+                term = equation if row is None else replace(equation, args=(row,))
                 with torch.set_grad_enabled(gradients):
-                    x, broken = self._run(counted, guided, term, given, source, callback, part, throw)
+                    z = checks.first_normals(source, (len(part), *model.event_shape), counted.dtype)
+                    if given is None:
+                        x = start_state(sampler.start, self.posed, z, self._begin, row)
+                    else:
+                        x = given.at(model, first, z, self._begin)
+                    x, broken = self._run(counted, guided, term, x, row, source, callback, part, throw)
                 parts.append(x)
                 failed |= broken
         seconds = time.perf_counter() - start
         x = (torch.cat(parts) if len(parts) > 1 else parts[0]).to(model.dtype)
         nfe = counted.rows / num_samples
-        if rows is None and callback is None and sampler.guidance is None and seen is None:
+        plain = rows is None and given is None and seen is None
+        if plain and callback is None and sampler.guidance is None:
             checks.warn_of_moments(sampler.name, sampler.method, x, model.sde, sampler.t_min, nfe)
-        return Samples(x, nfe, seconds, seed, first_sample, sampler.settings, model.scaling, failed)
+        settings = sampler.settings
+        if given is not None:
+            settings["x_start"] = "noised" if noised else "clean"
+            settings["t_start"] = float(self._begin)
+        return Samples(x, nfe, seconds, seed, first_sample, settings, model.scaling, failed)
+
+    @property
+    def _begin(self) -> Tensor:
+        """The first time of the runs, with shape ()."""
+        control = self.control
+        begin = control.t0 if isinstance(control, Adaptive) else float(control.ts[0])
+        return torch.tensor(begin, dtype=torch.float64)
 
     def _run(
         self,
         counted: CountedModel,
         model: ScoreModel,
         term: Term,
+        start: Tensor,
         condition: Tensor | None,
         noise: NoiseSource,
         callback: Callback | None,
         part: range,
         throw: bool,
     ) -> tuple[Tensor, dict[int, str]]:
-        """One batch, the samples of ``part``, from the prior to the data, and which of them failed."""
+        """One batch, the samples of ``part``, from their start to the data, and which of them failed."""
         sampler, control, before = self.sampler, self.control, counted.rows
 
         def after(interval: Interval, x: Tensor) -> Tensor | None:
@@ -342,10 +372,8 @@ class PreparedSampler:
             return new
 
         hooked = sampler.corrector is not None or sampler.restarts or callback is not None
-        t = torch.tensor(control.t0, dtype=torch.float64) if isinstance(control, Adaptive) else control.ts[0]
-        z = checks.first_normals(noise, (len(part), *model.event_shape), counted.dtype)
-        start = start_state(sampler.start, self.posed, z, t, condition)
         if sampler.corrector is not None and sampler.corrector_first:
+            t = self._begin
             start = sampler.corrector(model, Interval(0, t, t, 0.0), start, noise, condition)
         try:
             solution = solve(

@@ -10,16 +10,28 @@ sqrt(1/2) and not 1, with sigma_max = 50 the error is 2e-4; under VP, where alph
 but .0066 m.  Both take the same normals z; where noise dominates, starts with the same z are neighbours.
 
 With classes as the condition every sample starts from the moments of its class, where the model knows them.
+
+A run may also start from given states: clean data x0 that get the noise of the first time t,
+
+    x_t = alpha_t x0 + sigma_t z,          z the normals that the prior would have been made of,
+
+so that the run keeps of x0 what the noise leaves and makes up the rest (SDEdit: image to image, strokes to
+pictures); or states x_t that are noised already, such as latents of ``sde_toolkit.likelihood.encode``.  With
+x0 from the data x_t has the law p_t, and the samples have the data's law but for the sampler's error.
+
+Reference: Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations"
+(2108.01073).
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.models import Moments, ScoreModel
+from sde_toolkit.utils import as_tensor, require
 
 StartName = Literal["prior", "moments"]
 STARTS: tuple[str, ...] = get_args(StartName)
@@ -75,3 +87,45 @@ def start_state(
         law = of_classes[label] if label < len(of_classes) else whole  # the last label stands for no class
         x[rows] = law.marginal_sample(z[rows], *levels)
     return x
+
+
+class GivenStates(NamedTuple):
+    """States that runs start from, one for every sample.
+
+    Attributes:
+        x: clean data or noised states, with shape (N, *D).
+        noised: whether they are x_t at the first time already.
+    """
+
+    x: Tensor
+    noised: bool
+
+    def at(self, model: ScoreModel, first: int, z: Tensor, t: Tensor) -> Tensor:
+        """The states at t with shape (B, *D) of the samples ``first``, ...; z are their normals."""
+        x = self.x[first : first + len(z)].to(z.dtype)
+        return x if self.noised else model.sde.perturb(x, t, z)
+
+
+def given_states(x_start: Any, noised: bool, model: ScoreModel, num_samples: int) -> GivenStates | None:
+    """The states that a caller gives, on the device of the model; None for None.
+
+    Raises:
+        TypeError: what holds no real numbers.
+        ValueError: another shape than (num_samples, *D), nan or inf, or ``noised`` of nothing.
+    """
+    if not isinstance(noised, bool):
+        require("noised", noised, bool)
+    if x_start is None:
+        if noised:
+            raise ValueError("noised=True says that x_start is noised already; give x_start, or leave it out")
+        return None
+    x = as_tensor("x_start", x_start, model.dtype)
+    wanted = (num_samples, *model.event_shape)
+    if x.shape != wanted:
+        raise ValueError(
+            f"x_start must have shape {wanted}, one state in model scale for every sample, got "
+            f"{tuple(x.shape)}; repeat a single one with x.expand{wanted}"
+        )
+    if x.is_meta or not bool(x.isfinite().all()):
+        raise ValueError("x_start must hold finite numbers, got nan, inf or a tensor on the meta device")
+    return GivenStates(x.to(model.device), noised)
