@@ -6,8 +6,9 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 THREADS ?= 2
 export OMP_NUM_THREADS ?= $(THREADS)
-# Tests run in WORKERS processes of one thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# Tests run in WORKERS processes of one thread each.  Each takes neighbours, which share what they prepare, and work of
+# another when its own is done.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test test-slow test-browser lint bench checkpoint clean
 
