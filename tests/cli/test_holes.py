@@ -180,14 +180,21 @@ def test_broken_likelihoods_are_named(content, workdir, tmp_path, capsys):
         assert f"{path} is not a file of likelihoods" in shown
 
 
+@pytest.fixture(scope="module")
+def likelihoods(workdir, tmp_path_factory):
+    """What a run writes."""
+    folder = tmp_path_factory.mktemp("likelihoods")
+    assert cli.main(["likelihood", f"--workdir={workdir}", f"--output={folder}"]) == 0
+    return json.loads((folder / "likelihood-test.json").read_text())
+
+
 @pytest.mark.parametrize("key", ["bits_per_dim", "nfe", "seconds", "uniform", "budget", "bounds", "settings"])
 @pytest.mark.parametrize("value", [None, [None], "x", [["a"]], float("nan")])
-def test_likelihoods_with_a_wrong_part_are_refused_or_recomputed(key, value, workdir, tmp_path, capsys):
-    assert cli.main(["likelihood", f"--workdir={workdir}", f"--output={tmp_path}"]) == 0
+def test_likelihoods_with_a_wrong_part_are_refused_or_recomputed(
+    key, value, workdir, likelihoods, tmp_path, capsys
+):
     path = tmp_path / "likelihood-test.json"
-    content = {**json.loads(path.read_text()), key: value}
-    path.write_text(json.dumps(content))
-    capsys.readouterr()
+    path.write_text(json.dumps({**likelihoods, key: value}))
     code = cli.main(["likelihood", f"--workdir={workdir}", f"--output={tmp_path}"])
     shown = capsys.readouterr()
     assert code == 0 or f"{path} is not a file of likelihoods" in shown.err

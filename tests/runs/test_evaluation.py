@@ -32,22 +32,30 @@ def found(workdir, directory, **changes):
     return evaluate_likelihood(type(run)(**{**vars(run), "config": config}), directory)
 
 
-def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, tmp_path):
-    result, reused = found(workdir, tmp_path, bounds="both", num_diagnostic_samples=2)
+@pytest.fixture(scope="module")
+def grey(workdir, tmp_path_factory):
+    """Where likelihoods with both bounds are written, and they."""
+    directory = tmp_path_factory.mktemp("grey")
+    result, reused = found(workdir, directory, bounds="both", num_diagnostic_samples=2)
     assert not reused
+    return directory, result
+
+
+def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, grey):
+    directory, result = grey
     assert len(result.bits_per_dim) == 6
     assert result.uniform == pytest.approx(math.log2(17))
     names = [line.split()[0] for line in result.budget]
     assert names == ["solver", "probes", "truncation", "prior", "dequantization", "total"]
     assert [name for name, _, _ in result.bounds] == ["continuous bound", "discrete bound"]
     assert all(math.isfinite(mean) and error > 0 for _, mean, error in result.bounds)
-    again, reused = found(workdir, tmp_path, bounds="both", num_diagnostic_samples=2)
+    again, reused = found(workdir, directory, bounds="both", num_diagnostic_samples=2)
     assert reused
     assert again == result
 
 
-def test_errors_are_in_the_unit_of_the_value(workdir, tmp_path):
-    result, _ = found(workdir, tmp_path, bounds="continuous", num_diagnostic_samples=2)
+def test_errors_are_in_the_unit_of_the_value(grey):
+    _, result = grey
     bits = torch.tensor(result.bits_per_dim, dtype=torch.float64)
     assert result.mean == pytest.approx(float(bits.mean()))
     assert result.standard_error == pytest.approx(float(bits.std()) / math.sqrt(6))
@@ -68,6 +76,12 @@ def test_other_dequantisations_and_more_draws(workdir, tmp_path):
     assert several.mean != once.mean
 
 
+@pytest.fixture(scope="module")
+def run(workdir):
+    """The run, which nothing changes."""
+    return open_run(workdir)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -78,7 +92,7 @@ def test_other_dequantisations_and_more_draws(workdir, tmp_path):
     ],
     ids=repr,
 )  # fmt: skip
-def test_null_and_missing_parts_of_a_file_are_named(workdir, tmp_path, change):
+def test_null_and_missing_parts_of_a_file_are_named(run, tmp_path, change):
     path = evaluation_path(tmp_path, "test")
     whole = {
         "split": "test", "bits_per_dim": [1.0, 2.0], "uniform": None, "nfe": 3.0, "seconds": 0.5,
@@ -86,19 +100,19 @@ def test_null_and_missing_parts_of_a_file_are_named(workdir, tmp_path, change):
         "bounds": [["a", 1.0, math.inf]], "settings": {"model": "x"},
     }  # fmt: skip
     path.write_text(json.dumps(whole))
-    assert load_evaluation(open_run(workdir), tmp_path) is None
+    assert load_evaluation(run, tmp_path) is None
     for content in ({**whole, **change}, {k: v for k, v in whole.items() if k not in change} | {"more": 1}):
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match="remove it and run again"):
-            load_evaluation(open_run(workdir), tmp_path)
+            load_evaluation(run, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, None])
-def test_what_is_no_file_of_likelihoods_is_named(workdir, tmp_path, content):
+def test_what_is_no_file_of_likelihoods_is_named(run, tmp_path, content):
     path = evaluation_path(tmp_path, "test")
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match="remove it and run again"):
-        load_evaluation(open_run(workdir), tmp_path)
+        load_evaluation(run, tmp_path)
 
 
 def test_a_broken_file_is_named(workdir, tmp_path):
