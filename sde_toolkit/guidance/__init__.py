@@ -1,4 +1,5 @@
-"""What changes a model's prediction while sampling: thresholds, classifier-free guidance, observations."""
+"""What changes a model's prediction while sampling: thresholds, classifier-free guidance, observations, and
+the inverse problems that these solve."""
 
 from sde_toolkit.guidance.classifier_free import ClassifierFree, ClassifierFreeGuidance, guided
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
@@ -17,6 +18,8 @@ from sde_toolkit.guidance.inverse.observations import LinearObservation, Nonline
 from sde_toolkit.guidance.inverse.observed import Observed, default_method
 from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, Query
 from sde_toolkit.guidance.inverse.projections import DDNM, DiffPIR, ScoreALD
+from sde_toolkit.guidance.raw_units import in_model_scale
+from sde_toolkit.guidance.tasks import NUM_DRAWS, Restored, impute, inpaint, restore
 from sde_toolkit.guidance.thresholds import (
     DynamicThreshold,
     StaticThreshold,
@@ -30,6 +33,7 @@ __all__ = [
     "DDNM",
     "DPS",
     "MMPS",
+    "NUM_DRAWS",
     "TMPD",
     "ClassifierFree",
     "ClassifierFreeGuidance",
@@ -45,6 +49,7 @@ __all__ = [
     "PiGDM",
     "PosteriorModel",
     "Query",
+    "Restored",
     "ScoreALD",
     "StaticThreshold",
     "Threshold",
@@ -58,6 +63,10 @@ __all__ = [
     "fourier_mask",
     "gaussian_blur",
     "guided",
+    "impute",
+    "in_model_scale",
+    "inpaint",
     "projection",
+    "restore",
     "thresholded",
 ]

@@ -52,6 +52,14 @@ from sde_toolkit.metrics.protocol import (
     Facts,
     Statistic,
 )
+from sde_toolkit.metrics.restoration import (
+    Interval,
+    coverage,
+    interval,
+    mean_psnr,
+    over_examples,
+    psnr,
+)
 from sde_toolkit.metrics.transport import (
     Wasserstein,
 )
@@ -73,6 +81,7 @@ __all__ = [
     "FlowError",
     "FrechetDistance",
     "InceptionFeatures",
+    "Interval",
     "KernelInceptionDistance",
     "ModeCoverage",
     "ModuleFeatures",
@@ -85,15 +94,20 @@ __all__ = [
     "VendiScore",
     "Wasserstein",
     "bootstrap",
+    "coverage",
     "difference",
     "digit_features",
     "energy_distance",
     "feature_extractor",
     "frechet_distance",
     "gaussian_w2",
+    "interval",
+    "mean_psnr",
     "metric",
     "mmd",
+    "over_examples",
     "over_seeds",
     "pooled",
+    "psnr",
     "sliced_wasserstein",
 ]
