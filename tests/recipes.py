@@ -11,6 +11,7 @@ import recipes_interop
 import recipes_pipelines
 import recipes_score_sde
 import recipes_tables
+import recipes_tasks
 import torch
 from recipe_parts import (
     CHAIN,
@@ -364,6 +365,7 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | {name: Recipe(*recipe) for name, recipe in objectives().items()}
         | {name: Recipe(*recipe) for name, recipe in more_objectives().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
+        | {name: Recipe(*parts) for name, parts in recipes_tasks.tasks().items()}
         | {name: Recipe(*parts) for name, parts in recipes_interop.interops().items()}
         | {name: Recipe(*parts) for name, parts in recipes_score_sde.score_sde(folder).items()}
         | {name: Recipe(*parts) for name, parts in recipes_pipelines.pipelines().items()}

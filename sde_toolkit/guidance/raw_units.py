@@ -54,6 +54,8 @@ def in_model_scale(
         TypeError: a scaling of another kind.
     """
     rows = observation.rows(y).double().cpu()
+    if not len(rows):
+        raise ValueError("y must have a row or more, got none")
     if scaling is None:
         return observation, rows
     if not isinstance(scaling, Scaling):

@@ -44,6 +44,9 @@ NUM_STEPS = 50
 Progress = Callable[[int], object]
 """Told after every batch how many draws it finished."""
 
+MOST_STD = 1e15
+"""The largest noise that tells anything in double precision."""
+
 _APART = 1 << 32
 
 
@@ -135,8 +138,7 @@ def inpaint(model: ScoreModel, images: Any, mask: Any, *, std: float = 0.0, **op
     Raises:
         ValueError: a mask of another shape, or without a True; what ``restore`` refuses.
     """
-    table = torch.as_tensor(mask)
-    shape = _raw_shape(model)
+    table, shape = as_tensor("mask", mask), _raw_shape(model)
     if table.dtype != torch.bool or table.ndim < 1 or tuple(shape[-table.ndim :]) != tuple(table.shape):
         raise ValueError(
             f"mask must be bool with shape {shape}, or the last of these numbers, True where a feature is "
@@ -145,7 +147,14 @@ def inpaint(model: ScoreModel, images: Any, mask: Any, *, std: float = 0.0, **op
     observation = LinearObservation(table.cpu().expand(shape), std)
     y = as_tensor("images", images)
     y = y if y.is_floating_point() else y.double()
-    seen = torch.where(table.expand(shape).to(y.device), y, torch.nan)
+    known = table.expand(shape).to(y.device)
+    if tuple(y.shape) != shape and tuple(y.shape[1:]) != shape:
+        raise ValueError(
+            f"images must have shape {shape}, or (n, {', '.join(map(str, shape))}), got {tuple(y.shape)}"
+        )
+    if not len(y) or not bool((y.isfinite() | ~known).all()):
+        raise ValueError("images must be one or more, finite inside the mask, got none, or nan or inf")
+    seen = torch.where(known, y, torch.nan)
     return restore(model, observation, seen, **options)
 
 
@@ -238,6 +247,10 @@ def _plan(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
+    if float(observation.std.amax()) > MOST_STD:
+        raise ValueError(
+            f"std must be at most {MOST_STD:g} in model scale, got {float(observation.std.amax()):.4g}"
+        )
     method = default_method(model, observation) if method is None else method
     method.check(model, observation)
     sampler = ddim(NUM_STEPS) if sampler is None else sampler

@@ -56,6 +56,8 @@ def interval(draws: Tensor, level: float = 0.9) -> Interval:
     count = len(draws) if draws.ndim else 0
     if count < 2:
         raise ValueError(f"draws must have shape (K, n, *) with K >= 2, got {tuple(draws.shape)}")
+    if draws.is_complex():
+        raise TypeError(f"draws must be real numbers, got {draws.dtype}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
     rank = max(1, math.floor((1 - level) * (count + 1) / 2 + 1e-9))
@@ -78,7 +80,7 @@ def psnr(x: Tensor, truth: Tensor, peak: float) -> Tensor:
     if not 0 < peak < math.inf:
         raise ValueError(f"peak must be positive, got {peak}")
     error = (x.double() - truth.double()).square().flatten(1).mean(1)
-    return 10 * (peak**2 / error).log10()
+    return 20 * math.log10(peak) - 10 * error.log10()
 
 
 @checked
@@ -132,6 +134,8 @@ def over_examples(values: Tensor) -> Estimate:
 
 
 def _same_shape(name: str, x: Tensor, truth: Tensor) -> None:
+    if truth.is_complex():
+        raise TypeError(f"truth must be real numbers, got {truth.dtype}")
     if x.shape != truth.shape or truth.ndim < 2 or not truth.numel():
         raise ValueError(
             f"{name} and truth must have one shape (n, *), got {tuple(x.shape)} and {tuple(truth.shape)}"
