@@ -1,7 +1,13 @@
 """What changes a model's prediction while sampling: thresholds, classifier-free guidance, observations, and
 the inverse problems that these solve."""
 
-from sde_toolkit.guidance.classifier_free import ClassifierFree, ClassifierFreeGuidance, guided
+from sde_toolkit.guidance.classifier_free import (
+    AutoGuidance,
+    AutoGuided,
+    ClassifierFree,
+    ClassifierFreeGuidance,
+    guided,
+)
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
 from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
 from sde_toolkit.guidance.inverse.maps import (
@@ -35,6 +41,8 @@ __all__ = [
     "MMPS",
     "NUM_DRAWS",
     "TMPD",
+    "AutoGuidance",
+    "AutoGuided",
     "ClassifierFree",
     "ClassifierFreeGuidance",
     "DiffPIR",

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sde_toolkit.guidance.shifts import guided_by
 from sde_toolkit.models import ScoreModel, Wrapper
 from sde_toolkit.samplers import Sampler
 from sde_toolkit.utils import check_fields, checked
@@ -124,5 +125,6 @@ class Thresholding:
 
 @checked
 def thresholded(sampler: Sampler, threshold: Threshold) -> Sampler:
-    """Any sampler with its clean predictions kept inside the range of the data (2205.11487, section 2.3)."""
-    return replace(sampler, guidance=Thresholding(threshold))
+    """Any sampler with its clean predictions, guided as they are, kept inside the range of the data
+    (2205.11487, section 2.3)."""
+    return guided_by(sampler, Thresholding(threshold))

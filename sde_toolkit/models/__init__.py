@@ -58,6 +58,7 @@ from sde_toolkit.models.score import (
     class_labels,
     conversion,
     known_moments,
+    prediction_coefficients,
     prediction_name,
 )
 from sde_toolkit.models.whitening import Preconditioner, Whitening
@@ -132,6 +133,7 @@ __all__ = [
     "plain_parameters",
     "plain_tensors",
     "predict_turn",
+    "prediction_coefficients",
     "prediction_name",
     "recording",
     "row_product",

@@ -83,15 +83,17 @@ class Components:
     def score(self, y: Tensor, nsr: Tensor, labels: Tensor | None = None) -> Tensor:
         """grad log p_n(y) with shape (B, n), for y with shape (B, n) and nsr with shape () or (B,).
 
-        With labels (B,) it is grad log p_n(y | k): that of every row's own component.
+        With labels (B,) it is grad log p_n(y | k): that of every row's own component; K stands for none.
         """
         pull, logits = self._pull(y, nsr)
-        if labels is not None:
-            chosen = torch.nn.functional.one_hot(labels, len(self.weights)).to(pull)
-            return -self.embed(chosen.unsqueeze(-1) * pull)
         # A softmax written out: the library's is slow along a short dimension.
         share = (logits - logits.amax(-1, keepdim=True).detach()).exp()
-        return self.embed(share.unsqueeze(-1) * pull) / -share.sum(-1, keepdim=True)
+        if labels is None:
+            return self.embed(share.unsqueeze(-1) * pull) / -share.sum(-1, keepdim=True)
+        chosen = torch.nn.functional.one_hot(labels, len(self.weights) + 1)[:, :-1].to(pull)
+        none = (labels == len(self.weights)).unsqueeze(-1)
+        chosen = torch.where(none, share / share.sum(-1, keepdim=True), chosen)
+        return -self.embed(chosen.unsqueeze(-1) * pull)
 
 
 def conditioned(

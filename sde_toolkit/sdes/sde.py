@@ -272,7 +272,9 @@ class SubVPSDE(_VariancePreserving):
 
     def nsr(self, t: Tensor) -> Tensor:
         """2 sinh(B / 2), with the shape of t."""
-        return 2 * torch.sinh(0.5 * self.beta.integral(t))
+        # by expm1: torch rounds sinh of one number differently in tensors of different sizes
+        e = torch.expm1(0.5 * self.beta.integral(t))
+        return e + e / (1 + e)
 
     def inverse_nsr(self, nsr: Tensor) -> Tensor:
         """The time at which B = 2 asinh(nsr / 2)."""
