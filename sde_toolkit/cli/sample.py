@@ -41,7 +41,8 @@ EXAMPLES = """examples:
   sde-toolkit sample --workdir=runs/d --sampler=ddim --config.sampling.eta=0.5 --config.sampling.grid=karras
   sde-toolkit sample --sampler=ddim --num_samples=1000 --format=png   # a folder of pictures
   sde-toolkit sample --problem=ring --sampler=heun --num_samples=1000000 --shard=3/16   # then --merge
-  sde-toolkit sample --config=digits_classes --labels=0,1,2,3,4,5,6,7,8,9 --num_samples=100"""
+  sde-toolkit sample --config=digits_classes --labels=0,1,2,3,4,5,6,7,8,9 --num_samples=100
+  sde-toolkit sample --config=digits_classes --label=3 --guidance_scale=2  # classifier-free guidance"""
 
 FORMATS = ("npz", "grid", "png")
 NAMED_LABELS = 10
@@ -59,6 +60,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, metavar="S", help="sample i of a seed is always the same")
     classes = parser.add_mutually_exclusive_group()
     add_label(classes, "the class of all samples")
+    parser.add_argument(
+        "--guidance_scale",
+        type=float,
+        metavar="W",
+        help="of classifier-free guidance, with a class or condition; 1 is none",
+    )
     classes.add_argument(
         "--labels", type=_labels, metavar="K,L,...", help="their classes in turn, again from the first"
     )
@@ -101,11 +108,13 @@ def sample(options: argparse.Namespace) -> None:
     from sde_toolkit.lab import Candidate
     from sde_toolkit.utils import launched
 
-    overrides = given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed"))
+    overrides = given(options, "sampling", ("sampler", "num_steps", "num_samples", "seed", "guidance_scale"))
     source = open_source(options, overrides)
     settings = source.config.sampling
     _warn_without_effect(settings, overrides)
     condition = _condition(options, source.model, settings.num_samples)
+    if settings.guidance_scale != 1 and condition.rows is None:
+        note("sde-toolkit: warning: guidance_scale has no effect without --label, --labels or --conditions")
     need_memory(settings.num_samples, source.model.event_shape)
     sampler = build_sampler(source.config, model=source.model)
     candidate = Candidate.of(settings.sampler, sampler)

@@ -232,6 +232,12 @@ ABOUT: dict[str, About] = {
     "sampling.restart_max": About("noise-to-signal ratio to which a restart goes back", 0),
     "sampling.restart_num_steps": About("steps of a restart", _COUNT, 10**6),
     "sampling.restart_repeats": About("how often it restarts", _COUNT, 10**6),
+    "sampling.guidance_scale": About("of classifier-free guidance, given a class or condition; 1 is none"),
+    "sampling.guidance_min": About("noise-to-signal ratio above which is guided", 0),
+    "sampling.guidance_max": About("noise-to-signal ratio up to which is guided", 0),
+    "sampling.guidance_rescale": About(
+        "how far guided predictions are rescaled to the spread of those given the condition alone", 0, 1
+    ),
     "sampling.threshold": About("how clean predictions are kept in range: not, clipped, or by a quantile"),
     "sampling.threshold_limit": About("the range is [-limit, limit]", 0),
     "sampling.threshold_quantile": About("of the absolute values, for the dynamic threshold", 0, 1),

@@ -56,6 +56,7 @@ COMMON: dict[str, Any] = {
     "corrector_first": False,
     "restart_min": 0.0, "restart_max": 1.0, "restart_num_steps": 5, "restart_repeats": 1,
     "threshold": "none", "threshold_limit": 1.0, "threshold_quantile": 0.995,
+    "guidance_scale": 1.0, "guidance_min": 0.0, "guidance_max": 1e9, "guidance_rescale": 0.0,
 }  # fmt: skip
 """Fields of ``config.sampling`` that all samplers share, with their defaults; ``meanings`` explains them."""
 
@@ -108,6 +109,7 @@ _GRID = ("grid", "times", "calibration_samples", "calibration_cache")
 _CORRECTOR = ("corrector_snr", "corrector_num_steps", "corrector_first")
 _RESTART = ("restart_max", "restart_num_steps", "restart_repeats")
 _THRESHOLD = ("threshold", "threshold_limit", "threshold_quantile")
+_GUIDANCE = ("guidance_scale", "guidance_min", "guidance_max", "guidance_rescale")
 
 ENTRY_FIELDS = tuple(
     name for name in COMMON if name not in ("num_steps", "num_samples", "seed", "batch_size")
@@ -331,6 +333,12 @@ def _grid(s: Mapping[str, Any], num_steps: int) -> Grid:
 def _wrapped(preset: Preset, sampler: Sampler, s: Mapping[str, Any]) -> Sampler:
     if s["start"] != OWN_START:
         sampler = replace(sampler, start=s["start"])
+    if s["guidance_scale"] != 1:
+        low, high = s["guidance_min"], s["guidance_max"]
+        interval = None if low == 0 and high >= _LARGE else (low, high)
+        sampler = guidance.guided(
+            sampler, s["guidance_scale"], interval=interval, rescale=s["guidance_rescale"]
+        )
     threshold = THRESHOLDS[s["threshold"]](s)
     if threshold is not None:
         sampler = guidance.thresholded(sampler, threshold)
@@ -378,5 +386,6 @@ def effective_fields(preset: Preset, s: Mapping[str, Any] | None = None) -> tupl
         needed = {"times": EXPLICIT_GRID, "calibration_samples": CALIBRATED_GRID}
         needed["calibration_cache"] = CALIBRATED_GRID
         found += [name for name in _GRID if s is None or s["grid"] == needed.get(name, s["grid"])]
+    found += _GUIDANCE if s is None or s["guidance_scale"] != 1 else _GUIDANCE[:1]
     found += _THRESHOLD if s is None or s["threshold"] != "none" else _THRESHOLD[:1]
     return tuple(found)

@@ -120,10 +120,10 @@ def given_states(x_start: Any, noised: bool, model: ScoreModel, num_samples: int
             raise ValueError("noised=True says that x_start is noised already; give x_start, or leave it out")
         return None
     x = as_tensor("x_start", x_start, model.dtype)
-    wanted = (num_samples, *model.event_shape)
+    wanted = (int(num_samples), *model.event_shape)
     if x.shape != wanted:
         raise ValueError(
-            f"x_start must have shape {wanted}, one state in model scale for every sample, got "
+            f"x_start must have shape {wanted}, one state in model scale for each of num_samples, got "
             f"{tuple(x.shape)}; repeat a single one with x.expand{wanted}"
         )
     if x.is_meta or not bool(x.isfinite().all()):

@@ -226,3 +226,25 @@ def test_a_sampler_is_described_from_its_signature_and_docstring():
     assert "  predicts=data (noise, data)  the prediction that is interpolated: noise or data." in lines
     assert "corrector_snr" in lines[-1]
     assert "rtol" not in lines[-1]
+
+
+def test_fields_of_guidance_arrive(tiny):
+    fields = {
+        "guidance_scale": 2.0,
+        "guidance_min": 0.5,
+        "guidance_max": 4.0,
+        "guidance_rescale": 0.7,
+        "sampler": "ddim",
+    }
+    config = c.override_config(tiny, {f"sampling.{name}": value for name, value in fields.items()})
+    made = c.build_sampler(config, num_steps=9)
+    assert made.guidance == guidance.ClassifierFreeGuidance(2.0, (0.5, 4.0), 0.7)
+    assert set(fields) - {"sampler"} <= set(c.sampler_options("ddim", config.sampling))
+    plain = c.override_config(
+        tiny, {"sampling.guidance_scale": 3.0, "sampling.threshold": "static", "sampling.sampler": "ddim"}
+    )
+    made = c.build_sampler(plain, num_steps=9)
+    assert made.guidance.first == guidance.ClassifierFreeGuidance(3.0)
+    without = c.override_config(tiny, {"sampling.sampler": "ddim"})
+    assert c.build_sampler(without, num_steps=9).guidance is None
+    assert {"guidance_scale"} == {n for n in c.sampler_options("ddim", tiny.sampling) if "guidance" in n}
