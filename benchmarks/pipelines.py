@@ -38,6 +38,8 @@ N, BATCH, SEED = 10, 4, 3
 PROBES = 16
 SOLVER = FlowSolver(RK4, num_steps=16)
 T, V = {"timestep_spacing": "trailing"}, {"prediction_type": "v_prediction"}
+NOISE = {**T, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+SDE = {**NOISE, "algorithm_type": "sde-dpmsolver"}
 PLAIN = {"clip_sample": False}
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "DDPM, small variance": ("DDPM", PLAIN, ""),
@@ -56,6 +58,18 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "DPM-Solver++(3M)": ("DPMSolverMultistep", {**T, "solver_order": 3}, ""),
     "DPM-Solver++(2M), Karras": ("DPMSolverMultistep", {"use_karras_sigmas": True},
                                  "theirs rounds the index that the network is told, not the level"),
+    "DPM-Solver++(2M), heun": ("DPMSolverMultistep", {**T, "solver_type": "heun"}, ""),
+    "DPM-Solver(1)": ("DPMSolverMultistep", {**NOISE, "solver_order": 1}, ""),
+    "DPM-Solver(2M)": ("DPMSolverMultistep", NOISE, ""),
+    "DPM-Solver(2M), heun": ("DPMSolverMultistep", {**NOISE, "solver_type": "heun"}, ""),
+    "DPM-Solver(3M)": ("DPMSolverMultistep", {**NOISE, "solver_order": 3}, ""),
+    "SDE-DPM-Solver(1)": ("DPMSolverMultistep", {**SDE, "solver_order": 1}, ""),
+    "SDE-DPM-Solver(2M)": ("DPMSolverMultistep", SDE, ""),
+    "SDE-DPM-Solver(2M), heun": ("DPMSolverMultistep", {**SDE, "solver_type": "heun"}, ""),
+    "SDE-DPM-Solver++(2M), heun": (
+        "DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, ""),
+    "SDE-DPM-Solver++(3M)": (
+        "DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "SIGN"),
     "SDE-DPM-Solver++(2M)": ("DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++"}, ""),
     "UniPC-3, sigma_min": ("UniPCMultistep", {**T, "solver_order": 3, "final_sigmas_type": "sigma_min"}, ""),
     "DEIS-2": ("DEISMultistep", T, ""),

@@ -56,6 +56,9 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "dpm_solver_pp 1M": ("dpm_solver_pp", {"order": 1}),
     "dpm_solver_pp 2M": ("dpm_solver_pp", {"order": 2}),
     "dpm_solver_pp 3M": ("dpm_solver_pp", {"order": 3}),
+    "dpm_solver_pp 2M heun": ("dpm_solver_pp", {"form": "heun"}),
+    "multistep_dpm_solver 2M": ("multistep_dpm_solver", {}),
+    "multistep_dpm_solver 3M heun": ("multistep_dpm_solver", {"order": 3, "form": "heun"}),
     "deis tAB0": ("deis", {"degree": 0}),
     "deis tAB1": ("deis", {"degree": 1}),
     "deis tAB2": ("deis", {"degree": 2}),
@@ -92,6 +95,9 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "sosra": ("sra", {"method": SOSRA}),
     "sde_dpm_solver_pp 1": ("sde_dpm_solver_pp", {"order": 1}),
     "sde_dpm_solver_pp 2M": ("sde_dpm_solver_pp", {}),
+    "sde_dpm_solver_pp 3M": ("sde_dpm_solver_pp", {"order": 3}),
+    "sde_dpm_solver 1": ("sde_dpm_solver", {"order": 1}),
+    "sde_dpm_solver 2M": ("sde_dpm_solver", {}),
     "sa_solver 1 + 0": ("sa_solver", {"predictor_steps": 1, "corrector_steps": 0}),
     "sa_solver 2 + 1": ("sa_solver", {}),
     "sa_solver 3 + 3": ("sa_solver", {"predictor_steps": 3, "corrector_steps": 3}),
@@ -286,7 +292,7 @@ ETAS = {"ddim, eta 1/2": 0.5, "eta_family, eta 1/2": 0.5, "sa_solver released, t
 
 _FIRST = {1: 64, 2: 128, 3: 128, 4: 256}
 _LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "s-pndm": 256,
-         "sa_solver 2 + 1": 512, "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256,
+         "sa_solver 2 + 1": 512, "sde_dpm_solver 2M": 256, "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256,
          "sosra": 256}  # fmt: skip
 """Samplers with a dominant term of higher order at moderate step counts."""
 

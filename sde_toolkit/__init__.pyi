@@ -103,12 +103,14 @@ from .samplers import exponential_integrator as exponential_integrator
 from .samplers import heun as heun
 from .samplers import ipndm as ipndm
 from .samplers import lms as lms
+from .samplers import multistep_dpm_solver as multistep_dpm_solver
 from .samplers import pndm as pndm
 from .samplers import predictor_corrector as predictor_corrector
 from .samplers import restarting as restarting
 from .samplers import reverse_diffusion as reverse_diffusion
 from .samplers import sa_solver as sa_solver
 from .samplers import sampled_moments as sampled_moments
+from .samplers import sde_dpm_solver as sde_dpm_solver
 from .samplers import sde_dpm_solver_pp as sde_dpm_solver_pp
 from .samplers import sra as sra
 from .samplers import stochastic_heun as stochastic_heun
@@ -235,6 +237,7 @@ __all__ = [
     "load_model",
     "log_likelihood",
     "mmd",
+    "multistep_dpm_solver",
     "open_data",
     "open_run",
     "open_shipped",
@@ -245,6 +248,7 @@ __all__ = [
     "sa_solver",
     "sampled_moments",
     "save_model",
+    "sde_dpm_solver",
     "sde_dpm_solver_pp",
     "sliced_wasserstein",
     "sra",

@@ -126,7 +126,7 @@ class SchemeMethod(Method):
             predicted.
         exposed: whether the states between the steps are handed out: only then are they corrected there.
         lower_final: whether the last steps use at most as many nodes as there are steps left, which steps to
-            an infinite time in a logarithmic clock need.
+            an infinite time in a logarithmic clock need; or the most nodes of the last steps, (2, 1) for two.
     """
 
     name: str
@@ -138,7 +138,7 @@ class SchemeMethod(Method):
     nfe_extra: int = 0
     evaluates_end: bool = False
     exposed: bool = False
-    lower_final: bool = False
+    lower_final: bool | tuple[int, ...] = False
     terms = (Scheme,)
 
     def prepare(
@@ -168,10 +168,12 @@ class SchemeMethod(Method):
         count = len(ts) - 1
         alone = int(
             self.evaluates_end
-            or self.lower_final
+            or bool(self.lower_final)
             or (term.separate_end is not None and term.separate_end(ts[-1]))
         )
-        nodes = [min(self.nodes, i + 1, count - i if self.lower_final else count) for i in range(count)]
+        falling = tuple(range(count, 0, -1)) if self.lower_final is True else self.lower_final or ()
+        most = [*[self.nodes] * (count - len(falling)), *falling[-count:]]
+        nodes = [min(self.nodes, i + 1, most[i]) for i in range(count)]
         traces: list[tuple[Steps, Form]] = []
         first = 0
         while first < count:

@@ -372,16 +372,37 @@ def unipc(order: int, b: Callable[[float], float], data: bool, corrector: bool) 
     return run
 
 
-def sde_dpm_solver_pp(order: int) -> Run:
+def dpm_multistep(order: int, noise: bool, eta: float, heun: bool = False) -> Run:
+    """The formulas of the authors' multistep code as integrals: of a line, or of a parabola whose second
+    difference counts half."""
+
+    def integral(weight: Callable[[float], float], h: float) -> float:
+        return quad(weight, 0, h, epsabs=1e-14, epsrel=1e-13)[0]
+
     def run(p: Problem) -> State:
-        y, D = p.start(), []
+        y, m, lam, c = p.start(), [], [-math.log(n) for n in p.n], 1 + eta**2
         for i in range(p.count):
             t, s = p.n[i : i + 2]
-            D.insert(0, p.clean(y, t))
-            gain = 1 - (s / t) ** 2
-            y = (s / t) ** 2 * y + gain * D[0] + s * math.sqrt(gain) * p.draw(i)
-            if order == 2 and i:
-                y = y + gain / 2 * math.log(t / s) / math.log(p.n[i - 1] / t) * (D[0] - D[1])
+            m.insert(0, (p.noise if noise else p.clean)(y, t))
+            h, k = lam[i + 1] - lam[i], min(order, i + 1)
+
+            def kernel(u: float, j: int, h: float = h, s: float = s) -> float:
+                return -c * s * math.exp(h - u) * u**j if noise else c * math.exp(-c * (h - u)) * u**j
+
+            whole = integral(lambda u: kernel(u, 0), h)
+            first = integral(lambda u: kernel(u, 1), h)
+            y = (1 if noise else math.exp(-c * h)) * y + whole * m[0]
+            if eta:
+                y = y + math.sqrt(t**2 - s**2 if noise else s**2 * (1 - (s / t) ** 2)) * p.draw(i)
+            if k > 1:
+                slope = (m[0] - m[1]) / (lam[i] - lam[i - 1])
+            if k == 2:
+                y = y + (first if heun else whole * h / 2) * slope
+            if k == 3:
+                before = (m[1] - m[2]) / (lam[i - 1] - lam[i - 2])
+                second = (slope - before) / (lam[i] - lam[i - 2])
+                half = integral(lambda u: kernel(u, 2), h) / 2
+                y = y + first * (slope + (lam[i] - lam[i - 1]) * second) + half * second
         return y
 
     return run

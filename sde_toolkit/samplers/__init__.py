@@ -42,11 +42,16 @@ from sde_toolkit.samplers.presets.adaptive_steps import (
     dopri5,
     tsit5,
 )
+from sde_toolkit.samplers.presets.dpm_multistep import (
+    dpm_solver_pp,
+    multistep_dpm_solver,
+    sde_dpm_solver,
+    sde_dpm_solver_pp,
+)
 from sde_toolkit.samplers.presets.multistep import (
     b1,
     b2,
     deis,
-    dpm_solver_pp,
     exponential_adams,
     ipndm,
     lms,
@@ -84,7 +89,6 @@ from sde_toolkit.samplers.presets.stochastic import (
     er_scale,
     er_sde,
     sa_solver,
-    sde_dpm_solver_pp,
 )
 from sde_toolkit.samplers.presets.wrappers import (
     predictor_corrector,
@@ -169,6 +173,7 @@ __all__ = [
     "ipndm",
     "label",
     "lms",
+    "multistep_dpm_solver",
     "pndm",
     "predictor_corrector",
     "probability_flow",
@@ -182,6 +187,7 @@ __all__ = [
     "score_sde_subvp",
     "score_sde_ve",
     "score_sde_vp",
+    "sde_dpm_solver",
     "sde_dpm_solver_pp",
     "semilinear",
     "sra",

@@ -255,7 +255,7 @@ OTHER_NAMES = {
     "dpm_solver_pp": "dpmpp dpmpp2m dpmpp3m dpmsolverpp dpmsolverpp2m dpmsolverpp3m dpmsolvermultistep "
     "dpmmultistep edmdpmsolvermultistep",
     "dpm_solver_pp_2s": "dpmpp2s dpmpp2sa dpmpp2sancestral dpmsolverpp2s dpmsolversinglestep",
-    "sde_dpm_solver_pp": "dpmppsde dpmpp2msde dpmpp3msde dpmsolversde dpmsolverppsde sdedpmsolver sdedpmpp",
+    "sde_dpm_solver_pp": "dpmppsde dpmpp2msde dpmpp3msde dpmsolversde dpmsolverppsde sdedpmpp",
     "deis": "deismultistep tab tabdeis",
     "unipc": "unipcmultistep unipcbh1 unipcbh2",
     "lms": "klms lmsdiscrete linearmultistep",

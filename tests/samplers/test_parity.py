@@ -120,6 +120,27 @@ PAIRS = {
         for order in (1, 2)
     },
     **{
+        f"{kind} {order} {form}": (
+            lambda kind=kind, order=order, form=form: dpm(
+                solver_order=order, algorithm_type=kind, solver_type=form, final_sigmas_type="sigma_min"
+            ),
+            functools.partial(preset, order=order, form=form, lower_final=True),
+            FIRST,
+            {"given": kind.startswith("sde")},
+        )
+        for kind, preset, order, form in (
+            ("dpmsolver++", samplers.dpm_solver_pp, 2, "heun"),
+            ("dpmsolver", samplers.multistep_dpm_solver, 1, "midpoint"),
+            ("dpmsolver", samplers.multistep_dpm_solver, 2, "midpoint"),
+            ("dpmsolver", samplers.multistep_dpm_solver, 2, "heun"),
+            ("dpmsolver", samplers.multistep_dpm_solver, 3, "midpoint"),
+            ("sde-dpmsolver", samplers.sde_dpm_solver, 1, "midpoint"),
+            ("sde-dpmsolver", samplers.sde_dpm_solver, 2, "midpoint"),
+            ("sde-dpmsolver", samplers.sde_dpm_solver, 2, "heun"),
+            ("sde-dpmsolver++", samplers.sde_dpm_solver_pp, 2, "heun"),
+        )
+    },
+    **{
         f"unipc {order} {b.__name__} {predicts}": (
             lambda order=order, b=b, predicts=predicts: unipc(
                 solver_order=order, solver_type=f"bh{b.__name__[1]}", predict_x0=predicts == "data"

@@ -89,8 +89,14 @@ BOX = {
     "sa_solver 2 + 1": ref.adams(2, "lam", tau=1.0, corrector=1),
     "sa_solver 3 + 3": ref.adams(3, "lam", tau=1.0, corrector=3),
     "sa_solver released, tau 1/2": ref.adams(2, "lam", tau=0.5, corrector=1, released=True),
-    "sde_dpm_solver_pp 1": ref.sde_dpm_solver_pp(1),
-    "sde_dpm_solver_pp 2M": ref.sde_dpm_solver_pp(2),
+    "dpm_solver_pp 2M heun": ref.dpm_multistep(2, noise=False, eta=0.0, heun=True),
+    "multistep_dpm_solver 2M": ref.dpm_multistep(2, noise=True, eta=0.0),
+    "multistep_dpm_solver 3M heun": ref.dpm_multistep(3, noise=True, eta=0.0, heun=True),
+    "sde_dpm_solver 1": ref.dpm_multistep(1, noise=True, eta=1.0),
+    "sde_dpm_solver 2M": ref.dpm_multistep(2, noise=True, eta=1.0),
+    "sde_dpm_solver_pp 1": ref.dpm_multistep(1, noise=False, eta=1.0),
+    "sde_dpm_solver_pp 2M": ref.dpm_multistep(2, noise=False, eta=1.0),
+    "sde_dpm_solver_pp 3M": ref.dpm_multistep(3, noise=False, eta=1.0),
     **{f"er_sde {k}": ref.er_sde(k) for k in (1, 2, 3)},
 }
 """The papers' boxes."""
@@ -225,7 +231,8 @@ def test_every_predictor_takes_a_corrector_under_every_process_on_vectors(name, 
 
 
 @pytest.mark.parametrize("make", [samplers.dpm_solver_pp, samplers.unipc, samplers.deis, samplers.sa_solver,
-                                  samplers.er_sde, samplers.sde_dpm_solver_pp])  # fmt: skip
+                                  samplers.er_sde, samplers.sde_dpm_solver_pp,
+                                  samplers.multistep_dpm_solver])  # fmt: skip
 def test_a_step_to_zero_noise_needs_the_lower_final_orders(make):
     model = ExactModel(SCALAR, VPSDE())
     grid = grids.Explicit([1.0, 0.7, 0.4, 0.2, 0.1, 0.0])
@@ -266,7 +273,9 @@ def test_edm_ends_at_zero_noise_with_eulers_step():
         (lambda: samplers.lms(5, order=5), "order must be an integer from 1 to 4"),
         (lambda: samplers.unipc(5, predicts="velocity"), "noise or data predictions, got 'velocity'"),
         (lambda: samplers.exponential_adams(5, predicts="x0"), "predicts must be noise, data, velocity"),
-        (lambda: samplers.sde_dpm_solver_pp(5, order=3), "order must be 1 or 2, got 3"),
+        (lambda: samplers.sde_dpm_solver(5, order=3), "order must be an integer from 1 to 2, got 3"),
+        (lambda: samplers.dpm_solver_pp(5, form="ralston"), "form must be"),
+        (lambda: samplers.dpm_solver_pp(5, lower_final=(0,)), "numbers of nodes from 1"),
         (lambda: samplers.sa_solver(5, predictor_steps=5), "predictor_steps must lie in 1 to 4"),
         (lambda: samplers.sa_solver(5, tau=-1.0), "tau must be a finite number >= 0"),
         (lambda: samplers.er_sde(5, order=0), "order must be 1, 2 or 3, got 0"),

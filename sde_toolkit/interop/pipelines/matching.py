@@ -1,6 +1,7 @@
 """The sampler of ours that takes the steps of one of diffusers' schedulers.
 
-    DDPM             ddpm, its variance       DPMSolverMultistep   dpm_solver_pp, sde_dpm_solver_pp
+    DDPM             ddpm, its variance       DPMSolverMultistep   dpm_solver_pp, multistep_dpm_solver,
+                                                                   sde_dpm_solver_pp, sde_dpm_solver
     DDIM             ddim                     UniPC, DEIS, SA      unipc, deis, sa_solver
     PNDM             pndm                     EDMEuler, EDMDPM     ddim, dpm_solver_pp
     Euler, LMS       ddim, lms                FlowMatchEuler       euler
@@ -17,6 +18,8 @@ Where theirs depart from their papers, ours do not follow, and the samples diffe
     Karras grids  round the index that the network is told, and not the level that they go on to use
     FlowMatch     begins at t = 1, where ours begins at T = .999; shifts a grid whose ends are shifted already
     zero SNR      begins at alpha = 0, where ours begins at 1e-4
+    sde++, 3      (DPMSolverMultistep, order 3) subtracts 1/2 in the weight of the second difference where the
+                  expansion of the integral, and ours, add it, so that theirs falls back to order 1
     SA-Solver     h^2/2 in the place of an exact integral: taken over here as ``released=True``; its default
                   tau_func draws between the indices 200 and 800 alone, which no configuration says: tau = 1
                       here
@@ -127,17 +130,39 @@ def _ddpm(config: Mapping[str, Any], n: int) -> Sampler:
     return samplers.ddpm(n, variance=variance)  # type: ignore[arg-type]
 
 
+_FEW = 15
+"""Steps below which theirs lower the order of the last two."""
+
+
+def _falling(config: Mapping[str, Any], n: int) -> bool | tuple[int, ...]:
+    """The most nodes of the last steps of ours, by theirs' rules."""
+    edm = "sigma_data" in config  # whose last step is the denoised end
+    few = bool(config.get("lower_order_final", True)) and n + edm < _FEW
+    if edm:
+        return (2,) if few else False
+    if few:
+        return True
+    last = config.get("euler_at_final", False) or config.get("final_sigmas_type", "zero") == "zero"
+    return (1,) if last else False
+
+
 def _dpm(config: Mapping[str, Any], n: int) -> Sampler:
     order, kind = config.get("solver_order", 2), config.get("algorithm_type", "dpmsolver++")
-    final = bool(config.get(*_FINAL)) and "sigma_data" not in config  # whose last step is the denoised end
-    if kind == "dpmsolver++" and config.get("solver_type", "midpoint") == "midpoint":
-        return samplers.dpm_solver_pp(n, order=order, lower_final=final)
-    if kind == "sde-dpmsolver++":
-        return samplers.sde_dpm_solver_pp(n, order=order, lower_final=final)
-    raise ValueError(
-        f"algorithm_type must be dpmsolver++ (solver_type midpoint) or sde-dpmsolver++, got {kind!r} "
-        f"({config.get('solver_type')}); ours are dpm_solver (singlestep) and exponential_adams (multistep)"
-    )
+    made = {
+        "dpmsolver++": samplers.dpm_solver_pp, "sde-dpmsolver++": samplers.sde_dpm_solver_pp,
+        "dpmsolver": samplers.multistep_dpm_solver, "sde-dpmsolver": samplers.sde_dpm_solver,
+    }.get(kind)  # fmt: skip
+    if made is None:
+        raise ValueError(
+            "algorithm_type must be dpmsolver, dpmsolver++, sde-dpmsolver or sde-dpmsolver++, got "
+            f"{kind!r}; any sampler of ours runs on its model"
+        )
+    if kind == "sde-dpmsolver" and order > 2:
+        raise ValueError(
+            f"solver_order must be 1 or 2 for sde-dpmsolver, which has no formula of more nodes, got {order};"
+            " algorithm_type sde-dpmsolver++ has three"
+        )
+    return made(n, order=order, form=config.get("solver_type", "midpoint"), lower_final=_falling(config, n))
 
 
 def _unipc(config: Mapping[str, Any], n: int) -> Sampler:
@@ -149,8 +174,8 @@ def _unipc(config: Mapping[str, Any], n: int) -> Sampler:
 
 
 def _deis(config: Mapping[str, Any], n: int) -> Sampler:
-    degree = config.get("solver_order", 2) - 1
-    return samplers.deis(n, degree=degree, clock=samplers.in_lam, lower_final=bool(config.get(*_FINAL)))
+    degree, few = config.get("solver_order", 2) - 1, bool(config.get(*_FINAL)) and n < _FEW
+    return samplers.deis(n, degree=degree, clock=samplers.in_lam, lower_final=few)
 
 
 def _sa(config: Mapping[str, Any], n: int) -> Sampler:

@@ -36,24 +36,6 @@ from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
 
-def dpm_solver_pp_rule(k: ReverseSteps) -> Form:
-    """DPM-Solver++ 2M (2211.01095, algorithm 2) and 3M (the authors' code) in data predictions m."""
-    m, h, t, s = k.m, k.h, k.t, k.s
-    phi = torch.expm1(-h)
-    x = s.sigma / t.sigma * k.x - s.alpha * phi * m[0]
-    if k.order == 1:
-        return x
-    r0 = (t.lam - k.past[0].lam) / h
-    D1_0 = (m[0] - m[1]) / r0
-    if k.order == 2:
-        return x - 0.5 * s.alpha * phi * D1_0
-    r1 = (k.past[0].lam - k.past[1].lam) / h
-    D1_1 = (m[1] - m[2]) / r1
-    D1 = D1_0 + r0 / (r0 + r1) * (D1_0 - D1_1)
-    D2 = (D1_0 - D1_1) / (r0 + r1)
-    return x + s.alpha * (phi / h + 1) * D1 - s.alpha * ((phi + h) / h**2 - 0.5) * D2
-
-
 def adams_rule(predicts: str, clock: Clock) -> Callable[[ReverseSteps], Form]:
     """Exact integrals of the interpolating polynomial in any clock."""
     return Partial(ReverseSteps.adams, predicts, clock)
@@ -190,34 +172,6 @@ def _multistep(
 def _check_order(order: int, most: int) -> None:
     if order not in range(1, most + 1):
         raise ValueError(f"order must be an integer from 1 to {most}, got {order}")
-
-
-@checked
-def dpm_solver_pp(
-    num_steps: int,
-    *,
-    order: int = 2,
-    lower_final: bool = False,
-    t_min: float = T_MIN,
-    grid: Grid = grids.log_snr,
-    denoise: bool = True,
-) -> Sampler:
-    """DPM-Solver++(1M, 2M, 3M) (2211.01095, algorithm 2); one evaluation per step.
-
-    The published 3M gives the second difference half of its weight in the exact integral, so that its order
-    is 2, with a small constant; ``unip`` and ``exponential_adams`` with order 3 have the whole weight.
-
-    Args:
-        order: 1, 2 or 3, the number of nodes.
-
-    Raises:
-        ValueError: another order.
-    """
-    _check_order(order, 3)
-    return _multistep(
-        "dpm_solver_pp", num_steps, min(order, 2), dpm_solver_pp_rule, "data", {"order": order},
-        nodes=order, end=(t_min, grid, denoise), lower_final=lower_final,
-    )  # fmt: skip
 
 
 @checked

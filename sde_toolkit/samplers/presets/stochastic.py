@@ -1,13 +1,12 @@
 """Stochastic exponential samplers: the linear part and the noise of a reverse SDE are exact.
 
-    SDE-DPM-Solver++   reverse SDE in data predictions, polynomials in lam through 1 or 2 nodes
     SA-Solver          the family with eta = tau, exact weights through any number of nodes up to 4, predict
                        and correct with one draw and one evaluation per step
     ER-SDE             the family whose noise follows a scale function phi(n), n = sigma / alpha
 
 Data predictions m_0 (at t), m_1, ... of this and earlier steps; h = lam_s - lam_t; one draw z per step.
 
-References: Lu et al., "DPM-Solver++" (2211.01095); Xue et al., "SA-Solver: Stochastic Adams
+References: Xue et al., "SA-Solver: Stochastic Adams
 Solver for Fast Sampling of Diffusion Models" (2305.14267); Cui et al., "Elucidating the Solution Space of
 Extended Reverse-Time SDE for Diffusion Models" (2309.06169).
 """
@@ -30,17 +29,6 @@ from solvers import Form, SchemeMethod
 from solvers.weights import kernel_weights
 
 Scale = Callable[[Tensor], Tensor]
-
-
-def sde_dpm_solver_pp_rule(k: ReverseSteps) -> Form:
-    """SDE-DPM-Solver++(1) and (2M) (2211.01095, its solvers for diffusion SDEs)."""
-    m, h, t, s = k.m, k.h, k.t, k.s
-    gain = -torch.expm1(-2 * h)
-    x = s.sigma / t.sigma * torch.exp(-h) * k.x + s.alpha * gain * m[0] + s.sigma * gain.sqrt() * k.z
-    if k.order == 1:
-        return x
-    r = (t.lam - k.past[0].lam) / h
-    return x + 0.5 * s.alpha * gain * (m[0] - m[1]) / r
 
 
 def _sa_solver(
@@ -115,36 +103,6 @@ def _er_sde(k: ReverseSteps, phi: Scale) -> Form:
 def er_sde_rule(phi: Scale) -> Callable[[ReverseSteps], Form]:
     """ER-SDE-Solver-1, 2, 3 (2309.06169); its integrals of 1 / phi by quadrature in log n."""
     return Partial(_er_sde, phi)
-
-
-@checked
-def sde_dpm_solver_pp(
-    num_steps: int,
-    *,
-    order: int = 2,
-    lower_final: bool = False,
-    t_min: float = T_MIN,
-    grid: Grid = grids.log_snr,
-    denoise: bool = True,
-) -> Sampler:
-    """SDE-DPM-Solver++(1) and (2M) (2211.01095, its solvers for diffusion SDEs); weak order 1 and 2, strong
-    order 1; one evaluation per step.
-
-    Args:
-        order: 1 or 2, the number of nodes.
-
-    Raises:
-        ValueError: another order.
-    """
-    if order not in (1, 2):
-        raise ValueError(f"order must be 1 or 2, got {order}")
-    method = SchemeMethod(
-        name=f"sde_dpm_solver_pp_{order}", order=order, nodes=order, strong_order=1.0,
-        weak_order=float(order), lower_final=lower_final,
-    )  # fmt: skip
-    equation = scheme(sde_dpm_solver_pp_rule, "data", noisy=True)
-    options = {"order": order, "lower_final": lower_final}
-    return Sampler("sde_dpm_solver_pp", equation, method, num_steps, t_min, grid, denoise, options=options)
 
 
 @checked
