@@ -3,14 +3,14 @@
     parity        scheduler x family: 10 steps of diffusers' scheduler and of the sampler that
                   ``interop.matching_sampler`` says is the same, on one network with random weights in
                   float64, from one start and one list of draws; largest difference, relative to the largest
-                  value
+                  value; where it is more than rounding, its cause, and the difference that is left when this
+                  alone is changed on one side (``CHANGES``)
     likelihood    a UNet2DModel that diffusers' loop (``add_noise``, mean squared error, AdamW) trained
     briefly on
                   the digits, saved and opened by ``from_diffusers``: log p with its error budget and both
                   bounds, and the same of the same weights wrapped by hand
 
-Where a difference is more than rounding, the last column says where theirs departs from its paper, or where a
-process of ours ends.
+A cause is where theirs departs from its paper, or where a process of ours ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import argparse
 import inspect
 import tempfile
 import warnings
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -29,10 +31,14 @@ from benchmarks.record import digits as four
 from benchmarks.record import write_result
 from sde_toolkit.data import digits, estimate_moments
 from sde_toolkit.interop import from_diffusers, matching_sampler
+from sde_toolkit.interop.pipelines.matching import first_steps
 from sde_toolkit.likelihood import BoundDraws, FlowSolver, continuous_bound, discrete_bound, log_likelihood
 from sde_toolkit.models import IndexedModel
+from sde_toolkit.samplers import Sampler
+from sde_toolkit.samplers.equations import ReverseSteps, scheme
+from sde_toolkit.samplers.presets.multistep import ipndm_rule, spndm_rule
 from sde_toolkit.utils import Stream
-from solvers import RK4
+from solvers import RK4, Form
 
 N, BATCH, SEED = 10, 4, 3
 PROBES = 16
@@ -40,48 +46,49 @@ SOLVER = FlowSolver(RK4, num_steps=16)
 T, V = {"timestep_spacing": "trailing"}, {"prediction_type": "v_prediction"}
 NOISE = {**T, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 SDE = {**NOISE, "algorithm_type": "sde-dpmsolver"}
+FLOW = {"use_flow_sigmas": True}
 PLAIN = {"clip_sample": False}
-CASES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "DDPM, small variance": ("DDPM", PLAIN, ""),
-    "DDPM, large variance": ("DDPM", {**PLAIN, "variance_type": "fixed_large"}, ""),
-    "DDPM, clipped": ("DDPM", {**T, "clip_sample_range": 0.5}, ""),
-    "DDIM": ("DDIM", {**PLAIN, **T}, ""),
-    "DDIM, v, squaredcos": ("DDIM", {**PLAIN, **T, **V, "beta_schedule": "squaredcos_cap_v2"}, ""),
-    "DDIM, clipped": ("DDIM", {**T, "clip_sample_range": 0.5},
-                      "theirs clips x0_hat and keeps the noise of the unclipped one"),
-    "DDIM, v, zero terminal SNR": ("DDIM", {**PLAIN, **T, **V, "rescale_betas_zero_snr": True},
-                                   "theirs begins at alpha = 0, ours at 1e-4"),
-    "PNDM": ("PNDM", {"set_alpha_to_one": True}, ""),
-    "PNDM, skip_prk_steps": ("PNDM", {"set_alpha_to_one": True, "skip_prk_steps": True},
-                             "theirs starts by two steps of low order, not Runge-Kutta"),
-    "DPM-Solver++(2M)": ("DPMSolverMultistep", T, ""),
-    "DPM-Solver++(3M)": ("DPMSolverMultistep", {**T, "solver_order": 3}, ""),
-    "DPM-Solver++(2M), Karras": ("DPMSolverMultistep", {"use_karras_sigmas": True},
-                                 "theirs rounds the index that the network is told, not the level"),
-    "DPM-Solver++(2M), heun": ("DPMSolverMultistep", {**T, "solver_type": "heun"}, ""),
-    "DPM-Solver(1)": ("DPMSolverMultistep", {**NOISE, "solver_order": 1}, ""),
-    "DPM-Solver(2M)": ("DPMSolverMultistep", NOISE, ""),
-    "DPM-Solver(2M), heun": ("DPMSolverMultistep", {**NOISE, "solver_type": "heun"}, ""),
-    "DPM-Solver(3M)": ("DPMSolverMultistep", {**NOISE, "solver_order": 3}, ""),
-    "SDE-DPM-Solver(1)": ("DPMSolverMultistep", {**SDE, "solver_order": 1}, ""),
-    "SDE-DPM-Solver(2M)": ("DPMSolverMultistep", SDE, ""),
-    "SDE-DPM-Solver(2M), heun": ("DPMSolverMultistep", {**SDE, "solver_type": "heun"}, ""),
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDPM, small variance": ("DDPM", PLAIN),
+    "DDPM, large variance": ("DDPM", {**PLAIN, "variance_type": "fixed_large"}),
+    "DDPM, clipped": ("DDPM", {**T, "clip_sample_range": 0.5}),
+    "DDIM": ("DDIM", {**PLAIN, **T}),
+    "DDIM, v, squaredcos": ("DDIM", {**PLAIN, **T, **V, "beta_schedule": "squaredcos_cap_v2"}),
+    "DDIM, clipped": ("DDIM", {**T, "clip_sample_range": 0.5}),
+    "DDIM, v, zero terminal SNR": ("DDIM", {**PLAIN, **T, **V, "rescale_betas_zero_snr": True}),
+    "PNDM": ("PNDM", {"set_alpha_to_one": True}),
+    "PNDM, skip_prk_steps": ("PNDM", {"set_alpha_to_one": True, "skip_prk_steps": True}),
+    "DPM-Solver++(2M)": ("DPMSolverMultistep", T),
+    "DPM-Solver++(3M)": ("DPMSolverMultistep", {**T, "solver_order": 3}),
+    "DPM-Solver++(2M), Karras": ("DPMSolverMultistep", {"use_karras_sigmas": True}),
+    "DPM-Solver++(2M), heun": ("DPMSolverMultistep", {**T, "solver_type": "heun"}),
+    "DPM-Solver(1)": ("DPMSolverMultistep", {**NOISE, "solver_order": 1}),
+    "DPM-Solver(2M)": ("DPMSolverMultistep", NOISE),
+    "DPM-Solver(2M), heun": ("DPMSolverMultistep", {**NOISE, "solver_type": "heun"}),
+    "DPM-Solver(3M)": ("DPMSolverMultistep", {**NOISE, "solver_order": 3}),
+    "SDE-DPM-Solver(1)": ("DPMSolverMultistep", {**SDE, "solver_order": 1}),
+    "SDE-DPM-Solver(2M)": ("DPMSolverMultistep", SDE),
+    "SDE-DPM-Solver(2M), heun": ("DPMSolverMultistep", {**SDE, "solver_type": "heun"}),
     "SDE-DPM-Solver++(2M), heun": (
-        "DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, ""),
+        "DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}),
     "SDE-DPM-Solver++(3M)": (
-        "DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "SIGN"),
-    "SDE-DPM-Solver++(2M)": ("DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++"}, ""),
-    "UniPC-3, sigma_min": ("UniPCMultistep", {**T, "solver_order": 3, "final_sigmas_type": "sigma_min"}, ""),
-    "DEIS-2": ("DEISMultistep", T, ""),
-    "SA-Solver, tau 1": ("SASolver", {**T, "tau_func": lambda t: 1.0}, ""),
-    "Euler": ("EulerDiscrete", T, ""),
-    "Euler, ancestral": ("EulerAncestralDiscrete", T, ""),
-    "Heun": ("HeunDiscrete", T, ""),
-    "LMS": ("LMSDiscrete", T, ""),
-    "EDM, Euler": ("EDMEuler", {}, ""),
-    "EDM, DPM-Solver++(2M)": ("EDMDPMSolverMultistep", {}, ""),
-    "flow matching, Euler, shift 3": ("FlowMatchEulerDiscrete", {"shift": 3.0},
-                                      "theirs begins at t = 1, ours at T = .999"),
+        "DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+    "SDE-DPM-Solver++(2M)": ("DPMSolverMultistep", {**T, "algorithm_type": "sde-dpmsolver++"}),
+    "UniPC-3, sigma_min": ("UniPCMultistep", {**T, "solver_order": 3, "final_sigmas_type": "sigma_min"}),
+    "DEIS-2": ("DEISMultistep", T),
+    "SA-Solver, tau 1": ("SASolver", {**T, "tau_func": lambda t: 1.0}),
+    "Euler": ("EulerDiscrete", T),
+    "Euler, ancestral": ("EulerAncestralDiscrete", T),
+    "Heun": ("HeunDiscrete", T),
+    "LMS": ("LMSDiscrete", T),
+    "EDM, Euler": ("EDMEuler", {}),
+    "EDM, DPM-Solver++(2M)": ("EDMDPMSolverMultistep", {}),
+    "flow sigmas, DPM-Solver++(2M)": ("DPMSolverMultistep", {**FLOW, "prediction_type": "flow_prediction"}),
+    "flow sigmas, data": ("DPMSolverMultistep", {**FLOW, "prediction_type": "sample"}),
+    "flow sigmas, noise": ("DPMSolverMultistep", FLOW),
+    "IPNDM": ("IPNDM", {}),
+    "consistency model": ("CMStochasticIterative", {"clip_denoised": False}),
+    "flow matching, Euler, shift 3": ("FlowMatchEulerDiscrete", {"shift": 3.0}),
 }  # fmt: skip
 IN_SIGMA = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete")
 
@@ -109,25 +116,117 @@ class Draws:
         return self.start if stream == Stream.PRIOR else self.z[index]
 
 
+class Change(NamedTuple):
+    """One thing that is changed on one side.
+
+    Attributes:
+        cause: of the difference, as the table says it.
+        theirs: of (scheduler, model, our times), after ``set_timesteps``.
+        ours: of our sampler.
+        more: arguments of every ``step`` of theirs.
+        skipped: steps that are left out at the start on both sides.
+    """
+
+    cause: str
+    theirs: Callable[[Any, Any, Tensor], None] = lambda made, model, ts: None
+    ours: Callable[[Sampler], Sampler] = lambda sampler: sampler
+    more: dict[str, Any] = {}  # noqa: RUF012
+    skipped: int = 0
+
+
+def told_exactly(made: Any, model: Any, ts: Tensor) -> None:
+    """Tell theirs' network the times that ours is told."""
+    x = torch.ones(1, *model.event_shape, dtype=torch.float64)
+    told = [float(model.arguments(x, t)[1]) for t in ts[: len(made.timesteps)]]
+    made.timesteps = torch.tensor(told, dtype=torch.float64)
+
+
+def wide_levels(made: Any, model: Any, ts: Tensor) -> None:
+    """Give theirs our levels in float64, and the times that belong to them."""
+    told_exactly(made, model, ts)
+    made.sigmas = model.sde.sigma(ts)
+
+
+def first_level(made: Any, model: Any, ts: Tensor) -> None:
+    """Begin theirs where ours begins."""
+    if hasattr(made, "alphas_cumprod"):
+        made.alphas_cumprod[-1] = model.sde.alpha(ts[0]).square()
+        return
+    made.sigmas[0] = model.sde.sigma(ts[0])
+    made.timesteps[0] = 1000 * ts[0]
+
+
+def right_sign(made: Any, model: Any, ts: Tensor) -> None:
+    """Add 1/2 where theirs subtracts it in the weight of the second difference."""
+    update = made.multistep_dpm_solver_third_order_update
+
+    def corrected(outputs: list[Tensor], sample: Tensor, noise: Tensor) -> Tensor:
+        levels = made.sigmas[made.step_index - 2 : made.step_index + 2]
+        lam = -levels.log()
+        m2, m1, m0 = outputs[-3:]
+        slopes = (m0 - m1) / (lam[2] - lam[1]), (m1 - m2) / (lam[1] - lam[0])
+        D2 = (lam[3] - lam[2]) ** 2 * (slopes[0] - slopes[1]) / (lam[2] - lam[0])
+        return update(outputs, sample=sample, noise=noise) + D2 / (1 + levels[3] ** 2).sqrt()
+
+    made.multistep_dpm_solver_third_order_update = corrected
+
+
+def plms_start(sampler: Sampler) -> Sampler:
+    """A pseudo Heun step, and two and three nodes, in the place of three Runge-Kutta steps."""
+
+    def rule(k: ReverseSteps) -> Form:
+        return spndm_rule(k) if k.order == 1 else ipndm_rule(k)
+
+    method = replace(sampler.method, nodes=4, nfe_extra=1)  # type: ignore[type-var]
+    return replace(sampler, equation=scheme(rule, "noise"), method=method)
+
+
+CHANGES: dict[str, Change] = {
+    "DDIM, clipped": Change(
+        "theirs clips x0_hat and keeps the noise of the unclipped one",
+        more={"use_clipped_model_output": True}),
+    "DDIM, v, zero terminal SNR": Change("theirs begins at alpha = 0, ours at 1e-4", first_level),
+    "PNDM, skip_prk_steps": Change(
+        "theirs starts by two steps of low order, not Runge-Kutta", ours=plms_start),
+    "DPM-Solver++(2M), Karras": Change(
+        "theirs rounds the index that the network is told, not the level", told_exactly),
+    "SDE-DPM-Solver++(3M)": Change(
+        "theirs has the sign of a constant wrong, which makes its order 1", right_sign),
+    "flow sigmas, DPM-Solver++(2M)": Change("theirs rounds the time that the network is told", told_exactly),
+    "flow sigmas, data": Change("the same", told_exactly),
+    "flow sigmas, noise": Change(
+        "theirs rounds levels to float32, which 1 - sigma = .001 magnifies", wide_levels),
+    "IPNDM": Change("theirs begins at alpha = 0, where its formula has no x0_hat", skipped=1),
+    "flow matching, Euler, shift 3": Change("theirs begins at t = 1, ours at T = .999", first_level),
+}  # fmt: skip
+"""Case -> the cause of its difference, and how to take it away."""
+
+
 @torch.no_grad()
-def parity(network: Any, name: str, options: dict[str, Any]) -> tuple[float, str]:
+def parity(
+    network: Any, name: str, options: dict[str, Any], change: Change | None = None
+) -> tuple[float, str]:
     """The largest difference of two whole runs, relative to the largest value, and our sampler's name."""
+    change = Change("") if change is None else change
     made = getattr(diffusers, f"{name}Scheduler")(**options)
     model = from_diffusers(network, made, dtype=torch.float64)
-    sampler = matching_sampler(made, N)
-    ts = sampler.grid(model.sde, int(sampler.num_steps or 0), sampler.t_min, model.sde.T)
+    sampler = change.ours(matching_sampler(made, N))
+    steps, first = int(sampler.num_steps or 0), change.skipped
+    ts = sampler.grid(model.sde, steps, sampler.t_min, model.sde.T)
+    sampler = first_steps(sampler, model.sde, first, steps - first) if first else sampler
     z = torch.randn(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     start = model.sde.prior_std * z
     made.set_timesteps(N)
+    change.theirs(made, model, ts)
     if hasattr(made, "set_begin_index"):
-        made.set_begin_index(0)
-    x = start / float(model.sde.alpha(ts[0])) if name in IN_SIGMA else start
+        made.set_begin_index(first)
+    x = start / float(model.sde.alpha(ts[first])) if name in IN_SIGMA else start
     generator = torch.Generator().manual_seed(SEED)
     known, draws = inspect.signature(made.step).parameters, Draws(z)
     given = "variance_noise" in known and name.startswith("DPM")  # whose own draws are in float32
-    for i, tau in enumerate(made.timesteps):
-        more: dict[str, Any] = {"generator": generator} if "generator" in known else {}
-        more = {"variance_noise": draws.z[i]} if given else more
+    for i, tau in enumerate(made.timesteps[first:]):
+        more = dict(change.more) | ({"generator": generator} if "generator" in known else {})
+        more = {**change.more, "variance_noise": draws.z[i]} if given else more
         seen = x if "Flow" in name else made.scale_model_input(x, tau)
         out = network(seen, tau.expand(BATCH)).sample
         x = made.step(out, tau, x, **more).prev_sample.double()
@@ -190,6 +289,12 @@ def likelihoods(updates: int, examples: int) -> dict[str, Any]:
     return found
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    left = f"{row['difference without it']:>9.1e}  {row['cause']}" if "cause" in row else ""
+    return f"{row['diffusers']:<32}{row['ours']:<22}{row['difference']:>9.1e}{left}"
+
+
 def main() -> None:
     """Compare, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -199,11 +304,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = []
     network = unet().double().eval()
-    for label, (name, options, departure) in CASES.items():
+    for label, (name, options) in CASES.items():
         difference, ours = parity(network, name, options)
-        row = {"diffusers": label, "ours": ours, "difference": four(difference), "departure": departure}
+        row: dict[str, Any] = {"diffusers": label, "ours": ours, "difference": four(difference)}
+        if label in CHANGES:
+            left, _ = parity(network, name, options, CHANGES[label])
+            row |= {"cause": CHANGES[label].cause, "difference without it": four(left)}
         rows.append(row)
-        print(f"{label:<32}{ours:<20}{difference:>10.1e}  {departure}", flush=True)
+        print(line(row), flush=True)
     found = likelihoods(args.updates, args.examples)
     for name in ("from_diffusers", "by hand"):
         print(name, *(f"{key} {value}" for key, value in found[name].items() if key != "budget"), sep="\n  ")

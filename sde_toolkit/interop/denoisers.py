@@ -79,12 +79,19 @@ class CalledNetwork(nn.Module):
         num_classes: number K of classes; 0 for none.
         one_hot: whether labels go in as rows (B, K) of zeros and a one, all zeros for "no label".
         argument: the name of the argument that takes a condition; the third by position when None.
+        halved: whether the second half of its channels is left out.
     """
 
     def __init__(
-        self, network: Callable[..., Any], num_classes: int, one_hot: bool, argument: str | None
+        self,
+        network: Callable[..., Any],
+        num_classes: int,
+        one_hot: bool,
+        argument: str | None,
+        halved: bool = False,
     ) -> None:
         super().__init__()
+        self.halved = halved
         self.network, self.num_classes, self.one_hot, self.argument = network, num_classes, one_hot, argument
         self.condition_shape = getattr(network, "condition_shape", None)
         self.embeds_real_times = isinstance(network, nn.Module) and embeds_real_times(network)
@@ -92,12 +99,24 @@ class CalledNetwork(nn.Module):
     def forward(self, x: Tensor, number: Tensor, condition: Tensor | None = None) -> Tensor:
         """The callable's output for states with shape (B, *) and numbers with shape (B,)."""
         if condition is None:
-            return _tensor(self.network(x, number))
+            return self._kept(self.network(x, number), x)
         if self.one_hot:
             condition = F.one_hot(condition, self.num_classes + 1)[:, :-1].to(x.dtype)
         if self.argument is None:
-            return _tensor(self.network(x, number, condition))
-        return _tensor(self.network(x, number, **{self.argument: condition}))
+            return self._kept(self.network(x, number, condition), x)
+        return self._kept(self.network(x, number, **{self.argument: condition}), x)
+
+    def _kept(self, output: Any, x: Tensor) -> Any:
+        """The prediction in the output; raises ValueError where half of the channels is not the state's."""
+        output = _tensor(output)
+        if not self.halved or not isinstance(output, Tensor):
+            return output
+        if output.ndim != x.ndim or output.shape[1] != 2 * x.shape[1]:
+            raise ValueError(
+                "learned_variance needs a network with twice the channels of its input, "
+                f"{2 * x.shape[1]}, got an output with shape {tuple(output.shape)}; leave it out"
+            )
+        return output[:, : x.shape[1]]
 
 
 def _tensor(output: Any) -> Any:

@@ -8,18 +8,20 @@
 
 A denoiser sees x0 + n z whatever the process is, see the module ``denoisers``: under VP it is asked at
 x_t / alpha and sigma / alpha.  guided-diffusion's networks with learned variances return twice the channels:
-``learned_variance=True`` keeps the second half for the bounds and for ``ddpm(variance="learned")``.
+``learned_variance=True`` keeps the second half for the bounds and for ``ddpm(variance="learned")``; "log" and
+"value" are other conventions of it (``variances``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from sde_toolkit.interop.denoisers import CalledNetwork, ForeignModel, Time
+from sde_toolkit.interop.variances import FractionNetwork, VarianceKind
 from sde_toolkit.models import IndexedModel, ModuleModel, Moments, Prediction
 from sde_toolkit.sdes import VESDE, Chain, ForwardSDE
 from sde_toolkit.utils import checked
@@ -29,7 +31,11 @@ EDM_RANGE = (0.002, 80.0)
 
 
 def _called(
-    network: Callable[..., Any], num_classes: int | None, one_hot: bool, argument: str | None
+    network: Callable[..., Any],
+    num_classes: int | None,
+    one_hot: bool,
+    argument: str | None,
+    halved: bool = False,
 ) -> CalledNetwork:
     """The callable as a network; raises ValueError for classes that it cannot have."""
     if num_classes is None:
@@ -39,7 +45,7 @@ def _called(
         raise ValueError(f"num_classes must be at least 0, got {num_classes}")
     if one_hot and not num_classes:
         raise ValueError("one_hot needs num_classes, the length of a row of labels, got none; give it")
-    return CalledNetwork(network, num_classes, one_hot, argument)
+    return CalledNetwork(network, num_classes, one_hot, argument, halved)
 
 
 @checked
@@ -54,6 +60,7 @@ def from_denoiser(
     num_classes: int | None = None,
     one_hot: bool = False,
     argument: str | None = None,
+    learned_variance: bool = False,
     condition_shape: tuple[int, ...] | None = None,
     moments: Moments | None = None,
     class_moments: Sequence[Moments] | None = None,
@@ -76,13 +83,17 @@ def from_denoiser(
         num_classes: number of classes; the network's own attribute when None.
         one_hot: whether it takes labels as rows (B, K), zeros for "no label".
         argument: the name of its argument for a condition; the third by position when None.
+        learned_variance: whether it returns (B, 2 C, *), as guided-diffusion's networks; the second half is
+            left out, since variances of steps have no place in continuous time (``from_epsilon`` keeps them
+            for a chain).
         condition_shape, moments, class_moments, dtype, device: as for ``ModuleModel``.
 
     Raises:
         ValueError, TypeError: as for ``ForeignModel``.
     """
     return ForeignModel(
-        _called(denoiser, num_classes, one_hot, argument), VESDE(*EDM_RANGE) if sde is None else sde,
+        _called(denoiser, num_classes, one_hot, argument, halved=learned_variance),
+        VESDE(*EDM_RANGE) if sde is None else sde,
         predicts, event_shape, "x_t / alpha", time, data_std, moments, class_moments, condition_shape, dtype,
         device,
     )  # fmt: skip
@@ -141,7 +152,7 @@ def from_epsilon(
     num_classes: int | None = None,
     one_hot: bool = False,
     argument: str | None = None,
-    learned_variance: bool = False,
+    learned_variance: bool | VarianceKind = False,
     condition_shape: tuple[int, ...] | None = None,
     moments: Moments | None = None,
     class_moments: Sequence[Moments] | None = None,
@@ -158,8 +169,10 @@ def from_epsilon(
         event_shape: the shape D of one sample.
         predicts: what it returns; "flow" is dx_t/dt of the process.
         time: what c is in continuous time, see ``Time``; an index has no choice.
-        learned_variance: whether it returns (B, 2 C, *), the second half of which is the fraction of a
-            learned variance, as in Improved DDPM and guided-diffusion; for chains.
+        learned_variance: whether it returns (B, 2 C, *), the second half of which is a learned variance;
+            for chains.  True or "range": the fraction between two bounds, Improved DDPM's and
+            guided-diffusion's LEARNED_RANGE; "log": the log variance, guided-diffusion's LEARNED; "value":
+            the variance, diffusers' "learned".
         data_std, num_classes, one_hot, argument, condition_shape, moments, class_moments, dtype, device: as
             for ``from_denoiser``.
 
@@ -171,9 +184,17 @@ def from_epsilon(
     if isinstance(sde, Chain):
         if time != "t":
             raise ValueError(f"time must be left out for a chain, whose networks take indices, got {time!r}")
+        kinds = get_args(VarianceKind)
+        if learned_variance not in (True, False, *kinds):
+            raise ValueError(
+                f"learned_variance must be a bool or one of {', '.join(kinds)}, got {learned_variance!r}"
+            )
+        network = called
+        if isinstance(learned_variance, str) and learned_variance != "range":
+            network = FractionNetwork(called, sde, learned_variance)
         return IndexedModel(
-            called, sde, predicts, event_shape, None, None if data_std == 1.0 else data_std, moments,
-            class_moments, condition_shape, dtype, device, learned_variance,
+            network, sde, predicts, event_shape, None, None if data_std == 1.0 else data_std, moments,
+            class_moments, condition_shape, dtype, device, bool(learned_variance),
         )  # fmt: skip
     if learned_variance:
         raise ValueError(

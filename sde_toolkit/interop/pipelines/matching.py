@@ -7,13 +7,19 @@
     Euler, LMS       ddim, lms                FlowMatchEuler       euler
     EulerAncestral   ddim(eta=1)              FlowMatchHeun        heun
     Heun             edm                      ScoreSdeVe           predictor_corrector
+    IPNDM            ipndm                    CMStochasticIterative  consistency sampling, below
 
 The times are those that the scheduler's own ``set_timesteps`` visits: its spacing, offset, shift and Karras,
 exponential or beta grids.  ``clip_sample`` and ``thresholding`` are thresholds on the sampler.
 
+Consistency models predict the end of the flow, and a step of theirs (2303.01469, algorithm 1) puts noise on
+it again, up to the next level: x_s = x0_hat + (sigma_s^2 - sigma_min^2)^(1/2) z.  It is no sampler of a
+denoiser's law, and therefore no preset.
+
 Where theirs depart from their papers, ours do not follow, and the samples differ by it:
 
     PNDM          skip_prk_steps=True starts with two steps of low order, not with Runge-Kutta
+    learned       (DDPM, variance_type) keeps the variance of one index's step for a step of several
     DDIM          clips x0_hat and leaves the noise that belongs to the clipped one (use_clipped_model_output)
     Karras grids  round the index that the network is told, and not the level that they go on to use
     FlowMatch     begins at t = 1, where ours begins at T = .999; shifts a grid whose ends are shifted already
@@ -39,8 +45,10 @@ from sde_toolkit.guidance import DynamicThreshold, StaticThreshold, thresholded
 from sde_toolkit.interop.libraries import part_of
 from sde_toolkit.interop.pipelines.schedules import Schedule, read_schedule
 from sde_toolkit.samplers import Langevin, Sampler, grids
+from sde_toolkit.samplers.equations import ReverseSteps, scheme
 from sde_toolkit.sdes import ChainSDE, ForwardSDE
-from sde_toolkit.utils import checked, integer
+from sde_toolkit.utils import Partial, checked, integer
+from solvers import Form, SchemeMethod
 
 Make = Callable[..., Sampler]
 _OWN_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
@@ -79,7 +87,7 @@ def matching_sampler(scheduler: object, num_steps: int) -> Sampler:
     if config.get("thresholding"):
         q, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
         return thresholded(sampler, DynamicThreshold(q, 1.0, most))
-    if config.get("clip_sample"):
+    if config.get("clip_sample") or config.get("clip_denoised"):
         return thresholded(sampler, StaticThreshold(config.get("clip_sample_range", 1.0)))
     return sampler
 
@@ -99,6 +107,8 @@ def visited_times(made: Any, schedule: Schedule) -> tuple[Tensor, bool]:
         N = len(made.discrete_sigmas)
         indices = (made.timesteps.double() * (N - 1)).long().unique().flip(0)
         return (indices / (N - 1)).double(), False
+    if schedule.family == "sine":
+        return _with_end(made.timesteps.double().cpu().clamp(max=sde.T), 0.0), False
     nsr = made.sigmas.double().cpu()
     if schedule.family == "flow":
         nsr = (nsr / (1 - nsr)).clamp(max=float(sde.nsr(torch.tensor(sde.T, dtype=torch.float64))))
@@ -124,9 +134,9 @@ def _end(made: Any, sde: ChainSDE) -> float:
 
 def _ddpm(config: Mapping[str, Any], n: int) -> Sampler:
     kind = str(config.get("variance_type", "fixed_small")).removesuffix("_log")
-    variance = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}.get(kind)
-    if variance is None:
-        raise ValueError(f"variance_type must be fixed_small, fixed_large or learned_range, got {kind!r}")
+    known = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned", "learned": "learned"}
+    if (variance := known.get(kind)) is None:
+        raise ValueError(f"variance_type must be one of {', '.join(known)}, got {kind!r}")
     return samplers.ddpm(n, variance=variance)  # type: ignore[arg-type]
 
 
@@ -191,6 +201,18 @@ def _ve(config: Mapping[str, Any], n: int) -> Sampler:
     return samplers.predictor_corrector(samplers.reverse_diffusion(n), corrector)
 
 
+def _noised_end(k: ReverseSteps, sigma_min: float, s_noise: float) -> Form:
+    s = k.s
+    noise = (s.sigma.square() - sigma_min**2).clamp(min=0).sqrt()
+    return k.m[0] + s_noise * noise * k.z
+
+
+def _consistency(config: Mapping[str, Any], n: int) -> Sampler:
+    rule = Partial(_noised_end, config.get("sigma_min", 0.002), config.get("s_noise", 1.0))
+    equation = scheme(rule, "data", noisy=True)
+    return Sampler("consistency", equation, SchemeMethod(name="consistency", order=1, nodes=1), n)
+
+
 _MATCHES: dict[str, Callable[[Mapping[str, Any], int], Sampler]] = {
     "DDPMScheduler": _ddpm,
     "DDIMScheduler": lambda config, n: samplers.ddim(n),
@@ -208,6 +230,8 @@ _MATCHES: dict[str, Callable[[Mapping[str, Any], int], Sampler]] = {
     "FlowMatchEulerDiscreteScheduler": lambda config, n: samplers.euler(n),
     "FlowMatchHeunDiscreteScheduler": lambda config, n: samplers.heun(n),
     "ScoreSdeVeScheduler": _ve,
+    "IPNDMScheduler": lambda config, n: samplers.ipndm(n),
+    "CMStochasticIterativeScheduler": _consistency,
 }
 
 

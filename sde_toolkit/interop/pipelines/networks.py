@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_toolkit.sdes import ForwardSDE
+from solvers import expand_like
+
 _REAL_TIMES = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 
 
@@ -100,6 +103,33 @@ class PipelineNetwork(nn.Module):
         if self.keyword == "encoder_hidden_states":
             raise ValueError("condition must be given for a network without an embedding of the empty text")
         return None
+
+
+class BoundaryNetwork(nn.Module):
+    """The F of a consistency model as its f(x, sigma) = c_skip x + c_out F, see ``schedules``.
+
+    Args:
+        network: called with x / (sigma^2 + data_std^2)^(1/2) and 250 log(sigma), or with a condition as well.
+        sde: whose sigma(0) is sigma_min.
+        data_std: sigma_data.
+    """
+
+    def __init__(self, network: nn.Module, sde: ForwardSDE, data_std: float) -> None:
+        super().__init__()
+        self.network, self.data_std = network, data_std
+        self.sigma_min = float(sde.sigma(torch.zeros((), dtype=torch.float64)))
+        self.num_classes = getattr(network, "num_classes", 0)
+        self.embeds_real_times = True
+
+    def forward(self, x: Tensor, tau: Tensor, condition: Tensor | None = None) -> Any:
+        """f with the shape of x (B, *), for tau with shape (B,)."""
+        out = self.network(x, tau) if condition is None else self.network(x, tau, condition)
+        if not isinstance(out, Tensor):
+            return out  # refused by the model
+        sigma = expand_like((tau.double() / 250).exp(), x)
+        size, excess, d = (sigma.square() + self.data_std**2).sqrt(), sigma - self.sigma_min, self.data_std
+        skip, scale = d**2 / (excess.square() + d**2) * size, excess * d / size
+        return skip.to(x.dtype) * x + scale.to(x.dtype) * out
 
 
 def first_output(out: Any) -> Any:

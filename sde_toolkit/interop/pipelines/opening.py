@@ -14,6 +14,7 @@ Nothing is downloaded, unpickled or run but the classes of diffusers itself.
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from sde_toolkit.interop.denoisers import ForeignModel, State
 from sde_toolkit.interop.folders import existing_folder, json_object, need_safetensors
 from sde_toolkit.interop.libraries import other_library, part_of
-from sde_toolkit.interop.pipelines.networks import PipelineNetwork, network_shape
+from sde_toolkit.interop.pipelines.networks import BoundaryNetwork, PipelineNetwork, network_shape
 from sde_toolkit.interop.pipelines.schedules import Schedule, read_schedule
+from sde_toolkit.interop.variances import FractionNetwork
 from sde_toolkit.models import IndexedModel, ModuleModel, Moments
 from sde_toolkit.sdes import ChainSDE
 from sde_toolkit.utils import as_device, checked, shown
@@ -68,8 +70,9 @@ def from_diffusers(
             ``scheduler``.
         scheduler: with whose configuration the network was trained; the source's own when None.
         event_shape: the shape of one sample, (C, H, W); the network's own when None.
-        learned_variance: whether the second half of 2 C channels is the variance between two bounds
-            (2102.09672); as the scheduler says when None.
+        learned_variance: whether the second half of 2 C channels is a learned variance, the fraction between
+            two bounds (2102.09672) or, by the scheduler's variance_type "learned", itself; as the scheduler
+            says when None.
         null_class: the last of the network's labels where it stands for "no class"; DiT's is known.
         data_std: root-mean-square standard deviation of the data; that of the moments, or 1, when None.
         moments: mean and covariance of the data, as from ``estimate_moments(x)``, or of the model's own
@@ -100,6 +103,13 @@ def from_diffusers(
         network.to(as_device("device", device), dtype), schedule, shape, data_std, moments, learned
     )
     model.eval()
+    if schedule.family == "cm":
+        warnings.warn(
+            f"{parts.scheduler} is that of a consistency model, whose prediction is the end of the flow and "
+            "not the mean of the data: its scores and likelihoods are not those of a law; sample it with "
+            "matching_sampler(scheduler, num_steps)",
+            stacklevel=2,
+        )
     return model
 
 
@@ -123,8 +133,12 @@ def model_of(
         like: gives type and device of the states for networks without tensors.
     """
     place: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
+    if schedule.family == "cm":
+        network = BoundaryNetwork(network, schedule.sde, schedule.data_std)
     if schedule.feature == "index":
         assert isinstance(schedule.sde, ChainSDE)
+        if learned_variance and schedule.variance != "range":
+            network = FractionNetwork(network, schedule.sde.chain, schedule.variance)
         parameter = next(network.parameters(), like)
         real = bool(getattr(network, "embeds_real_times", False))
         wide = parameter is None or parameter.dtype.itemsize >= 4  # others round an index
@@ -293,7 +307,7 @@ def learned_variances(parts: Parts, schedule: Schedule, given: bool | None, fact
         if says:
             raise ValueError(
                 "learned_variance needs a network with twice as many channels as its input, got one with as "
-                "many; the scheduler's learned_range is not this network's: give learned_variance=False"
+                "many; the scheduler's variance_type is not this network's: give learned_variance=False"
             )
         return False
     if factor != 2:
@@ -303,8 +317,8 @@ def learned_variances(parts: Parts, schedule: Schedule, given: bool | None, fact
     if not says and given is None:
         raise ValueError(
             "learned_variance must be given for a network with twice as many channels as its input and a "
-            "scheduler without variance_type='learned_range': True if the second half is Improved DDPM's "
-            "variance, False to leave it out"
+            "scheduler without variance_type='learned_range' or 'learned': True if the second half is "
+            "Improved DDPM's variance, False to leave it out"
         )
     if says and schedule.feature != "index":
         raise ValueError("learned_variance must be False for a network that is no chain's, got True")

@@ -178,7 +178,10 @@ class Stepping:
         elif schedule.feature == "time":
             t = tau / schedule.scale
         else:
-            sigma = {"log_sigma/4": (4 * tau).exp(), "arctan": (torch.pi / 2 * tau).tan(), "sigma": tau}
+            sigma = {
+                "log_sigma/4": (4 * tau).exp(), "250 log_sigma": (tau / 250).exp(),
+                "arctan": (torch.pi / 2 * tau).tan(), "sigma": tau,
+            }  # fmt: skip
             t = sde.inverse_nsr(sigma[schedule.feature]).clamp(0, sde.T)
         return sde.alpha(t), sde.sigma(t)
 

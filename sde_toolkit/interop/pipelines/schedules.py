@@ -10,15 +10,25 @@
             CosineDPMSolver                    sigma_data^2)^(1/2)    2 / pi arctan(sigma)  ``VESDE``
     flow    FlowMatchEuler, FlowMatchHeun,     x_t                    N t                   ``RectifiedFlow``,
             those with use_flow_sigmas                                                      t = sigma
+    sine    IPNDM                              x_t                    t                     ``VPSDE``, alpha =
+                                                                                            cos(pi t / 2)
+    cm      CMStochasticIterative              x_t / (sigma^2 +       250 log(sigma)        ``VESDE``
+                                               sigma_data^2)^(1/2)
+
+A consistency model (cm) puts out F, and f(x, sigma) = c_skip x + c_out F is the end of the flow that leads
+through x, at sigma_min, where f(x, sigma_min) = x: the boundary condition, by c_skip = d^2 / ((sigma -
+sigma_min)^2 + d^2) and c_out = (sigma - sigma_min) d (sigma^2 + d^2)^(-1/2), d = sigma_data.  f is taken as
+the prediction of the data, which it is to first order in sigma - sigma_min alone: ``matching_sampler`` is
+what it is for.  IPNDM's network puts out the velocity, whatever its configuration calls it.
 
 The table of a chain is computed in float64 from the numbers of the configuration, where diffusers rounds to
 float32: its 1 - alpha_1^2 = 1e-4 is off by some 1e-4 of itself.  ``shift`` of flow matching changes which
 times a run visits, not what the network is told of them; ``steps_offset`` and ``timestep_spacing`` likewise
-(``matching``).  A flow begins at t = T = .999 and not 1, where nothing of the data is left.
+(``matching``).  A flow and a sine begin at t = T = .999 and not 1, where nothing of the data is left.
 
 References: Karras et al. (2206.00364) for EDM; Lin et al., "Common Diffusion Noise Schedules and Sample Steps
 are Flawed" (2305.08891), algorithm 1, for the table that ends in noise alone; Esser et al. (2403.03206) for
-the shift.
+the shift; Song et al., "Consistency Models" (2303.01469), appendix C, for the boundary condition.
 """
 
 from __future__ import annotations
@@ -32,21 +42,22 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.interop.denoisers import Time
+from sde_toolkit.interop.variances import VarianceKind
 from sde_toolkit.models import PREDICTION_ALIASES
-from sde_toolkit.sdes import VESDE, Chain, ChainSDE, ForwardSDE, RectifiedFlow
+from sde_toolkit.sdes import VESDE, VPSDE, Chain, ChainSDE, CosineBeta, ForwardSDE, RectifiedFlow
 from sde_toolkit.utils import Partial
 
-Family = Literal["chain", "ve", "edm", "flow"]
-TimeFeature = Literal["index", "log_sigma/4", "sigma", "arctan", "time"]
+Family = Literal["chain", "ve", "edm", "flow", "sine", "cm"]
+TimeFeature = Literal["index", "log_sigma/4", "250 log_sigma", "sigma", "arctan", "time"]
 
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 _FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _EDMS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _COSINE = "CosineDPMSolverMultistepScheduler"
 _VE = "ScoreSdeVeScheduler"
+_CM = "CMStochasticIterativeScheduler"
+_IPNDM = "IPNDMScheduler"
 _OTHER = {
-    "IPNDMScheduler": "its table is that of a network for one special grid",
-    "CMStochasticIterativeScheduler": "it is made for consistency models, which predict no score",
     "LCMScheduler": "it is made for consistency models, which predict no score",
     "TCDScheduler": "it is made for consistency models, which predict no score",
     "FlowMatchLCMScheduler": "it is made for consistency models, which predict no score",
@@ -56,6 +67,8 @@ _OTHER = {
     "KarrasVeScheduler": "it was removed from diffusers",
 }
 _CLIPPED_BETA = 0.999
+_NO_OFFSET, _SINE_T = 1e-12, 0.999
+"""IPNDM has the offset 0, at which the inverse of its clock is 0 / 0."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Schedule:
         sign: by which the network's output is multiplied.
         learned_variance: whether the second half of the channels is one; None where the configuration does
             not say.
+        variance: what that half is, see ``variances``.
     """
 
     family: Family
@@ -84,6 +98,7 @@ class Schedule:
     data_std: float = 1.0
     sign: float = 1.0
     learned_variance: bool | None = None
+    variance: VarianceKind = "range"
 
     def time(self) -> Time:
         """The feature as a ``ForeignModel`` takes it."""
@@ -91,12 +106,18 @@ class Schedule:
             return Partial(_arctan, self.sde)
         if self.feature == "time":
             return Partial(_times, self.scale)
+        if self.feature == "250 log_sigma":
+            return Partial(_log_sigmas, self.sde)
         assert self.feature != "index"
         return self.feature
 
 
 def _arctan(t: Tensor, sde: ForwardSDE) -> Tensor:
     return 2 / math.pi * sde.nsr(t).arctan()
+
+
+def _log_sigmas(t: Tensor, sde: ForwardSDE) -> Tensor:
+    return 250 * sde.nsr(t).log()
 
 
 def _times(t: Tensor, scale: float) -> Tensor:
@@ -123,6 +144,17 @@ def read_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
         return _flow(config)
     if name in _EDMS or name == _COSINE:
         return _edm(config, name == _COSINE)
+    if name == _CM:
+        sde = VESDE(_number(config, "sigma_min", 0.002), _number(config, "sigma_max", 80.0))
+        std = _number(config, "sigma_data", 0.5)
+        return Schedule("cm", sde, "data", "250 log_sigma", scaled=True, data_std=std)
+    if name == _IPNDM:
+        if config.get("trained_betas") is not None:
+            raise ValueError(
+                "trained_betas must be left out for IPNDMScheduler, which then takes them for the levels of "
+                "one number of steps, got a table; give the scheduler that the network was trained with"
+            )
+        return Schedule("sine", VPSDE(CosineBeta(_NO_OFFSET, _SINE_T)), "velocity", "time")
     if name == _VE:
         sde = VESDE(_number(config, "sigma_min", 0.01), _number(config, "sigma_max", 1348.0))
         return Schedule("ve", sde, "score", "sigma")
@@ -138,16 +170,13 @@ def read_schedule(name: str, config: Mapping[str, Any]) -> Schedule:
 def _chain(config: Mapping[str, Any]) -> Schedule:
     predicts = _prediction(config, ("epsilon", "sample", "v_prediction"))
     variance = config.get("variance_type")
-    if variance == "learned":
-        raise ValueError(
-            'variance_type must be "learned_range", whose variances lie between two bounds, or fixed, got '
-            '"learned"; '
-            "give a scheduler with another one, and learned_variance=False, to leave them out"
-        )
-    learned = None if variance is None else variance == "learned_range"
+    learned = None if variance is None else variance in ("learned_range", "learned")
+    kind: VarianceKind = "value" if variance == "learned" else "range"
     continuous = config.get("timestep_type") == "continuous" and predicts == "velocity"
     feature: TimeFeature = "log_sigma/4" if continuous else "index"
-    return Schedule("chain", ChainSDE(beta_chain(config)), predicts, feature, learned_variance=learned)
+    return Schedule(
+        "chain", ChainSDE(beta_chain(config)), predicts, feature, learned_variance=learned, variance=kind
+    )
 
 
 def _edm(config: Mapping[str, Any], cosine: bool) -> Schedule:
@@ -166,11 +195,14 @@ def _edm(config: Mapping[str, Any], cosine: bool) -> Schedule:
 
 
 def _flow(config: Mapping[str, Any]) -> Schedule:
-    if (config.get("prediction_type") or "flow_prediction") != "flow_prediction":
+    known = {"flow_prediction": "flow", "epsilon": "noise", "sample": "data"}
+    name = config.get("prediction_type") or "flow_prediction"
+    if name not in known:
         raise ValueError(
-            f"prediction_type of flow matching must be flow_prediction, got {config['prediction_type']!r}"
+            f"prediction_type of flow matching must be one of {', '.join(known)}, got {name!r}, whose "
+            "formula needs alpha^2 + sigma^2 = 1"
         )
-    return Schedule("flow", RectifiedFlow(), "flow", "time", scale=float(_count(config)))
+    return Schedule("flow", RectifiedFlow(), known[name], "time", scale=float(_count(config)))
 
 
 def beta_chain(config: Mapping[str, Any]) -> Chain:
