@@ -191,9 +191,9 @@ CHANGES: dict[str, Change] = {
     "DPM-Solver++(2M), Karras": Change(
         "theirs rounds the index that the network is told, not the level", told_exactly),
     "SDE-DPM-Solver++(3M)": Change(
-        "theirs has the sign of a constant wrong, which makes its order 1", right_sign),
+        "theirs has the sign of a constant wrong, which makes its weak order 1", right_sign),
     "flow sigmas, DPM-Solver++(2M)": Change("theirs rounds the time that the network is told", told_exactly),
-    "flow sigmas, data": Change("the same", told_exactly),
+    "flow sigmas, data": Change("theirs rounds the time that the network is told", told_exactly),
     "flow sigmas, noise": Change(
         "theirs rounds levels to float32, which 1 - sigma = .001 magnifies", wide_levels),
     "IPNDM": Change("theirs begins at alpha = 0, where its formula has no x0_hat", skipped=1),

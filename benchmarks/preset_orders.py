@@ -294,6 +294,7 @@ _FIRST = {1: 64, 2: 128, 3: 128, 4: 256}
 _LATE = {"deis tAB3": 512, "dpm_solver_pp 3M": 1024, "ipndm": 256, "pndm": 256, "s-pndm": 256,
          "sa_solver 2 + 1": 512, "sde_dpm_solver 2M": 256, "sa_solver 3 + 3": 1024, "sra1": 256, "shark": 256,
          "sosra": 256}  # fmt: skip
+_LATE_STRONG = {"sde_dpm_solver 2M": 64}
 """Samplers with a dominant term of higher order at moderate step counts."""
 
 
@@ -317,7 +318,8 @@ def cases(names: Sequence[str] | None = None) -> list[PresetCase]:
         found.append(PresetCase(name, "weak", "scalar Gaussian", sampler.weak_order, first, weak, make))
         if sampler.strong_order == 1.0 and not isinstance(sampler.method, Adams):
             strong = functools.partial(strong_error, make, ETAS.get(name, 1.0))
-            found.append(PresetCase(name, "strong", "scalar Gaussian", 1.0, 32, strong, make))
+            early = _LATE_STRONG.get(name, 32)
+            found.append(PresetCase(name, "strong", "scalar Gaussian", 1.0, early, strong, make))
     return found
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sde_toolkit.models import embeds_real_times
 from sde_toolkit.sdes import Chain, VariationalTerms
+from solvers import expand_like
 
 VarianceKind = Literal["range", "log", "value"]
 """What the second half of 2 C channels is, see the module's head."""
@@ -40,18 +41,15 @@ class FractionNetwork(nn.Module):
         kind: "log" or "value".
     """
 
-    log_small: Tensor
-    log_large: Tensor
-
     def __init__(self, network: nn.Module, chain: Chain, kind: VarianceKind) -> None:
         super().__init__()
         self.network, self.kind = network, kind
         self.num_classes = getattr(network, "num_classes", 0)
         self.condition_shape = getattr(network, "condition_shape", None)
         self.embeds_real_times = embeds_real_times(network)
-        small, large = log_bounds(chain)
-        self.register_buffer("log_small", small, persistent=False)
-        self.register_buffer("log_large", large, persistent=False)
+        self.bounds = torch.stack(
+            log_bounds(chain), 1
+        )  # no buffer, whose type would be taken for the model's
 
     def forward(self, x: Tensor, index: Tensor, condition: Tensor | None = None) -> Any:
         """The prediction and u with shape (B, 2 C, *), for indices with shape (B,)."""
@@ -61,14 +59,11 @@ class FractionNetwork(nn.Module):
         prediction, second = out.chunk(2, dim=1)
         if self.kind == "value":
             second = second.clamp(min=_LEAST).log()
-        low = index.floor().long().clamp(0, len(self.log_small) - 1)
-        high, share = (low + 1).clamp(max=len(self.log_small) - 1), index - low
-        small, large = (
-            torch.lerp(table.to(x.dtype)[low], table.to(x.dtype)[high], share.to(x.dtype)).reshape(
-                -1, *[1] * (x.ndim - 1)
-            )
-            for table in (self.log_small, self.log_large)
-        )
+        table = self.bounds.to(x.device, x.dtype)
+        low = index.floor().long().clamp(0, len(table) - 1)
+        high, share = (low + 1).clamp(max=len(table) - 1), (index - low).to(x.dtype)
+        here = torch.lerp(table[low], table[high], share[:, None])
+        small, large = (expand_like(bound, x) for bound in here.unbind(1))
         return torch.cat([prediction, 2 * (second - small) / (large - small) - 1], dim=1)
 
 

@@ -25,7 +25,7 @@ Where theirs depart from their papers, ours do not follow, and the samples diffe
     FlowMatch     begins at t = 1, where ours begins at T = .999; shifts a grid whose ends are shifted already
     zero SNR      begins at alpha = 0, where ours begins at 1e-4
     sde++, 3      (DPMSolverMultistep, order 3) subtracts 1/2 in the weight of the second difference where the
-                  expansion of the integral, and ours, add it, so that theirs falls back to order 1
+                  expansion of the integral, and ours, add it: theirs has weak order 1, ours 2
     SA-Solver     h^2/2 in the place of an exact integral: taken over here as ``released=True``; its default
                   tau_func draws between the indices 200 and 800 alone, which no configuration says: tau = 1
                       here

@@ -284,7 +284,8 @@ def class_name(entry: Any, library: str, part: str) -> str:
 
 
 def event_shape_of(network: nn.Module, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
-    """The shape of one sample, as given or the network's own, and the network's output channels."""
+    """The shape of one sample, as given or the network's own, and the network's output channels, 0 where it
+    does not say."""
     if given is None:
         return network_shape(network)
     try:
@@ -292,7 +293,7 @@ def event_shape_of(network: nn.Module, given: tuple[int, ...] | None) -> tuple[t
     except ValueError:
         if not given or min(given) < 1:
             raise ValueError(f"event_shape must be (C, H, W), got {given}") from None
-        return given, given[0]
+        return given, 0
     if len(given) != len(own) or given[0] != own[0] or min(given) < 1:
         raise ValueError(f"event_shape must have {own[0]} channels, as {own}, got {given}")
     return given, out
@@ -303,6 +304,8 @@ def learned_variances(parts: Parts, schedule: Schedule, given: bool | None, fact
     says = schedule.learned_variance if given is None else given
     if given is None and parts.pipeline == "DiTPipeline" and factor == 2:
         says = True  # 2212.09748, section 4: as in 2102.09672
+    if factor == 0:
+        factor = 2 if says else 1
     if factor == 1:
         if says:
             raise ValueError(

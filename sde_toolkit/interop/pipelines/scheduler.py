@@ -335,6 +335,7 @@ def scheduler_class() -> Any:
         prediction_type: str | None = None,
         rescale_betas_zero_snr: bool = False,
         timestep_type: str = "discrete",
+        variance_type: str | None = None,
         use_flow_sigmas: bool = False,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
