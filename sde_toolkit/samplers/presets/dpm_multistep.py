@@ -32,9 +32,10 @@ from typing import Literal
 import torch
 
 from sde_toolkit.samplers import grids
+from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.equations import ReverseSteps, scheme
 from sde_toolkit.samplers.grids import Grid
-from sde_toolkit.samplers.sampler import T_MIN, Sampler
+from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.utils import Partial, checked
 from solvers import Form, SchemeMethod
 
