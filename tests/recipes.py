@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import recipes_guidance
 import recipes_interop
+import recipes_particles
 import recipes_pipelines
 import recipes_score_sde
 import recipes_tables
@@ -366,6 +367,7 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | {name: Recipe(*recipe) for name, recipe in objectives().items()}
         | {name: Recipe(*recipe) for name, recipe in more_objectives().items()}
         | {name: Recipe(*parts) for name, parts in recipes_guidance.guides().items()}
+        | {name: Recipe(*parts) for name, parts in recipes_particles.particles().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tasks.tasks().items()}
         | {name: Recipe(*parts) for name, parts in recipes_interop.interops().items()}

@@ -22,6 +22,7 @@ from sde_toolkit.guidance.inverse.maps import (
 )
 from sde_toolkit.guidance.inverse.observations import LinearObservation, NonlinearObservation, Observation
 from sde_toolkit.guidance.inverse.observed import Observed, default_method
+from sde_toolkit.guidance.inverse.particles import Particles, TwistedSMC
 from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, Query
 from sde_toolkit.guidance.inverse.projections import DDNM, DiffPIR, ScoreALD
 from sde_toolkit.guidance.raw_units import in_model_scale
@@ -54,6 +55,7 @@ __all__ = [
     "NonlinearObservation",
     "Observation",
     "Observed",
+    "Particles",
     "PiGDM",
     "PosteriorModel",
     "Query",
@@ -63,6 +65,7 @@ __all__ = [
     "Threshold",
     "Thresholded",
     "Thresholding",
+    "TwistedSMC",
     "blur",
     "colour_mixing",
     "default_method",

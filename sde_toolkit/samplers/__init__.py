@@ -7,6 +7,7 @@ from sde_toolkit.samplers.calibration import (
     calibrated,
 )
 from sde_toolkit.samplers.catalogue import COMMON, PRESETS, Preset, find_preset
+from sde_toolkit.samplers.checks import check_draw
 from sde_toolkit.samplers.choices import T_MIN
 from sde_toolkit.samplers.correctors import (
     AfterStep,
@@ -143,6 +144,7 @@ __all__ = [
     "bosh3",
     "calibrate",
     "calibrated",
+    "check_draw",
     "ddim",
     "ddpm",
     "default",

@@ -13,6 +13,7 @@ References: Kalman's gain; Wang and Vastola (2412.09726) for how well N(m, S) do
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,30 @@ class Gains:
         distinct = self._moments.distinct.to(n2.device)
         v = n2 * distinct / (n2 + distinct)
         return self._moments.filter(g)((g, v.to(g)))
+
+    def log_prob(self, nsr: Tensor, r: Tensor, measured: Measured) -> Tensor:
+        """log N(r; 0, M) with shape (B,), for r with shape (B, m) and a ratio with shape (); entries that are
+        missing do not count."""
+        n2 = nsr.double().square()[..., None]
+        held = measured.map.held if isinstance(measured.map, EntriesMap) else None
+        many = r.shape[1] if held is None else held.to(r).sum(1)
+        if self._diagonal:
+            v = self._picked.to(n2.device)
+            law = n2 * v / (n2 + v) + measured.std**2
+            z, scales = r / law.sqrt().to(r), 0.5 * law.log().sum()
+        else:
+            law = self._law(n2, measured)
+            if held is not None:  # whose own variances are 1 + s^2
+                law = law - torch.diag_embed((1 - held.double()) * measured.std**2)
+            factor = torch.linalg.cholesky(law)
+            scales = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            if law.ndim == 2:
+                eye = torch.eye(len(law), dtype=law.dtype, device=law.device)
+                inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+                z = row_product(r, inverse.mT.to(r).contiguous())
+            else:
+                z = torch.linalg.solve_triangular(factor, r.double()[:, :, None], upper=False)[:, :, 0].to(r)
+        return -0.5 * z.square().sum(1) - many * 0.5 * math.log(2 * math.pi) - scales.to(r)
 
     def _law(self, n2: Tensor, measured: Measured) -> Tensor:
         """M with shape (m, m), or (B, m, m) where rows differ."""

@@ -1,0 +1,425 @@
+"""Sequential Monte Carlo given an observation: particles, weighted and resampled on their way to data.
+
+The twisted diffusion sampler (2306.17775), algorithm 1, for P particles and the levels t_1 > t_2 > ... > t_N
+> 0, where the network is evaluated, and t_{N+1} = 0:
+
+    paper                                                      here
+    1  x_{t_1} ~ p, w <- twist(x_{t_1})                        the same; given y where moments are known
+    2  for t = t_1, ..., t_N, and s the next level:
+    3      resample the particles by w                         of groups whose weights are uneven
+    4      x_s ~ q(x_s | x_t, y)                               ``kernels``: proposals
+    5      w <- p(x_s | x_t) twist(x_s) / q(x_s | x_t, y) / twist(x_t)
+    6  at s = 0 the twist is the likelihood p(y | x0) itself
+
+Particles of a group are a weighted sample of the posterior of the model in N steps, and the mean of the
+weights has the mean p(y), for every P; errors of averages fall like P^(-1/2).  What P does not mend is the
+error of the model in N steps, p(x0) as the kernel makes it; with "moments" that is 0 for Gaussian data, and
+with proposals given y all weights are then equal.  The bias of a group of P particles falls like 1 / P.
+
+Sample i is particle i modulo P of group i // P.  Groups are independent of each other, and are computed whole
+also where a part of their samples is asked for.  Every draw is keyed by (seed, sample) or (seed, group).
+
+Reference: Wu et al., "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models"
+(2306.17775), algorithm 1 and section 3.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.guidance.inverse.gains import Gains
+from sde_toolkit.guidance.inverse.kernels import KERNELS, TWISTS, Steps
+from sde_toolkit.guidance.inverse.observations import LinearObservation, Observation
+from sde_toolkit.guidance.inverse.observed import Observed
+from sde_toolkit.models import (
+    Condition,
+    ScoreModel,
+    evaluating,
+    in_run,
+    outside_inference_mode,
+    without_autocast,
+)
+from sde_toolkit.samplers import T_MIN, CountedModel, Grid, Samples, check_draw, grids, label
+from sde_toolkit.utils import Stream, check_fields, checked, integer, require
+from solvers import Normals, Solution, Stats, Status
+from solvers.solution import finish
+
+MOST_JACOBIAN = 64
+"""Most features of which the covariance of x0 given x_t is taken from the network, row by row."""
+
+
+@dataclass(frozen=True)
+class Particles(Samples):
+    """Samples given an observation from groups of particles, and what the weights say of p(y).
+
+    Attributes:
+        particles: P, of every group.
+        first_group: the number of the first group.
+        log_evidence: log of an unbiased estimate of p(y), in nats, with shape (G,), one per group.
+        log_weights: normalised to the sum 1 in every group, before the last resampling, with shape (G, P).
+    """
+
+    particles: int = field(kw_only=True)
+    first_group: int = field(kw_only=True)
+    log_evidence: Tensor = field(kw_only=True)
+    log_weights: Tensor = field(kw_only=True)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, {len(self.log_evidence)} groups of {self.particles} particles)"
+
+    @property
+    def effective(self) -> Tensor:
+        """The effective number of particles before the last resampling, 1 / sum w^2, with shape (G,)."""
+        return effective(self.log_weights)
+
+
+@dataclass(frozen=True)
+class TwistedSMC:
+    """The twisted diffusion sampler: exact for the model in ``num_steps`` steps as ``particles`` grows.
+
+    Args:
+        num_steps: evaluations of the network per particle, at least 2.
+        particles: P, in every group.
+        kernel: what x0 given x_t is taken to be, "jacobian", "moments" or "small", see ``kernels``; when None
+            the first of them that can be had: "jacobian" for linear observations of at most
+            ``MOST_JACOBIAN`` features, "moments" where the model has them.
+        twist: "jacobian", "moments", "isotropic" or "likelihood"; when None as the kernel, "isotropic" with
+            "small", and "likelihood" for observations that are not linear.
+        grid: times of the evaluations; when None equal steps of arctan(nsr / c), c half the std of the data.
+        resample_below: groups are resampled when the effective number of particles is below this part of P.
+        t_min: time of the last evaluation.
+
+    Raises:
+        ValueError: a number out of range, or another kernel or twist.
+    """
+
+    num_steps: int
+    particles: int = 64
+    kernel: str | None = None
+    twist: str | None = None
+    grid: Grid | None = None
+    resample_below: float = 0.5
+    t_min: float = T_MIN
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        integer("num_steps", self.num_steps, 2)
+        integer("particles", self.particles, 1)
+        if not 0 <= self.resample_below <= 1:
+            raise ValueError(
+                f"resample_below must be a part of the particles, 0 to 1, got {self.resample_below}"
+            )
+        if not 0 < self.t_min < math.inf:
+            raise ValueError(
+                f"t_min must be positive, because the network is evaluated there, got {self.t_min}"
+            )
+        for name, value, all_ in (("kernel", self.kernel, KERNELS), ("twist", self.twist, TWISTS)):
+            if value is not None and value not in all_:
+                raise ValueError(f"{name} must be {', '.join(map(repr, all_))} or None, got {value!r}")
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations per particle."""
+        return self.num_steps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options as plain values, for records."""
+        return {"sampler": "twisted_smc"} | asdict(self) | {"grid": self.grid and label(self.grid)}
+
+    @checked
+    def sample(
+        self,
+        model: ScoreModel,
+        num_samples: int,
+        *,
+        observation: Observed,
+        condition: Condition | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        first_sample: int = 0,
+        throw: bool = True,
+    ) -> Particles:
+        """Draw samples with the global indices first_sample, ..., first_sample + num_samples - 1.
+
+        Args:
+            model: any ``ScoreModel``.
+            num_samples: at least 1; a multiple of P wastes none.
+            observation: the law of y given x0, and y; where y has one row per sample, the samples of a group
+                have the same.  Its method is not used.
+            condition: a class for all samples, or one row per sample, the same within a group.
+            seed: of the noise and of the resampling.
+            batch_size: samples per evaluation, rounded down to whole groups, one at least; all when None.
+            first_sample: global index of the first sample.
+            throw: raise an error if a group fails; otherwise ``Particles.failed`` names its samples.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: an argument out of range; an observation or a model that the kernel or the twist
+                cannot do; rows of one group that differ.
+            solvers.SolverError: no particle of a group has a weight above 0.
+        """
+        check_draw(num_samples, batch_size, None, None, seed, first_sample, throw, False)
+        require("observation", observation, Observed)
+        P, wanted = self.particles, range(first_sample, first_sample + num_samples)
+        groups = range(first_sample // P, -(-wanted.stop // P))
+        at_once = max(1, (batch_size or len(groups) * P) // P)
+        counted, start = CountedModel(in_run(model)), time.perf_counter()
+        parts = []
+        with outside_inference_mode(), evaluating(model), without_autocast(), torch.no_grad():
+            run = _Run(self.on(model, observation.observation), counted, observation.observation)
+            y, rows = self._rows(model, observation, condition, wanted)
+            for first in range(0, len(groups), at_once):
+                part = groups[first : first + at_once]
+                mine = [None if v is None else of_groups(v, part, wanted, P) for v in (y, rows)]
+                assert mine[0] is not None
+                parts.append(run(seed, part, mine[0], mine[1]))
+        seconds = time.perf_counter() - start
+        x, log_evidence, log_weights = (torch.cat(v) for v in zip(*parts, strict=True))
+        skipped = wanted.start - groups.start * P
+        x = x[skipped : skipped + num_samples].to(model.dtype)
+        failed = _failed(log_evidence, x, wanted, P, float(run.times[-1]), throw)
+        return Particles(
+            x, counted.rows / num_samples, seconds, seed, first_sample, run.smc.settings, model.scaling,
+            failed, particles=P, first_group=groups.start, log_evidence=log_evidence,
+            log_weights=log_weights,
+        )  # fmt: skip
+
+    def on(self, model: ScoreModel, observation: Observation) -> TwistedSMC:
+        """The same with the kernel, the twist, the grid and the end that are taken for this model.
+
+        Raises:
+            ValueError: what cannot be had with them.
+        """
+        linear, moments = isinstance(observation, LinearObservation), model.moments is not None
+        n = math.prod(model.event_shape)
+        kernel, twist = self.kernel, self.twist
+        if kernel is None:
+            kernel = "small"
+            if linear and (n <= MOST_JACOBIAN or moments):
+                kernel = "jacobian" if n <= MOST_JACOBIAN else "moments"
+        if twist is None:
+            twist = ("isotropic" if kernel == "small" else kernel) if linear else "likelihood"
+        self._check(model, observation, kernel, twist)
+        end = model.sde.default_t_min
+        t_min = self.t_min if end is None or self.t_min != T_MIN else end
+        grid = grids.Arctan(0.5 * model.data_std) if self.grid is None else self.grid
+        return replace(self, kernel=kernel, twist=twist, grid=grid, t_min=t_min)
+
+    def _check(self, model: ScoreModel, observation: Observation, kernel: str, twist: str) -> None:
+        n, T = math.prod(model.event_shape), model.sde.T
+        if tuple(observation.event_shape) != tuple(model.event_shape):
+            raise ValueError(
+                f"observation must be of samples with shape {tuple(model.event_shape)}, the model's, got "
+                f"{tuple(observation.event_shape)}; give event_shape={tuple(model.event_shape)}"
+            )
+        if self.t_min >= T:
+            raise ValueError(f"t_min must be smaller than T = {T} of the process, got {self.t_min}")
+        if not isinstance(observation, LinearObservation) and (kernel, twist) != ("small", "likelihood"):
+            raise ValueError(
+                f"kernel {kernel!r} with twist {twist!r} needs a LinearObservation, got {observation!r}; "
+                "leave both out, for 'small' and 'likelihood'"
+            )
+        if "moments" in (kernel, twist) and model.moments is None:
+            raise ValueError(
+                "'moments' needs the mean and the covariance of the data, but the model has none; set "
+                "model.moments = estimate_moments(x) of examples x in model scale"
+            )
+        if "jacobian" in (kernel, twist) and n > MOST_JACOBIAN:
+            raise ValueError(
+                f"'jacobian' needs at most {MOST_JACOBIAN} features, one backward pass each, got {n}; take "
+                "'moments'"
+            )
+        without = isinstance(observation, LinearObservation) and not bool(observation.std.any())
+        if without and (kernel == "small" or twist == "likelihood"):
+            raise ValueError(
+                f"std of the observation must be positive for kernel {kernel!r} and twist {twist!r}, got 0; "
+                "take kernel='moments' or a small std"
+            )
+
+    def _rows(
+        self, model: ScoreModel, observed: Observed, condition: Condition | None, wanted: range
+    ) -> tuple[Tensor, Tensor | None]:
+        """y with shape (1, *Y) or (B, *Y), and the conditions with shape (B, ...), of the samples."""
+        y = observed.observation.rows(observed.y, None if observed.shared else len(wanted))
+        rows = model.conditions(condition, len(wanted))
+        for name, value in (("y", y), ("condition", rows)):
+            if value is not None and len(value) == len(wanted):
+                _check_groups(name, value, wanted, self.particles)
+        return y.to(model.device, in_run(model).dtype), rows
+
+
+class _Run:
+    """The runs of one sampler on one model and one observation."""
+
+    def __init__(self, smc: TwistedSMC, model: CountedModel, observation: Observation) -> None:
+        self.smc, self.model, self.observation = smc, model, observation
+        sde = model.sde
+        assert smc.grid is not None
+        self.times = smc.grid(sde, smc.num_steps - 1, smc.t_min, sde.T)
+        if len(self.times) != smc.num_steps or not float(self.times[-1]) > 0:
+            raise ValueError(
+                f"grid {label(smc.grid)} must give num_steps = {smc.num_steps} times above 0, got "
+                f"{len(self.times)} down to {float(self.times[-1])}"
+            )
+        self.levels = [*sde.nsr(self.times).square().tolist(), 0.0]
+        self.gains: Gains | None = None
+        if model.moments is not None and isinstance(observation, LinearObservation):
+            self.gains = Gains(model.moments, observation)
+
+    def __call__(
+        self, seed: int, groups: range, y: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples with shape (G P, *D), log evidences with shape (G,) and log weights with shape (G, P)."""
+        smc, P, model = self.smc, self.smc.particles, self.model
+        assert smc.kernel is not None
+        assert smc.twist is not None
+        steps = Steps(model, self.observation, (smc.kernel, smc.twist), y, condition, self.gains)
+        draws = _Draws(seed, groups, P, model, steps)
+        u, log_w = self._start(steps, draws)
+        cloud = steps.evaluate(u, self.times[0])
+        log_w = (log_w + cloud.twist).reshape(len(groups), P)
+        log_evidence, x = torch.zeros_like(log_w[:, 0], dtype=torch.float64), u
+        for k, (n2_t, n2_s) in enumerate(zip(self.levels[:-1], self.levels[1:], strict=True)):
+            index, log_w, gained = self._resampled(log_w, draws.uniforms(k))
+            log_evidence = log_evidence + gained
+            cloud = cloud if index is None else cloud.pick(index)
+            x, ratio = steps.move(cloud, draws.normals(k + 1), n2_t, n2_s)
+            after = ratio - cloud.twist
+            if n2_s > 0:
+                cloud = steps.evaluate(x, self.times[k + 1])
+                after = after + cloud.twist
+            log_w = weighed(log_w + after.reshape(log_w.shape))
+        total = log_w.double().logsumexp(1)
+        log_evidence = log_evidence + total - math.log(P)
+        where = resampled(log_w, draws.uniforms(len(self.levels)), draws.uniforms(len(self.levels) + 1))
+        return x[where.flatten()], log_evidence, log_w - total[:, None].to(log_w)
+
+    def _start(self, steps: Steps, draws: _Draws) -> tuple[Tensor, Tensor]:
+        """States u with shape (B, *D) at the first level, and log p / q with shape (B,)."""
+        model, t = self.model, self.times[0]
+        z = draws.normals(0)
+        if self.gains is not None:
+            return steps.start(z, self.levels[0])
+        if model.moments is not None:
+            x = model.moments.marginal_sample(z[0], model.sde.alpha(t), model.sde.sigma(t))
+        else:
+            x = model.sde.prior_sample(z[0])
+        return x / model.sde.alpha(t).to(x), x.new_zeros(len(x))
+
+    def _resampled(self, log_w: Tensor, u: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Numbers of the particles that go on, None for all; their log weights (G, P); what the groups that
+        were resampled add to log p(y), with shape (G,)."""
+        G, P = log_w.shape
+        log_w = weighed(log_w)
+        uneven = effective(log_w) < self.smc.resample_below * P
+        gained = torch.zeros(G, dtype=torch.float64, device=log_w.device)
+        if not bool(uneven.any()):
+            return None, log_w, gained
+        gained = torch.where(uneven, log_w.double().logsumexp(1) - math.log(P), gained)
+        own = torch.arange(G * P, device=log_w.device).reshape(G, P)
+        index = torch.where(uneven[:, None], resampled(log_w, u), own)
+        return index.flatten(), torch.where(uneven[:, None], 0.0, log_w), gained
+
+
+class _Draws:
+    """The random numbers of groups: normals keyed by sample, uniforms keyed by group."""
+
+    def __init__(self, seed: int, groups: range, P: int, model: ScoreModel, steps: Steps) -> None:
+        samples = range(groups.start * P, groups.stop * P)
+        self._shape, self._n = model.event_shape, math.prod(model.event_shape)
+        linear = isinstance(steps.observation, LinearObservation)
+        self._m = steps.seen.values.shape[1] if linear else 0
+        each = (2 * self._n + self._m,)
+        self._normals = Normals(seed, samples, each, model.dtype, model.device)
+        self._uniforms = Normals(seed, groups, (1,), torch.float64, model.device)
+
+    def normals(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For x0, y and the noise that is added, with shapes (B, *D), (B, m) and (B, *D)."""
+        z = self._normals.draw(step, Stream.PARTICLES)
+        first, seen, last = z.split((self._n, self._m, self._n), 1)
+        return first.reshape(-1, *self._shape), seen, last.reshape(-1, *self._shape)
+
+    def uniforms(self, step: int) -> Tensor:
+        """With shape (G,)."""
+        return torch.special.ndtr(self._uniforms.draw(step, Stream.ANCESTORS))[:, 0]
+
+
+def weighed(log_w: Tensor) -> Tensor:
+    """Log weights in which a particle that is not finite has weight 0."""
+    return log_w.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+
+
+def effective(log_w: Tensor) -> Tensor:
+    """The effective numbers of particles, (sum w)^2 / sum w^2, with shape (G,)."""
+    w = (log_w - log_w.amax(1, keepdim=True)).double().exp()
+    return w.sum(1).square() / w.square().sum(1)
+
+
+def resampled(log_w: Tensor, u: Tensor, turn: Tensor | None = None) -> Tensor:
+    """Systematic resampling: the numbers in the batch, with shape (G, P), of the particles that go on.
+
+    Args:
+        log_w: log weights with shape (G, P).
+        u: one uniform per group, with shape (G,).
+        turn: another, by which the places within the group are turned, so that the particle in every place
+            has the law of the weights.
+    """
+    G, P = log_w.shape
+    w = log_w.double().softmax(1).nan_to_num()
+    above = w.cumsum(1)
+    above = above / above[:, -1:].clamp(min=1e-300)
+    place = torch.arange(P, dtype=torch.float64, device=w.device)
+    points = (place + u[:, None]) / P
+    index = torch.searchsorted(above, points).clamp(max=P - 1)
+    if turn is not None:
+        moved = (place.long() + (turn[:, None] * P).long()) % P
+        index = index.gather(1, moved)
+    return index + P * torch.arange(G, device=w.device)[:, None]
+
+
+def _check_groups(name: str, rows: Tensor, wanted: range, P: int) -> None:
+    """Refuse rows with shape (B, ...) that differ within a group."""
+    flat = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+    group = torch.tensor([i // P for i in wanted], device=rows.device)
+    same = group[1:] == group[:-1]
+    alike = ((flat[1:] == flat[:-1]) | (flat[1:].isnan() & flat[:-1].isnan())).all(1)
+    if bool((same & ~alike).any()):
+        raise ValueError(
+            f"{name} must be the same for the {P} samples of a group of particles, got rows that differ; "
+            f"give {name}.repeat_interleave({P}, 0), which makes one group for each, or one {name} for all"
+        )
+
+
+def of_groups(rows: Tensor, groups: range, wanted: range, P: int) -> Tensor:
+    """The rows of all particles of ``groups``, of those with shape (B, ...) of the wanted samples; a row for
+    all stays one."""
+    if len(rows) == 1 and len(wanted) > 1:
+        return rows
+    first = [max(g * P, wanted.start) - wanted.start for g in groups]
+    return rows[first].repeat_interleave(P, 0)
+
+
+def _failed(
+    log_evidence: Tensor, x: Tensor, wanted: range, P: int, t: float, throw: bool
+) -> Mapping[int, str]:
+    """Global index -> why, of the samples of groups without any weight; raises where ``throw`` is True."""
+    group = torch.tensor([i // P - wanted.start // P for i in wanted], device=x.device)
+    broken = ~log_evidence.isfinite()[group] | ~x.flatten(1).isfinite().all(1)
+    if not bool(broken.any()):
+        return {}
+    status = torch.where(broken, int(Status.NONFINITE), int(Status.SUCCESS)).cpu()
+    none = torch.zeros_like(status)
+    ts = torch.tensor([t, 0.0], dtype=torch.float64)
+    try:
+        finish(Solution(ts, x[None], Stats(none, none, none), status), ts[:1].expand(len(x)), None, throw)
+    except RuntimeError as error:
+        raise error.located(wanted) from None  # type: ignore[attr-defined]
+    return {i: Status(int(kind)).name for i, kind in zip(wanted, status, strict=True) if kind}
