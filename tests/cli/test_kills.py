@@ -2,17 +2,19 @@
 
 What keeps its finished batches when it is asked to stop is asked as often as it is killed.
 
-A helper process imports the library once and forks a child for every trial, so that a trial costs its work
-alone.  The moments are drawn with a fixed seed, from the time that an undisturbed run takes.
+The moments are drawn with a fixed seed, from the time that an undisturbed run takes.
 """
 
 import json
-import subprocess
-import sys
+import random
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import Forks
 
 from sde_toolkit import runs
 from sde_toolkit.lab import load_records
@@ -30,43 +32,27 @@ TINY = [
     "--config.comparison.metrics=energy",
 ]
 
-HELPER = """
-import json, os, random, shutil, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import jinja2, matplotlib.pyplot, plotly, scipy.stats, sklearn.neighbors, torch._dynamo  # which children need
-from sde_toolkit import cli, runs
-words, kills = json.loads(sys.argv[1]), int(sys.argv[2])
 
-def child(words):
-    pid = os.fork()
-    if pid == 0:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1), os.dup2(null, 2)
-        os._exit(cli.main(words))
-    return pid
+def run_killed(forks: Forks, verb: list[str], whole: list[str], killed: list[str], resumes: bool) -> None:
+    """An undisturbed run of ``whole``, and one of ``killed``, killed ``KILLS`` times before its end.
 
-begin = time.perf_counter()
-assert os.waitstatus_to_exitcode(os.waitpid(child(words["whole"]), 0)[1]) == 0
-length, rng, killed = time.perf_counter() - begin, random.Random(5), 0
-while killed < kills:
-    pid = child(words["killed"])
-    time.sleep(rng.uniform(0, length * (0.3 if words["resumes"] else 1)))
-    os.kill(pid, signal.SIGKILL if words["resumes"] else rng.choice([signal.SIGKILL, signal.SIGTERM]))
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    killed += code in (-signal.SIGKILL, 130)
-    if code == 0 and not words["resumes"]:  # it came to its end before: once more, from the beginning
-        shutil.rmtree(words["killed"][-1].partition("=")[2])
-    if killed == 0 and time.perf_counter() - begin > 200:
-        raise SystemExit("no run was long enough to be killed")
-assert os.waitstatus_to_exitcode(os.waitpid(child(words["killed"]), 0)[1]) == 0
-"""
-
-
-def run_killed(verb: list[str], whole: list[str], killed: list[str], resumes: bool) -> None:
-    """An undisturbed run of ``whole``, and one of ``killed``, killed ``KILLS`` times before its end."""
-    words = {"whole": [*verb, *whole], "killed": [*verb, *killed], "resumes": resumes}
-    subprocess.run([sys.executable, "-c", HELPER, json.dumps(words), str(KILLS)], check=True, timeout=280)
+    One that came to its end before begins once more, and kills come sooner; if it resumes, they count anew.
+    """
+    begin = time.perf_counter()
+    assert forks.run([*verb, *whole]) == [0]
+    length, rng, kills = time.perf_counter() - begin, random.Random(5), 0
+    share = 0.2 if resumes else 1.0
+    while kills < KILLS:
+        process = forks.start([*verb, *killed])
+        time.sleep(rng.uniform(0, share * length))
+        number = signal.SIGKILL if resumes else rng.choice([signal.SIGKILL, signal.SIGTERM])
+        code = forks.kill(process, number)
+        kills += code in (-signal.SIGKILL, 130)
+        if code == 0:
+            shutil.rmtree(killed[-1].partition("=")[2])
+            kills, share = 0 if resumes else kills, share / 1.5
+        assert kills or time.perf_counter() - begin < 200, "no run was long enough to be killed"
+    assert forks.run([*verb, *killed]) == [0]
 
 
 def names(directory: Path) -> list[str]:
@@ -81,11 +67,11 @@ def history(directory: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_training_killed_twenty_times_is_the_undisturbed_run(tmp_path):
+def test_training_killed_twenty_times_is_the_undisturbed_run(forks, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     watched = ["--config.training.snapshot_every=30", "--config.training.evaluate_every=15"]
     verb = ["train", "--config=ring", *watched, "--config.training.keep_best=true", *TINY]
-    run_killed(verb, [f"--workdir={whole}"], [f"--workdir={killed}"], True)
+    run_killed(forks, verb, [f"--workdir={whole}"], [f"--workdir={killed}"], True)
     one, other = latest_checkpoint(whole), latest_checkpoint(killed)
     assert one is not None
     assert other is not None
@@ -114,10 +100,10 @@ def workdir(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_comparison_killed_twenty_times_is_the_undisturbed_one(workdir, tmp_path):
+def test_a_comparison_killed_twenty_times_is_the_undisturbed_one(forks, workdir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     verb = ["compare", f"--workdir={workdir}", "--samplers=ddim,heun", "--num_steps=2,3,4"]
-    run_killed(verb, [f"--output={whole}"], [f"--output={killed}"], False)
+    run_killed(forks, verb, [f"--output={whole}"], [f"--output={killed}"], False)
     (one, real), (other, real_again) = (load_records(path / "records.json") for path in (whole, killed))
 
     def plain(records):
@@ -134,11 +120,11 @@ def test_a_comparison_killed_twenty_times_is_the_undisturbed_one(workdir, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_sampling_killed_twenty_times_is_the_undisturbed_run(workdir, tmp_path):
+def test_sampling_killed_twenty_times_is_the_undisturbed_run(forks, workdir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     verb = ["sample", f"--workdir={workdir}", "--num_samples=50", "--num_steps=30", "--sampler=heun"]
     verb += ["--config.sampling.batch_size=10"]
-    run_killed(verb, [f"--output={whole}"], [f"--output={killed}"], False)
+    run_killed(forks, verb, [f"--output={whole}"], [f"--output={killed}"], False)
     assert names(killed) == names(whole)
     (path,) = whole.rglob("*.npz")
     with np.load(path) as a, np.load(killed / path.relative_to(whole)) as b:
@@ -147,10 +133,10 @@ def test_sampling_killed_twenty_times_is_the_undisturbed_run(workdir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_likelihood_killed_twenty_times_is_the_undisturbed_one(workdir, tmp_path):
+def test_a_likelihood_killed_twenty_times_is_the_undisturbed_one(forks, workdir, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     verb = ["likelihood", f"--workdir={workdir}", "--num_examples=40", "--config.likelihood.batch_size=8"]
-    run_killed(verb, [f"--output={whole}"], [f"--output={killed}"], False)
+    run_killed(forks, verb, [f"--output={whole}"], [f"--output={killed}"], False)
     assert names(killed) == names(whole)
     (one, other) = (json.loads((path / "likelihood-test.json").read_text()) for path in (whole, killed))
     assert one | {"seconds": 0} == other | {"seconds": 0}

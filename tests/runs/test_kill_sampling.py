@@ -2,18 +2,11 @@
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 WORDS = ["sample", "--sampler=ddim", "--num_steps=2", "--num_samples=300", "--format=npz,grid,png"]
-
-
-def command(output):
-    return [sys.executable, "-m", "sde_toolkit", *WORDS, f"--output={output}"]
 
 
 def contents(folder):
@@ -25,19 +18,19 @@ def contents(folder):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(forks, tmp_path):
     begin = time.monotonic()
-    subprocess.run(command(tmp_path / "whole"), check=True, timeout=300, stdout=subprocess.DEVNULL)
+    assert forks.run([*WORDS, f"--output={tmp_path / 'whole'}"]) == [0]
     seconds = time.monotonic() - begin
     moments = random.Random(0)
     for _ in range(20):
-        with subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL) as process:
-            time.sleep(seconds * moments.uniform(0.6, 1.05))  # most of it is imports
-            process.send_signal(signal.SIGKILL)
+        process = forks.start([*WORDS, f"--output={tmp_path / 'killed'}"])
+        time.sleep(seconds * moments.uniform(0, 1.05))
+        forks.kill(process)
         pictures = tmp_path / "killed" / "samples" / "ddim-2-seed0"
         if pictures.exists():
             assert len(os.listdir(pictures)) == 300
-    subprocess.run(command(tmp_path / "killed"), check=True, timeout=300, stdout=subprocess.DEVNULL)
+    assert forks.run([*WORDS, f"--output={tmp_path / 'killed'}"]) == [0]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path / "killed" / "samples")) == sorted(
         os.listdir(tmp_path / "whole" / "samples")
