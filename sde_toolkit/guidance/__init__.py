@@ -25,6 +25,7 @@ from sde_toolkit.guidance.inverse.observed import Observed, default_method
 from sde_toolkit.guidance.inverse.particles import Particles, TwistedSMC
 from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, Query
 from sde_toolkit.guidance.inverse.projections import DDNM, DiffPIR, ScoreALD
+from sde_toolkit.guidance.inverse.replacement import DDRM, RePaint, Replacement
 from sde_toolkit.guidance.raw_units import in_model_scale
 from sde_toolkit.guidance.tasks import NUM_DRAWS, Restored, impute, inpaint, restore
 from sde_toolkit.guidance.thresholds import (
@@ -38,6 +39,7 @@ from sde_toolkit.guidance.thresholds import (
 
 __all__ = [
     "DDNM",
+    "DDRM",
     "DPS",
     "MMPS",
     "NUM_DRAWS",
@@ -59,6 +61,8 @@ __all__ = [
     "PiGDM",
     "PosteriorModel",
     "Query",
+    "RePaint",
+    "Replacement",
     "Restored",
     "ScoreALD",
     "StaticThreshold",

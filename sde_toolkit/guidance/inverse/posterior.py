@@ -252,7 +252,7 @@ class PosteriorModel(Wrapper):
             return y
         return torch.cat([y.flatten(1), inner.reshape(len(y), -1).to(y)], 1)
 
-    def _split(self, x_t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def split(self, x_t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """y with shape (B, *Y), and the condition of the model inside."""
         if self.y is not None:
             return self.y, condition
@@ -269,7 +269,7 @@ class PosteriorModel(Wrapper):
 
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The guided clean prediction with shape (B, *D)."""
-        y, inner = self._split(x_t, condition)
+        y, inner = self.split(x_t, condition)
         return self.method.denoise(Query(self.model, self.observation, x_t, t, y, inner, self._plan))
 
     def _posterior_moments(self) -> Moments | None:
