@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from sde_toolkit.interop.libraries import other_library
 from sde_toolkit.models import ModuleModel, evaluating
-from sde_toolkit.sdes import ChainSDE
 from sde_toolkit.utils import atomic_write, check_output_file, checked
 
 Part = Literal["network", "denoise", "noise", "score", "velocity"]
@@ -167,11 +166,6 @@ def export_program(model: ModuleModel, path: Path | str, part: Part = "denoise")
     place = check_output_file(Path(path), "path")
     if place.suffix not in FORMATS:
         raise ValueError(f"path must end in {' or '.join(FORMATS)}, got {str(path)!r}")
-    if part != "network" and isinstance(model.sde, ChainSDE):
-        raise ValueError(
-            f'part must be "network" for a model at the indices of a chain, whose levels are looked up in a '
-            f"table, got {part!r}"
-        )
     if place.suffix == ".onnx":
         for library in ("onnx", "onnxscript", "onnxruntime"):
             other_library(library, "an ONNX program", "onnx")

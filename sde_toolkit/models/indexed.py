@@ -103,6 +103,7 @@ class IndexedModel(ModuleModel):
             condition_shape, dtype, device,
         )  # fmt: skip
         self.learned_variance = learned_variance
+        self._ends_in_noise, self._last_sigma = chain.ends_in_noise, float(chain.sigmas[-1])
         self.fractional = embeds_real_times(self.network) if fractional is None else fractional
         if chain.ends_in_noise and self.predicts in ("noise", "score"):
             raise ValueError(
@@ -127,7 +128,7 @@ class IndexedModel(ModuleModel):
             x_t = expand_like(size_i / size, x_t) * x_t
         asked = (asked - 1).to(x_t.device)
         asked = asked.to(x_t.dtype) if self.fractional else asked.round().long()
-        return x_t, asked.expand(len(x_t))
+        return x_t, asked.expand(x_t.shape[0])  # len() would be a constant of an exported program
 
     def raw(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """The network's output at the index that is asked, as the prediction for the levels at t.
@@ -172,7 +173,7 @@ class IndexedModel(ModuleModel):
         """Whether the levels at t are others than those of the network; for times with shape (B,) always."""
         if index.ndim:
             return True
-        last = self.sde.chain.ends_in_noise and float(asked) == self.sde.chain.num_steps
+        last = self._ends_in_noise and float(asked) == self.sde.chain.num_steps
         return last or abs(float(index - asked)) > _ON_INDEX
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,9 +183,8 @@ class IndexedModel(ModuleModel):
     def _levels_at(self, asked: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma that the network was trained with; alpha = 0 at the end of a chain in noise."""
         alpha, sigma = self._levels(self.sde.time(asked))
-        chain = self.sde.chain
-        last = (asked == chain.num_steps) & chain.ends_in_noise
-        return torch.where(last, 0.0, alpha), torch.where(last, float(chain.sigmas[-1]), sigma)
+        last = (asked == self.sde.chain.num_steps) & self._ends_in_noise
+        return torch.where(last, 0.0, alpha), torch.where(last, self._last_sigma, sigma)
 
     def _size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """V^{1/2} of the module's head."""

@@ -75,9 +75,12 @@ class ChainSDE(ForwardSDE):
     def _find(nodes: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The interval that holds each value, and the fraction of it that lies before the value."""
         nodes = nodes.to(value.device)
-        low = (torch.searchsorted(nodes, value.to(nodes.dtype).contiguous(), right=True) - 1).clamp(
-            0, len(nodes) - 2
-        )
+        wide = value.to(nodes.dtype).contiguous()
+        if torch.compiler.is_exporting():  # the same count, of operations that ONNX has
+            before = (wide.unsqueeze(-1) >= nodes).sum(-1)
+        else:
+            before = torch.searchsorted(nodes, wide, right=True)
+        low = (before - 1).clamp(0, len(nodes) - 2)
         start, end = torch.take(nodes, low), torch.take(nodes, low + 1)
         return low, ((value - start) / (end - start)).to(value.dtype)
 

@@ -58,8 +58,21 @@ def test_u_nets_and_residuals(tmp_path, ending):
         "chain": IndexedModel(MLP((2,), width=4, depth=1), Chain.cosine(9), "velocity", (2,)),
     }
     for name, model in models.items():
-        part = "network" if name == "chain" else "denoise"
-        assert export_program(model, tmp_path / f"{name}{ending}", part).difference < 1e-4
+        assert export_program(model, tmp_path / f"{name}{ending}", "denoise").difference < 1e-4
+
+
+@pytest.mark.parametrize("fractional", [True, False])
+def test_predictions_at_the_indices_of_a_chain_are_programs(tmp_path, fractional):
+    chain = Chain.from_betas(torch.linspace(0.05, 0.5, 9, dtype=torch.float64))
+    model = IndexedModel(MLP((2,), width=4, depth=1), chain, "noise", (2,), fractional)
+    made = export_program(model, tmp_path / "chain.pt2", "score")
+    assert made.difference < 1e-6
+    program = torch.export.load(made.path).module()
+    t = chain.times[1:].float()  # on every index, and with other numbers of rows
+    for rows in (1, len(t)):
+        x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            assert torch.allclose(program(x, t[-rows:]), model.score(x, t[-rows:]), rtol=1e-5, atol=1e-6)
 
 
 class Asks(nn.Module):
@@ -72,12 +85,6 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     for call, sentence in (
         (lambda: export_program(model, tmp_path / "model.txt"), "must end in .pt2 or .onnx"),
         (lambda: export_program(model, path, "colour"), "part must be"),
-        (
-            lambda: export_program(
-                IndexedModel(MLP((2,), width=4, depth=1), Chain.cosine(9), "velocity", (2,)), path
-            ),
-            "indices of a chain",
-        ),
         (lambda: export_program(NetworkModel(Asks(), VPSDE(), "noise", (2,)), path), "torch.export knows"),
     ):
         with pytest.raises(ValueError, match=sentence):
