@@ -1,10 +1,9 @@
 """The packages as they are imported: ours, complete, typed, and quick to load."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forking import Fresh
 from test_architecture import HEAVY
 
 import sde_toolkit
@@ -36,12 +35,15 @@ print(",".join(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 
-def test_importing_the_toolkit_is_cheap() -> None:
+def test_importing_the_toolkit_is_cheap(fresh: Fresh, tmp_path: Path) -> None:
     """At most half a second more than importing torch, the best of up to three runs on a busy machine."""
     seconds = []
-    for _ in range(3):
-        run = subprocess.run([sys.executable, "-c", TIMED_IMPORT], capture_output=True, text=True, check=True)
-        elapsed, loaded = run.stdout.splitlines()
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        code, shown, told = fresh(folder, TIMED_IMPORT)
+        assert code == 0, told
+        elapsed, loaded = shown.splitlines()
         seconds.append(float(elapsed))
         assert not HEAVY & set(loaded.split(","))
         if seconds[-1] <= 0.5:
@@ -53,7 +55,7 @@ LATE = ("diffusers", "matplotlib", "sklearn", "scipy", "torchsde", "jinja2", "pl
 """Slow to load: imported where they are used."""
 
 
-def test_the_command_loads_what_is_slow_where_it_is_used() -> None:
+def test_the_command_loads_what_is_slow_where_it_is_used(fresh: Fresh, tmp_path: Path) -> None:
     """Every verb imports ``sde_toolkit.runs``; an exact problem is sampled without what it does not need."""
     code = (
         "import sys; from sde_toolkit import runs; from sde_toolkit.config import parse_config\n"
@@ -61,5 +63,6 @@ def test_the_command_loads_what_is_slow_where_it_is_used() -> None:
         "from sde_toolkit.samplers import heun; heun(2).sample(p.model, 1)\n"
         f"print(*(name for name in {LATE} if name in sys.modules))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == []
+    ended, shown, told = fresh(tmp_path, code)
+    assert ended == 0, told
+    assert shown.split() == []

@@ -194,9 +194,9 @@ def test_bad_input_gets_a_sentence(build_it, words):
         build_it()
 
 
-def test_diffusers_is_imported_only_when_an_image_network_is_built():
+def test_diffusers_is_imported_only_when_an_image_network_is_built(fresh, tmp_path):
     program = "import sys, sde_toolkit.networks as n; n.MLP((2,)); sys.exit('diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    assert fresh(tmp_path, program) == (0, "", "")
 
 
 def with_classes(kind, num_classes=3):

@@ -1,6 +1,5 @@
 """Trackers: TensorBoard's files, functions of the user's, failures that do not end the training."""
 
-import subprocess
 import sys
 
 import pytest
@@ -86,7 +85,7 @@ def test_tensorboard_has_the_numbers_and_loses_those_that_are_made_again(tmp_pat
     assert found == [(1, 1.0), (2, 1.0), (3, 5.0), (4, 5.0), (5, 5.0)]
 
 
-def test_a_missing_tensorboard_is_told_in_a_sentence(tmp_path):
+def test_a_missing_tensorboard_is_told_in_a_sentence(fresh, tmp_path):
     code = (
         "import sys; sys.modules['tensorboard'] = None\n"
         "from pathlib import Path\n"
@@ -96,5 +95,5 @@ def test_a_missing_tensorboard_is_told_in_a_sentence(tmp_path):
         "except ImportError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path.cwd())
-    assert "pip install 'sde-toolkit[logging]'" in done.stdout, done.stderr
+    _, shown, told = fresh(tmp_path, code)
+    assert "pip install 'sde-toolkit[logging]'" in shown, told

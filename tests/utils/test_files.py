@@ -99,11 +99,11 @@ def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
-def test_a_killed_write_is_cleaned_up_by_the_next_one_in_any_directory(tmp_path):
+def test_a_killed_write_is_cleaned_up_by_the_next_one_in_any_directory(fresh, tmp_path):
     code = "import os, signal, sys; from sde_toolkit.utils import files\n"
     code += "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL); files.atomic_write(sys.argv[1], b'x')"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.bin")], timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    process = fresh.begin(code, str(tmp_path / "a.bin"), output=os.devnull, log=os.devnull)
+    assert fresh.wait(process) == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1
     atomic_write(tmp_path / "b.bin", b"whole")
     assert os.listdir(tmp_path) == ["b.bin"]
@@ -178,7 +178,7 @@ with WorkdirLock(sys.argv[1]) as lock:
 """
 
 
-def test_files_and_locks_need_no_posix(tmp_path):
+def test_files_and_locks_need_no_posix(fresh, tmp_path):
     code = "import warnings; warnings.simplefilter('ignore')" + WITHOUT_POSIX
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    assert fresh(tmp_path, code, str(tmp_path))[0] == 0
     assert (tmp_path / "a").read_bytes() == b"whole"

@@ -1,8 +1,6 @@
 """Folders that appear whole, and places that are looked at before the work."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +36,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         pass
 
 
-def test_a_folder_that_a_killed_process_left_goes_with_the_next_write(tmp_path):
+def test_a_folder_that_a_killed_process_left_goes_with_the_next_write(fresh, tmp_path):
     program = """
 import os, sys
 from sde_toolkit.utils.files import atomic_folder
@@ -46,8 +44,8 @@ with atomic_folder(sys.argv[1]) as new:
     (new / "1").write_text("one")
     os._exit(9)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], timeout=60, check=False)
-    assert done.returncode == 9
+    process = fresh.begin(program, str(tmp_path / "a"), output=os.devnull, log=os.devnull)
+    assert fresh.wait(process) == 9
     assert len(names(tmp_path)) == 1
     with atomic_folder(tmp_path / "a"):
         pass
