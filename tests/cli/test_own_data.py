@@ -214,13 +214,18 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, monkeypatch, source, 
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
+SHORT = ["--config.training.num_steps=20", "--config.likelihood.num_examples=8",
+         "--config.comparison.num_samples=40"]  # fmt: skip
+"""Photographs are trained too shortly for any number to be looked at."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "count", "options"),
     [
         (spiral, 4000, []),
-        (table, 4000, []),
-        (patches, 300, ["--config.training.num_steps=60", "--config.model.patch_size=2"]),
+        (table, 4000, ["--config.training.num_steps=1000"]),
+        (patches, 300, [*SHORT, "--config.model.patch_size=2"]),
         (written_digits, 5000, ["--config.training.num_steps=60", "--config.model.patch_size=2",
                                 "--config.data.shape=1,28,28", "--config.model.num_classes=10"]),
     ],
@@ -232,6 +237,6 @@ def test_three_commands_are_enough(tmp_path, capsys, make, count, options) -> No
     shell("likelihood", f"--workdir={workdir}")
     shell("compare", f"--workdir={workdir}", "--samplers=ddim,default", "--num_steps=10")
     assert (workdir / "report.html").is_file()
-    if not options:  # trained to the end: the distance is small beside that of a shifted copy
+    if make in (spiral, table):  # trained: the distance is small beside that of a shifted copy
         records = json.loads((workdir / "records.json").read_text())["records"]
         assert min(row["value"] for row in records) < 0.1
