@@ -1,9 +1,9 @@
-"""Imputation of a table whose law is known: draws of missing entries beside those of the exact conditional law.
+"""Imputation of a table whose law is known: draws of missing entries beside exact conditional ones.
 
     python -m benchmarks imputation
 
 Rows of a mixture of 4 Gaussians in 6 columns (``law``), each entry missing with probability 30%, one or more
-left in every row.  The model is exact, so that all that is off is the method of guidance and 50 steps of DDIM.
+left in a row.  The model is exact, so that all that is off is the method of guidance and 50 steps of DDIM.
 Every method draws 99 values of every missing entry; "exact" draws them from the row's own conditional law.
 
 mean error   root mean square, over missing entries, of the draws' mean less the exact conditional mean; exact

@@ -21,6 +21,7 @@ SUBROOMS = (
     "lab.page",
     "lab.drawing",
     "cli.showing",
+    "cli.tasks",
     "training.objective",
     "cli.weights",
     "runs.learning",

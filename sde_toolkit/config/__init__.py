@@ -7,11 +7,13 @@ A configuration is a tree of sections (``base``), a frozen ``ml_collections`` Co
 from sde_toolkit.config import configs
 from sde_toolkit.config.base import SCHEMA, base_config
 from sde_toolkit.config.builders import (
+    METHODS,
     build_candidates,
     build_chain,
     build_dataset,
     build_grid,
     build_loss,
+    build_method,
     build_metrics,
     build_model,
     build_network,
@@ -48,6 +50,7 @@ __all__ = [
     "AUTOCAST",
     "BOUNDS",
     "DEQUANTIZERS",
+    "METHODS",
     "OWN_MODEL",
     "REAL",
     "SAMPLERS",
@@ -60,6 +63,7 @@ __all__ = [
     "build_dataset",
     "build_grid",
     "build_loss",
+    "build_method",
     "build_metrics",
     "build_model",
     "build_network",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_toolkit import data, networks, samplers
+from sde_toolkit import data, guidance, networks, samplers
 from sde_toolkit.config import likelihood_fields
 from sde_toolkit.config.metric_fields import build_metric
 from sde_toolkit.config.names import CHAINS, DTYPES, GRIDS, REAL
@@ -405,3 +405,30 @@ def likelihood_options(config: Config) -> dict[str, Any]:
 
 def _options(section: Config) -> dict[str, Any]:
     return {name: value for name, value in section.to_dict().items() if name != "name"}
+
+
+METHODS: dict[str, type[guidance.Method]] = {
+    name.lower(): kind
+    for name in guidance.__all__
+    if isinstance(kind := getattr(guidance, name), type) and issubclass(kind, guidance.Method)
+    if kind is not guidance.Method
+}
+"""How observations guide, by name: gaussianinformed, mmps, dps, ..."""
+
+
+def build_method(text: str) -> guidance.Method:
+    """The method of guidance of this name, with options where they differ, as in "dps(zeta=0.5)".
+
+    Raises:
+        ValueError: an unknown name or option, or an option out of range.
+    """
+    name, options = parse_call(text, "method", "dps(zeta=0.5)")
+    kind = METHODS.get(name.lower().replace("_", ""))
+    if kind is None:
+        raise ValueError(f"method must be one of {', '.join(sorted(METHODS))}, got {name!r}")
+    valid = tuple(inspect.signature(kind).parameters)
+    for option in options:
+        if option not in valid:
+            known = ", ".join(valid) or "none"
+            raise ValueError(f"method {name!r} has no option {option!r}; options: {known}")
+    return kind(**options)

@@ -35,6 +35,7 @@ from sde_toolkit.data.sources import (
     is_function,
     is_share,
     open_data,
+    open_rows,
     training_data,
 )
 from sde_toolkit.data.support import (
@@ -83,6 +84,7 @@ __all__ = [
     "mnist",
     "moons",
     "open_data",
+    "open_rows",
     "ring",
     "ring_components",
     "scaling_from_tensors",

@@ -10,6 +10,7 @@ from sde_toolkit.data.sources.opening import (
     is_function,
     is_share,
     open_data,
+    open_rows,
 )
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "is_function",
     "is_share",
     "open_data",
+    "open_rows",
     "training_data",
 ]

@@ -91,6 +91,12 @@ def read_folder(folder: Path, options: ImageOptions, labels: str = "") -> Raw:
     return Raw(examples, np.array([classes.index(owner) for owner in owners]), classes)
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """One picture as uint8 with shape (1, C, H, W); raises like ``read_folder``."""
+    images, paths = _readable([path], ImageOptions())
+    return _stacked(images, paths, ImageOptions())
+
+
 def array_of_images(images: Sequence[Image.Image], options: ImageOptions, where: str) -> np.ndarray:
     """Images in memory as uint8 with shape (N, C, H, W); raises like ``read_folder``."""
     made = []

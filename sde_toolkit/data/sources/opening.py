@@ -18,7 +18,7 @@ from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, o
 from sde_toolkit.data.rows import Rows
 from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.sources.arrays import read_npy, read_npz
-from sde_toolkit.data.sources.folders import ImageOptions, read_folder
+from sde_toolkit.data.sources.folders import SUFFIXES, ImageOptions, read_folder, read_picture
 from sde_toolkit.data.sources.layout import arranged, numbers, stored_rows
 from sde_toolkit.data.sources.named import (
     FUNCTION,
@@ -27,7 +27,7 @@ from sde_toolkit.data.sources.named import (
     raw_from,
     read_hugging_face,
 )
-from sde_toolkit.data.sources.raw import Raw, label_numbers
+from sde_toolkit.data.sources.raw import Raw, chunks_of, label_numbers
 from sde_toolkit.data.sources.tables import read_csv, read_parquet
 from sde_toolkit.data.support import Support
 from sde_toolkit.utils import Stream, checked, integer, permutation
@@ -415,3 +415,28 @@ def _circles(
 def _on_planes(x: np.ndarray | Rows, circles: Circles | None, seed: int) -> np.ndarray | Rows:
     """The examples with their angles as points of planes."""
     return x if circles is None else circles.embed(torch.from_numpy(np.asarray(x)), seed).numpy()
+
+
+@checked
+def open_rows(source: str | Path, columns: str = "", missing: bool = False) -> tuple[Tensor, tuple[str, ...]]:
+    """Examples as they lie in a source, without a scaling: what a trained model is asked about.
+
+    Args:
+        source: a path (.npy, .npz, .csv, .parquet, one picture or a folder of them), or "hf:NAME".
+        columns: of a table, with commas between; "" for all.
+        missing: whether nan, empty cells and nulls are missing entries.
+
+    Returns:
+        Examples with shape (N, D) or (N, C, H, W), and the names of their columns, () without.
+
+    Raises:
+        ValueError: the source is missing or damaged.
+    """
+    name = absolute_source(str(source))
+    if Path(name).suffix.lower() in SUFFIXES and Path(name).is_file():
+        return torch.from_numpy(read_picture(Path(name))), ()
+    raw = _read(name, "", "none", columns, ImageOptions(), missing)
+    x = np.concatenate([part for _, part in chunks_of(raw.examples)])
+    if x.dtype.kind not in "iufb":
+        raise ValueError(f"{name} must hold numbers, got {x.dtype}")
+    return torch.from_numpy(np.array(x[:, None] if x.ndim == 3 else x)), raw.columns

@@ -1,0 +1,1 @@
+"""Inverse problems: ``inpaint``, ``restore`` and ``impute``."""
