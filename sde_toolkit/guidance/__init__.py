@@ -8,6 +8,7 @@ from sde_toolkit.guidance.classifier_free import (
     ClassifierFreeGuidance,
     guided,
 )
+from sde_toolkit.guidance.evidence import Conditional, Evidence, conditional_log_prob, log_evidence
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
 from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
 from sde_toolkit.guidance.inverse.maps import (
@@ -48,8 +49,10 @@ __all__ = [
     "AutoGuided",
     "ClassifierFree",
     "ClassifierFreeGuidance",
+    "Conditional",
     "DiffPIR",
     "DynamicThreshold",
+    "Evidence",
     "GaussianInformed",
     "LinearMap",
     "LinearObservation",
@@ -72,6 +75,7 @@ __all__ = [
     "TwistedSMC",
     "blur",
     "colour_mixing",
+    "conditional_log_prob",
     "default_method",
     "downsampling",
     "entries",
@@ -81,6 +85,7 @@ __all__ = [
     "impute",
     "in_model_scale",
     "inpaint",
+    "log_evidence",
     "projection",
     "restore",
     "thresholded",

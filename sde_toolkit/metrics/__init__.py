@@ -24,10 +24,14 @@ from sde_toolkit.metrics.diversity import (
 )
 from sde_toolkit.metrics.errors import (
     Estimate,
+    RankTest,
     bootstrap,
     difference,
     over_seeds,
     pooled,
+    rank_test,
+    tarp_ranks,
+    truth_ranks,
 )
 from sde_toolkit.metrics.exact import (
     FlowError,
@@ -88,6 +92,7 @@ __all__ = [
     "NegativeLogLikelihood",
     "NeighbourMetric",
     "OnFeatures",
+    "RankTest",
     "RelativeDiversity",
     "SlicedWasserstein",
     "Statistic",
@@ -109,5 +114,8 @@ __all__ = [
     "over_seeds",
     "pooled",
     "psnr",
+    "rank_test",
     "sliced_wasserstein",
+    "tarp_ranks",
+    "truth_ranks",
 ]
