@@ -13,6 +13,7 @@ from sde_toolkit.models.entries import (
 from sde_toolkit.models.exact import (
     ExactData,
     ExactModel,
+    ExactPosterior,
     Gaussian,
     GaussianMixture,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "EvaluatedModel",
     "ExactData",
     "ExactModel",
+    "ExactPosterior",
     "Factors",
     "Gaussian",
     "GaussianMixture",

@@ -24,7 +24,7 @@ from sde_toolkit.guidance.inverse.observations import LinearObservation, Measure
 from sde_toolkit.guidance.inverse.posterior import Method, Query
 from sde_toolkit.models import Moments, ScoreModel, row_product
 
-_JITTER = 1e-13
+_JITTER = 1e-15
 """Added to the diagonal of M, in units of its mean: rows of A that say the same twice."""
 
 
