@@ -11,6 +11,7 @@ import recipes_guidance
 import recipes_interop
 import recipes_particles
 import recipes_pipelines
+import recipes_posteriors
 import recipes_score_sde
 import recipes_tables
 import recipes_tasks
@@ -368,6 +369,7 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         | {name: Recipe(*recipe) for name, recipe in more_objectives().items()}
         | {name: Recipe(*parts) for name, parts in recipes_guidance.guides().items()}
         | {name: Recipe(*parts) for name, parts in recipes_particles.particles().items()}
+        | {name: Recipe(*parts) for name, parts in recipes_posteriors.posteriors().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tables.tables().items()}
         | {name: Recipe(*parts) for name, parts in recipes_tasks.tasks().items()}
         | {name: Recipe(*parts) for name, parts in recipes_interop.interops().items()}

@@ -47,7 +47,7 @@ from sde_toolkit.models.components import (
 from sde_toolkit.models.moments import Moments
 from sde_toolkit.models.score import Condition, ScoreModel, class_labels, of_states
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream, as_device, as_tensor, checked, same_values
+from sde_toolkit.utils import Stream, as_device, as_tensor, checked, has_method, same_values, shown
 from solvers.brownian import Normals
 from solvers.terms import expand_like
 
@@ -322,6 +322,8 @@ class ExactModel(ScoreModel):
             ValueError: an observation that is not linear or of another event shape, or a y that the data
                 cannot have.
         """
+        if not has_method(observed, "linear"):
+            raise TypeError(f"observed must be Observed(LinearObservation(A, std), y), got {shown(observed)}")
         A, y, variance = observed.linear()
         if tuple(observed.event_shape) != tuple(self.event_shape):
             raise ValueError(

@@ -15,7 +15,7 @@ from sde_toolkit.samplers.grids import Grid
 from sde_toolkit.samplers.records import Callback, StepInfo
 from sde_toolkit.samplers.starts import GivenStates
 from sde_toolkit.sdes import ForwardSDE
-from sde_toolkit.utils import Stream, has_method, integer, require
+from sde_toolkit.utils import Stream, has_method, integer, require, shown
 from solvers import FixedGrid, NoiseSource, Solution, Status
 from solvers.solution import finish
 
@@ -227,3 +227,14 @@ def warn_of_moments(name: str, method: object, x: Tensor, sde: ForwardSDE, t_min
         "from its data",
         stacklevel=5,
     )
+
+
+def check_observation(observation: object) -> None:
+    """Refuse, with TypeError, what is no observation that was made."""
+    if observation is not None and not (
+        has_method(observation, "conditions") and has_method(observation, "on")
+    ):
+        raise TypeError(
+            "observation must be what was observed, Observed(LinearObservation(A, std), y) of "
+            f"sde_toolkit.guidance, got {shown(observation)}"
+        )

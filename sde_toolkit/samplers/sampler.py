@@ -127,6 +127,7 @@ class Sampler(Choices):
             require("model", model, ScoreModel)
         if (own := self.on(model.sde)) is not self:
             return own._prepared(model, observation, t_start, given)
+        checks.check_observation(observation)
         sampler = self if observation is None else observation.on(self)
         with outside_inference_mode(), evaluating(model), without_autocast():
             guided = sampler._guided(model)
@@ -197,6 +198,7 @@ class Sampler(Choices):
                 global indices.
         """
         checks.check_draw(num_samples, batch_size, noise, callback, seed, first_sample, throw, gradients)
+        checks.check_observation(observation)
         checks.check_given(x_start, t_start, start)
         sampler = self if start is None else replace(self, start=start)
         return sampler._prepared(model, observation, t_start, x_start is not None).sample(

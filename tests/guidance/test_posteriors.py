@@ -138,7 +138,9 @@ def test_adjoints_are_those_that_autograd_finds(make) -> None:
     torch.testing.assert_close(A.forward(x.detach()), x.detach().flatten(1) @ A.matrix().mT)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=repr)
+@pytest.mark.parametrize(
+    "sde", [SDES[0], *(pytest.param(sde, marks=pytest.mark.slow) for sde in SDES[1:])], ids=repr
+)
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_every_method_works_with_every_sampler_in_any_split(sde, method) -> None:
     model = ExactModel(mixture(), sde)
@@ -177,6 +179,7 @@ def test_conditions_of_the_model_inside_travel_with_the_observation() -> None:
         torch.testing.assert_close(found.x[i], own.x[0], rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_a_guided_gaussian_is_that_of_its_posterior() -> None:
     data, observation = gaussian(), observations()["matrix"]
     model = ExactModel(data, VPSDE())
@@ -192,7 +195,9 @@ def test_the_likelihood_of_a_guided_gaussian_is_that_of_its_posterior() -> None:
 def test_a_nonlinear_observation_guides_by_dps() -> None:
     """|x| of N(0, I) is observed: draws lie nearer to the circle, and the angle stays free."""
     model = ExactModel(Gaussian(torch.zeros(2), torch.eye(2)), VPSDE())
-    radius = guidance.NonlinearObservation(lambda x: (x.square().sum(1, keepdim=True) + 1e-12).sqrt(), 0.1, (2,))
+    radius = guidance.NonlinearObservation(
+        lambda x: (x.square().sum(1, keepdim=True) + 1e-12).sqrt(), 0.1, (2,)
+    )
     observed = guidance.Observed(radius, torch.tensor([2.0]), guidance.DPS(0.3, 100))
     found = samplers.ancestral(100).sample(model, 200, observation=observed, seed=0).x
     free = samplers.ancestral(100).sample(model, 200, seed=0).x

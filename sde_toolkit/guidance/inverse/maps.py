@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.models import row_product
-from sde_toolkit.utils import checked, host_tensor
+from sde_toolkit.utils import checked, host_tensor, shown
 
 MOST_ENTRIES = 1 << 25
 """Most entries of the matrix of a map: 256 MiB."""
@@ -250,6 +250,12 @@ def function_map(function: Callable[[Tensor], Tensor], event_shape: tuple[int, .
     return MatrixMap(matrix, event_shape, shape)
 
 
+def _check_shape(event_shape: tuple[int, ...]) -> None:
+    """Refuse, with ValueError, what is neither images nor signals."""
+    if len(event_shape) not in (1, 3) or any(side < 1 for side in event_shape):
+        raise ValueError(f"event_shape must be (C, H, W) or (n,), got {tuple(event_shape)}")
+
+
 @checked
 def blur(event_shape: tuple[int, ...], kernel: Any) -> LinearMap:
     """Every channel convolved with a kernel, with zeros outside the image.
@@ -261,9 +267,10 @@ def blur(event_shape: tuple[int, ...], kernel: Any) -> LinearMap:
     Raises:
         ValueError: a kernel of other dimensions than the image, or of even sides.
     """
+    _check_shape(event_shape)
     k = host_tensor("kernel", kernel)
     dims = 2 if len(event_shape) == 3 else 1
-    if k.ndim != dims or len(event_shape) not in (1, 3) or any(side % 2 == 0 for side in k.shape):
+    if k.ndim != dims or any(side % 2 == 0 for side in k.shape):
         raise ValueError(
             f"kernel must have {dims} odd sides for samples with shape {tuple(event_shape)}, got "
             f"{tuple(k.shape)}; images have shape (C, H, W), signals (n,)"
@@ -285,6 +292,7 @@ def gaussian_blur(event_shape: tuple[int, ...], width: float) -> LinearMap:
     Raises:
         ValueError: a width that is not positive.
     """
+    _check_shape(event_shape)
     if not 0 < width < math.inf:
         raise ValueError(f"width must be positive, got {width}")
     reach = max(1, math.ceil(3 * width))
@@ -301,10 +309,10 @@ def downsampling(event_shape: tuple[int, ...], factor: int) -> LinearMap:
         ValueError: sides that the factor does not divide.
     """
     sides = event_shape[-2:] if len(event_shape) == 3 else event_shape
-    if len(event_shape) not in (1, 3) or factor < 1 or any(side % factor for side in sides):
+    _check_shape(event_shape)
+    if factor < 1 or any(side % factor for side in sides):
         raise ValueError(
-            f"factor must divide the sides of samples with shape (C, H, W) or (n,), got {factor} for "
-            f"{tuple(event_shape)}"
+            f"factor must divide the sides of samples with event_shape {tuple(event_shape)}, got {factor}"
         )
     pool = torch.nn.functional.avg_pool2d if len(event_shape) == 3 else torch.nn.functional.avg_pool1d
 
@@ -328,7 +336,7 @@ def colour_mixing(event_shape: tuple[int, ...], weights: Any = None) -> LinearMa
     Raises:
         ValueError: another event shape, or weights of another shape.
     """
-    if len(event_shape) != 3:
+    if len(event_shape) != 3 or any(side < 1 for side in event_shape):
         raise ValueError(f"event_shape must be (C, H, W), got {tuple(event_shape)}")
     channels = event_shape[0]
     w = torch.full((channels,), 1 / channels).double() if weights is None else host_tensor("weights", weights)
@@ -350,10 +358,19 @@ def fourier_mask(event_shape: tuple[int, ...], mask: Any) -> LinearMap:
     Raises:
         ValueError: a mask of another shape, or without a True.
     """
+    _check_shape(event_shape)
     sides = tuple(event_shape[-2:]) if len(event_shape) == 3 else tuple(event_shape)
-    kept = torch.as_tensor(mask, dtype=torch.bool).cpu()
+    try:
+        kept = torch.as_tensor(mask).cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError):
+        raise TypeError(f"mask must hold True and False, got {shown(mask)}") from None
+    if kept.dtype != torch.bool:
+        raise TypeError(f"mask must hold True and False, got {kept.dtype}; compare it, as in mask > 0")
     if tuple(kept.shape) != sides or not bool(kept.any()):
-        raise ValueError(f"mask must have shape {sides} and a True somewhere, got {tuple(kept.shape)}")
+        raise ValueError(
+            f"mask must have the sides {sides} of event_shape {tuple(event_shape)} and a True somewhere, got "
+            f"{tuple(kept.shape)}"
+        )
     axes = tuple(range(-len(sides), 0))
 
     def measured(x: Tensor) -> Tensor:
@@ -376,6 +393,8 @@ def projection(event_shape: tuple[int, ...], count: int, seed: int = 0) -> Linea
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     n = math.prod(event_shape)
+    if not event_shape or n < 1:
+        raise ValueError(f"event_shape must hold a feature or more, got {tuple(event_shape)}")
     rows = Normals(seed, count, (n,)).draw(0, Stream.OBSERVATION)
     return MatrixMap(rows / math.sqrt(n), tuple(event_shape))
 
@@ -383,4 +402,6 @@ def projection(event_shape: tuple[int, ...], count: int, seed: int = 0) -> Linea
 @checked
 def entries(event_shape: tuple[int, ...]) -> LinearMap:
     """The features that are not nan in every row of the observation: imputation of missing values."""
+    if not event_shape or math.prod(event_shape) < 1:
+        raise ValueError(f"event_shape must hold a feature or more, got {tuple(event_shape)}")
     return EntriesMap(tuple(event_shape))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sde_toolkit.guidance.inverse.maps import EntriesMap, LinearMap, MaskMap, MatrixMap, function_map
 from sde_toolkit.models import row_product
-from sde_toolkit.utils import Stream, as_tensor, checked, host_tensor, shown
+from sde_toolkit.utils import Stream, as_tensor, checked, host_tensor, integer, shown
 from solvers import Normals
 
 
@@ -131,6 +131,7 @@ class LinearObservation(Observation):
     @checked
     def draw(self, x0: Tensor, seed: int = 0, first_sample: int = 0) -> Tensor:
         """Observations with shape (B, *Y): of a mask with nan outside of it, of entries with all features."""
+        x0, first_sample = _examples(x0, self.event_shape), integer("first_sample", first_sample, 0)
         part = range(first_sample, first_sample + len(x0))
         z = Normals(seed, part, (self.A.count,), x0.dtype, x0.device).draw(0, Stream.OBSERVATION)
         return self.A.place(self.A.forward(x0) + self._each(x0) * z)
@@ -225,6 +226,7 @@ class NonlinearObservation(Observation):
             raise ValueError(
                 "an observation with a log_likelihood of its own cannot be drawn; draw it yourself"
             )
+        x0, first_sample = _examples(x0, self.event_shape), integer("first_sample", first_sample, 0)
         part = range(first_sample, first_sample + len(x0))
         z = Normals(seed, part, self.shape, x0.dtype, x0.device).draw(0, Stream.OBSERVATION)
         return self.function(x0) + self.std * z
@@ -283,6 +285,18 @@ class _Divided(LinearMap):
     def matrix(self) -> Tensor:
         """A / s with shape (m, n)."""
         return self._map.matrix() / self._std[:, None]
+
+
+def _examples(x0: Any, event_shape: tuple[int, ...]) -> Tensor:
+    """x0 as real numbers with shape (B, *D), B >= 1."""
+    x0 = as_tensor("x0", x0)
+    fits = x0.ndim > 0 and len(x0) > 0 and tuple(x0.shape[1:]) == event_shape
+    if not (fits and x0.is_floating_point()) or x0.is_meta:
+        raise ValueError(
+            f"x0 must hold real numbers with shape (B, {', '.join(map(str, event_shape))}), got {x0.dtype} "
+            f"with shape {tuple(x0.shape)}"
+        )
+    return x0
 
 
 def reciprocal(x: Tensor) -> Tensor:
