@@ -33,7 +33,7 @@ from sde_toolkit.metrics import energy_distance, sliced_wasserstein
 from sde_toolkit.models import ExactModel, ExactPosterior, Gaussian, GaussianMixture
 from sde_toolkit.sdes import VPSDE
 
-EVALUATIONS, NOISES, SEEDS, SAMPLES = (20, 100), (0.3,), 3, 256
+EVALUATIONS, NOISES, SEEDS, SAMPLES = (20, 50), (0.3,), 3, 256
 Draw = Callable[["Case", int, int], Tensor]
 
 

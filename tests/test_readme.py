@@ -17,7 +17,7 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(BLOCKS) == 16
+    assert len(BLOCKS) == 17
     assert len(COMMANDS) == 20
 
 
@@ -39,8 +39,9 @@ def test_there_is_something_to_check():
         "samplers",
         "likelihoods",
         "metrics",
-        "guests",
         "solvers",
+        "inverse",
+        "guests",
     ],
 )
 def test_block_runs_in_fifteen_lines(block, capsys, tmp_path, monkeypatch):

@@ -216,7 +216,8 @@ def _sampled(model: ExactModel) -> None:
 
 
 REFUSED = {
-    "A must be a matrix": lambda _: guidance.LinearObservation(torch.ones(2, 3), 0.1, (2,)),
+    "event_shape must have the features": lambda _: guidance.LinearObservation(torch.ones(2, 3), 0.1, (2,)),
+    "A must be a matrix": lambda _: guidance.LinearObservation(torch.ones(3), 0.1),
     "linear function": lambda _: guidance.LinearObservation(lambda x: x.square(), 0.1, (2,)),
     "std must be": lambda _: guidance.LinearObservation(torch.ones(1, 2), -1.0),
     "y must have shape": lambda _: guidance.Observed(SUM, torch.ones(3)),

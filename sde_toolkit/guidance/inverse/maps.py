@@ -287,7 +287,8 @@ def blur(event_shape: tuple[int, ...], kernel: Any) -> LinearMap:
 
 @checked
 def gaussian_blur(event_shape: tuple[int, ...], width: float) -> LinearMap:
-    """Blur with a Gaussian kernel of standard deviation ``width`` in pixels, cut at three of it.
+    """Blur with a Gaussian kernel of standard deviation ``width`` in pixels, cut at three of it and at the
+    largest side.
 
     Raises:
         ValueError: a width that is not positive.
@@ -295,7 +296,7 @@ def gaussian_blur(event_shape: tuple[int, ...], width: float) -> LinearMap:
     _check_shape(event_shape)
     if not 0 < width < math.inf:
         raise ValueError(f"width must be positive, got {width}")
-    reach = max(1, math.ceil(3 * width))
+    reach = min(max(1, math.ceil(3 * min(width, 1e6))), max(event_shape))
     line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / width).square())
     line = line / line.sum()
     return blur(event_shape, line[:, None] * line if len(event_shape) == 3 else line)

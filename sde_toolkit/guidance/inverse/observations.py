@@ -96,7 +96,9 @@ class LinearObservation(Observation):
         self.A = _as_map(A, event_shape)
         self.event_shape, self.shape = self.A.event_shape, self.A.shape
         if event_shape is not None and tuple(event_shape) != self.event_shape:
-            raise ValueError(f"event_shape must be that of A, {self.event_shape}, got {tuple(event_shape)}")
+            raise ValueError(
+                f"event_shape must be that of A, which takes {self.event_shape}, got {tuple(event_shape)}"
+            )
         self.std = host_tensor("std", std)
         whole = self.std.ndim == 0
         if not (whole or tuple(self.std.shape) == self.shape):
@@ -194,7 +196,10 @@ class NonlinearObservation(Observation):
         self.function, self.std, self.event_shape = function, float(std), tuple(event_shape)
         self._log_likelihood = log_likelihood
         with torch.no_grad():
-            self.shape = tuple(function(torch.zeros(1, *event_shape)).shape[1:])
+            seen = function(torch.zeros(1, *event_shape))
+        if not isinstance(seen, Tensor) or seen.ndim < 1 or len(seen) != 1:
+            raise ValueError(f"function must take (B, *D) to (B, *Y), got {shown(seen)} for B = 1")
+        self.shape = tuple(seen.shape[1:])
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", repr(self.function))
@@ -313,7 +318,7 @@ def _as_map(A: Any, event_shape: tuple[int, ...] | None) -> LinearMap:
             raise ValueError(
                 "event_shape must be given for a function A, got None; it is the shape D of a sample"
             )
-        return function_map(A, tuple(event_shape))
+        return _seen_through(A, tuple(event_shape))
     try:
         table = torch.as_tensor(A)
     except (TypeError, ValueError, RuntimeError):
@@ -324,17 +329,34 @@ def _as_map(A: Any, event_shape: tuple[int, ...] | None) -> LinearMap:
     if table.dtype == torch.bool:
         if not table.ndim or not bool(table.any()):
             raise ValueError(
-                f"a mask must have the shape of a sample and a True somewhere, got {tuple(table.shape)}"
+                f"A must be a mask with the shape of a sample and a True somewhere, got {tuple(table.shape)}"
             )
         return MaskMap(table.cpu())
     matrix = host_tensor("A", table)
     n = None if event_shape is None else math.prod(event_shape)
-    if matrix.ndim != 2 or not len(matrix) or (n is not None and matrix.shape[1] != n):
+    if n is not None and (n < 1 or not event_shape or (matrix.ndim == 2 and matrix.shape[1] != n)):
         raise ValueError(
-            f"A must be a matrix with shape (m, n), n{'' if n is None else f' = {n}'} the number of "
-            f"features, "
-            f"or a bool mask with the shape of a sample, got shape {tuple(matrix.shape)}"
+            f"event_shape must have the features of A, whose shape is {tuple(matrix.shape)}, got "
+            f"{tuple(event_shape or ())}"
+        )
+    if matrix.ndim != 2 or not matrix.numel():
+        raise ValueError(
+            "A must be a matrix with shape (m, n), n the number of features, or a bool mask with the shape "
+            f"of a sample, got shape {tuple(matrix.shape)}"
         )
     if not bool(matrix.isfinite().all()):
         raise ValueError("A must be finite, got nan or inf")
     return MatrixMap(matrix, (matrix.shape[1],) if event_shape is None else tuple(event_shape))
+
+
+def _seen_through(A: Callable[[Tensor], Tensor], event_shape: tuple[int, ...]) -> MatrixMap:
+    """A function as a map; what it raises is told with its name."""
+    try:
+        return function_map(A, event_shape)
+    except Exception as error:
+        if str(error).startswith("A must"):
+            raise
+        raise ValueError(
+            f"A must take samples with shape (B, {', '.join(map(str, event_shape))}), in float64, got "
+            f"{type(error).__name__}: {error}"
+        ) from error
