@@ -271,6 +271,9 @@ def test_debug_shows_the_traceback(monkeypatch):
 VERBS = [
     "train",
     "sample",
+    "inpaint",
+    "restore",
+    "impute",
     "likelihood",
     "classify",
     "compare",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,22 @@ def shell(*words: object) -> None:
 def refused(capsys, *words: object) -> str:
     assert cli.main([str(word) for word in words]) == 2
     return capsys.readouterr().err
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Two images for the shipped model of digits, as files: whole, a mask, and coarse."""
+    folder = tmp_path_factory.mktemp("digits")
+    x = np.random.default_rng(0).integers(0, 17, size=(2, 8, 8))
+    mask = np.ones((8, 8), bool)
+    mask[2:5, 1:7] = False
+    np.save(folder / "x.npy", x)
+    np.save(folder / "mask.npy", mask)
+    np.save(folder / "coarse.npy", x.reshape(2, 4, 2, 4, 2).mean((2, 4)))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +81,104 @@ def test_mistakes_of_impute_are_sentences(table, capsys):
         ([f"--input={table / 'no.csv'}"], "does not exist"),
     ):
         assert told in refused(capsys, *words, *more)
+
+
+def test_boxes_and_masks_are_filled(digits, capsys):
+    x, out = np.load(digits / "x.npy"), digits / "new" / "box.npz"
+    shell("inpaint", f"--input={digits / 'x.npy'}", "--box=2,1,3,6", f"--output={out}", *QUICK)
+    assert "2 examples by 3 draws, 46 of 64 features known" in capsys.readouterr().out
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+    with np.load(out) as box:
+        assert box["draws"].shape == (3, 2, 1, 8, 8)
+        assert box["mean"].shape == box["low"].shape == (2, 1, 8, 8)
+        hidden = np.isnan(box["observed"][:, 0])
+        assert (hidden == ~np.load(digits / "mask.npy")).all()
+        assert (box["observed"][:, 0][~hidden] == x[~hidden]).all()
+        draws = box["draws"]
+    out = digits / "mask.npz"
+    shell(
+        "inpaint", f"--input={digits / 'x.npy'}", f"--mask={digits / 'mask.npy'}", f"--output={out}", *QUICK
+    )
+    with np.load(out) as mask:
+        assert (mask["draws"] == draws).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "shape"),
+    [
+        ("superresolution", ["--factor=4"], (1, 2, 2)),
+        ("deblur", ["--width=.7"], (1, 8, 8)),
+        ("sense", [], (16,)),
+        ("fourier", [], (64,)),
+        ("denoise", [], (1, 8, 8)),
+    ],
+)
+def test_clean_examples_are_degraded_and_restored(task, more, shape, digits, capsys):
+    out = digits / f"{task}.npz"
+    shell("restore", f"--task={task}", "--degrade", "--std=1", f"--input={digits / 'x.npy'}",
+          f"--output={out}", *QUICK, *more)  # fmt: skip
+    told = capsys.readouterr().out
+    assert re.search(r"^PSNR       -?\d+\.\d\d \+- \d+\.\d\d dB .* range of 16$", told, re.M)
+    assert re.search(r"^coverage   [01]\.\d{3} \+- [01]\.\d{3} of the .* is 0\.5, or more", told, re.M)
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+    with np.load(out) as arrays:
+        assert arrays["observed"].shape == (2, *shape)
+        assert arrays["draws"].shape == (3, 2, 1, 8, 8)
+        assert (arrays["clean"][:, 0] == np.load(digits / "x.npy")).all()
+
+
+def test_observations_are_restored(digits, capsys):
+    out = digits / "fine.npz"
+    shell("restore", "--task=superresolution", f"--input={digits / 'coarse.npy'}", f"--output={out}", *QUICK)
+    told = capsys.readouterr().out
+    assert "16 numbers observed of each" in told
+    assert "PSNR" not in told
+    with np.load(out) as arrays:
+        assert arrays["draws"].shape == (3, 2, 1, 8, 8)
+        assert "clean" not in arrays
+
+
+def test_rows_of_a_table_are_denoised_without_a_picture(table):
+    np.save(table / "rows.npy", np.array([[0.0, 70.0, 1.0], [1.0, 75.0, 50.0]]))
+    out = table / "rows.npz"
+    shell("restore", "--task=denoise", "--std=.1", f"--workdir={table / 'run'}",
+          f"--input={table / 'rows.npy'}", f"--output={out}", *QUICK)  # fmt: skip
+    assert not out.with_suffix(".png").exists()
+    with np.load(out) as arrays:
+        assert arrays["draws"].shape == (3, 2, 3)
+
+
+def test_mistakes_of_inpaint_are_sentences(digits, table, capsys):
+    words = ["inpaint", f"--input={digits / 'x.npy'}", f"--output={digits / 'o.npz'}"]
+    for more, told in (
+        (["--box=2,2,4"], "box must be TOP,LEFT,HEIGHT,WIDTH"),
+        (["--box=6,6,4,4"], "box must lie in the image of 8 x 8 pixels"),
+        (["--box=0,0,8,8"], "box must leave a pixel"),
+        (["--box=0,0,1,1", f"--workdir={table / 'run'}"], "box is of images"),
+        ([f"--mask={digits / 'x.npy'}"], "mask must hold true where a pixel is known"),
+        ([f"--mask={digits / 'no.npy'}"], "does not exist"),
+        (["--box=0,0,2,2", f"--input={digits / 'coarse.npy'}"], "images must have shape (1, 8, 8)"),
+        (["--box=0,0,2,2", "--output=o.csv"], "output must end in .npz"),
+    ):
+        assert told in refused(capsys, *words, *more)
+    assert not (digits / "o.npz").exists()
+
+
+def test_mistakes_of_restore_are_sentences(digits, capsys):
+    words = ["restore", f"--input={digits / 'x.npy'}", f"--output={digits / 'o.npz'}"]
+    for more, told in (
+        (["--task=sharpen"], "task must be one of superresolution"),
+        (["--task=denoise"], "std must be positive to denoise"),
+        (["--task=deblur", "--factor=2"], "factor is of the task superresolution and fourier"),
+        (["--task=superresolution", "--factor=3"], "factor must divide the sides"),
+        (["--task=superresolution", "--factor=-1"], "factor must be positive"),
+        (["--task=colourise"], "colourise needs a model of images of several channels"),
+        (["--task=superresolution"], "y must have shape (1, 4, 4)"),
+        (
+            ["--task=deblur", "--degrade", f"--input={digits / 'coarse.npy'}"],
+            "input must hold clean examples",
+        ),
+        (["--task=deblur", "--std=-1"], "std must be a finite number >= 0"),
+    ):
+        assert told in refused(capsys, *words, *more)
+    assert not (digits / "o.npz").exists()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   sde-toolkit impute --workdir=runs/table --input=gaps.csv --output=filled.csv
   sde-toolkit impute --workdir=runs/table --input=gaps.csv --output=draws.npz --draws=99 --method=mmps
+
 empty cells, nan, NA and ? are missing; rows are numbered from 0 in the file of intervals"""
 
 

@@ -20,6 +20,7 @@ from sde_toolkit.cli.common import (
     open_source,
     path_argument,
     progress_bar,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 METHODS_HELP = (
     "gaussian_informed, mmps, tmpd, pigdm, dps, ddnm, diffpir, score_ald; with options: 'dps(zeta=0.5)'"
 )
+
+MOST_DRAWS, MOST_EXAMPLES = 5, 12
+"""Draws and examples that a picture shows."""
 
 
 class Task(NamedTuple):
@@ -102,6 +106,37 @@ def task_arguments(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def output_files(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The .npz file that ``--output`` names, and the picture beside it, both refused before the work.
+
+    Raises:
+        ValueError: another ending, or a place that takes no files.
+    """
+    from sde_toolkit.utils import check_output_file
+
+    output = check_output_file(options.output)
+    if output.suffix.lower() != ".npz":
+        raise ValueError(f"output must end in .npz, got {str(options.output)!r}")
+    return output, check_output_file(output.with_suffix(".png"))
+
+
+def read_examples(path: str) -> Tensor:
+    """The examples or observations in a file, float64 with shape (n, ...).
+
+    Raises:
+        ValueError: no such file, one that is damaged, or one without an example.
+    """
+    from sde_toolkit.data import open_rows
+
+    rows, _ = open_rows(path, missing=True)
+    if rows.ndim < 2 or not rows.numel():
+        raise ValueError(
+            f"input must hold examples with shape (n, C, H, W), (n, H, W) or (n, D), got {tuple(rows.shape)}"
+            f" in {path}"
+        )
+    return rows.double()
+
+
 @contextlib.contextmanager
 def bar_for(total: int) -> Iterator[Any]:
     """A progress bar of draws."""
@@ -122,6 +157,7 @@ def write_arrays(path: Path, found: Restored, task: Task, more: Mapping[str, np.
         "level": found.level, "nfe": found.nfe, "model": task.source.fingerprint,
         "settings": json.loads(json.dumps(dict(found.settings), default=repr)),
     }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
     arrays: dict[str, Any] = {"note": np.array(json.dumps(note)), **more}
     for name in ("draws", "mean", "low", "high"):
@@ -130,12 +166,47 @@ def write_arrays(path: Path, found: Restored, task: Task, more: Mapping[str, np.
     atomic_write(path, stream.getvalue())
 
 
+def span(task: Task, x: Tensor) -> tuple[float, float]:
+    """The least and the largest raw value: of grey levels as they are known, else of x where it is finite."""
+    levels = getattr(task.model.scaling, "levels", None)
+    if levels is not None:
+        return 0.0, levels - 1.0
+    finite = x[x.isfinite()]
+    return float(finite.min()), float(finite.max())
+
+
+def write_picture(path: Path, found: Restored, task: Task, before: Mapping[str, Tensor]) -> None:
+    """A picture of what comes before, draws and mean of the first examples; none of data that are no images.
+
+    Args:
+        path: of the .png.
+        found: what was drawn.
+        task: that drew it.
+        before: columns of images in raw units with shape (n, C, H, W), by their titles.
+    """
+    from sde_toolkit.utils import atomic_write
+
+    if found.mean.ndim != 4 or found.mean.shape[1] not in (1, 3):
+        return
+    low, high = span(task, found.draws.double())
+    columns = dict(before)
+    columns |= {f"draw {k + 1}": x for k, x in enumerate(found.draws[:MOST_DRAWS].cpu())}
+    columns["mean"] = found.mean.cpu()
+    shown = [(x.double() - low) / max(high - low, 1e-300) for x in columns.values()]
+    rows = [[x[i] for x in shown] for i in range(min(len(found.mean), MOST_EXAMPLES))]
+    atomic_write(path, picture(rows, list(columns)))
+    say(f"picture    {path}")
+
+
 def picture(rows: list[list[Tensor]], titles: list[str], zoom_to: int = 56) -> bytes:
-    """A PNG of images in [0, 1] with shape (C, H, W), row by row, under titles; nan is shown in blue."""
+    """A PNG of images in [0, 1] with shape (C, H, W), row by row, under titles; nan is shown in blue.
+
+    The last of a row has the size of all; a coarser one is stretched to it.
+    """
     import numpy as np
     from PIL import Image, ImageDraw
 
-    height, width = rows[0][0].shape[-2:]
+    height, width = rows[0][-1].shape[-2:]
     zoom = max(1, zoom_to // max(height, width))
     across, down, head = zoom * width + 4, zoom * height + 4, 14
     sheet = Image.new("RGB", (across * len(titles) + 4, down * len(rows) + head + 4), "white")
@@ -148,7 +219,6 @@ def picture(rows: list[list[Tensor]], titles: list[str], zoom_to: int = 56) -> b
             hidden = np.isnan(x).any(0)
             x = np.where(hidden, np.array([0.35, 0.5, 0.75])[:, None, None], x)
             pixels = Image.fromarray(np.uint8(np.round(255 * np.clip(x, 0, 1))).transpose(1, 2, 0))
-            pixels = pixels.resize((zoom * x.shape[2], zoom * x.shape[1]), Image.Resampling.NEAREST)
             pixels = pixels.resize((zoom * width, zoom * height), Image.Resampling.NEAREST)
             sheet.paste(pixels, (4 + j * across, head + i * down))
     stream = io.BytesIO()
