@@ -63,7 +63,7 @@ def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str) -> None
     add_problem(parser)
     parser.add_argument("--input", required=True, metavar="PATH", help=inputs)
     parser.add_argument("--output", required=True, type=path_argument, metavar="PATH", help=outputs)
-    parser.add_argument("--method", default="mmps", metavar="NAME", help=METHODS_HELP)
+    parser.add_argument("--method", default="gaussian_informed", metavar="NAME", help=METHODS_HELP)
     parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else ddim")
     parser.add_argument("--num_steps", type=int, metavar="N", help="of the sampler; else 50")
     parser.add_argument("--draws", type=int, default=19, metavar="K", help="of each example; else 19")
