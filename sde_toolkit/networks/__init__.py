@@ -35,6 +35,7 @@ from sde_toolkit.networks.embeddings import (
 )
 from sde_toolkit.networks.mlp import (
     MLP,
+    ClassifierMLP,
 )
 from sde_toolkit.networks.ncsnpp import (
     TIME_EMBEDDINGS,
@@ -52,6 +53,7 @@ __all__ = [
     "MLP",
     "TIME_EMBEDDINGS",
     "AttentionBlock",
+    "ClassifierMLP",
     "DiT",
     "Doubled",
     "NCSNpp",

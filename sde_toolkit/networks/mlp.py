@@ -109,6 +109,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the prediction with shape (B, *), for x with shape (B, *), c with shape (B,), and labels
         with shape (B,) or rows with shape (B, *condition_shape)."""
+        return self.last(self.features(x, c, condition)).reshape(x.shape)
+
+    def features(self, x: Tensor, c: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return what the last layer is given, with shape (B, width)."""
         check_event_shape(x, self.event_shape)
         condition = condition_or_null(condition, self.num_classes, self.condition_shape, x)
         e = self.embed(time_features(self._angle_rate * c, self.num_frequencies))
@@ -118,4 +122,39 @@ class MLP(nn.Module):
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, e)
-        return self.last(nn.functional.silu(self.norm(h))).reshape(x.shape)
+        return nn.functional.silu(self.norm(h))
+
+
+class ClassifierMLP(nn.Module):
+    """A residual multi-layer perceptron that puts out K logits, for classifiers of noised states.
+
+    Args:
+        event_shape: the shape D of one sample.
+        num_classes: K.
+        width, depth, num_frequencies, max_angle, seed: as for ``MLP``.
+
+    Raises:
+        ValueError: a size below 1, fewer than two classes, or max_angle not positive.
+    """
+
+    @checked
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        num_classes: int,
+        width: int = 128,
+        depth: int = 3,
+        num_frequencies: int = 32,
+        max_angle: float = MAX_ANGLE,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        count = integer("num_classes", num_classes, 2)
+        self.body = MLP(event_shape, width, depth, num_frequencies, max_angle, seed=seed)
+        self.body.last = nn.Linear(width, count)
+        nn.init.zeros_(self.body.last.weight)
+        nn.init.zeros_(self.body.last.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return logits with shape (B, K), for x with shape (B, *) and c with shape (B,)."""
+        return self.body.last(self.body.features(x, c))

@@ -294,13 +294,13 @@ class PreparedSampler:
         given = given_states(x_start, noised, model, num_samples)
         checks.check_states(given, self.t_start, self._begin)
         seen = self.observation
+        counted, start = CountedModel(in_run(model), callback is not None), time.perf_counter()
+        guided = sampler._guided(counted)
         rows = (
-            model.conditions(condition, num_samples)
+            guided.conditions(condition, num_samples)
             if seen is None
             else seen.conditions(self.posed, condition, num_samples)
         )
-        counted, start = CountedModel(in_run(model), callback is not None), time.perf_counter()
-        guided = sampler._guided(counted)
         guided = guided if seen is None else seen.model(guided)
         batch, parts, failed = batch_size or num_samples, [], dict[int, str]()
         with outside_inference_mode(), evaluating(model, guided), without_autocast():

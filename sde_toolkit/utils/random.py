@@ -80,6 +80,7 @@ class Stream(enum.IntEnum):
     SKETCH = _GENERATORS + 13  # directions that find the widest axes of data
     HELD_OUT = _GENERATORS + 14  # times and noises of losses on held-out examples
     HELD_OUT_LEVELS = _GENERATORS + 15  # those of such losses at given noise levels
+    CLASSIFIER = _GENERATORS + 17  # times and noises of a classifier's training step
     RADII = _GENERATORS + 16  # of angles as points of the plane
 
 
