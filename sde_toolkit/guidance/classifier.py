@@ -21,8 +21,9 @@ unless the energy is linear (``sde_toolkit.guidance.DPS`` has what is known of -
 
 Evaluations of the classifier or of the energy are not counted among the network's.
 
-References: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2105.05233), section 4.1; Song
-et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2011.13456), appendix I.
+References: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2105.05233), section 4.1;
+Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2011.13456),
+appendix I.
 """
 
 from __future__ import annotations
