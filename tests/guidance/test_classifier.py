@@ -36,10 +36,10 @@ def test_the_guided_score_is_the_closed_form(sde: ForwardSDE, share: float) -> N
     log_density = w * exact.log_prob(x, t, LABELS) + (1 - w) * exact.log_prob(x, t)
     (wanted,) = torch.autograd.grad(log_density.sum(), x)
     x = x.detach()
-    found = ClassifierGuided(exact, ExactClassifier(exact), w).score(x, t, LABELS)
+    found = ClassifierGuided(exact, ExactClassifier(exact), w).score(x, t, LABELS).detach()
     scale = float(wanted.abs().max())
     assert float((found - wanted).abs().max()) < 1e-10 * scale
-    own = ClassifierGuided(exact, ExactClassifier(exact)).score(x, t, LABELS)
+    own = ClassifierGuided(exact, ExactClassifier(exact)).score(x, t, LABELS).detach()
     assert float((own - exact.score(x, t, LABELS)).abs().max()) < 1e-10 * scale
 
 
