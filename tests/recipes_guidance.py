@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from recipe_parts import CLASSES, MODEL, X, the
+import torch
+from recipe_parts import CLASSES, MODEL, VP, X, the
 
 from sde_toolkit import guidance, samplers
+from sde_toolkit.networks import ClassifierMLP
+
+EXACT = guidance.ExactClassifier(CLASSES)
+NETWORK = ClassifierMLP((2,), 2)
 
 
 def guides() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]]:
@@ -17,6 +22,17 @@ def guides() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]
         "guidance.ClassifierFree": (guidance.ClassifierFree, the(model=CLASSES, scale=2.0)),
         "guidance.AutoGuided": (guidance.AutoGuided, the(model=MODEL, weak=MODEL, scale=2.0)),
         "guidance.guided": (guidance.guided, the(sampler=given, scale=2.0, rescale=0.5)),
+        "guidance.ExactClassifier": (guidance.ExactClassifier, the(model=CLASSES)),
+        "guidance.NetworkClassifier": (
+            guidance.NetworkClassifier,
+            the(network=NETWORK, sde=VP, event_shape=(2,), num_classes=2, data_std=1.0),
+        ),
+        "guidance.ClassifierGuided": (
+            guidance.ClassifierGuided, the(model=CLASSES, classifier=EXACT, scale=2.0, conditional=False),
+        ),
+        "guidance.EnergyGuided": (
+            guidance.EnergyGuided, the(model=MODEL, energy=torch.sum, scale=2.0, of="data"),
+        ),
         "Sampler.sample from states": (given.sample, the(model=MODEL, num_samples=6, x_start=X, t_start=0.5)),
         "Sampler.prepare from states": (given.prepare, the(model=MODEL, t_start=0.5)),
-    }
+    }  # fmt: skip

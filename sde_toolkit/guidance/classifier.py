@@ -106,6 +106,7 @@ class NetworkClassifier(nn.Module, Classifier):
         ValueError: fewer than two classes.
     """
 
+    @checked
     def __init__(
         self,
         network: nn.Module,

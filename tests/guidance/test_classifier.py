@@ -57,6 +57,7 @@ def test_a_quadratic_energy_shifts_by_its_gradient() -> None:
     torch.testing.assert_close(of_data.score(x, t), wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_trained_classifier_is_near_the_posterior() -> None:
     data = GaussianMixture(weights=[0.5, 0.5], means=[[-1.0], [1.0]], covariances=[0.1, 0.1])
     labels = torch.arange(512) % 2
