@@ -171,13 +171,12 @@ def _summary(values: list[dict[str, float]]) -> dict[str, Any]:
     return out
 
 
-def columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per problem and observation (means of W2 over noises and evaluations): the best of ours and of
-    azula's."""
+def columns(rows: list[dict[str, Any]], measure: str = "W2") -> list[dict[str, Any]]:
+    """Per problem and observation (means over noises and evaluations): the best of ours and of azula's."""
     table: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
         values = table.setdefault((row["problem"], row["observation"]), {})
-        values.setdefault(row["method"], []).append(math.inf if row["W2"] is None else row["W2"])
+        values.setdefault(row["method"], []).append(math.inf if row[measure] is None else row[measure])
     out = []
     for (problem, seen), methods in table.items():
         mean = {name: sum(v) / len(v) for name, v in methods.items()}
@@ -186,7 +185,8 @@ def columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         best, peer = min(own, key=own.__getitem__), min(peers, key=peers.__getitem__, default="")
         out.append({
             "problem": problem, "observation": seen, "floor": digits(mean["floor"]), "best of ours": best,
-            "W2": digits(own[best]), "best of azula": peer, "azula W2": digits(peers.get(peer, math.nan)),
+            measure: digits(own[best]), "best of azula": peer,
+            f"azula {measure}": digits(peers.get(peer, math.nan)),
             "ratio": digits(own[best] / peers[peer]) if peers else None,
         })  # fmt: skip
     return out
@@ -213,8 +213,8 @@ def main() -> None:
     rows = run(methods)
     for name, values in overall(rows).items():
         print(f"   {name:20s}" + "".join(f"  {key} {value}" for key, value in values.items()))
-    best = columns(rows)
-    for row in best:
+    best = {measure: columns(rows, measure) for measure in ("W2", "energy")}
+    for row in best["W2"] + best["energy"]:
         print("   " + "  ".join(f"{key} {value}" for key, value in row.items()))
     settings = {
         "evaluations": EVALUATIONS, "noises": NOISES, "seeds": SEEDS, "samples": SAMPLES, "sde": "VPSDE()",
