@@ -77,7 +77,7 @@ def check_given(x_start: object, t_start: float | None, start: object) -> None:
     """Refuse, with ValueError, starts that contradict each other."""
     if t_start is not None and x_start is None:
         raise ValueError(
-            f"t_start = {t_start} needs the states there; give x_start, with noised=True for x_t"
+            f"t_start = {shown(t_start)} needs the states there; give x_start, with noised=True for x_t"
         )
     if x_start is not None and start is not None:
         raise ValueError("x_start and start both say where the runs start; give one of them")

@@ -15,7 +15,7 @@ from sde_toolkit.guidance.inverse.observations import LinearObservation, Observa
 from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, linear_system
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.samplers import InTurn, Sampler
-from sde_toolkit.utils import require
+from sde_toolkit.utils import checked, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,7 @@ class Observed:
         return linear_system(self.observation, rows)
 
 
+@checked
 def default_method(model: ScoreModel, observation: Observation) -> Method:
     """GaussianInformed for linear observations of a model that has moments, MMPS without; else DPS.
 
