@@ -99,7 +99,7 @@ def restore(
         observation: the law of y, with std in the units of y.
         y: observations with shape (n, *Y), or one with shape Y.
         num_draws: K, at least 1.
-        method: how y guides; when None MMPS.
+        method: how y guides; when None ``default_method``.
         sampler: when None, DDIM with 50 steps.
         condition: of a model that takes one: a class for all, or one row per example.
         level: of the intervals, see ``sde_toolkit.metrics.interval``.

@@ -236,3 +236,12 @@ REFUSED = {
 def test_what_cannot_be_done_is_refused_in_a_sentence(words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         REFUSED[words](ExactModel(mixture(), VPSDE()))
+
+
+@pytest.mark.parametrize("data", [gaussian(2), mixture()], ids=["no classes", "classes"])
+def test_rows_of_another_width_are_no_observation(data) -> None:
+    """Nor are they taken for y joined with the condition of the model inside."""
+    guided = guidance.PosteriorModel(ExactModel(data, VPSDE()), SUM, guidance.MMPS())
+    for width in (0, 3):
+        with pytest.raises(ValueError, match="y must have shape"):
+            guided.conditions(torch.zeros(4, width), 4)

@@ -86,7 +86,8 @@ class TwistedSMC:
 
     Args:
         num_steps: evaluations of the network per particle, at least 2.
-        particles: P, in every group.
+        particles: P, in every group.  The particles of a group depend on each other.  Where y is sharp and
+            the twist poor, as "likelihood" is, few keep their weight (``Particles.effective``): take more.
         kernel: what x0 given x_t is taken to be, "jacobian", "moments" or "small", see ``kernels``; when None
             the first of them that can be had: "jacobian" for linear observations of at most
             ``MOST_JACOBIAN`` features, "moments" where the model has them.

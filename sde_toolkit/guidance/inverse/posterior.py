@@ -239,11 +239,17 @@ class PosteriorModel(Wrapper):
                 f"one row per sample, got {condition}"
             )
         given = torch.as_tensor(condition)
-        if given.ndim == 2 and tuple(given.shape[1:]) != self.observation.shape:
+        if tuple(given.shape) == (count, math.prod(self.observation.shape) + self._inner) and self._inner:
             return given.to(self.model.device)  # joined before
         y = self.observation.rows(given, count).to(self.model.device)
         y = y if y.dtype == torch.float64 else y.to(self.model.dtype)
         return y.expand(count, *y.shape[1:])
+
+    @property
+    def _inner(self) -> int:
+        """How many numbers the condition of the model inside has."""
+        shape = self.model.condition_shape
+        return math.prod(shape) if shape is not None else int(self.model.num_classes > 0)
 
     def joined(self, y: Tensor, inner: Tensor | None) -> Tensor:
         """One row per sample of y and of the condition of the model inside, flattened: what a model that is
