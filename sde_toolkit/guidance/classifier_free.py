@@ -40,13 +40,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.shifts import as_prediction, charge, guided_by
-from sde_toolkit.models import ScoreModel, Wrapper, in_run, inner_network
+from sde_toolkit.guidance.shifts import Branch, as_prediction, charge, guided_by, predictions
+from sde_toolkit.models import ScoreModel, Wrapper, in_run
 from sde_toolkit.samplers import Sampler
 from sde_toolkit.utils import check_fields, checked
 from solvers import expand_like
@@ -157,24 +156,8 @@ class ClassifierFree(_Extrapolated):
     def _both(self, x_t: Tensor, t: Tensor, condition: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor]:
         assert condition is not None
         x, times = x_t[rows], t if t.ndim == 0 else t[rows.to(t.device)]
-        none = _none_rows(self.model, condition[rows])
-        if none is None:
-            return self.model.raw(x_t, t, condition), self.model.raw(x, times)
-        times = t if t.ndim == 0 else torch.cat([t, times])
-        both = self.model.raw(torch.cat([x_t, x]), times, torch.cat([condition, none]))
-        return both[: len(x_t)], both[len(x_t) :]
-
-
-def _none_rows(model: ScoreModel, condition: Tensor) -> Tensor | None:
-    """Rows that stand for "no condition", like ``condition``; None where the model knows none."""
-    if model.num_classes:
-        return torch.full_like(condition, model.num_classes)
-    inside: Any = model
-    while isinstance(inside, Wrapper):
-        inside = inside.model
-    network = getattr(inside, "network", None)
-    knows = network is not None and hasattr(inner_network(network), "condition_shape")
-    return torch.full_like(condition, math.nan) if knows and condition.is_floating_point() else None
+        own, other = predictions(self.model, [Branch(x_t, t, condition), Branch(x, times, None)])
+        return own, other
 
 
 class AutoGuided(_Extrapolated):

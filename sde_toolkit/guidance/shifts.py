@@ -9,13 +9,15 @@ so that a gradient is added to any prediction, without a conversion there and ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_toolkit.models import ScoreModel, Wrapper, prediction_coefficients
+from sde_toolkit.models import ScoreModel, Wrapper, inner_network, prediction_coefficients
 from sde_toolkit.samplers import CountedModel, Guidance, Sampler
 from solvers import expand_like
 
@@ -45,6 +47,44 @@ def as_prediction(
     a, b = prediction_coefficients(like.predicts, alpha_t, sigma_t, like.data_std)
     z_hat = (x_t - expand_like(alpha_t, x_t) * x0_hat) / expand_like(sigma_t, x_t)
     return expand_like(a, x_t) * x0_hat + expand_like(b, x_t) * z_hat
+
+
+class Branch(NamedTuple):
+    """States that a model is asked at: x_t with shape (B, *), t with shape () or (B,), rows or None."""
+
+    x_t: Tensor
+    t: Tensor
+    condition: Tensor | None
+
+
+def predictions(model: ScoreModel, branches: Sequence[Branch]) -> list[Tensor]:
+    """The predictions of every branch, each with the shape of its states: in one call where the model knows
+    a row that stands for "no condition", or where all have one; else in as many calls."""
+    given = [branch.condition for branch in branches if branch.condition is not None]
+    rows = [_rows(model, branch, given[0]) if given else None for branch in branches]
+    known = [row for row in rows if row is not None]
+    if len(branches) == 1 or len(known) < len(branches):
+        return [model.raw(*branch) if branch.condition is not None else model.raw(branch.x_t, branch.t)
+                for branch in branches]  # fmt: skip
+    counts, t = [len(branch.x_t) for branch in branches], branches[0].t
+    if any(branch.t is not t for branch in branches) or t.ndim:
+        t = torch.cat([branch.t.expand(count) for branch, count in zip(branches, counts, strict=True)])
+    return list(model.raw(torch.cat([branch.x_t for branch in branches]), t, torch.cat(known)).split(counts))
+
+
+def _rows(model: ScoreModel, branch: Branch, like: Tensor) -> Tensor | None:
+    """The condition of a branch, or rows like another's that stand for none; None where there are none."""
+    if branch.condition is not None:
+        return branch.condition
+    shape = (len(branch.x_t), *like.shape[1:])
+    if model.num_classes:
+        return like.new_full(shape, model.num_classes)
+    inside: Any = model
+    while isinstance(inside, Wrapper):
+        inside = inside.model
+    network = getattr(inside, "network", None)
+    knows = network is not None and hasattr(inner_network(network), "condition_shape")
+    return like.new_full(shape, math.nan) if knows and like.is_floating_point() else None
 
 
 def charge(model: ScoreModel, rows: int) -> None:
