@@ -22,6 +22,10 @@ def guides() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]
         "guidance.ClassifierFree": (guidance.ClassifierFree, the(model=CLASSES, scale=2.0)),
         "guidance.AutoGuided": (guidance.AutoGuided, the(model=MODEL, weak=MODEL, scale=2.0)),
         "guidance.guided": (guidance.guided, the(sampler=given, scale=2.0, rescale=0.5)),
+        "guidance.Composed": (guidance.Composed, the(model=CLASSES, terms=[0, MODEL], weights=[1.0, -0.5])),
+        "guidance.Composed.law": (guidance.Composed(MODEL, [MODEL]).law, dict),
+        "guidance.composed": (guidance.composed, the(sampler=given, terms=[0, 1], weights=0.5)),
+        "guidance.product_law": (guidance.product_law, the(laws=[MODEL.data], powers=[0.5])),
         "guidance.ExactClassifier": (guidance.ExactClassifier, the(model=CLASSES)),
         "guidance.NetworkClassifier": (
             guidance.NetworkClassifier,

@@ -20,6 +20,7 @@ from sde_toolkit.guidance.classifier_free import (
     ClassifierFreeGuidance,
     guided,
 )
+from sde_toolkit.guidance.compositions import Composed, Composition, composed, product_law
 from sde_toolkit.guidance.evidence import Conditional, Evidence, conditional_log_prob, log_evidence
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
 from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
@@ -64,6 +65,8 @@ __all__ = [
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "ClassifierGuided",
+    "Composed",
+    "Composition",
     "Conditional",
     "DiffPIR",
     "DynamicThreshold",
@@ -95,6 +98,7 @@ __all__ = [
     "blur",
     "classifier_guided",
     "colour_mixing",
+    "composed",
     "conditional_log_prob",
     "default_method",
     "downsampling",
@@ -108,6 +112,7 @@ __all__ = [
     "in_model_scale",
     "inpaint",
     "log_evidence",
+    "product_law",
     "projection",
     "restore",
     "thresholded",

@@ -64,8 +64,7 @@ def predictions(model: ScoreModel, branches: Sequence[Branch]) -> list[Tensor]:
     rows = [_rows(model, branch, given[0]) if given else None for branch in branches]
     known = [row for row in rows if row is not None]
     if len(branches) == 1 or len(known) < len(branches):
-        return [model.raw(*branch) if branch.condition is not None else model.raw(branch.x_t, branch.t)
-                for branch in branches]  # fmt: skip
+        return [model.raw(*branch) for branch in branches]
     counts, t = [len(branch.x_t) for branch in branches], branches[0].t
     if any(branch.t is not t for branch in branches) or t.ndim:
         t = torch.cat([branch.t.expand(count) for branch, count in zip(branches, counts, strict=True)])
