@@ -141,6 +141,7 @@ def test_recipes_work(made) -> None:
         made[name].call(**made[name].arguments())
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_argument_is_taken_or_named(made, data) -> None:

@@ -65,6 +65,11 @@ def room_sources(room: str) -> dict[str, str]:
 HOMES = stub_homes()
 PUBLIC = [("sde_toolkit", name) for name in sde_toolkit.__all__]
 PUBLIC += [(f"sde_toolkit.{room}", name) for room, module in ROOMS.items() for name in module.__all__]
+PACKAGES = sorted({package for package, _ in PUBLIC})
+
+
+def names_of(package: str) -> list[str]:
+    return [name for home, name in PUBLIC if home == package]
 
 
 def looked_up(package: str, name: str) -> object:
@@ -125,30 +130,32 @@ def isort_key(name: str) -> tuple[int, str]:
     return kind, name
 
 
-@pytest.mark.parametrize("name", sde_toolkit.__all__)
-def test_a_top_level_name_is_the_object_that_its_room_exports(name):
-    room = ROOMS[HOMES[name]]
-    assert name in room.__all__
-    assert getattr(sde_toolkit, name) is getattr(room, name)
+def test_a_top_level_name_is_the_object_that_its_room_exports():
+    for name in sde_toolkit.__all__:
+        room = ROOMS[HOMES[name]]
+        assert name in room.__all__
+        assert getattr(sde_toolkit, name) is getattr(room, name), name
 
 
-@pytest.mark.parametrize(("package", "name"), PUBLIC)
-def test_a_public_name_is_the_object_that_its_home_module_defines(package, name):
-    value, home = looked_up(package, name), home_module(package, name)
-    assert value is (home if value is home else getattr(home, name))
-    if f"{package}.{name}" not in BORROWED and (inspect.isclass(value) or inspect.isfunction(value)):
-        assert value.__module__ == home.__name__
-        assert value.__qualname__ == name
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_public_name_is_the_object_that_its_home_module_defines(package):
+    for name in names_of(package):
+        value, home = looked_up(package, name), home_module(package, name)
+        assert value is (home if value is home else getattr(home, name)), name
+        if f"{package}.{name}" not in BORROWED and (inspect.isclass(value) or inspect.isfunction(value)):
+            assert value.__module__ == home.__name__, name
+            assert value.__qualname__ == name
 
 
-@pytest.mark.parametrize(("package", "name"), PUBLIC)
-def test_a_public_name_is_documented_and_has_a_signature(package, name):
-    value = looked_up(package, name)
-    if f"{package}.{name}" not in BORROWED:
-        assert described(package, name), f"{package}.{name} has no docstring"
-    is_type = get_origin(value) is not None or (inspect.isclass(value) and issubclass(value, Exception))
-    if callable(value) and not is_type:
-        assert inspect.signature(value) is not None
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_public_name_is_documented_and_has_a_signature(package):
+    for name in names_of(package):
+        value = looked_up(package, name)
+        if f"{package}.{name}" not in BORROWED:
+            assert described(package, name), f"{package}.{name} has no docstring"
+        is_type = get_origin(value) is not None or (inspect.isclass(value) and issubclass(value, Exception))
+        if callable(value) and not is_type:
+            assert inspect.signature(value) is not None, name
 
 
 def test_no_public_name_is_also_a_module_beside_it():
@@ -161,6 +168,7 @@ def test_no_public_name_is_also_a_module_beside_it():
             assert isinstance(getattr(module, name), ModuleType), f"{room}.{name}"
 
 
+@pytest.mark.slow
 def test_ddpm_is_the_sampler_in_every_order_of_imports(fresh, tmp_path):
     program = (
         "import sde_toolkit.samplers.presets.one_step, sde_toolkit.samplers, sde_toolkit.sdes\n"
@@ -179,16 +187,16 @@ def readme_names() -> list[str]:
     return sorted({match[1] for match in found if match} - OPTION_VALUES)
 
 
-@pytest.mark.parametrize("name", readme_names())
-def test_a_name_in_a_table_of_the_readme_is_public(name):
-    first, *rest = name.split(".")
-    if first == "solvers":
-        assert importlib.import_module(name)
-    elif rest:
-        assert rest[0] in ROOMS[first].__all__
-    else:
-        known = {*sde_toolkit.__all__, *solvers.__all__, *samplers.PRESETS, *metrics.CATALOGUE, *REFERENCE}
-        assert first in known
+def test_a_name_in_a_table_of_the_readme_is_public():
+    known = {*sde_toolkit.__all__, *solvers.__all__, *samplers.PRESETS, *metrics.CATALOGUE, *REFERENCE}
+    for name in readme_names():
+        first, *rest = name.split(".")
+        if first == "solvers":
+            assert importlib.import_module(name)
+        elif rest:
+            assert rest[0] in ROOMS[first].__all__, name
+        else:
+            assert first in known, name
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

@@ -87,6 +87,7 @@ def test_block_on_exact_models_is_as_accurate_as_it_says():
     assert float((scope["result"].nats - scope["mixture"].log_prob(scope["x"])).abs().max()) < 1e-3
 
 
+@pytest.mark.slow
 def test_own_parts_are_compared_as_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```py\n(.*?)```", README, flags=re.S)

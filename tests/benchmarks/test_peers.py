@@ -185,6 +185,7 @@ def blocks(law: peer_energy.Projections, data: ExactData, num: int, size: int) -
     return torch.stack([law.deviation(data.sample(size, seed=k)) for k in range(num)])
 
 
+@pytest.mark.slow
 def test_energy_distance_by_projections_is_that_of_the_definition():
     data, other = flows.mixture(8, seed=0), flows.mixture(8, seed=5)
     law = peer_energy.project(data, 0.9, 0.2, num=2048)

@@ -75,6 +75,7 @@ def test_the_flow_of_a_tiny_network(run) -> None:
     assert low_rank[1] < 0.1
 
 
+@pytest.mark.slow
 def test_times_and_likelihoods_of_a_tiny_network(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs, "FEW", 1)
     monkeypatch.setattr(photographs, "MANY", 2)

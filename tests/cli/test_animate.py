@@ -18,6 +18,7 @@ def test_animate_writes_a_film_and_a_strip(tmp_path, capsys):
     assert "9 samples by ddim-4: 5 network evaluations each" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_animate_takes_exact_problems(tmp_path, capsys):
     words = ["animate", "--problem=ring", "--sampler=heun", "--num_steps=6", "--num_samples=50", "--frames=4"]
     assert cli.main([*words, f"--output={tmp_path}"]) == 0
@@ -44,6 +45,7 @@ def test_frames_of_a_problem_hold_data_and_samples_at_the_same_times():
         assert 0.5 < x.std(0).mean() / component.std < 2
 
 
+@pytest.mark.slow
 def test_a_problem_of_the_users_in_one_dimension(tmp_path, capsys):
     """Densities are drawn; without real examples the forward process has nothing to start from."""
     (tmp_path / "mine.py").write_text(

@@ -68,6 +68,7 @@ def test_sample_writes_arrays_and_a_picture(workdir, capsys):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_the_default_sampler_has_a_name(workdir, capsys, tmp_path):
     words = [f"--workdir={workdir}", f"--output={tmp_path}"]
     assert cli.main(["sample", *words, "--sampler=default", "--num_steps=20", "--num_samples=3"]) == 0
@@ -119,6 +120,7 @@ def test_likelihood_is_computed_once(workdir, capsys):
     assert "(4 examples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_classify_prints_and_keeps_how_good_it_is(workdir, capsys, tmp_path):
     run = f"--workdir={tmp_path / 'classes'}"
     assert cli.main(["train", "--config=ring", run, *TINY, "--config.model.num_classes=8"]) == 0
@@ -134,6 +136,7 @@ def test_classify_prints_and_keeps_how_good_it_is(workdir, capsys, tmp_path):
     assert "needs a network with classes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_prints_a_table_and_writes_a_page(workdir, capsys):
     words = [
         "compare",
@@ -374,6 +377,7 @@ def classes(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_samples_of_one_class_and_of_classes_in_turn(classes, capsys, tmp_path):
     words = ["sample", f"--workdir={classes}", f"--output={tmp_path}", "--num_samples=5", "--num_steps=3"]
     for more in (["--label=2"], ["--label=6"], ["--labels=2,6"], []):
@@ -393,6 +397,7 @@ def test_samples_of_one_class_and_of_classes_in_turn(classes, capsys, tmp_path):
     assert float((found["-class2"] - found["-class6"]).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_likelihood_and_comparison_of_one_class(classes, capsys):
     words = ["likelihood", f"--workdir={classes}", "--split=all", "--num_examples=4"]
     assert cli.main([*words, "--label=1"]) == 0

@@ -70,6 +70,7 @@ def test_exact_problems_grids_and_classes(tmp_path, capsys):
     assert "reused 24 of 24 entries" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_exact_laws_on_gaussian_problems(tmp_path):
     words = ["--problems=gaussian", "--samplers=ddim,default", "--metrics=exact_w2,exact_kl", "--seeds=0,1"]
     assert run(tmp_path, *words) == 0
@@ -163,6 +164,7 @@ def test_what_is_wrong_is_a_sentence_before_any_work(mine, tmp_path, capsys, wor
     assert not list(tmp_path.rglob("*.npz"))
 
 
+@pytest.mark.slow
 def test_shards_join_to_the_undivided_comparison(tmp_path, capsys):
     words = ["--problems=ring", "--samplers=ddim,heun", "--seeds=0,1"]
     assert run(tmp_path, *words, "--shard=1/3") == 0

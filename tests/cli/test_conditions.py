@@ -88,6 +88,7 @@ def test_conditions_of_every_kind(mine):
     assert NamedCondition("a", torch.zeros(2, 1)).digest != NamedCondition("a", torch.zeros(1, 2)).digest
 
 
+@pytest.mark.slow
 def test_compare_measures_each_condition_by_its_own_data(mine, tmp_path, capsys):
     assert cli.main(words(mine, tmp_path, metrics="energy,vendi")) == 0
     records, references = load_records(tmp_path / "records.json")

@@ -1,5 +1,7 @@
 """``sde-toolkit export``: weights, programs and cards by the ending of the output."""
 
+import pytest
+
 from sde_toolkit import cli
 
 TINY = [
@@ -8,6 +10,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_export_writes_what_the_ending_asks_for(tmp_path, capsys):
     workdir, directory = tmp_path / "run", tmp_path / "card"
     assert cli.main(["train", "--config=ring", f"--workdir={workdir}", *TINY]) == 0

@@ -95,12 +95,14 @@ def drawn_data(workdir: Path) -> np.ndarray:
         return arrays["data"]
 
 
+@pytest.mark.slow
 def test_points_in_the_plane(tmp_path, capsys) -> None:
     whole_path(spiral(tmp_path / "points.npy", 200), tmp_path / "run", FEW + VECTORS, capsys)
     drawn = drawn_data(tmp_path / "run")
     assert drawn.shape[1:] == (2,)
 
 
+@pytest.mark.slow
 def test_a_folder_of_photographs(tmp_path, capsys) -> None:
     folder = patches(tmp_path / "patches", 30, side=16)
     whole_path(folder, tmp_path / "run", FEW + IMAGES, capsys)
@@ -108,6 +110,7 @@ def test_a_folder_of_photographs(tmp_path, capsys) -> None:
     assert (drawn.shape[1:], drawn.dtype) == ((3, 16, 16), np.uint8)
 
 
+@pytest.mark.slow
 def test_written_digits_with_labels(tmp_path, capsys) -> None:
     data = written_digits(tmp_path / "digits.npz", 200, every=2)
     options = ["--config.model.patch_size=1", "--config.data.shape=1,14,14", "--config.model.num_classes=10"]

@@ -18,6 +18,7 @@ def compared(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_report_writes_what_is_asked_and_leaves_the_rest(compared, tmp_path, capsys):
     kept = [path for path in compared.rglob("*") if path.suffix in (".json", ".csv", ".npz", ".html", ".png")]
     before = {path: path.read_bytes() for path in kept}

@@ -300,6 +300,7 @@ FIELDS = (
 VALUES = (st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.integers()))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(FIELDS), st.one_of(*VALUES))
 def test_any_value_is_taken_or_refused_with_a_sentence(field, value):

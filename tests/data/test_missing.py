@@ -68,6 +68,7 @@ def test_em_reaches_the_stationary_point_and_corrects_what_depends_on_the_observ
     torch.testing.assert_close(complete.covariance, torch.cov(x.T, correction=0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_draws_from_the_gaussian_and_knows_every_marginal():
     model, x = untrained(), gaussian_rows(6)
     x[0, 1] = x[1, 0] = x[1, 2] = x[2, 2] = x[3, 0] = NAN
@@ -162,6 +163,7 @@ def test_gaps_that_nothing_can_be_learnt_from_are_refused():
         draw_missing(untrained(), torch.full((1, 3), NAN).double(), torch.zeros(1, 3).double())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     mask=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=12, max_size=12),

@@ -37,6 +37,7 @@ def test_log_prob_is_that_of_the_data():
     assert bool(law.support.check(x).all())
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_torch():
     law, like = as_distribution(EXACT), Independent(Normal(torch.zeros(8), torch.ones(8)), 1)
     for shape in ((), (3,), (2, 3), 4):
@@ -70,6 +71,7 @@ ANGLES = torch.tensor([1, 4], dtype=torch.float64) * math.pi / 4
 CENTRES = torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 
 
+@pytest.mark.slow
 def test_conditions_make_a_batch():
     exact = ExactModel(RING, FAR)
     labels = torch.tensor([1, 4])

@@ -20,6 +20,7 @@ def small(**options):
 PARTS = [pytest.param(part, marks=pytest.mark.slow) for part in ("network", "denoise", "noise", "velocity")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["score", *PARTS])
 def test_a_program_gives_the_numbers_of_the_model(tmp_path, part):
     model = small(num_classes=3)
@@ -61,6 +62,7 @@ def test_u_nets_and_residuals(tmp_path, ending):
         assert export_program(model, tmp_path / f"{name}{ending}", "denoise").difference < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fractional", [True, False])
 def test_predictions_at_the_indices_of_a_chain_are_programs(tmp_path, fractional):
     chain = Chain.from_betas(torch.linspace(0.05, 0.5, 9, dtype=torch.float64))

@@ -134,6 +134,7 @@ def test_latents_are_images_and_back(place):
     assert torch.allclose(space.model.raw(x, torch.tensor(0.5), empty.expand(2, -1, -1)), none, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_latents_have_a_likelihood(place):
     folder, _ = place
     space = open_latent(folder, moments=LAW)

@@ -129,6 +129,7 @@ def test_loss_and_likelihood_figures():
     assert "2.000 ± 0.100" in figure.axes[0].get_legend().get_texts()[0].get_text()
 
 
+@pytest.mark.slow
 def test_no_plotting_state_is_touched(fresh, tmp_path):
     code = (
         "import sys; from sde_toolkit.lab import figures; assert 'matplotlib' not in sys.modules;"

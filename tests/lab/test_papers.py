@@ -30,6 +30,7 @@ def test_every_format_is_written(tmp_path):
         assert [float(row["value"]) for row in csv.DictReader(file)] == [r.value for r in rows]
 
 
+@pytest.mark.slow
 def test_every_problem_has_a_figure_of_samples(tmp_path):
     cells = {("ddim", "5 steps"): np.zeros((10, 2))}
     paths = write_papers(tmp_path, make_records(), (), ["svg"], {"ring": cells, "a/b": cells, "a b": cells})
@@ -37,6 +38,7 @@ def test_every_problem_has_a_figure_of_samples(tmp_path):
     assert names == {"samples-ring.svg", "samples-a-b.svg", "samples-a-b-n2.svg"}
 
 
+@pytest.mark.slow
 def test_equal_records_are_equal_files(tmp_path):
     rows = make_records()[:4]
     first, second = (

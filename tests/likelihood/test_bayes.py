@@ -209,6 +209,7 @@ def test_bad_arguments_get_a_sentence(call, words):
         call()
 
 
+@pytest.mark.slow
 def test_a_network_of_classes_is_a_conditional_model():
     model = NetworkModel(MLP((2,), width=8, depth=1, num_classes=3), SDE, "noise", (2,))
     found = classify(model, torch.zeros(2, 2), log_likelihood=functools.partial(log_likelihood, divergence=1))

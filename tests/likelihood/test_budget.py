@@ -56,6 +56,7 @@ def test_what_the_data_ends_leave(sde):
         assert float(found.budget["truncation"].shift.abs().max()) == 0
 
 
+@pytest.mark.slow
 def test_the_data_ends_on_a_mixture():
     x, model = MIXTURE.sample(256, seed=0), ExactModel(MIXTURE, VPSDE())
     errors = {}

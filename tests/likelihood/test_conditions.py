@@ -80,6 +80,7 @@ def test_values_are_the_densities_of_the_components(sde) -> None:
     assert bool((error < 6 * found.budget["prior"].error + 1e-3).all())
 
 
+@pytest.mark.slow
 def test_adaptive_rows_that_end_at_different_times_keep_their_labels() -> None:
     """Each equals the run of its own component, in the same coordinates."""
     found = log_likelihood(
@@ -122,6 +123,7 @@ def test_latents_go_to_and_fro_given_their_labels(solver: FlowSolver) -> None:
         assert torch.equal(decode(MODEL, whole.z[mine], condition=label, solver=solver), back[mine])
 
 
+@pytest.mark.slow
 def test_gradients_given_labels_are_the_conditional_scores() -> None:
     x = X.clone().requires_grad_()
     values = differentiable_log_likelihood(MODEL, x, condition=LABELS, solver=FlowSolver(RK4, num_steps=48))

@@ -259,6 +259,7 @@ def test_an_untrained_flow_is_the_uniform_dequantiser():
     torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_any_batch_split_gives_the_same_values():
     scaling, model = Scaling.grey(17), MODELS["plane"]
     values = levels_of(model, scaling, 7)
@@ -276,6 +277,7 @@ def test_any_batch_split_gives_the_same_values():
     assert whole.mean_bits_per_dim.value == pytest.approx(float(whole.bits_per_dim.mean()))
 
 
+@pytest.mark.slow
 def test_the_probability_flow_gives_the_closed_form_and_the_same_bits_as_before():
     scaling, model = Scaling.grey(17), MODELS["plane"]
     values = levels_of(model, scaling, 6)

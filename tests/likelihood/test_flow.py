@@ -101,6 +101,7 @@ def test_the_latent_is_the_closed_form_flow(sde):
         assert torch.allclose(result.latent, model.flow(x, START, end), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_any_solver_images_and_batches_give_the_same_value():
     x, model = DIAGONAL.sample(6, seed=1), ExactModel(DIAGONAL, VPSDE())
     end = torch.tensor(1.0, dtype=FLOAT64)
@@ -134,6 +135,7 @@ def test_any_batch_split_gives_the_same_bits(divergence):
     assert torch.equal(later.nats, whole.nats[4:])
 
 
+@pytest.mark.slow
 def test_a_network_gives_the_same_values_for_any_batch_split():
     network = MLP((3,), width=16, depth=1, seed=0)
     with torch.no_grad():
@@ -201,6 +203,7 @@ def test_gradients_are_the_score(sde):
         assert rms(value.detach() - model.log_prob(x.detach(), START)) < 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_of_a_network_are_those_of_the_values():
     network = MLP((2,), width=8, depth=1, seed=0).double()
     with torch.no_grad():

@@ -82,6 +82,7 @@ def test_probes_are_added_until_the_standard_error_is_met(kind):
     assert "target_se" not in alone.settings
 
 
+@pytest.mark.slow
 def test_all_walsh_probes_are_the_exact_value():
     data, model = wide(70)
     x = data.sample(3, seed=0)
@@ -91,6 +92,7 @@ def test_all_walsh_probes_are_the_exact_value():
     torch.testing.assert_close(found.nats, values_only(model, x, divergence=None).nats, rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_values_with_added_probes_do_not_depend_on_the_others():
     data, model = wide(70)
     x = data.sample(7, seed=3)

@@ -151,6 +151,7 @@ def mean_kernel(mean, variance):
     return math.exp(-0.5 * mean**2 / (1 + variance)) / math.sqrt(1 + variance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("distance", "expected"),
     [
@@ -389,6 +390,7 @@ def calibration(distance, shift, std, dim, n, m, repetitions):
     return math.sqrt((errors**2).mean()) / values.std(ddof=1)
 
 
+@pytest.mark.slow
 def test_standard_error_matches_the_spread_over_repetitions():
     # 200 repetitions fix the true spread to 5%; 1.25 and 0.8 are over four of these.
     assert 0.8 < calibration(EnergyDistance(), 1.0, 1.5, 2, 60, 45, 200) < 1.25

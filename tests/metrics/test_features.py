@@ -36,6 +36,7 @@ def same_weights(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_classifier_is_accurate_and_quick(trained, cached):
     extractor, dataset = digit_features(), digits()
     accuracy = (extractor.predict(dataset.scaled_test()) == dataset.labels_test).double().mean()

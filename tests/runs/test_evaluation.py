@@ -41,6 +41,7 @@ def grey(workdir, tmp_path_factory):
     return directory, result
 
 
+@pytest.mark.slow
 def test_grey_levels_have_a_bound_with_every_entry_of_the_budget(workdir, grey):
     directory, result = grey
     assert len(result.bits_per_dim) == 6
@@ -66,6 +67,7 @@ def test_errors_are_in_the_unit_of_the_value(grey):
         assert float(nats) == pytest.approx(float(per_dim) * 64 * math.log(2), rel=0.1)
 
 
+@pytest.mark.slow
 def test_other_dequantisations_and_more_draws(workdir, tmp_path):
     truncated, _ = found(workdir, tmp_path, dequantization="truncated_normal", num_diagnostic_samples=2)
     assert "the density at t_min is the one bounded" in "".join(truncated.budget)

@@ -80,6 +80,7 @@ def test_a_run_without_gain_stays_at_its_end(tmp_path, capsys):
     assert "trained 12 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_changed_field_must_be_allowed_and_is_written_down(tmp_path, capsys):
     assert train(tmp_path, "--config.training.num_steps=5") == 0
     changed = [f"--config.{RATE}=0.01", "--config.training.batch_size=8"]

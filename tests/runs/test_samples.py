@@ -133,6 +133,7 @@ def test_formats_of_the_command_line(tmp_path, capsys):
     assert "must be one or more of npz, grid, png, got 'jpg'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_options_have_other_names(tmp_path, capsys):
     options = [
         [], ["--config.sampling.eta=1"], ["--config.sampling.eta=0.5"], ["--seed=1"], ["--num_steps=3"],

@@ -19,6 +19,7 @@ def test_the_file_is_small_and_says_what_it_was_trained_on() -> None:
     torch.testing.assert_close(run.model.moments.covariance, moments.covariance, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zeros_are_rounder_than_ones() -> None:
     """Ink in the middle of the image, which a one has and a zero has not."""
     model, labels = open_shipped("mnist").model, torch.arange(2).repeat_interleave(8)

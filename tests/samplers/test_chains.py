@@ -116,6 +116,7 @@ def test_on_the_indices_nothing_changes():
     assert torch.allclose(model.raw(x, t.expand(3)), model.raw(x, t), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_ends_at_the_first_index_by_default():
     chain = Chain.from_betas(torch.linspace(1e-3, 0.4, 40, dtype=FLOAT64))
     model = indexed(chain, "noise")
@@ -128,6 +129,7 @@ def test_a_run_ends_at_the_first_index_by_default():
     assert log_likelihood(model, x, **QUICK, t_min=0.03).settings["t_min"] == 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predicts", ["noise", "velocity"])
 def test_log_p_at_the_first_index_is_exact_with_moments(predicts):
     """Moments give the law at T, and the first index is the earliest level that the network knows."""
@@ -259,6 +261,7 @@ class Table(nn.Module):
         return self.last(torch.cat([x, self.embed(i).relu()], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predicts", ["noise", "velocity"])
 def test_fit_trains_networks_of_a_chain(predicts):
     chain = VPSDE().discretize(50)

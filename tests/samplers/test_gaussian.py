@@ -116,6 +116,7 @@ def test_with_noise_gaussian_data_have_their_exact_law_at_any_step_count(name: s
     assert (sampler.strong_order, sampler.nfe) == (1.0, 3)
 
 
+@pytest.mark.slow
 def test_with_noise_mixtures_keep_their_law() -> None:
     model = ExactModel(RING, VPSDE())
     num_samples = 4000

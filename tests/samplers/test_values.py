@@ -164,6 +164,7 @@ def test_a_sampler_serves_the_copies_and_the_reloaded_twin_of_its_model(tmp_path
     assert torch.equal(pickled(prepared.sampler).prepare(twins[0]).sample(3).x, prepared.sample(3).x)
 
 
+@pytest.mark.slow
 def test_models_states_and_data_are_copied_and_pickled():
     chain = Chain.from_betas(betas())
     unet = UNet((1, 4, 4), (8, 8), num_groups=4)

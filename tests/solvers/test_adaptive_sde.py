@@ -127,6 +127,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "tolerance"), CASES)
 def test_rejections_leave_the_output_law_alone(method: AdditiveRungeKutta, tolerance: float) -> None:
     bias, error, rejected = output_variance(method, tolerance, 1500)

@@ -89,6 +89,7 @@ def everything(solution: Solution) -> tuple[Tensor, ...]:
     return solution.y, stats.nfe, stats.num_steps, stats.num_rejected, solution.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("t0", "t1", "event_shape", "dtype"),
     [

@@ -140,6 +140,7 @@ def test_adaptive_runs_meet_their_tolerance(method: RungeKutta, tolerance: float
     assert float((solution.y - logistic(y0, 0.0, 6.0)).abs().max()) < 20 * tolerance
 
 
+@pytest.mark.slow
 def test_high_order_needs_the_fewest_evaluations_at_tight_tolerances() -> None:
     y0 = torch.tensor([[0.3]], dtype=torch.float64)
     term = ODE(lambda t, y: 2 * t.cos()[:, None] * y * (1 - y))

@@ -107,6 +107,7 @@ def test_the_gradient_of_the_bound_stops_at_the_mean():
     assert not torch.equal(fixed[:2], free[:2])
 
 
+@pytest.mark.slow
 def test_the_best_variances_of_gaussian_data_are_the_posteriors():
     """The expected bound by quadrature over x0 and z, and its minimum over v by Newton's method."""
     nodes, weights = (torch.from_numpy(k) for k in np.polynomial.hermite_e.hermegauss(8))

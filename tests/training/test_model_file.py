@@ -301,6 +301,7 @@ model.network.noise_level
 PLACES = [place.split(".") for place in WORDS.split()]
 
 
+@pytest.mark.slow
 @settings(
     deadline=None, max_examples=150,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -106,6 +106,7 @@ def test_a_stored_profile_is_itself(length, step):
     assert found.residual < 1e-7
 
 
+@pytest.mark.slow
 def test_twenty_snapshots_hold_lengths_near_the_traces():
     """Within .7% from .04 to .15; a hundredth of it with ten times the snapshots, well conditioned always."""
     for count, most in ((20, 7e-3), (200, 8e-5), (5000, 3e-7)):

@@ -72,6 +72,7 @@ def test_reconstructed_weights_are_those_of_a_run_that_tracked_them(dataset, run
         assert distance(a.weights, other) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_profile_of_a_run_may_be_a_power(dataset, run):
     state = make_state(dataset, ema_profile="power", ema_sigma_rel=0.075)
     fit(state, dataset, DenoisingLoss(), STEPS, 16)
@@ -95,6 +96,7 @@ def test_traces_change_nothing_of_the_run(dataset, run):
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_stores_what_it_would_have_stored(dataset, run, tmp_path):
     whole, _ = run
     trained(dataset, tmp_path, 100)

@@ -138,6 +138,7 @@ with WorkdirLock(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_lock_names_the_other_process_and_ends_with_it(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
