@@ -20,7 +20,7 @@ from sde_toolkit.samplers.restarts import Restart
 from sde_toolkit.samplers.starts import Start, check_start
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import check_fields
-from solvers import MAX_STEPS, Integrator, Method, SchemeMethod
+from solvers import MAX_STEPS, Integrator, Interval, Method, SchemeMethod
 
 T_MIN = 1e-3
 """Default end of the reverse run, score_sde's choice for VP; on a chain it stands for the first index."""
@@ -97,6 +97,13 @@ class Choices:
             again += n - 1
         restarts = sum(r.repeats * method.nfe(r.num_steps) for r in self.restarts)
         return method.nfe(n) + again + restarts + self.denoise
+
+    def corrected(self, interval: Interval) -> Interval | None:
+        """The interval at whose end the corrector runs after a step over this one; None where it does not."""
+        if self.corrector is None or not self.corrector_first:
+            return None if self.corrector is None else interval
+        following = interval._replace(number=interval.number + 1)  # it runs where the next step begins
+        return None if following.number == self.num_steps else following
 
     @property
     def settings(self) -> dict[str, Any]:

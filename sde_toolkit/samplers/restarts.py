@@ -75,6 +75,23 @@ class Restart:
                 f"nsr_max of a restart must be at most that at {where}, {most:.6g}, got {self.nsr_max}"
             )
 
+    def due(self, sde: ForwardSDE, ts: Tensor) -> int | None:
+        """The number of the step at whose end a run on the times ``ts`` restarts; None if it never does."""
+        due = (sde.nsr(ts[1:]) <= self.nsr_min).nonzero()
+        return int(due[0]) if len(due) else None
+
+    def down(self, sde: ForwardSDE, s: Tensor) -> FixedGrid:
+        """The times of the steps down, from where it goes back to, to the time s with shape ()."""
+        t = sde.inverse_nsr(torch.tensor(self.nsr_max, dtype=torch.float64))
+        return FixedGrid(self.grid(sde, self.num_steps, s.item(), t.item()))
+
+    def noised(self, sde: ForwardSDE, down: FixedGrid, x: Tensor, noise: NoiseSource, k: int) -> Tensor:
+        """A state x at the end of the times ``down`` brought back to their beginning, for repeat k."""
+        t, s = down.ts[0], down.ts[-1]
+        scale = float((sde.log_alpha(t) - sde.log_alpha(s)).exp())
+        spread = float(sde.alpha(t) * (sde.nsr(t).square() - sde.nsr(s).square()).sqrt())
+        return scale * x + spread * noise.draw(k, self.stream)
+
 
 def restarted(
     restart: Restart,
@@ -88,17 +105,11 @@ def restarted(
 ) -> Tensor | None:
     """The state with shape (B, *) after the restarts that are due at the end of a step; None if none is."""
     assert isinstance(control, FixedGrid)
-    due = (sde.nsr(control.ts[1:]) <= restart.nsr_min).nonzero()
-    if not len(due) or int(due[0]) != interval.number:
+    if restart.due(sde, control.ts) != interval.number:
         return None
-    s = interval.s
-    t = sde.inverse_nsr(torch.tensor(restart.nsr_max, dtype=torch.float64))
-    back = FixedGrid(restart.grid(sde, restart.num_steps, s.item(), t.item()))
-    t = back.ts[0]
-    scale = float((sde.log_alpha(t) - sde.log_alpha(s)).exp())
-    spread = float(sde.alpha(t) * (sde.nsr(t).square() - sde.nsr(s).square()).sqrt())
-    plan = method.prepare(term, back, x) if isinstance(method, Method) else None
+    down = restart.down(sde, interval.s)
+    plan = method.prepare(term, down, x) if isinstance(method, Method) else None
     for k in range(restart.repeats):
-        x = scale * x + spread * noise.draw(k, restart.stream)
-        x = solve(term, x, method, back, noise=noise, plan=plan).y
+        x = restart.noised(sde, down, x, noise, k)
+        x = solve(term, x, method, down, noise=noise, plan=plan).y
     return x

@@ -331,6 +331,11 @@ class PreparedSampler:
             settings["t_start"] = float(self._begin)
         return Samples(x, nfe, seconds, seed, first_sample, settings, model.scaling, failed)
 
+    def motion(self, noise: NoiseSource) -> NoiseSource:
+        """The normals of the steps: those given, with zeros for a last step that leaves its draw out."""
+        sampler = self.sampler
+        return noise if sampler.last_draw else WithoutDraw(noise, (sampler.num_steps or 0) - 1)
+
     @property
     def _begin(self) -> Tensor:
         """The first time of the runs, with shape ()."""
@@ -359,13 +364,9 @@ class PreparedSampler:
                 again = restarted(restart, model.sde, term, sampler.method, control, interval, x, noise)
                 if again is not None:
                     new = x = again
-            if sampler.corrector_first:  # where the next step begins
-                interval_after = interval._replace(number=interval.number + 1)
-                corrects = interval_after.number != sampler.num_steps
-            else:
-                interval_after, corrects = interval, True
-            if sampler.corrector is not None and corrects:
-                new = x = sampler.corrector(model, interval_after, x, noise, condition)
+            corrected = sampler.corrected(interval)
+            if sampler.corrector is not None and corrected is not None:
+                new = x = sampler.corrector(model, corrected, x, noise, condition)
             if callback is not None:
                 ends = (interval.number, sampler.num_steps or 0, interval.t, interval.s)
                 info = StepInfo(*ends, x, counted.latest_x0_hat(), (counted.rows - before) / len(x), part[0])
@@ -380,7 +381,7 @@ class PreparedSampler:
         try:
             solution = solve(
                 term, start, sampler.method, control,
-                noise=noise if sampler.last_draw else WithoutDraw(noise, (sampler.num_steps or 0) - 1),
+                noise=self.motion(noise),
                 after_step=after if hooked else None, throw=throw, plan=self.plan,
                 checkpoint=torch.is_grad_enabled(),
             )  # fmt: skip
