@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,17 +105,47 @@ def test_dit_with_our_presets_is_our_guided_sampler(dit_place, name):
     assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(ours.abs().max()))
 
 
-def test_image_to_image_in_a_stock_pipeline(place):
+IMAGE_TO_IMAGE = {
+    "edm": {}, "gaussian_residual": {}, "ddpm": {}, "heun": {"corrector": samplers.Langevin(0.1)},
+    "dpm_solver": {"order": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (i > 1)) for i, name in enumerate(IMAGE_TO_IMAGE)]
+)
+def test_image_to_image_in_a_stock_pipeline_is_our_sampler_from_there(place, name):
     import diffusers
 
-    _, pipeline = place
-    made = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
-    made.set_progress_bar_config(disable=True)
-    made.scheduler = toolkit_scheduler(pipeline.scheduler, "dpm_solver_pp", denoise=False)
+    folder, pipeline = place
+    space, law = open_latent(folder), LAW if name == "gaussian_residual" else None
+    stock = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    stock.set_progress_bar_config(disable=True)
+    stock.scheduler = made = toolkit_scheduler(
+        pipeline.scheduler, name, seed=5, moments=law, **IMAGE_TO_IMAGE[name]
+    )
+    seen, add, step = [], made.add_noise, made.step
+    made.add_noise = lambda *given: seen.append(given) or add(*given)
+    made.step = lambda *given, generator=None, **options: step(*given, **options)
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    out = made("a cat", image=image, strength=0.5, num_inference_steps=6, output_type="pt")
-    assert out.images.shape == (1, 3, 16, 16)
-    assert out.images.isfinite().all()
+    theirs = stock(
+        "a cat", image=image, strength=0.5, num_inference_steps=6, guidance_scale=3.0, output_type="latent"
+    ).images
+    x0, z, timesteps = seen[0]
+    options = dict(IMAGE_TO_IMAGE[name])
+    corrector = options.pop("corrector", None)
+    whole = samplers.PRESETS[name].make(6, model=space.model, **({"moments": LAW} if law else options))
+    whole = replace(guided(whole, 3.0), corrector=corrector).on(space.model.sde)
+    ts = whole.grid(space.model.sde, whole.num_steps, whole.t_min)
+    begins = (space.model.sde.time(timesteps[0].double() + 1) - ts).abs().argmin()
+    ts = torch.cat([ts[begins : begins + 1] * (1 + 1e-6), ts[begins:]]) if law else ts[begins:]
+    grid = samplers.grids.Explicit(ts)
+    part = replace(whole, grid=grid, num_steps=len(ts) - 1, t_min=float(ts[-1]))
+    expected = part.sample(
+        space.model, 1, condition=space.condition(["a cat"]), x_start=x0, t_start=float(ts[0]),
+        noise=SameStart(z),
+    ).x  # fmt: skip
+    assert (theirs - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
 
 
 def test_latents_are_images_and_back(place):

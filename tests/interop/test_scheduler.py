@@ -1,5 +1,8 @@
 """Our samplers inside stock pipelines: the samples of our own runs from the same start and the same noise."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pipeline_parts import scheduler, states, unet
@@ -81,7 +84,8 @@ def test_presets_in_ddpm_pipeline_are_our_samplers(network, preset):
     model = from_diffusers(network, trained, moments=law)
     expected = ours(model, preset, PRESETS[preset], start)
     assert (images[-1] - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
-    assert made.order == max(1, round((len(made.timesteps) - made._idle) / N))
+    denoise = PRESETS[preset].get("denoise", preset != "gaussian_residual")
+    assert made.order == max(1, round((len(made.timesteps) - made._idle - denoise) / N))
 
 
 def drive(made, network, x: Tensor, steps: int = N, first: int = 0) -> Tensor:
@@ -115,29 +119,155 @@ def test_learned_variances_are_used():
     assert (drive(made, network, x) - expected).abs().max() < 1e-4 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("preset", of_presets(["dpm_solver_pp", "edm", "unipc"], ["edm"]))
-@pytest.mark.filterwarnings("ignore:.*begins at t")
+LATER = {
+    "edm": {}, "dpm_solver": {"order": 3}, "unipc": {"order": 3}, "ddpm": {}, "dpm_solver_pp": {}, "heun": {},
+    "stochastic_heun": {}, "sa_solver": {}, "deis_rho_rk": {}, "sde_dpm_solver_pp": {},
+}  # fmt: skip
+
+
+def remaining(preset: str, options, model, number: int) -> samplers.Sampler:
+    """Our sampler on the times that a run of N steps has left at the beginning of a step."""
+    whole = samplers.PRESETS[preset].make(N, model=model, **options).on(model.sde)
+    ts = whole.grid(model.sde, N, whole.t_min, model.sde.T)[number:]
+    grid = samplers.grids.Explicit(ts)
+    return replace(whole, num_steps=len(ts) - 1, grid=grid, t_min=float(ts[-1]))
+
+
+@pytest.mark.parametrize("preset", of_presets(LATER, ["edm", "dpm_solver", "ddpm"]))
 def test_image_to_image_begins_at_a_later_timestep(network, preset):
     trained = scheduler("DDPM", clip_sample=False)
     model = from_diffusers(network, trained)
-    made = toolkit_scheduler(trained, preset, seed=5)
+    made = toolkit_scheduler(trained, preset, seed=5, **LATER[preset])
     made.set_timesteps(N)
     first = 3 * made.order
     x0, z = 0.5 * states(2, seed=8), states(2, seed=9)
-    t = made.timesteps[first]
-    x = made.add_noise(x0, z, t[None])
-    alpha = float(model.sde.alpha(model.sde.time(t.double() + 1)))
-    sigma = float(model.sde.sigma(model.sde.time(t.double() + 1)))
-    assert torch.allclose(x, alpha * x0 + sigma * z, atol=1e-6)
-    sampler = samplers.PRESETS[preset].make(N).on(model.sde)
-    ts = sampler.grid(model.sde, N, sampler.t_min, model.sde.T)[3:]
-    part = samplers.PRESETS[preset].make(3, grid=samplers.grids.Explicit(ts), t_min=float(ts[-1]))
-    expected = part.sample(model, 2, noise=SameStart(x)).x
+    x = made.add_noise(x0, z, made.timesteps[first][None])
+    part = remaining(preset, LATER[preset], model, 3)
+    t_start = float(part.grid(model.sde, N - 3, 0)[0])
+    expected = part.sample(model, 2, x_start=x0, t_start=t_start, noise=SameStart(z)).x
     theirs = drive(made, network, x, first=first)
     assert (theirs - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
-    if made.order > 1:
-        with pytest.raises(ValueError, match="must begin where a step of edm begins"):
-            drive(made, network, x, first=first + 1)
+
+
+def test_a_gaussian_residual_run_begins_with_an_evaluation(network):
+    trained = scheduler("DDPM", clip_sample=False)
+    model = from_diffusers(network, trained, moments=LAW)
+    made = toolkit_scheduler(trained, "gaussian_residual", moments=LAW)
+    made.set_timesteps(N)
+    x0, z = 0.5 * states(2, seed=8), states(2, seed=9)
+    x = made.add_noise(x0, z, made.timesteps[3][None])
+    whole = samplers.gaussian_residual(model, N)
+    ts = whole.grid(model.sde, N + 1, whole.on(model.sde).t_min)[3 + (not made._idle) :]
+    ts = torch.cat([ts[:1] * (1 + 1e-6), ts])
+    part = replace(whole, num_steps=len(ts) - 1, grid=samplers.grids.Explicit(ts), t_min=float(ts[-1]))
+    expected = part.sample(model, 2, x_start=x, noised=True, t_start=float(ts[0])).x
+    theirs = drive(made, network, x, first=3)
+    assert (theirs - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+def test_pndm_goes_on_without_its_first_steps(network):
+    trained = scheduler("DDPM", clip_sample=False)
+    model, x = from_diffusers(network, trained), states(2)
+    made = toolkit_scheduler(trained, "pndm")
+    made.set_timesteps(N)
+    numbers = [request.key[1] for request in made._plan if request.key[0] == "step"]
+    expected = remaining("ipndm", {}, model, 4)
+    t_start = float(expected.grid(model.sde, N - 4, 0)[0])
+    ours = expected.sample(model, 2, x_start=x, noised=True, t_start=t_start).x
+    theirs = drive(made, network, x, first=numbers.index(4))
+    assert (theirs - ours).abs().max() < 1e-4 * max(1.0, float(ours.abs().max()))
+
+
+class Exact(torch.nn.Module):
+    """The noise in data N(0, s^2 I) under a chain, as a network of diffusers returns it."""
+
+    def __init__(self, sde) -> None:
+        super().__init__()
+        self.sde = sde
+
+    def forward(self, x: Tensor, tau: Tensor):
+        t = self.sde.time(tau.double() + 1)
+        alpha, sigma = (level.to(x)[:, None, None, None] for level in (self.sde.alpha(t), self.sde.sigma(t)))
+        return SimpleNamespace(sample=sigma * x / (0.09 * alpha**2 + sigma**2))
+
+
+RESTART = samplers.Restart(0.3, 1.5, num_steps=4, repeats=2)
+OTHER_GRID = samplers.Restart(0.1, 1.0, grid=samplers.grids.Karras(5.0))
+
+
+ANYWHERE = {
+    "pndm": {}, "dpm_solver": {"order": 3}, "edm": {"restarts": [RESTART]}, "heun": {},
+    "dpm_solver_pp": {"corrector": samplers.AnnealedLangevin(0.1)}, "unipc": {"restarts": [RESTART]},
+    "stochastic_heun": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", of_presets(ANYWHERE, []))
+def test_runs_may_begin_at_any_timestep(preset):
+    """From the exact law at any timestep: the standard deviation of the data, but for few steps."""
+    trained = scheduler("DDPM", clip_sample=False)
+    made = toolkit_scheduler(trained, preset, seed=2, grid="log_snr", **ANYWHERE[preset])
+    made.set_timesteps(24)
+    exact = Exact(made._schedule.sde)
+    z = states(64, seed=4).double()
+    z = z / z.std()
+    for first in range(1, len(made.timesteps), 7):
+        levels = made._levels(made.timesteps[first : first + 1])
+        alpha, sigma = (float(level) for level in levels)
+        x = (0.09 * alpha**2 + sigma**2) ** 0.5 * z
+        out = drive(made, exact, x, 24, first)
+        assert abs(float(out.std()) / 0.3 - 1) < 0.08, (first, out.std())
+
+
+AROUND = {
+    "corrected": ("heun", {"corrector": samplers.Langevin(0.1, num_steps=2)}),
+    "corrected first": (
+        "ddim", {"eta": 1.0, "corrector": samplers.AnnealedLangevin(0.1), "corrector_first": True}),
+    "evaluates its end": ("unipc", {"order": 3, "corrector": samplers.Langevin(0.1)}),
+    "restarts": ("heun", {"restarts": [RESTART, samplers.Restart(0.05, 0.2, 3, stream=4711)]}),
+    "restarts, multistep": ("dpm_solver_pp", {"order": 3, "restarts": [RESTART]}),
+    "without the last draw": ("ddpm", {"last_draw": False, "denoise": False}),
+}  # fmt: skip
+
+
+def around_ours(model, name: str) -> samplers.Sampler:
+    preset, options = AROUND[name]
+    options = dict(options)
+    corrector, first = options.pop("corrector", None), options.pop("corrector_first", False)
+    restarts, last = options.pop("restarts", ()), options.pop("last_draw", True)
+    made = samplers.PRESETS[preset].make(N, **options).on(model.sde)
+    made = replace(made, restarts=tuple(restarts), last_draw=last)
+    return replace(made, corrector=corrector, corrector_first=first)
+
+
+@pytest.mark.parametrize("name", of_presets(AROUND, ["corrected", "corrected first", "restarts, multistep"]))
+def test_correctors_and_restarts_are_our_own(network, name):
+    import diffusers
+
+    preset, options = AROUND[name]
+    trained = scheduler("DDPM", clip_sample=False)
+    model, x = from_diffusers(network, trained), states(2)
+    made = toolkit_scheduler(trained, preset, seed=5, **options)
+    expected = around_ours(model, name).sample(model, 2, noise=SameStart(x)).x
+    theirs = drive(made, network, x)
+    assert (theirs - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
+    again = diffusers.DDPMPipeline(network, type(made).from_config(made.config))
+    assert torch.equal(drive(again.scheduler, network, x), theirs)
+
+
+@pytest.mark.parametrize("name", ["corrected", "corrected first"])
+def test_corrected_runs_begin_later(network, name):
+    preset, options = AROUND[name]
+    trained = scheduler("DDPM", clip_sample=False)
+    model, x = from_diffusers(network, trained), states(2)
+    made = toolkit_scheduler(trained, preset, seed=5, **options)
+    made.set_timesteps(N)
+    whole = around_ours(model, name)
+    ts = whole.grid(model.sde, N, whole.t_min, model.sde.T)[3:]
+    part = replace(whole, num_steps=N - 3, grid=samplers.grids.Explicit(ts), t_min=float(ts[-1]))
+    expected = part.sample(model, 2, x_start=x, noised=True, t_start=float(ts[0]), noise=SameStart(x)).x
+    theirs = drive(made, network, x, first=3 * made.order)
+    assert (theirs - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
 
 
 def test_a_state_that_was_changed_is_taken_where_a_step_begins(network):
@@ -195,6 +325,9 @@ def test_a_generator_makes_the_noise(network):
         (lambda: toolkit_scheduler(3), "scheduler must be one of diffusers' schedulers"),
         (lambda: toolkit_scheduler(scheduler("DDPM"), "ddim", eta2=1).set_timesteps(3), "got eta2"),
         (lambda: toolkit_scheduler(scheduler("DDPM")).step(states(), 3, states()), "set_timesteps must be"),
+        (lambda: toolkit_scheduler(scheduler("DDPM"), restarts=[OTHER_GRID]), "by name"),
+        (lambda: toolkit_scheduler(scheduler("DDPM"), "ddpm", restarts=[RESTART]).set_timesteps(3),
+         "restarts need a deterministic sampler"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_a_sentence(build, sentence):

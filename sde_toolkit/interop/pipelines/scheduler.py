@@ -11,7 +11,9 @@ and in the end the samples (``stepwise``).
     noise          the generator that the pipeline gives; else that of ``seed``, keyed by sample as everywhere
                    here; else torch's own
     a state that   the pipeline changed between two steps (inpainting, callbacks) is taken where a step begins
-    image to image begins at a later timestep, with the sampler on the times that are left
+    image to image begins at any later timestep, with the sampler on the times that are left (``programs``);
+                   evaluations that a run from there does not make go unused
+    correctors     and restarts have timesteps of their own, one for every evaluation
 
 The class is made on first use, since diffusers is loaded late.
 """
@@ -21,8 +23,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,17 +31,19 @@ from torch import Tensor
 
 from sde_toolkit.guidance import DynamicThreshold, StaticThreshold, thresholded
 from sde_toolkit.interop.libraries import other_library, part_of
+from sde_toolkit.interop.pipelines.programs import Beginning
 from sde_toolkit.interop.pipelines.schedules import Schedule, read_schedule
 from sde_toolkit.interop.pipelines.stepwise import Request, Run, StandIn, stand_in_model
+from sde_toolkit.interop.pipelines.wrappers import described, wrapped
 from sde_toolkit.models import ModuleModel, Moments
-from sde_toolkit.samplers import PRESETS, Preset, Sampler, grids
+from sde_toolkit.samplers import PRESETS, Corrector, Preset, Restart, Sampler, grids
 from sde_toolkit.sdes import ChainSDE
 from sde_toolkit.utils import Stream, checked, integer
 from solvers import Normals, expand_like
 
 
 class GeneratorNoise:
-    """Normals in the order in which they are asked for, each kept until another one of its kind is.
+    """Normals in the order in which they are asked for.
 
     Args:
         like: shape, type and device.
@@ -49,18 +52,14 @@ class GeneratorNoise:
 
     def __init__(self, like: Tensor, generator: Any) -> None:
         self._like, self._generator = like, generator
-        self._kept: dict[int, tuple[int, Tensor]] = {}
 
     def draw(self, index: int, stream: int = Stream.STEPS) -> Tensor:
-        """Standard normals with shape (B, *), the same for the same index."""
-        number, z = self._kept.get(stream, (-1, self._like))
-        if number != index:
-            tensors = other_library("diffusers.utils.torch_utils", "a scheduler", "images")
-            z = tensors.randn_tensor(
-                self._like.shape, generator=self._generator, device=self._like.device, dtype=self._like.dtype
-            )
-            self._kept[stream] = index, z
-        return z
+        """Standard normals with shape (B, *), new ones at every call."""
+        tensors = other_library("diffusers.utils.torch_utils", "a scheduler", "images")
+        like = self._like
+        return tensors.randn_tensor(
+            like.shape, generator=self._generator, device=like.device, dtype=like.dtype
+        )
 
 
 class Stepping:
@@ -72,7 +71,6 @@ class Stepping:
     timesteps: Tensor
     num_inference_steps: int | None = None
     _begin: int | None = None
-    _skip = False
     _idle = False
     _learned = False
 
@@ -117,7 +115,7 @@ class Stepping:
         unknown = sorted(set(options) - set(self._preset.parameters))
         if unknown:
             raise ValueError(f"options must be parameters of {self._preset.name}, got {', '.join(unknown)}")
-        made = self._preset.make(num_steps, model=model, **options).on(model.sde)
+        made = wrapped(self._preset.make(num_steps, model=model, **options).on(model.sde), config)
         if config["thresholding"]:
             q, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
             return thresholded(made, DynamicThreshold(q, 1.0, most))
@@ -142,8 +140,7 @@ class Stepping:
         network, model = self._model(like)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            prepared = self._sampler(model, num_inference_steps).prepare(model)
-        run = Run(network, prepared, Normals(0, 1, shape, torch.float64))
+            run = Run(network, self._sampler(model, num_inference_steps), model, Normals(0, 1, shape))
         found = []
         request = run.begin(like)
         self._idle = request is None or not torch.equal(self._state(request), like)
@@ -153,10 +150,13 @@ class Stepping:
             request = run.answer(like.repeat(1, parts, *[1] * (len(shape) - 1)) * 0)
         times = [request.tau for request in found]
         if self._idle:
-            times.insert(0, self._told(model, float(prepared.control.ts[0])))  # type: ignore[union-attr]
-        steps = max(1, round(len(found) / num_inference_steps))
-        self.order, self.num_inference_steps = steps, num_inference_steps
-        self._plan, self._ts = found, prepared.control.ts  # type: ignore[union-attr]
+            times.insert(0, self._told(model, float(run.ts[0])))
+        inside = sum(request.key[0] != "denoise" for request in found)
+        self.order, self.num_inference_steps = (
+            max(1, round(inside / num_inference_steps)),
+            num_inference_steps,
+        )
+        self._plan, self._whole = found, run
         tau = torch.tensor(times, dtype=torch.float64)
         whole = self._schedule.feature == "index" and bool((tau == tau.round()).all())
         self.timesteps = tau.to(device=device, dtype=torch.int64 if whole else torch.float32)
@@ -168,22 +168,25 @@ class Stepping:
             model.arguments(torch.ones(1, *model.event_shape), torch.tensor(t, dtype=torch.float64))[1]
         )
 
-    def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at timesteps of any shape."""
+    def _time(self, timesteps: Tensor) -> Tensor:
+        """t at timesteps of any shape."""
         schedule, tau = self._schedule, timesteps.double()
         sde = schedule.sde
         if schedule.feature == "index":
             assert isinstance(sde, ChainSDE)
-            t = sde.time(tau + 1)
-        elif schedule.feature == "time":
-            t = tau / schedule.scale
-        else:
-            sigma = {
-                "log_sigma/4": (4 * tau).exp(), "250 log_sigma": (tau / 250).exp(),
-                "arctan": (torch.pi / 2 * tau).tan(), "sigma": tau,
-            }  # fmt: skip
-            t = sde.inverse_nsr(sigma[schedule.feature]).clamp(0, sde.T)
-        return sde.alpha(t), sde.sigma(t)
+            return sde.time(tau + 1)
+        if schedule.feature == "time":
+            return tau / schedule.scale
+        sigma = {
+            "log_sigma/4": (4 * tau).exp(), "250 log_sigma": (tau / 250).exp(),
+            "arctan": (torch.pi / 2 * tau).tan(), "sigma": tau,
+        }  # fmt: skip
+        return sde.inverse_nsr(sigma[schedule.feature]).clamp(0, sde.T)
+
+    def _levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at timesteps of any shape."""
+        t = self._time(timesteps)
+        return self._schedule.sde.alpha(t), self._schedule.sde.sigma(t)
 
     def _scale(self, tau: Any) -> float:
         """The factor between a state and the network's input."""
@@ -237,13 +240,12 @@ class Stepping:
         elif self._returned is not None and not torch.equal(sample, self._returned):
             self._replace(sample)
         assert self._run is not None
-        if self._skip:
-            self._skip = False
-        else:
+        number = self._index - self._idle
+        if number >= 0 and self._request is not None and _same_time(self._plan[number], self._request):
             channels = sample.shape[1] * (2 if self._learned else 1)
             self._request = self._run.answer(model_output[:, :channels])
         self._index += 1
-        finished = self._request is None
+        finished = self._index == len(self.timesteps)
         made = self._run.result if self._request is None else self._state(self._request)
         assert made is not None
         self._returned = made = made.to(sample.dtype)
@@ -261,29 +263,21 @@ class Stepping:
             first = int(same[0]) if len(same) else 0
         network, model = self._model(sample.to(torch.promote_types(sample.dtype, torch.float32)))
         assert self.num_inference_steps is not None
+        begin = self._beginning(first) if first else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sampler = self._sampler(model, self.num_inference_steps)
-            if first:
-                sampler = self._later(sampler, first)
-            prepared = sampler.prepare(model)
-        self._learned = model.learned_variance
-        self._run, self._index = Run(network, prepared, self._noise(sample, generator)), first
+            self._run = Run(network, sampler, model, self._noise(sample, generator), begin)
+        self._learned, self._index = model.learned_variance, first
         self._request = self._run.begin(sample)
-        self._skip = self._idle and not first
 
-    def _later(self, sampler: Sampler, first: int) -> Sampler:
-        """The sampler on the times from that of a timestep on."""
-        request = self._plan[first - self._idle]
-        number, last = request.number, len(self._ts) - 1
-        begins = request.plain and number < last
-        if not begins or self._preset.kind == "model":
-            raise ValueError(
-                f"a run must begin where a step of {self._preset.name} begins, got timestep {first} of "
-                f"{len(self.timesteps)}; take a preset with one evaluation per step, such as dpm_solver_pp"
-            )
-        ts = self._ts[number:]
-        return replace(sampler, num_steps=last - number, grid=grids.Explicit(ts), t_min=float(ts[-1]))
+    def _beginning(self, first: int) -> Beginning:
+        """Where a run begins whose first timestep is number ``first``, from 1 on."""
+        request, whole = self._plan[first - self._idle], self._whole
+        move = next(move for move in whole.moves if move.key == request.key)
+        t = move.t if request.plain else self._time(torch.tensor(request.tau, dtype=torch.float64))
+        closed = all(request.key != ("step", 0) for request in self._plan)
+        return Beginning(whole.moves, request.key, request.plain, t, whole.ts[-1], closed)
 
     def _replace(self, sample: Tensor) -> None:
         assert self._run is not None
@@ -303,6 +297,11 @@ class Stepping:
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+
+def _same_time(planned: Request, asked: Request) -> bool:
+    """Whether what a pipeline evaluates next is what a run asks for."""
+    return abs(planned.tau - asked.tau) <= 1e-6 * abs(planned.tau) + 1e-9
 
 
 def _preset(name: Any) -> Preset:
@@ -326,6 +325,10 @@ def scheduler_class() -> Any:
         self: Any,
         preset: str = "dpm_solver_pp",
         options: Mapping[str, Any] | None = None,
+        corrector: Mapping[str, Any] | None = None,
+        corrector_first: bool = False,
+        restarts: list[Mapping[str, Any]] | None = None,
+        last_draw: bool = True,
         trained_as: str = "DDPMScheduler",
         num_train_timesteps: int = 1000,
         beta_start: float = 0.0001,
@@ -389,6 +392,10 @@ def toolkit_scheduler(
     moments: Moments | None = None,
     seed: int | None = None,
     data_std: float | None = None,
+    corrector: Corrector | None = None,
+    corrector_first: bool = False,
+    restarts: Sequence[Restart] = (),
+    last_draw: bool = True,
     **options: Any,
 ) -> PipelineScheduler:
     """A scheduler of diffusers that samples with one of our presets, for ``pipeline.scheduler``.
@@ -399,10 +406,14 @@ def toolkit_scheduler(
         moments: of the data, for the Gaussian-residual sampler; not in the configuration that is saved.
         seed: of the noise, keyed by sample; the pipeline's generator or torch's own when None.
         data_std: root-mean-square standard deviation of the data.
+        corrector, corrector_first: Langevin steps at every time, as for ``samplers.predictor_corrector``.
+        restarts: as for ``samplers.restarting``, with grids that have names.
+        last_draw: False leaves the draw of the last step out.
         options: of the preset; a grid by its name.
 
     Raises:
-        ValueError: an unknown preset or option, or a scheduler without a process in continuous time.
+        ValueError: an unknown preset or option, what does not fit the preset, or a scheduler without a
+            process in continuous time.
         TypeError: no scheduler.
         ImportError: diffusers is not installed.
     """
@@ -411,12 +422,13 @@ def toolkit_scheduler(
         raise TypeError(f"scheduler must be one of diffusers' schedulers, got {type(scheduler).__name__}")
     made = scheduler_class()
     own = dict(config)
-    known = set(inspect.signature(made.__init__).parameters) - {"preset", "options", "seed", "trained_as"}
+    around = described(corrector, corrector_first, restarts, last_draw)
+    known = set(inspect.signature(made.__init__).parameters) - {"preset", "options", "seed", *around}
     kept = {name: value for name, value in own.items() if name in known and value is not None}
     kept["trained_as"] = own.get("trained_as") or type(scheduler).__name__
     if data_std is not None:
         kept["data_std"] = data_std
-    new = made(preset=preset, options=options, seed=seed, **kept)
+    new = made(preset=preset, options=options, seed=seed, **around, **kept)
     new.moments = moments
     return new
 

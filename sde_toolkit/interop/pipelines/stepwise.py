@@ -7,24 +7,29 @@ scheduler.  Between two evaluations a run is the state y of the solver and what 
     request = run.answer(output)            the next one; None at the end, when ``run.result`` holds the
     samples
 
-Inside a step with several evaluations the step is begun again with the answers that are known: a step is a
-function of the state, the carry, the step's draw and the answers, so that this changes nothing but the cost
-of its linear combinations.  There is no thread and no hidden state; the samples are those of
-``Sampler.sample``, operation by operation.
+A run is a list of moves (``programs``): steps, corrections, restarts, the end.  Inside a move with several
+evaluations it is begun again with the answers that are known: a move is a function of the state, the carry,
+its draws and the answers, so that this changes nothing but the cost of its linear combinations.  There is no
+thread and no hidden state; the samples are those of ``Sampler.sample``, operation by operation.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sde_toolkit.interop.pipelines.opening import model_of
+from sde_toolkit.interop.pipelines.programs import Beginning, Key, later, program
 from sde_toolkit.interop.pipelines.schedules import Schedule
 from sde_toolkit.models import ModuleModel, Moments, in_run, outside_inference_mode, without_autocast
-from sde_toolkit.samplers import PreparedSampler, start_state
-from solvers import BrownianMotion, FixedGrid, Interval, Method, NoiseSource, StepNormals
+from sde_toolkit.samplers import Sampler, Start, start_state
+from sde_toolkit.utils import Stream
+from solvers import FixedGrid, Method, NoiseSource
+
+_SAME = 1e-9
+"""Times are one up to this, relative to them."""
 
 
 class Request(NamedTuple):
@@ -33,13 +38,13 @@ class Request(NamedTuple):
     Attributes:
         x: the network's input with shape (B, *).
         tau: what it is told of the time, a number.
-        number: of the step that asks.
-        plain: whether x is the state where that step begins, so that a run may begin here.
+        key: of the move that asks.
+        plain: whether x is the state where that move begins.
     """
 
     x: Tensor
     tau: float
-    number: int
+    key: Key
     plain: bool
 
 
@@ -78,43 +83,76 @@ def stand_in_model(
     return network, model_of(network, schedule, shape, data_std, moments, learned, like=like[:0])
 
 
+class Kept:
+    """Normals, each kept as long as a move that is begun again may ask for it.
+
+    Args:
+        source: where they come from.
+    """
+
+    def __init__(self, source: NoiseSource) -> None:
+        self._source = source
+        self._made: dict[int, dict[int, Tensor]] = {}
+
+    def draw(self, index: int, stream: int = Stream.STEPS) -> Tensor:
+        """Standard normals with shape (B, *), the same for the same index."""
+        made = self._made.setdefault(stream, {})
+        if index not in made:
+            made[index] = self._source.draw(index, stream)
+        return made[index]
+
+    def forget(self) -> None:
+        """Keep the latest of every stream alone."""
+        for made in self._made.values():
+            for index in list(made)[:-1]:
+                del made[index]
+
+
 class Run:
     """One run of a sampler on a fixed grid.
 
     Args:
-        network: the stand-in that the sampler's model asks.
-        prepared: the sampler on that model.
-        noise: normals for all samples; None for a sampler without draws.
+        network: the stand-in that the model asks.
+        sampler: what is run.
+        model: of the stand-in.
+        noise: normals for all samples.
+        begin: where it begins, if not at its beginning.
     """
 
     result: Tensor | None = None
 
-    def __init__(self, network: StandIn, prepared: PreparedSampler, noise: NoiseSource | None) -> None:
-        sampler, control = prepared.sampler, prepared.control
-        if not (isinstance(control, FixedGrid) and isinstance(sampler.method, Method)):
-            raise ValueError(
-                f"preset must be a sampler on a fixed grid, got {sampler.name}, which chooses its own steps"
-            )
-        self._network, self._sampler, self._prepared = network, sampler, prepared
-        self._method, self._model = sampler.method, prepared.model
-        asked = in_run(prepared.model)
-        self._guided = asked if sampler.guidance is None else sampler.guidance(asked)
-        self._term: Any = sampler.equation(self._guided)
-        self._intervals: list[Interval] = list(control.intervals)
-        self._ts = control.ts
-        plain = noise is None or isinstance(noise, BrownianMotion)
-        self._noise: Any = noise if plain else StepNormals(noise)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        network: StandIn,
+        sampler: Sampler,
+        model: ModuleModel,
+        noise: NoiseSource,
+        begin: Beginning | None = None,
+    ) -> None:
+        self._network, self._model, self._noise = network, model, Kept(noise)
+        asked = in_run(model)
+        guided = asked if sampler.guidance is None else sampler.guidance(asked)
+        self._start: Start = "prior"
+        if begin is None:
+            prepared = sampler.prepare(model)
+            if not (isinstance(prepared.control, FixedGrid) and isinstance(sampler.method, Method)):
+                raise ValueError(
+                    f"preset must be a sampler on a fixed grid, got {sampler.name}, which chooses its own "
+                    "steps"
+                )
+            self.ts, self._start = prepared.control.ts, sampler.start
+            self.moves = list(program(prepared, guided, self._noise))
+        else:
+            self.moves = list(later(begin, sampler, model, guided, self._noise))
         self._number = 0
 
     def begin(self, x: Tensor) -> Request | None:
         """Begin at the first time, with states x of shape (B, *) from the process' prior there."""
         with torch.no_grad(), outside_inference_mode(), without_autocast():
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if self._sampler.start != "prior":
-                z = x / self._model.sde.prior_std
-                x = start_state(self._sampler.start, self._model, z, self._ts[0])
+            if self._start != "prior":
+                x = start_state(self._start, self._model, x / self._model.sde.prior_std, self.ts[0])
             self._y = x
-            self._carry = self._method.start(self._term, self._ts[0], x, self._prepared.plan)
             return self._go_on()
 
     def answer(self, output: Tensor) -> Request | None:
@@ -124,27 +162,34 @@ class Run:
             return self._go_on()
 
     def replace(self, y: Tensor) -> Request | None:
-        """Go on from another state than the one that the last request showed; its step has just begun."""
+        """Go on from another state than the one that the last request showed; its move has just begun."""
         self._y = y.to(self._y.dtype)
-        self._carry = self._method.replaced(self._carry)
+        leg = self.moves[self._number].leg
         with torch.no_grad(), outside_inference_mode(), without_autocast():
+            if leg is not None:
+                leg.moved()
             return self._go_on()
 
     def _go_on(self) -> Request | None:
         try:
-            while self._number < len(self._intervals):
+            while self._number < len(self.moves):
                 self._network.used = 0
-                interval = self._intervals[self._number]
-                step = self._method.step(self._term, interval, self._y, self._carry, self._noise)
-                self._y, self._carry, self._number = step.y, step.carry, self._number + 1
+                move = self.moves[self._number]
+                self._y = move.apply(self._y)
+                if move.leg is not None and not move.steps:
+                    move.leg.moved()
+                self._number += 1
                 self._network.answers.clear()
-            self._network.used = 0
-            x = self._y
-            if self._sampler.denoise:
-                x = self._guided.denoise(x, self._ts[-1])
+                self._noise.forget()
         except _Asked as asked:
-            plain = not self._network.answers and asked.x.shape == self._y.shape
             tau = float(asked.tau.flatten()[0])
-            return Request(asked.x, tau, self._number, plain)
-        self.result = x
+            own = self._told(move.t)
+            plain = not self._network.answers and abs(tau - own) <= _SAME * abs(own)
+            return Request(asked.x, tau, move.key, plain)
+        self.result = self._y
         return None
+
+    def _told(self, t: Tensor) -> float:
+        """What the network is told of a time."""
+        like = self._y.new_ones(1, *self._y.shape[1:], dtype=torch.float64)
+        return float(self._model.arguments(like, t.double())[1])
