@@ -33,6 +33,7 @@ from sde_toolkit.cli.common import (
 
 if TYPE_CHECKING:
     from sde_toolkit.models import Condition, ScoreModel
+    from sde_toolkit.runs import StartStates
     from sde_toolkit.samplers import Samples
 
 EXAMPLES = """examples:
@@ -42,7 +43,8 @@ EXAMPLES = """examples:
   sde-toolkit sample --sampler=ddim --num_samples=1000 --format=png   # a folder of pictures
   sde-toolkit sample --problem=ring --sampler=heun --num_samples=1000000 --shard=3/16   # then --merge
   sde-toolkit sample --config=digits_classes --labels=0,1,2,3,4,5,6,7,8,9 --num_samples=100
-  sde-toolkit sample --config=digits_classes --label=3 --guidance_scale=2  # classifier-free guidance"""
+  sde-toolkit sample --config=digits_classes --label=3 --guidance_scale=2  # classifier-free guidance
+  sde-toolkit sample --x_start=strokes.png --t_start=.5    # image to image: from a picture with noise"""
 
 FORMATS = ("npz", "grid", "png")
 NAMED_LABELS = 10
@@ -84,7 +86,23 @@ def add_parser(verbs: Any) -> None:
         metavar="PATH",
         help="other conditions in turn: an array (K, *) or a dict of arrays, as in mine.py:conditions",
     )
+    _add_start(parser)
     add_shards(parser)
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--x_start",
+        metavar="PATH",
+        help="data that the runs start from, in turn, with the noise of --t_start: raw, as .npy, .npz, a "
+        "picture or a folder of them",
+    )
+    parser.add_argument(
+        "--t_start", type=float, metavar="T", help="where runs from --x_start begin: more keeps less of them"
+    )
+    parser.add_argument(
+        "--noised", action="store_true", help="--x_start holds states at --t_start already, in model scale"
+    )
 
 
 def _labels(text: str) -> list[int]:
@@ -116,9 +134,11 @@ def sample(options: argparse.Namespace) -> None:
     if settings.guidance_scale != 1 and condition.rows is None:
         note("sde-toolkit: warning: guidance_scale has no effect without --label, --labels or --conditions")
     need_memory(settings.num_samples, source.model.event_shape)
+    start = _start(options, source.model)
     sampler = build_sampler(source.config, model=source.model)
     candidate = Candidate.of(settings.sampler, sampler)
-    name = source.prefix + runs.samples_stem(candidate, source.config, condition.suffix, settings.seed)
+    suffix = condition.suffix + ("" if start is None else start.suffix)
+    name = source.prefix + runs.samples_stem(candidate, source.config, suffix, settings.seed)
     places = _places(options, source, name)
     npz = output_place(options) / "samples" / f"{name}.npz"
     with keeping(runs.parts_path(npz)), launched() as processes:
@@ -127,6 +147,7 @@ def sample(options: argparse.Namespace) -> None:
                 source.model, source.fingerprint, sampler, npz, settings.num_samples,
                 condition=condition.rows, seed=settings.seed, batch_size=settings.batch_size,
                 processes=processes, shard=options.shard, merging=options.merge, told=condition.told,
+                start=start,
             )  # fmt: skip
         except runs.ShardFinishedError:
             part = f"shard {options.shard.index} of {options.shard.count}"
@@ -198,6 +219,25 @@ def _tell_replaced(path: Path, fingerprint: str, count: int) -> None:
         return
     if known["model"] != fingerprint or len(x) != count:
         note(f"sde-toolkit: warning: {path} with {len(x)} samples of weights {known['model']} is replaced")
+
+
+def _start(options: argparse.Namespace, model: ScoreModel) -> StartStates | None:
+    """The states that ``--x_start`` names.
+
+    Raises:
+        ValueError: one of ``--x_start`` and ``--t_start`` without the other, or what cannot be read.
+    """
+    from sde_toolkit import runs
+
+    if (options.x_start is None) != (options.t_start is None) or (options.noised and options.x_start is None):
+        raise ValueError(
+            "give --x_start and --t_start together: data, and the time whose noise they get, as in "
+            f"--x_start=strokes.png --t_start={model.sde.T / 2:g}"
+        )
+    if options.x_start is None:
+        return None
+    x = runs.open_states(options.x_start, model, raw=not options.noised)
+    return runs.StartStates(x, options.t_start, options.noised)
 
 
 class Given(NamedTuple):

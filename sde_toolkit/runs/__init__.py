@@ -32,6 +32,7 @@ from sde_toolkit.runs.pictures import (
 )
 from sde_toolkit.runs.problems import open_problems, run_problem
 from sde_toolkit.runs.samples import digest_of, draw_samples, load_samples, samples_stem, save_samples
+from sde_toolkit.runs.starts import StartStates, open_states
 from sde_toolkit.runs.store import Run, export_run, open_run, open_shipped, saved_step, shipped_path
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Shard",
     "ShardFinishedError",
     "Start",
+    "StartStates",
     "animation_frames",
     "check_picture_folder",
     "check_picture_shape",
@@ -67,6 +69,7 @@ __all__ = [
     "open_records",
     "open_run",
     "open_shipped",
+    "open_states",
     "paper_cells",
     "parts_path",
     "picture_of_samples",

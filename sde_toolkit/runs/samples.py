@@ -28,6 +28,7 @@ from sde_toolkit.config import Config, changed_fields
 from sde_toolkit.lab import Candidate, NamedCondition, plain_condition
 from sde_toolkit.models import Condition, ScoreModel
 from sde_toolkit.runs.parts import KeepingProcesses, Shard, ShardFinishedError, cost_rows, kept_parts
+from sde_toolkit.runs.starts import StartStates
 from sde_toolkit.samplers import Sampler, Samples
 from sde_toolkit.utils import ALONE, Processes, atomic_file
 
@@ -68,6 +69,7 @@ def draw_samples(
     shard: Shard | None = None,
     merging: bool = False,
     told: object = None,
+    start: StartStates | None = None,
 ) -> Samples:
     """``Sampler.sample`` of a model, batch by batch; those that earlier calls for the same file finished are
     taken from there.  Call ``forget_parts(path)`` once they are written.
@@ -82,22 +84,29 @@ def draw_samples(
         shard: make the batches of this shard alone, and keep them.
         merging: refuse to make a batch that is missing.
         told: what stands for the condition in files; the condition itself if None.
+        start: states that the runs start from, instead of noise.
 
     Raises:
         ShardFinishedError: the batches of ``shard`` are made, and kept.
         ValueError, TypeError, solvers.SolverError: as for ``Sampler.sample``; a batch that is missing.
     """
-    prepared = sampler.prepare(model)
+    prepared = sampler.prepare(model, t_start=None if start is None else start.t)
+    states = None if start is None else start.rows(num_samples)
+    settings = dict(sampler.settings) | ({} if start is None else start.told)
     rows = model.conditions(condition, num_samples)
     key = {
-        "model": fingerprint, "sampler": dict(sampler.settings), "seed": seed, "batch_size": batch_size,
+        "model": fingerprint, "sampler": settings, "seed": seed, "batch_size": batch_size,
         "condition": plain_condition(condition) if told is None else told,
         "dtype": str(model.dtype), "num_samples": num_samples,
     }  # fmt: skip
 
     def draw(first: int, part: Tensor) -> _Drawn:
         given = None if rows is None else rows[first : first + batch_size]
-        made = prepared.sample(len(part), condition=given, seed=seed, first_sample=first)
+        made = prepared.sample(
+            len(part), condition=given, seed=seed, first_sample=first,
+            x_start=None if states is None else states[first : first + len(part)],
+            noised=start is not None and start.noised,
+        )  # fmt: skip
         return _Drawn(made.x, *cost_rows(len(part), made.nfe, made.seconds))
 
     with kept_parts(path, key) as parts:
@@ -106,7 +115,7 @@ def draw_samples(
         if shard is not None:
             raise ShardFinishedError
     nfe, seconds = (float(each.cpu().numpy().mean(dtype=np.float64)) for each in (drawn.nfe, drawn.seconds))
-    return Samples(drawn.x, nfe, seconds * num_samples, seed, 0, sampler.settings, model.scaling)
+    return Samples(drawn.x, nfe, seconds * num_samples, seed, 0, settings, model.scaling)
 
 
 def save_samples(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sde_toolkit import cli, runs
@@ -34,3 +35,36 @@ def test_a_network_without_classes_is_not_guided(tmp_path: Path, capsys) -> None
     words = ["sample", "--num_samples=2", "--guidance_scale=2", f"--output={tmp_path}"]
     assert cli.main(words) != 0
     assert "guidance needs a model with classes" in capsys.readouterr().err
+
+
+def test_samples_start_from_pictures_and_from_noised_states(tmp_path: Path, capsys) -> None:
+    images = np.random.default_rng(0).integers(0, 17, size=(2, 8, 8))
+    np.save(tmp_path / "x.npy", images)
+    words = [*WORDS, "--format=npz", f"--x_start={tmp_path / 'x.npy'}"]
+    assert cli.main([*words, "--t_start=.05", f"--output={tmp_path / 'near'}"]) == 0
+    x, told = made(tmp_path / "near")
+    assert told["settings"]["t_start"] == 0.05
+    assert told["settings"]["x_start"].startswith("clean ")
+    with np.load(next((tmp_path / "near" / "samples").glob("*-from-clean-*-t0.05-*.npz"))) as arrays:
+        raw = arrays["data"]
+    assert (
+        np.abs(raw - images[[0, 1, 0, 1, 0, 1], None]).mean() < 2
+    )  # little noise: near their starts, in turn
+    model = runs.open_shipped("digits_classes").model
+    np.save(tmp_path / "x_t.npy", runs.open_states(str(tmp_path / "x.npy"), model).numpy())
+    noised = [*WORDS, "--format=npz", f"--x_start={tmp_path / 'x_t.npy'}", "--t_start=.05", "--noised"]
+    assert cli.main([*noised, f"--output={tmp_path / 'noised'}"]) == 0
+    other, _ = made(tmp_path / "noised")
+    assert torch.equal(other[0], other[2])  # a deterministic sampler from one state
+    assert not torch.equal(x[0], x[2])
+    capsys.readouterr()
+    assert cli.main([*words, f"--output={tmp_path}"]) == 2
+    assert "give --x_start and --t_start together" in capsys.readouterr().err
+    assert cli.main([*words, "--t_start=3", f"--output={tmp_path}"]) == 2
+    assert "t_start must lie above" in capsys.readouterr().err
+    np.save(tmp_path / "wide.npy", np.zeros((2, 9, 8)))
+    assert cli.main([*WORDS, f"--x_start={tmp_path / 'wide.npy'}", "--t_start=.5"]) == 2
+    assert "must hold examples with shape (n, 1, 8, 8)" in capsys.readouterr().err
+    np.save(tmp_path / "bright.npy", 255 * np.ones((1, 8, 8), np.uint8))
+    assert cli.main([*WORDS, f"--x_start={tmp_path / 'bright.npy'}", "--t_start=.5"]) == 2
+    assert "must hold grey levels 0 .. 16" in capsys.readouterr().err
