@@ -49,6 +49,7 @@ from .likelihood import discrete_log_likelihood as discrete_log_likelihood
 from .likelihood import encode as encode
 from .likelihood import fit_temperature as fit_temperature
 from .likelihood import interpolate as interpolate
+from .likelihood import interpolate_data as interpolate_data
 from .likelihood import likelihood_cost as likelihood_cost
 from .likelihood import log_likelihood as log_likelihood
 from .likelihood import train_dequantizer as train_dequantizer
@@ -231,6 +232,7 @@ __all__ = [
     "guided",
     "heun",
     "interpolate",
+    "interpolate_data",
     "ipndm",
     "likelihood_cost",
     "lms",

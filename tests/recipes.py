@@ -196,6 +196,10 @@ def _likelihoods() -> dict[str, Recipe]:
         "encode": Recipe(sde.encode, the(**flow, solver=SOLVER)),
         "fit_temperature": Recipe(sde.fit_temperature, the(found=found, labels=LABELS)),
         "interpolate": Recipe(sde.interpolate, the(z_a=X, z_b=X + 1, weights=[0.0, 0.5, 1.0])),
+        "interpolate_data": Recipe(
+            sde.interpolate_data,
+            the(model=MODEL, x_a=X, x_b=X + 1, weights=[0.5], solver=SOLVER, t_end=0.5),
+        ),
         "judge": Recipe(likelihood.judge, the(found=found, labels=LABELS)),
         "chosen_divergence": Recipe(likelihood.chosen_divergence, the(divergence=2, num_features=2)),
         "LikelihoodCost": Recipe(

@@ -24,12 +24,12 @@ from sde_toolkit.cli import classify, compare, configs, demo, likelihood, sample
 from sde_toolkit.cli.common import printable
 from sde_toolkit.cli.process import Terminated, ends_at_once, flushed, stoppable, surviving_streams
 from sde_toolkit.cli.showing import animate, report
-from sde_toolkit.cli.tasks import impute, inpaint, restore
+from sde_toolkit.cli.tasks import impute, inpaint, interpolate, restore
 from sde_toolkit.cli.weights import ema, export
 
 VERBS = (
-    train, sample, inpaint, restore, impute, likelihood, classify, compare, report, animate, demo, ema,
-    export, configs,
+    train, sample, inpaint, restore, impute, interpolate, likelihood, classify, compare, report, animate,
+    demo, ema, export, configs,
 )  # fmt: skip
 """In the order of the help."""
 

@@ -66,6 +66,7 @@ from sde_toolkit.likelihood.latent import (
     decode,
     encode,
     interpolate,
+    interpolate_data,
 )
 from sde_toolkit.likelihood.whitened import LIKELIHOOD_T_MIN
 
@@ -113,6 +114,7 @@ __all__ = [
     "encode",
     "fit_temperature",
     "interpolate",
+    "interpolate_data",
     "judge",
     "likelihood_cost",
     "log_likelihood",

@@ -11,6 +11,11 @@ latents pass through points that are too short for N(0, I).  Great circles do no
 The norm changes linearly from |z_a| to |z_b|.  Where theta is tiny, or nearly a half turn, the path is the
 straight line.
 
+``interpolate_data`` goes from data to data: encode, great circle, decode.  With ``t_end`` below T the flow
+turns back there: the latents are whitened states x_t, the points stay nearer to the ends, and their law is
+that of the data only as far as x_t is Gaussian.  A guided model, or one given an observation, encodes and
+decodes under it; so do classes and other conditions.
+
 Values do not depend on batches or processes: bit for bit for models that compute rows independently of each
 other, as exact models do, and to rounding for networks.
 
@@ -67,6 +72,7 @@ def encode(
     condition: Condition | None = None,
     solver: FlowSolver = DEFAULT_SOLVER,
     t_min: float = LIKELIHOOD_T_MIN,
+    t_end: float | None = None,
     moments: Moments | None = None,
     round_trip: bool = True,
     batch_size: int | None = None,
@@ -80,6 +86,7 @@ def encode(
         condition: a tensor with one row per sample, or a class for all samples.
         solver: the method and its steps or tolerances.
         t_min: where the run starts; sigma(t_min) > 0.
+        t_end: where it ends, t_min < t_end <= T; at T when None.
         moments: of the data, for the coordinates; the model's own when None.
         round_trip: decode again, and report the difference.
         batch_size: samples per evaluation; all at once when None.
@@ -87,18 +94,18 @@ def encode(
 
     Raises:
         ValueError, TypeError: a shape, a type or a condition that is not the model's, values that are not
-            finite, a t_min out of range or without noise, or a batch size below 1.
+            finite, a t_min or t_end out of range or without noise, or a batch size below 1.
         solvers.SolverError: a run became nan or inf, or stalled.
     """
     check_states(model, x)
     flow = WhitenedFlow(model, t_min, moments)
     given = model.conditions(condition, len(x))
     start = flow.whiten(x, flow.start)
-    end = _run(flow, start, solver, (flow.tau_min, flow.tau_max), given, batch_size, processes)
+    end = _run(flow, start, solver, (flow.tau_min, flow.tau(t_end)), given, batch_size, processes)
     z, error = flow.moments.embed(end.u).to(x.dtype), None
     if round_trip:
         again = decode(
-            model, z, condition=condition, solver=solver, t_min=t_min, moments=moments,
+            model, z, condition=condition, solver=solver, t_min=t_min, t_end=t_end, moments=moments,
             batch_size=batch_size, processes=processes,
         )  # fmt: skip
         error = (again - x).flatten(1).square().mean(1).sqrt()
@@ -114,6 +121,7 @@ def decode(
     condition: Condition | None = None,
     solver: FlowSolver = DEFAULT_SOLVER,
     t_min: float = LIKELIHOOD_T_MIN,
+    t_end: float | None = None,
     moments: Moments | None = None,
     batch_size: int | None = None,
     processes: Processes = ALONE,
@@ -126,7 +134,7 @@ def decode(
     flow = WhitenedFlow(model, t_min, moments)
     given = model.conditions(condition, len(z))
     start = flow.moments.project(z.to(torch.float64))
-    end = _run(flow, start, solver, (flow.tau_max, flow.tau_min), given, batch_size, processes)
+    end = _run(flow, start, solver, (flow.tau(t_end), flow.tau_min), given, batch_size, processes)
     return flow.unwhiten(end.u, flow.start).to(z.dtype)
 
 
@@ -172,9 +180,7 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> 
         raise ValueError(
             f"z_a and z_b must have one shape (B, *), got {tuple(z_a.shape)} and {tuple(z_b.shape)}"
         )
-    weights = host_tensor("weights", weights)
-    if weights.numel() == 0:
-        raise ValueError("weights must hold at least one number, got none")
+    weights = _checked_weights(weights)
     a, b = z_a.flatten(1), z_b.flatten(1)
     norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
     tiny = torch.finfo(a.dtype).tiny
@@ -186,8 +192,64 @@ def interpolate(z_a: Tensor, z_b: Tensor, weights: Sequence[float] | Tensor) -> 
     straight = theta.sin() < _SMALL_ANGLE
     sine = torch.where(straight, 1.0, theta.sin())
     points = []
-    for w in weights.to(a.device, a.dtype).flatten():
+    for w in weights.to(a.device, a.dtype):
         turned = (((1 - w) * theta).sin() * unit_a + (w * theta).sin() * unit_b) / sine
         curve = ((1 - w) * norm_a + w * norm_b) * turned
         points.append(torch.where(straight, (1 - w) * a + w * b, curve))
     return torch.stack(points).reshape(-1, *z_a.shape)
+
+
+def _checked_weights(weights: Sequence[float] | Tensor) -> Tensor:
+    """The weights on the host with shape (W,); raises ValueError for none, nan or inf."""
+    found = host_tensor("weights", weights).flatten()
+    if not found.numel() or not bool(found.isfinite().all()):
+        raise ValueError(f"weights must hold one finite number or more, got {found.tolist()}")
+    return found
+
+
+@checked
+@evaluated
+def interpolate_data(
+    model: ScoreModel,
+    x_a: Tensor,
+    x_b: Tensor,
+    weights: Sequence[float] | Tensor,
+    *,
+    condition: Condition | None = None,
+    solver: FlowSolver = DEFAULT_SOLVER,
+    t_min: float = LIKELIHOOD_T_MIN,
+    t_end: float | None = None,
+    moments: Moments | None = None,
+    batch_size: int | None = None,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Data between x_a and x_b, each with shape (B, *), through their latents; returns shape (W, B, *).
+
+    Args:
+        model: any ``ScoreModel``; a guided one, or one given an observation, to stay under it.
+        x_a, x_b: data in model scale.
+        weights: W numbers, 0 for x_a and 1 for x_b.
+        condition: a tensor with one row for each of the B pairs, or a class for all.
+        solver, t_min, t_end, moments, batch_size, processes: as for ``encode``.
+
+    Raises:
+        ValueError, TypeError, solvers.SolverError: as for ``encode`` and ``interpolate``.
+    """
+    check_states(model, x_a, "x_a")
+    check_states(model, x_b, "x_b")
+    if x_a.shape != x_b.shape:
+        raise ValueError(f"x_a and x_b must be as many, got {len(x_a)} and {len(x_b)}")
+    weights = _checked_weights(weights)
+    rows = model.conditions(condition, len(x_a))
+    both = None if rows is None else torch.cat([rows, rows])
+    z = encode(
+        model, torch.cat([x_a, x_b]), condition=both, solver=solver, t_min=t_min, t_end=t_end,
+        moments=moments, round_trip=False, batch_size=batch_size, processes=processes,
+    ).z  # fmt: skip
+    points = interpolate(z[: len(x_a)], z[len(x_a) :], weights)
+    every = None if rows is None else torch.cat([rows] * len(points))
+    x = decode(
+        model, points.flatten(0, 1), condition=every, solver=solver, t_min=t_min, t_end=t_end,
+        moments=moments, batch_size=batch_size, processes=processes,
+    )  # fmt: skip
+    return x.reshape(points.shape)

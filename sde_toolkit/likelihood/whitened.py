@@ -175,6 +175,20 @@ class WhitenedFlow:
         self.tau_min, self.tau_max = self.clock.of(ratios).tolist()
         self.start, self.end = (self._level(n, t) for n, t in zip(ratios, ends, strict=True))
 
+    def tau(self, t: float | None) -> float:
+        """The clock at a time of the process, t_min < t <= T; at T for None.
+
+        Raises:
+            ValueError: a time out of range.
+        """
+        if t is None:
+            return self.tau_max
+        if not self.t_min < t <= self.model.sde.T:
+            raise ValueError(
+                f"t_end must lie above t_min = {self.t_min} and at most at T = {self.model.sde.T}, got {t}"
+            )
+        return float(self.clock.of(self.model.sde.nsr(torch.tensor(t, dtype=torch.float64))))
+
     def _level(self, nsr: Tensor, time: Tensor) -> WhitenedLevel:
         std = self.whitening.std(nsr)
         return WhitenedLevel(nsr, time, self.model.sde.alpha(time), std, self.clock.rate(nsr))

@@ -182,3 +182,21 @@ def test_mistakes_of_restore_are_sentences(digits, capsys):
     ):
         assert told in refused(capsys, *words, *more)
     assert not (digits / "o.npz").exists()
+
+
+def test_examples_are_interpolated(digits, tmp_path, capsys):
+    out = tmp_path / "path.npz"
+    words = ["interpolate", "--config=digits_classes", f"--input={digits / 'x.npy'}", f"--output={out}"]
+    shell(*words, "--points=3", "--label=3", "--guidance_scale=1.5", "--config.likelihood.num_steps=6",
+          "--config.likelihood.method=ab4")  # fmt: skip
+    with np.load(out) as arrays:
+        assert arrays["x"].shape == arrays["data"].shape == (1, 3, 1, 8, 8)
+        note = json.loads(str(arrays["note"]))
+    assert (note["label"], note["guidance_scale"]) == (3, 1.5)
+    assert out.with_suffix(".png").read_bytes().startswith(PNG)
+    assert "1 pairs by 3 points" in capsys.readouterr().out
+    assert "points must be at least 2" in refused(capsys, *words, "--points=1")
+    assert "guidance_scale needs a class" in refused(capsys, *words, "--guidance_scale=2")
+    assert "t_end must lie above" in refused(capsys, *words, "--t_end=7")
+    np.save(tmp_path / "one.npy", np.zeros((1, 8, 8), int))
+    assert "two examples or more, got 1" in refused(capsys, *words, f"--input={tmp_path / 'one.npy'}")

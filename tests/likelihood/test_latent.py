@@ -7,7 +7,8 @@ import torch
 from problems import ALPHA, GAUSSIAN, MIXTURE, SDES
 from scipy import stats
 
-from sde_toolkit.likelihood import FlowSolver, decode, encode, interpolate
+from sde_toolkit.guidance import ClassifierFree, LinearObservation, Observed
+from sde_toolkit.likelihood import FlowSolver, decode, encode, interpolate, interpolate_data
 from sde_toolkit.models.exact import ExactModel
 from sde_toolkit.models.moments import isotropic
 from sde_toolkit.sdes import VPSDE
@@ -87,3 +88,58 @@ def test_bad_arguments_are_refused():
         encode(model, x[:0])
     with pytest.raises(ValueError, match="one shape"):
         interpolate(torch.zeros(2, 3), torch.zeros(3, 3), [0.5])
+
+
+TIGHT = FlowSolver(rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("t_end", [None, 0.3])
+@pytest.mark.parametrize("name", ["vp-linear", "ve"])
+def test_data_are_interpolated_on_great_circles_of_a_whitened_gaussian(name, t_end):
+    model = ExactModel(GAUSSIAN, SDES[name])
+    a, b = GAUSSIAN.sample(3, seed=0), GAUSSIAN.sample(3, seed=1)
+    weights = [0.0, 0.3, 1.0]
+    t_min = 1e-4
+    got = interpolate_data(model, a, b, weights, solver=TIGHT, t_end=t_end, t_min=t_min)
+    levels = [sde_levels(model.sde, t) for t in (t_min, model.sde.T if t_end is None else t_end)]
+    values, axes = torch.linalg.eigh(GAUSSIAN.covariance)
+    # along its axes a state y of a Gaussian moves as its standard deviation (l + n^2)^(1/2)
+    std = (values + levels[0][1] ** 2).sqrt()
+
+    def white(x):
+        return (x / levels[0][0] - GAUSSIAN.mean) @ axes / std
+
+    turned = interpolate(white(a), white(b), weights)
+    wanted = levels[0][0] * (GAUSSIAN.mean + (turned * std) @ axes.mT)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def sde_levels(sde, t):
+    t = torch.tensor(t, dtype=FLOAT64)
+    return float(sde.alpha(t)), float(sde.nsr(t))
+
+
+def test_data_are_interpolated_under_a_class_and_an_observation():
+    model = ExactModel(MIXTURE, VPSDE())
+    a, b = MIXTURE.component(0).sample(2, seed=0), MIXTURE.component(0).sample(2, seed=1)
+    given = interpolate_data(model, a, b, [0.5], condition=0, solver=TIGHT)
+    alone = interpolate_data(model.given(0), a, b, [0.5], solver=TIGHT, moments=model.moments)
+    torch.testing.assert_close(given, alone, rtol=1e-6, atol=1e-6)
+    guided = interpolate_data(ClassifierFree(model, 1.0), a, b, [0.5], condition=0, solver=TIGHT)
+    torch.testing.assert_close(guided, given)
+    # Gaussian data that have y: so do all between them
+    law = ExactModel(GAUSSIAN, VPSDE())
+    seen = Observed(LinearObservation([[1.0, -0.5, 2.0]], 1e-3), torch.tensor([0.7], dtype=FLOAT64))
+    ends = [law.posterior(seen).data.sample(2, seed=seed) for seed in (0, 1)]
+    points = interpolate_data(seen.model(law), *ends, [0.25, 0.5], solver=FlowSolver(rtol=1e-4, atol=1e-5))
+    y = points.flatten(0, 1) @ torch.tensor([1.0, -0.5, 2.0], dtype=FLOAT64)
+    assert float((y - 0.7).abs().max()) < 5e-3
+
+
+def test_pairs_that_do_not_fit_are_refused():
+    model = ExactModel(GAUSSIAN, VPSDE())
+    x = GAUSSIAN.sample(3, seed=0)
+    with pytest.raises(ValueError, match="x_a and x_b must be as many, got 3 and 2"):
+        interpolate_data(model, x, x[:2], [0.5])
+    with pytest.raises(ValueError, match="t_end must lie above t_min"):
+        interpolate_data(model, x, x, [0.5], t_end=2.0)

@@ -1,1 +1,1 @@
-"""Inverse problems: ``inpaint``, ``restore`` and ``impute``."""
+"""What is made from given data: ``inpaint``, ``restore``, ``impute`` and ``interpolate``."""

@@ -149,20 +149,26 @@ def bar_for(total: int) -> Iterator[Any]:
 
 def write_arrays(path: Path, found: Restored, task: Task, more: Mapping[str, np.ndarray]) -> None:
     """An npz file with draws (K, n, *D), mean, low and high in raw units, and how they were made."""
-    import numpy as np
-
-    from sde_toolkit.utils import atomic_write
-
     note = {
         "level": found.level, "nfe": found.nfe, "model": task.source.fingerprint,
         "settings": json.loads(json.dumps(dict(found.settings), default=repr)),
     }  # fmt: skip
+    arrays = {name: getattr(found, name) for name in ("draws", "mean", "low", "high")}
+    savez(path, {**more, **arrays}, note)
+
+
+def savez(path: Path, arrays: Mapping[str, np.ndarray | Tensor], note: Mapping[str, Any]) -> None:
+    """An npz file with arrays and a note in JSON, whole or not at all."""
+    import numpy as np
+
+    from sde_toolkit.utils import atomic_write
+
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
-    arrays: dict[str, Any] = {"note": np.array(json.dumps(note)), **more}
-    for name in ("draws", "mean", "low", "high"):
-        arrays[name] = getattr(found, name).cpu().numpy()
-    np.savez_compressed(stream, **arrays)
+    held: dict[str, Any] = {"note": np.array(json.dumps(note))}
+    for name, array in arrays.items():
+        held[name] = array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+    np.savez_compressed(stream, **held)
     atomic_write(path, stream.getvalue())
 
 
