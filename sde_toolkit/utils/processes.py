@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,22 +61,18 @@ class Processes:
             RuntimeError: another process failed.  An error that ``function`` raises in this process is
                 raised as it is.
         """
+        if self.count == 1 and len(x) <= batch_size:
+            return function(0, x)
         mine = range(self.rank * batch_size, len(x), self.count * batch_size)
-        if self.count == 1:
-            return _joined(function, x, batch_size)
         failure: Exception | None = None
-        parts = []
+        rows: Rows | None = None
         try:
-            parts = [function(first, x[first : first + batch_size]) for first in mine]
+            rows = _joined(function, x, batch_size, mine)
         except Exception as error:
             failure = error
-        if self.any(failure is not None):
+        if self.any(failure is not None) or rows is None:
             raise failure or RuntimeError("another process failed; its message tells why")
-        if not parts:  # more processes than batches: one row shows shapes and types
-            parts, mine = [function(0, x[:1])], range(0)
-        return type(parts[0])(
-            *(self._gather(column, mine, batch_size, len(x)) for column in zip(*parts, strict=True))
-        )
+        return type(rows)(*map(self._summed, rows))
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -114,25 +110,32 @@ class Processes:
                 "cannot be reached; its own message says why"
             ) from error
 
-    def _gather(self, parts: Sequence[Tensor], mine: range, batch_size: int, count: int) -> Tensor:
-        whole = parts[0].new_zeros(count, *parts[0].shape[1:])
-        for first, part in zip(mine, parts, strict=False):
-            whole[first : first + batch_size] = part
-        return self.sum(whole.cpu()).to(whole.device)
+    def _summed(self, column: Tensor) -> Tensor:
+        """The sum over processes, on the host in pieces: an exchange takes as much memory as it sums."""
+        if self.count == 1:
+            return column
+        whole = column.cpu()
+        for piece in whole.reshape(-1).split(_PIECE):
+            self.sum(piece)
+        return whole.to(column.device)
 
+
+_PIECE = 1 << 18
+"""Numbers that are exchanged at once."""
 
 _PATIENCE = datetime.timedelta(days=30)
 """How long a process waits for the others; torchrun ends all when one fails."""
 
 
-def _joined(function: Callable[[int, Tensor], Rows], x: Tensor, batch_size: int) -> Rows:
-    """The rows of all batches; each is put into its place when it is made."""
-    rows = function(0, x[:batch_size])
-    if len(x) <= batch_size:
-        return rows
-    whole = [column.new_empty(len(x), *column.shape[1:]) for column in rows]
-    for first in range(0, len(x), batch_size):
-        rows = function(first, x[first : first + batch_size]) if first else rows
+def _joined(function: Callable[[int, Tensor], Rows], x: Tensor, batch_size: int, mine: range) -> Rows:
+    """The rows of the batches that begin at ``mine``, each put in place when it is made; 0 elsewhere."""
+    if not mine:  # more processes than batches: one row shows shapes and types
+        rows = function(0, x[:1])
+        return type(rows)(*(column.new_zeros(len(x), *column.shape[1:]) for column in rows))
+    rows = function(mine[0], x[mine[0] : mine[0] + batch_size])
+    whole = [column.new_zeros(len(x), *column.shape[1:]) for column in rows]
+    for first in mine:
+        rows = rows if first == mine[0] else function(first, x[first : first + batch_size])
         for column, part in zip(whole, rows, strict=True):
             column[first : first + batch_size] = part
     return type(rows)(*whole)
