@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class Cloud:
         slope: its gradient with respect to u, with shape (B, *D), where the proposal needs it.
         values, axes: the covariance of x0 given u, axes diag(values) axes^T, with shapes (B, n) and (B, n,
             n), where it is the network's own.
+        seen: A axes, with shape (B, m, n).
+        factor: Cholesky's of the covariance of y given u, with shape (B, m, m), where the twist is that.
     """
 
     u: Tensor
@@ -70,10 +72,13 @@ class Cloud:
     slope: Tensor | None = None
     values: Tensor | None = None
     axes: Tensor | None = None
+    seen: Tensor | None = None
+    factor: Tensor | None = None
 
     def pick(self, index: Tensor) -> Cloud:
         """The particles with these numbers, with shape (B,)."""
-        optional = (None if x is None else x[index] for x in (self.slope, self.values, self.axes))
+        held = (self.slope, self.values, self.axes, self.seen, self.factor)
+        optional = (None if x is None else x[index] for x in held)
         return Cloud(self.u[index], self.x0_hat[index], self.twist[index], *optional)
 
 
@@ -145,32 +150,40 @@ class JacobianSpread(Spread):
     def apply(self, cloud: Cloud, factor: Tensor, x: Tensor) -> Tensor:
         """f(V) x with shape (B, *D)."""
         assert cloud.axes is not None
-        turned = (cloud.axes * x.flatten(1)[:, :, None]).sum(1) * factor
-        return (cloud.axes * turned[:, None, :]).sum(2).reshape(x.shape)
+        turned = (x.flatten(1)[:, None, :] @ cloud.axes)[:, 0] * factor
+        return (cloud.axes @ turned[:, :, None]).reshape(x.shape)
 
     def log_prob(self, cloud: Cloud, n2_t: float, n2_s: float, r: Tensor) -> Tensor:
         """By one factorisation for every particle."""
-        v = self.values(cloud, n2_t)
-        factor = self._factor(cloud, v if n2_s == n2_t else v / (1 + (1 / n2_s - 1 / n2_t) * v))
+        factor = cloud.factor
+        if factor is None or n2_s != n2_t:
+            v = self.values(cloud, n2_t)
+            factor = self.factor(cloud, v / (1 + (1 / n2_s - 1 / n2_t) * v))
         z = torch.linalg.solve_triangular(factor, r[:, :, None], upper=False)[:, :, 0]
         scales = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return -0.5 * z.square().sum(1) - scales - self._many(r) * 0.5 * math.log(2 * math.pi) + self.constant
 
     def weighted(self, cloud: Cloud, n2: float, r: Tensor) -> Tensor:
         """A^T M^-1 r with shape (B, *D)."""
-        factor = self._factor(cloud, self.values(cloud, n2))
+        factor = self.factor(cloud, self.values(cloud, n2)) if cloud.factor is None else cloud.factor
         return self.seen.backward(torch.cholesky_solve(r[:, :, None], factor)[:, :, 0])
 
     def _many(self, r: Tensor) -> Tensor | int:
         held = held_of(self.seen)
         return r.shape[1] if held is None else held.to(r).sum(1)
 
-    def _factor(self, cloud: Cloud, v: Tensor) -> Tensor:
+    def columns(self, axes: Tensor) -> Tensor:
+        """A axes with shape (B, m, n)."""
+        B, n = axes.shape[:2]
+        shape = self.seen.map.event_shape
+        if held_of(self.seen) is None:
+            return self.seen.forward(axes.mT.reshape(B * n, *shape)).unflatten(0, (B, n)).mT.contiguous()
+        return torch.stack([self.seen.forward(axes[:, :, j].unflatten(1, shape)) for j in range(n)], 2)
+
+    def factor(self, cloud: Cloud, v: Tensor) -> Tensor:
         """Cholesky's factor of A U diag(v) U^T A^T + s^2 I with shape (B, m, m)."""
-        assert cloud.axes is not None
-        n, shape = v.shape[1], cloud.u.shape[1:]
-        columns = [self.seen.forward(cloud.axes[:, :, j].unflatten(1, shape)) for j in range(n)]
-        seen = torch.stack(columns, 2)
+        assert cloud.seen is not None
+        seen = cloud.seen
         law = (seen * v[:, None, :]) @ seen.mT
         each = law.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
         added = (self.seen.std**2 + 10 * torch.finfo(v.dtype).eps * each).expand(law.shape[:2])
@@ -220,14 +233,23 @@ class Steps:
         jacobian = "jacobian" in (self.kernel, self.twist)
         sloped = self.kernel == "small"
         x0_hat = query.tracked() if jacobian or sloped else query.x0_hat()
-        values, axes = covariance(query) if jacobian else (None, None)
-        cloud = Cloud(u, x0_hat, u.new_zeros(len(u)), None, values, axes)
+        cloud = Cloud(u, x0_hat, u.new_zeros(len(u)))
+        if jacobian:
+            cloud = self._spread_out(cloud, query)
         twist, weighted = self._twisted(cloud, query, sloped)
         slope = None
         if sloped:
             with torch.enable_grad():
                 slope = alpha * (query.slope(twist) if weighted is None else query.pulled(weighted))
-        return Cloud(u, x0_hat, twist.detach(), slope, values, axes)
+        return replace(cloud, twist=twist.detach(), slope=slope)
+
+    def _spread_out(self, cloud: Cloud, query: Query) -> Cloud:
+        """With the network's covariance, and what both the twist and the proposal take from it."""
+        spread = self.spreads["jacobian"]
+        assert isinstance(spread, JacobianSpread)
+        values, axes = covariance(query)
+        cloud = replace(cloud, values=values, axes=axes, seen=spread.columns(axes))
+        return replace(cloud, factor=spread.factor(cloud, values))
 
     def _twisted(self, cloud: Cloud, query: Query, sloped: bool) -> tuple[Tensor, Tensor | None]:
         """log twist with shape (B,), and A^T M^-1 (y - A x0_hat), None where it is to be differentiated."""
