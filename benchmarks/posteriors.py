@@ -1,26 +1,34 @@
 """Posterior samplers beside posteriors that are known: how far each method is from the truth.
 
-    python -m benchmarks posteriors
+    python -m benchmarks posteriors               measure what is missing, then write the table
+    python -m benchmarks.posteriors --report      write the table of what has been measured
 
 Problems under VP: mixtures in 2, 8 and 64 dimensions and the Gaussian with the covariance of the digits.
 Observations: a mask of half the features, a blur, n/2 random projections (one in 2-D); noise in units of the
 data's std.  One y is drawn from the data for every seed.  For every method and number of evaluations,
-against draws of the exact posterior:
+against the exact posterior:
 
     W2         sliced Wasserstein distance of order 2, in units of the root-mean-square posterior std
     energy     energy distance, unbiased
     coverage   part of the exact draws' coordinates inside the samples' 90% intervals
 
-The floor is what two sets of exact draws have.  Methods that need more than one evaluation a step are given
-fewer steps; backward passes are not counted.  azula's methods (extra ``peers``) run on the same denoiser,
-observation and number of evaluations, with its own time grid, over the same range of noise levels.
+The floor is what as many exact draws have as a method has.  Methods that need more than one evaluation a step
+are given fewer steps; backward passes are not counted.  The draws of TwistedSMC are one group of particles.
+azula's methods (extra ``peers``) run on the same denoiser, observation and number of evaluations, with its
+own time grid, over the same range of noise levels.
+
+Every block (a problem, an observation, a noise, a number of evaluations, a seed) is kept in runs/posteriors
+when it is done; a second call goes on from there.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,9 +40,34 @@ from sde_toolkit import guidance, samplers
 from sde_toolkit.metrics import energy_distance, sliced_wasserstein
 from sde_toolkit.models import ExactModel, ExactPosterior, Gaussian, GaussianMixture
 from sde_toolkit.sdes import VPSDE
+from sde_toolkit.utils import atomic_write
 
-EVALUATIONS, NOISES, SEEDS, SAMPLES = (20, 50), (0.3,), 3, 256
-Draw = Callable[["Case", int, int], Tensor]
+EVALUATIONS, NOISES, SEEDS, EXACT = (20, 50, 100, 500), (0.1, 0.3, 1.0), 3, 4096
+SMALL, LARGE = ("2-D", "8-D"), ("64-D", "digits")
+STAGES = (
+    ((0.3,), (20, 50, 100), SMALL),
+    ((0.3,), (20, 50), LARGE),
+    ((0.1, 1.0), (20,), (*SMALL, *LARGE)),
+    ((0.1, 1.0), (50,), SMALL),
+    ((0.3,), (100,), LARGE),
+    ((0.3,), (500,), SMALL),
+    ((0.1, 1.0), (50,), LARGE),
+    ((0.1, 1.0), (100, 500), SMALL),
+    ((0.1, 1.0), (100,), LARGE),
+    (NOISES, (500,), LARGE),
+)
+"""What is measured first: noises, evaluations and problems."""
+
+STORE = Path("runs/posteriors/blocks.json")
+Draw = Callable[["Case", int, int, int], Tensor]
+Block = dict[str, dict[str, float]]
+
+
+def draws(problem: str, nfe: int) -> int:
+    """Samples of every method, chosen by what they cost."""
+    if problem in SMALL:
+        return 1024
+    return 256 if nfe < 500 else 64
 
 
 class Case(NamedTuple):
@@ -73,9 +106,13 @@ def problems() -> dict[str, Gaussian | GaussianMixture]:
     }
 
 
-def cases(seed: int) -> Iterator[Case]:
-    """All problems and observations, each with a y of its own for a seed."""
+def cases(
+    seed: int, noises: Sequence[float] = NOISES, names: Sequence[str] = (*SMALL, *LARGE)
+) -> Iterator[Case]:
+    """Problems and observations, each with a y of its own for a seed."""
     for name, data in problems().items():
+        if name not in names:
+            continue
         n, model = data.event_shape[0], ExactModel(data, VPSDE())
         maps: dict[str, Any] = {
             "mask": torch.arange(n) % 2 == 0,
@@ -83,7 +120,7 @@ def cases(seed: int) -> Iterator[Case]:
             "projection": guidance.projection((n,), max(1, n // 2), 5),
         }
         for seen, A in maps.items():
-            for noise in NOISES:
+            for noise in noises:
                 observation = guidance.LinearObservation(A, noise * data.std)
                 y = observation.draw(data.sample(1, 1000 + seed), 2000 + seed)[0]
                 truth = model.posterior(guidance.Observed(observation, y))
@@ -91,22 +128,22 @@ def cases(seed: int) -> Iterator[Case]:
 
 
 def _ours(method: guidance.Method, per_step: int = 1) -> Draw:
-    def draw(case: Case, nfe: int, seed: int) -> Tensor:
+    def draw(case: Case, nfe: int, seed: int, count: int) -> Tensor:
         sampler = samplers.ancestral(max(2, nfe // per_step), denoise=False)
         observed = guidance.Observed(case.observation, case.y, method)
-        return sampler.sample(case.model, SAMPLES, observation=observed, seed=seed, throw=False).x
+        return sampler.sample(case.model, count, observation=observed, seed=seed, throw=False).x
 
     return draw
 
 
-def _particles(case: Case, nfe: int, seed: int) -> Tensor:
-    smc = guidance.TwistedSMC(nfe, particles=SAMPLES)
+def _particles(case: Case, nfe: int, seed: int, count: int) -> Tensor:
+    smc = guidance.TwistedSMC(nfe, particles=count)
     observed = guidance.Observed(case.observation, case.y)
-    return smc.sample(case.model, SAMPLES, observation=observed, seed=seed).x
+    return smc.sample(case.model, count, observation=observed, seed=seed).x
 
 
-def _dps(case: Case, nfe: int, seed: int) -> Tensor:
-    return _ours(guidance.DPS(1.0, nfe))(case, nfe, seed)
+def _dps(case: Case, nfe: int, seed: int, count: int) -> Tensor:
+    return _ours(guidance.DPS(1.0, nfe))(case, nfe, seed, count)
 
 
 def ours() -> dict[str, Draw]:
@@ -128,38 +165,75 @@ def ours() -> dict[str, Draw]:
     }
 
 
-def measured(case: Case, x: Tensor, seed: int) -> dict[str, float]:
-    """The distances of samples x with shape (n, D) from the exact posterior."""
-    exact = case.truth.data.sample(SAMPLES, 5000 + seed)
-    scale = case.truth.data.std
+def measured(case: Case, x: Tensor, exact: Tensor, seed: int) -> dict[str, float]:
+    """The distances of samples x with shape (n, D) from exact draws with shape (EXACT, D)."""
     if not bool(x.isfinite().all()):
         return {"W2": math.inf, "energy": math.inf, "coverage": 0.0}
+    scale = case.truth.data.std
     low, high = x.quantile(0.05, dim=0), x.quantile(0.95, dim=0)
     return {
         "W2": sliced_wasserstein(x, exact, 64, seed, 2) / scale,
-        "energy": energy_distance(x, exact) / scale,
+        "energy": energy_distance(x, exact[:1024]) / scale,
         "coverage": float(((exact >= low) & (exact <= high)).double().mean()),
     }
 
 
-def run(methods: dict[str, Draw]) -> list[dict[str, Any]]:
-    """One row for every case, number of evaluations and method: means over seeds and their standard
-    errors."""
+def measure_block(case: Case, nfe: int, seed: int, methods: dict[str, Draw]) -> Block:
+    """Method -> its distances, and those of the floor."""
+    count, exact = draws(case.problem, nfe), case.truth.data.sample(EXACT, 5000 + seed)
+    found = {"floor": measured(case, case.truth.data.sample(count, 7000 + seed), exact, seed)}
+    for label, draw in methods.items():
+        if label == "azula RePaint" and case.seen != "mask":
+            continue
+        found[label] = measured(case, draw(case, nfe, seed, count), exact, seed)
+    return found
+
+
+class Store:
+    """The blocks that have been measured, by (problem, observation, noise, evaluations, seed), in one file
+    that is written whole after every block.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.blocks: dict[tuple[Any, ...], Block] = {}
+        if path.exists():
+            self.blocks = {tuple(key): block for key, block in json.loads(path.read_text(encoding="utf-8"))}
+
+    def __setitem__(self, key: tuple[Any, ...], block: Block) -> None:
+        self.blocks[key] = block
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.path, json.dumps(list(self.blocks.items())).encode())
+
+
+def run(methods: dict[str, Draw], store: Store) -> None:
+    """Measure, stage by stage, what the store does not have."""
+    for noises, evaluations, names in STAGES:
+        for nfe in evaluations:
+            for seed in range(SEEDS):
+                for case in cases(seed, noises, names):
+                    key = (case.problem, case.seen, case.noise, nfe, seed)
+                    if not methods.keys() <= {*store.blocks.get(key, ()), "azula RePaint"}:
+                        store[key] = measure_block(case, nfe, seed, methods)
+            print(f"   noise {noises}, {nfe} evaluations, {', '.join(names)}: done", flush=True)
+
+
+def rows_of(store: Store) -> list[dict[str, Any]]:
+    """One row for every case, number of evaluations and method that has all its seeds: means over seeds and
+    their standard errors."""
     found: dict[tuple[Any, ...], list[dict[str, float]]] = {}
-    for seed in range(SEEDS):
-        for case in cases(seed):
-            name = (case.problem, case.seen, case.noise)
-            floor = case.truth.data.sample(SAMPLES, 7000 + seed)
-            found.setdefault((*name, 0, "floor"), []).append(measured(case, floor, seed))
-            for nfe in EVALUATIONS:
-                for label, draw in methods.items():
-                    if label == "azula RePaint" and case.seen != "mask":
-                        continue
-                    values = measured(case, draw(case, nfe, seed), seed)
-                    found.setdefault((*name, nfe, label), []).append(values)
-        print(f"   seed {seed} done", flush=True)
+    for (*case, nfe, _), block in sorted(store.blocks.items()):
+        for method, values in block.items():
+            found.setdefault((*case, nfe, method), []).append(values)
     keys = ("problem", "observation", "noise", "nfe", "method")
-    return [dict(zip(keys, key, strict=True)) | _summary(values) for key, values in found.items()]
+    return [
+        dict(zip(keys, key, strict=True)) | _summary(values)
+        for key, values in found.items()
+        if len(values) == SEEDS
+    ]
 
 
 def _summary(values: list[dict[str, float]]) -> dict[str, Any]:
@@ -201,27 +275,41 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     return {method: {name: digits(sum(v) / len(v)) for name, v in by.items()} for method, by in table.items()}
 
 
-def main() -> None:
+def report(store: Store) -> None:
     """Print how far every method is from the exact posteriors, and write posteriors.json."""
-    methods = ours()
-    if importlib.util.find_spec("azula") is None:
-        print("   azula is not installed: its methods are left out (pip install -e '.[peers]')")
-    else:
-        from benchmarks.peers.posteriors import peers
-
-        methods |= peers(SAMPLES)
-    rows = run(methods)
+    rows = rows_of(store)
     for name, values in overall(rows).items():
         print(f"   {name:20s}" + "".join(f"  {key} {value}" for key, value in values.items()))
     best = {measure: columns(rows, measure) for measure in ("W2", "energy")}
     for row in best["W2"] + best["energy"]:
         print("   " + "  ".join(f"{key} {value}" for key, value in row.items()))
     settings = {
-        "evaluations": EVALUATIONS, "noises": NOISES, "seeds": SEEDS, "samples": SAMPLES, "sde": "VPSDE()",
-        "steps": "ancestral, uniform in time, no denoising at the end",
+        "evaluations": EVALUATIONS, "noises": NOISES, "seeds": SEEDS, "exact draws": EXACT,
+        "samples": {name: {nfe: draws(name, nfe) for nfe in EVALUATIONS} for name in problems()},
+        "sde": "VPSDE()", "steps": "ancestral, uniform in time, no denoising at the end",
     }  # fmt: skip
     write_result("posteriors", settings, {"columns": best, "methods": overall(rows), "rows": rows})
 
 
+def main() -> None:
+    """Measure what is missing, and report."""
+    methods, store = ours(), Store(STORE)
+    if importlib.util.find_spec("azula") is None:
+        print("   azula is not installed: its methods are left out (pip install -e '.[peers]')")
+    else:
+        from benchmarks.peers.posteriors import peers
+
+        methods |= peers()
+    run(methods, store)
+    report(store)
+
+
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--report", action="store_true", help="only write the table of what is measured")
+    if parser.parse_args().report:
+        report(Store(STORE))
+    else:
+        main()

@@ -1,7 +1,9 @@
 """azula's methods of posterior sampling, on our models and observations, over our range of noise levels.
 
 PGDM and MMPS, TMPD and DiffPIR run in azula's DDIM or DDPM as its documentation shows; the twist of its TDS
-is the isotropic Gaussian of the paper, N(y; A x0_hat, (s^2 + r^2) I) with r^2 = n^2 d^2 / (n^2 + d^2).
+is the isotropic Gaussian of the paper, N(y; A x0_hat, (s^2 + r^2) I) with r^2 = n^2 d^2 / (n^2 + d^2).  Its
+DPS takes the norm of the residual over the batch; it is given the sum of the samples' norms, so that every
+sample is guided as one alone.
 """
 
 from __future__ import annotations
@@ -49,11 +51,15 @@ class _Denoiser(Denoiser):
         return DiracPosterior(self.model.denoise(x_t, self.schedule.time(t)))
 
 
-def peers(count: int) -> dict[str, Callable[[Any, int, int], Tensor]]:
-    """Name -> draws of ``count`` samples for a case, a number of evaluations and a seed."""
+def _misfits(seen: Any, x: Tensor) -> Tensor:
+    return seen.residual(x).norm(dim=1).sum()[None]
 
-    def peer(make: Callable[..., Any], per_step: int = 1) -> Callable[[Any, int, int], Tensor]:
-        def draw(case: Any, nfe: int, seed: int) -> Tensor:
+
+def peers() -> dict[str, Callable[[Any, int, int, int], Tensor]]:
+    """Name -> draws for a case, a number of evaluations, a seed and a number of samples."""
+
+    def peer(make: Callable[..., Any], per_step: int = 1) -> Callable[[Any, int, int, int], Tensor]:
+        def draw(case: Any, nfe: int, seed: int, count: int) -> Tensor:
             denoiser, seen = (
                 _Denoiser(case.model),
                 case.observation.measured(case.y[None], case.truth.data.mean),
@@ -79,7 +85,7 @@ def peers(count: int) -> dict[str, Callable[[Any, int, int], Tensor]]:
         return TDSSampler(denoiser, twist, **steps)
 
     return {
-        "azula DPS": peer(lambda c, d, s, k: DPSSampler(d, s.values.expand(count, -1), s.forward, **k)),
+        "azula DPS": peer(lambda c, d, s, k: DPSSampler(d, torch.zeros(1), lambda x: _misfits(s, x), **k)),
         "azula PGDM": peer(
             lambda c, d, s, k: PGDMSampler(d, s.values, s.forward, s.pseudo_inverse, eta=1.0, **k)
         ),

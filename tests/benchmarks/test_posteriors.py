@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,15 +23,52 @@ def test_cases_have_one_posterior_for_every_problem_and_observation() -> None:
 
 
 @pytest.mark.parametrize("method", ["GaussianInformed", "DDRM", "TwistedSMC"])
-def test_draws_are_measured_beside_the_posterior(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posteriors, "SAMPLES", 32)
+def test_draws_are_measured_beside_the_posterior(method: str) -> None:
     case = next(posteriors.cases(0))
-    x = posteriors.ours()[method](case, 10, 0)
+    x = posteriors.ours()[method](case, 10, 0, 32)
     assert x.shape == (32, 2)
-    values = posteriors.measured(case, x, 0)
+    exact = case.truth.data.sample(64, 1)
+    values = posteriors.measured(case, x, exact, 0)
     assert values["W2"] > 0
     assert 0 <= values["coverage"] <= 1
-    assert posteriors.measured(case, x * math.nan, 0)["W2"] == math.inf
+    assert posteriors.measured(case, x * math.nan, exact, 0)["W2"] == math.inf
+
+
+def test_stages_hold_every_block_once() -> None:
+    blocks = [
+        block
+        for noises, evaluations, names in posteriors.STAGES
+        for block in itertools.product(noises, evaluations, names)
+    ]
+    names = (*posteriors.SMALL, *posteriors.LARGE)
+    wanted = itertools.product(posteriors.NOISES, posteriors.EVALUATIONS, names)
+    assert sorted(blocks) == sorted(wanted)
+
+
+def test_a_second_run_goes_on_from_the_blocks_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posteriors, "STAGES", (((0.3,), (4,), ("2-D",)),))
+    monkeypatch.setattr(posteriors, "SEEDS", 2)
+    monkeypatch.setattr(posteriors, "draws", lambda problem, nfe: 16)
+    monkeypatch.setattr(posteriors, "EXACT", 32)
+    method = {"GaussianInformed": posteriors.ours()["GaussianInformed"]}
+    path = tmp_path / "runs" / "blocks.json"
+    posteriors.run(method, posteriors.Store(path))
+    first = path.read_bytes()
+    found = posteriors.Store(path)
+    assert len(found.blocks) == 2 * 3
+    posteriors.run(method, found)
+    assert path.read_bytes() == first
+    del found.blocks["2-D", "mask", 0.3, 4, 1]
+    rows = posteriors.rows_of(found)  # the mask lacks a seed
+    assert {(row["observation"], row["method"]) for row in rows} == {
+        (seen, method) for seen in ("blur", "projection") for method in ("floor", "GaussianInformed")
+    }
+    posteriors.run(method, found)
+    again = posteriors.Store(path).blocks
+    assert len(again) == 2 * 3
+    assert again == {tuple(key): block for key, block in json.loads(first)}
 
 
 def test_columns_tell_the_best_of_both() -> None:
