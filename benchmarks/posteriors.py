@@ -45,9 +45,11 @@ from sde_toolkit.utils import atomic_write
 EVALUATIONS, NOISES, SEEDS, EXACT = (20, 50, 100, 500), (0.1, 0.3, 1.0), 3, 4096
 SMALL, LARGE = ("2-D", "8-D"), ("64-D", "digits")
 STAGES = (
-    ((0.3,), (20, 50, 100), SMALL),
+    ((0.3,), (20, 50), SMALL),
     ((0.3,), (20, 50), LARGE),
-    ((0.1, 1.0), (20,), (*SMALL, *LARGE)),
+    ((0.1, 1.0), (20,), SMALL),
+    ((0.1, 1.0), (20,), LARGE),
+    ((0.3,), (100,), SMALL),
     ((0.1, 1.0), (50,), SMALL),
     ((0.3,), (100,), LARGE),
     ((0.3,), (500,), SMALL),
