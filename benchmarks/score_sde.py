@@ -92,11 +92,27 @@ OTHER = {
 
 
 SAMPLING = ("predictor", "corrector")
+PUBLISHED = {
+    "VP": "vp/cifar10_ddpmpp_continuous", "VE": "ve/cifar10_ncsnpp_continuous",
+    "VP, discrete": "vp/cifar10_ncsnpp",
+}  # fmt: skip
+STEPS = ("euler_maruyama", "reverse_diffusion", "ancestral_sampling")
+ALL = [
+    *((predictor, corrector) for predictor in STEPS for corrector in ("none", "langevin")),
+    ("none", "langevin"), ("none", "ald"), (STEPS[1], "ald"),
+]  # fmt: skip
+COMBINED = {
+    "VP": ALL,
+    "VE": ALL,
+    "VP, discrete": [(STEPS[1], "langevin"), (STEPS[2], "ald"), ("none", "langevin")],
+}  # fmt: skip
 PAIRS = {
-    f"{kind}, {predictor} + {corrector}": (name, SMALL | {"predictor": predictor, "corrector": corrector})
-    for kind, name in (("VP", "vp/cifar10_ddpmpp_continuous"), ("VE", "ve/cifar10_ncsnpp_continuous"))
-    for predictor in ("euler_maruyama", "reverse_diffusion", "ancestral_sampling")
-    for corrector in ("none", "langevin")
+    f"{kind}, {predictor} + {corrector}": (
+        PUBLISHED[kind],
+        SMALL | (INDICES if "discrete" in kind else {}) | {"predictor": predictor, "corrector": corrector},
+    )
+    for kind, pairs in COMBINED.items()
+    for predictor, corrector in pairs
 }
 """Predictors and correctors that the configurations do not combine."""
 
@@ -245,15 +261,16 @@ def compare(original: Original, name: str, changes: dict[str, Any]) -> dict[str,
 class Draws:
     """The draws of the original in its order, from ours: the start, then corrections and steps in turn."""
 
-    def __init__(self, source: Normals, corrections: int) -> None:
+    def __init__(self, source: Normals, corrections: int, steps: bool = True) -> None:
         self.source, self.corrections, self.count = source, corrections, 0
+        self.each = corrections + steps
 
     def __call__(self, *shape: Any, **options: Any) -> Tensor:
         """The next one."""
         number, self.count = self.count - 1, self.count + 1
         if number < 0:
             return self.source.draw(0, Stream.PRIOR)
-        step, place = divmod(number, self.corrections + 1)
+        step, place = divmod(number, self.each)
         if place < self.corrections:
             return self.source.draw(step * self.corrections + place, Stream.CORRECTOR)
         return self.source.draw(step)
@@ -266,7 +283,8 @@ def compare_steps(original: Original, config: Any, model: nn.Module, mine: Score
     corrections = 0 if s.corrector == "none" else s.n_steps_each
     predictor, corrector = sampling.get_predictor(s.predictor), sampling.get_corrector(s.corrector)
     source = Normals(SEED, BATCH, mine.event_shape, original.dtype)
-    draws, eps = Draws(source, corrections), 1e-5 if name == "vesde" else 1e-3
+    draws = Draws(source, corrections, s.predictor != "none")
+    eps = 1e-5 if name == "vesde" else 1e-3
     states: list[Tensor] = []
     with patch.object(torch, "randn_like", draws), patch.object(torch, "randn", draws):
         x = sde.prior_sampling((BATCH, *mine.event_shape))
@@ -281,7 +299,7 @@ def compare_steps(original: Original, config: Any, model: nn.Module, mine: Score
     names = {"euler_maruyama": "euler_maruyama", "ancestral_sampling": "ancestral"}
     options: dict[str, Any] = {} if kind == "subvp" else {
         "predictor": names.get(s.predictor, s.predictor), "corrections": corrections, "snr": s.snr,
-        "batch_mean_norms": True,
+        "correction": "ald" if s.corrector == "ald" else "langevin", "batch_mean_norms": s.corrector != "ald",
     }  # fmt: skip
     sampler = samplers.PRESETS[f"score_sde_{kind}"].make(sde.N, **options)
     largest = 0.0

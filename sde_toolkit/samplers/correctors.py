@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -90,16 +91,43 @@ class Corrector(AfterStep):
         condition: Tensor | None = None,
     ) -> Tensor:
         """Correct x with shape (B, *), given a condition with B rows or None, at the end of the interval."""
-        for k in range(self.num_steps):
-            z = noise.draw(interval.number * self.num_steps + k, Stream.CORRECTOR)
-            score = model.score(x, interval.s, condition)
-            e = expand_like(self.step_size(model, interval, z, score), x)
-            x = x + e * score + (2 * e).sqrt() * z
-        return x
+
+        def score(x: Tensor) -> Tensor:
+            return model.score(x, interval.s, condition)
+
+        draws = langevin_draws(self.num_steps, interval, noise)
+        return langevin_steps(x, draws, score, lambda z, score: self.step_size(model, interval, z, score))
 
     def _check(self) -> None:
         if not (0 < self.snr < math.inf and operator.index(self.num_steps) >= 1):
             raise ValueError(f"the corrector needs snr > 0, num_steps >= 1, got {self.snr}, {self.num_steps}")
+
+
+def langevin_draws(num_steps: int, interval: Interval, noise: NoiseSource) -> Iterator[Tensor]:
+    """The draws of the Langevin steps at the end of an interval, each with shape (B, *)."""
+    first = interval.number * num_steps
+    return (noise.draw(number, Stream.CORRECTOR) for number in range(first, first + num_steps))
+
+
+def langevin_steps(
+    x: Tensor,
+    draws: Iterable[Tensor],
+    score: Callable[[Tensor], Tensor],
+    step_size: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """x with shape (B, *) after one Langevin step for every draw.
+
+    Args:
+        x: the state.
+        draws: standard normals with shape (B, *).
+        score: of a state.
+        step_size: e with shape () or (B,) for a draw and a score.
+    """
+    for z in draws:
+        gradient = score(x)
+        e = expand_like(step_size(z, gradient), x)
+        x = x + e * gradient + (2 * e).sqrt() * z
+    return x
 
 
 def norm_ratio(z: Tensor, score: Tensor, batch_mean: bool) -> Tensor:

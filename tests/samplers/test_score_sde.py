@@ -31,8 +31,9 @@ COUNT = 3
 class Paper:
     """One run of algorithm 1 with N times, from 2011.13456 (VP: algorithms 3 and 5; VE: 2 and 4)."""
 
-    def __init__(self, kind: str, N: int, eps: float, predictor: str, seed: int, snr: float = 0.16) -> None:
-        self.kind, self.N, self.eps, self.predictor, self.snr = kind, N, eps, predictor, snr
+    def __init__(self, kind: str, N: int, eps: float, predictor: str, seed: int, annealed=False) -> None:
+        self.kind, self.N, self.eps, self.predictor, self.snr = kind, N, eps, predictor, 0.16
+        self.annealed = annealed
         self.noise = Normals(seed, COUNT, (1, 2, 2))
 
     def beta(self, k: int) -> float:
@@ -43,6 +44,8 @@ class Paper:
 
     def predict(self, x: Tensor, t: float, k: int, score: Tensor) -> tuple[Tensor, float]:
         """x_mean, and the std of the draw."""
+        if self.predictor == "none":
+            return x, 0.0
         if self.predictor == "euler_maruyama":
             rate = BETA_0 + t * (BETA_1 - BETA_0)
             if self.kind == "ve":
@@ -63,14 +66,23 @@ class Paper:
             return (x + beta * score) / math.sqrt(1 - beta), math.sqrt(beta)
         return 2 * x - math.sqrt(1 - beta) * x + beta * score, math.sqrt(beta)
 
-    def correct(self, x: Tensor, k: int, i: int, n: int, score, batch_mean: bool) -> Tensor:
+    def std(self, t: float) -> float:
+        """The noise of the marginal at t, from the closed forms of appendix B."""
+        if self.kind == "ve":
+            return LOW * (HIGH / LOW) ** t
+        return math.sqrt(1 - math.exp(-0.5 * t**2 * (BETA_1 - BETA_0) - t * BETA_0))
+
+    def correct(self, x: Tensor, k: int, i: int, n: int, score, batch_mean: bool, t: float = 0.0) -> Tensor:
         for j in range(n):
             z, gradient = self.noise.draw(i * n + j, Stream.CORRECTOR), score(x)
             lengths = [torch.stack([v.norm() for v in u]) for u in (z, gradient)]
             if batch_mean:
                 lengths = [u.mean().expand(COUNT) for u in lengths]
             a = 1.0 if self.kind == "ve" else 1 - self.beta(k)
-            e = (2 * a * (self.snr * lengths[0] / lengths[1]) ** 2).reshape(COUNT, 1, 1, 1)
+            ratio = lengths[0] / lengths[1]
+            if self.annealed:
+                ratio = torch.full((COUNT,), self.std(t), dtype=FLOAT64)
+            e = (2 * a * (self.snr * ratio) ** 2).reshape(COUNT, 1, 1, 1)
             x = x + e * gradient + (2 * e).sqrt() * z
         return x
 
@@ -81,7 +93,7 @@ class Paper:
         for i in range(self.N):
             t = 1 - i * (1 - self.eps) / (self.N - 1)
             k = self.N - 1 - i
-            x = self.correct(x, k, i, corrections, lambda y, i=i, t=t: score(y, i, t), batch_mean)
+            x = self.correct(x, k, i, corrections, lambda y, i=i, t=t: score(y, i, t), batch_mean, t)
             mean, std = self.predict(x, t, k, score(x, i, t))
             x = mean + std * self.noise.draw(i)
             found.append((x, mean))
@@ -126,6 +138,31 @@ def test_every_step_is_that_of_the_paper(kind, predictor, corrections, batch_mea
     assert samples.nfe == sampler.nfe == N * (1 + corrections)
 
 
+@pytest.mark.parametrize("predictor", ["none", "reverse_diffusion"])
+@pytest.mark.parametrize("correction", ["langevin", "ald"])
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+def test_corrections_alone_and_annealed_ones_are_the_paper_s(kind, correction, predictor):
+    N, model, eps = 22, ExactModel(IMAGES, SDES[kind]), 1e-5 if kind == "ve" else 1e-3
+    sampler = preset(kind, N, predictor, 2, correction=correction)
+    samples = sampler.sample(model, COUNT, seed=4)
+    paper = Paper(kind, N, eps, predictor, 4, annealed=correction == "ald")
+    steps = paper.run(lambda x, i, t: model.score(x, torch.tensor(t, dtype=FLOAT64)), 2, False)
+    torch.testing.assert_close(samples.x, steps[-1][1], rtol=1e-9, atol=1e-9)
+    assert samples.nfe == sampler.nfe == N * (2 + (predictor != "none"))
+
+
+@pytest.mark.slow
+def test_annealed_langevin_dynamics_draws_from_a_gaussian():
+    """Many short steps at every level, with the noise level alone for their length: the data's law."""
+    model = ExactModel(Gaussian(mean=[0.5], covariance=[0.04]), VESDE(0.01, 5.0))
+    sampler = samplers.score_sde_ve(
+        40, predictor="none", corrections=40, correction="ald", snr=0.2, last_time=1e-3
+    )
+    x = sampler.sample(model, 4000, seed=1).x
+    assert float(x.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.2, rel=0.06)
+
+
 def test_defaults_are_the_published_ones():
     ve = samplers.score_sde_ve()
     assert (ve.num_steps, ve.nfe, ve.corrector.snr, ve.corrector.num_steps) == (1000, 2000, 0.16, 1)
@@ -163,18 +200,24 @@ def chain(kind: str, N: int) -> Chain:
     return Chain.from_sigmas(torch.linspace(math.log(LOW), math.log(HIGH), N, dtype=FLOAT64).exp())
 
 
-@pytest.mark.parametrize("predictor", ["euler_maruyama", "reverse_diffusion", "ancestral"])
+@pytest.mark.parametrize(
+    ("predictor", "corrections", "correction"),
+    [("euler_maruyama", 0, "langevin"), ("reverse_diffusion", 2, "langevin"), ("ancestral", 1, "ald"),
+     ("none", 1, "langevin")],
+)  # fmt: skip
 @pytest.mark.parametrize("kind", ["vp", "ve"])
-def test_a_model_of_indices_is_asked_as_score_sde_asks_it(kind, predictor):
+def test_a_model_of_indices_is_asked_as_score_sde_asks_it(kind, predictor, corrections, correction):
     """VP: labels (N - 1) t, and sigma of the index below; VE: labels are whole."""
     N, eps, network = 40, 1e-5 if kind == "ve" else 1e-3, Labelled()
     predicts = "score" if kind == "ve" else "noise"
     model = IndexedModel(network, chain(kind, N), predicts, (1, 2, 2), fractional=kind == "vp")
-    sampler = preset(kind, N, predictor, 0)
+    sampler = preset(kind, N, predictor, corrections, correction=correction)
     x = sampler.sample(model, COUNT, seed=4).x
     expected = [(N - 1) * (1 - i * (1 - eps) / (N - 1)) for i in range(N)]
     expected = [float(round(c)) for c in expected] if kind == "ve" else expected
-    assert network.labels == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    each = corrections + (predictor != "none")
+    asked = [label for label in expected for _ in range(each)]
+    assert network.labels == pytest.approx(asked, rel=1e-9, abs=1e-9)
     alpha_bar = (1 - torch.linspace(BETA_0 / N, BETA_1 / N, N, dtype=FLOAT64)).cumprod(0)
 
     def score(x: Tensor, i: int, t: float) -> Tensor:
@@ -182,7 +225,8 @@ def test_a_model_of_indices_is_asked_as_score_sde_asks_it(kind, predictor):
             out = network(x, torch.full((COUNT,), expected[i], dtype=FLOAT64))
         return out if kind == "ve" else -out / (1 - alpha_bar[int(expected[i])]).sqrt()
 
-    steps = Paper(kind, N, eps, predictor, 4).run(score, 0, False)
+    paper = Paper(kind, N, eps, predictor, 4, annealed=correction == "ald")
+    steps = paper.run(score, corrections, False)
     torch.testing.assert_close(x, steps[-1][1], rtol=1e-8, atol=1e-8)
 
 
@@ -234,6 +278,9 @@ def test_the_weak_order_is_one(kind, predictor):
         (lambda: samplers.score_sde_ve(corrections=-1), "corrections must be an integer >= 0"),
         (lambda: samplers.score_sde_ve(snr=0.0), "snr must be a finite positive number"),
         (lambda: samplers.score_sde_ve(last_time=0.0), r"last_time must lie in \(0, 1\)"),
+        (lambda: samplers.score_sde_vp(predictor="none"), "leaves all to the corrections, got none"),
+        (lambda: samplers.score_sde_ve(correction="hmc"), "correction must be one of langevin, ald"),
+        (lambda: samplers.score_sde_ve(correction="ald", batch_mean_norms=True), "takes no norms"),
     ],
 )
 def test_bad_options_are_refused(make, message):

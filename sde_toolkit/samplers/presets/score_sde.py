@@ -3,6 +3,7 @@
 Its N times are t_i = T - i (T - eps) / (N - 1), i = 0 .. N - 1.  At each of them, with T = 1,
 
     correct (n times)    x <- x + e score(x, t_i) + sqrt(2 e) z,      e = 2 a (snr |z| / |score|)^2
+                         or, with correction="ald",                   e = 2 a (snr sigma(t_i))^2
     predict              x_mean = x + ...,   x = x_mean + std z,      by one of
 
     "euler_maruyama"     x_mean = x - (f x - g^2 score) / N           std = g / sqrt(N)
@@ -10,11 +11,12 @@ Its N times are t_i = T - i (T - eps) / (N - 1), i = 0 .. N - 1.  At each of the
                          VE: x + (sigma_k^2 - sigma_{k-1}^2) score    std = sqrt(sigma_k^2 - sigma_{k-1}^2)
     "ancestral"          VP: (x + beta score) / sqrt(1 - beta)        std = sqrt(beta)
                          VE: as above, times sigma_{k-1} / sigma_k in the std
+    "none"               x, nothing: the corrections alone follow the noise down
 
 where f, g are those of t_i; beta = beta_k and sigma_k those of k = floor(t_i (N - 1)) in tables of N values,
 beta_k = (beta_min + k / (N - 1) (beta_max - beta_min)) / N and sigma_k geometric from sigma_min to
 sigma_max, sigma_{-1} = 0; a = 1 - beta_k under VP and 1 under VE.  The run ends at the last x_mean
-("noise_removal"), not at eps: the last step goes on from there.
+("noise_removal"), not at eps: the last step goes on from there.  "none" has no mean to end at.
 
 A step is 1 / N long, but its times are (1 - eps) / (N - 1) apart.  With eps = 1 / N, as published for VP,
 both are equal, and Euler-Maruyama is that of ``euler_maruyama`` down to t = 0.  With any other eps the steps
@@ -24,8 +26,8 @@ The published norms are means over the batch, so that samples depend on their ne
 option, ``batch_mean_norms``.
 
 On a model that was trained at the N indices of a chain the network is asked at the labels that score_sde
-passes, (N - 1) t_i under VP, with fractions, and read by sigma of the index below; corrections under VP,
-which were not published for such models, read it by sigma between the indices.
+passes, (N - 1) t_i under VP, with fractions, and read by sigma of the index below, by predictors and
+corrections alike; sigma(t_i) of "ald" stays that of the process in continuous time.
 
 Reference: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (2011.13456), algorithms 1 to 5 and appendices D to G.
@@ -35,24 +37,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.models import ScoreModel
-from sde_toolkit.samplers.correctors import Corrector, norm_ratio
+from sde_toolkit.samplers.correctors import AfterStep, langevin_draws, langevin_steps, norm_ratio
 from sde_toolkit.samplers.equations import ReverseSteps, scheme
 from sde_toolkit.samplers.sampler import Sampler
 from sde_toolkit.sdes import VESDE, VPSDE, ChainSDE, ForwardSDE, LinearBeta, SubVPSDE
 from sde_toolkit.utils import Partial, check_fields, checked, integer
-from solvers import Form, Interval, SchemeMethod, Term
+from solvers import Form, Interval, NoiseSource, SchemeMethod, Term
 
-Predictor = Literal["euler_maruyama", "reverse_diffusion", "ancestral"]
+Predictor = Literal["euler_maruyama", "reverse_diffusion", "ancestral", "none"]
 """The predictors by name."""
+
+Correction = Literal["langevin", "ald"]
+"""The corrections by name: step sizes from norms, or from the noise level (annealed Langevin dynamics)."""
 
 _KINDS: dict[str, type[ForwardSDE]] = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
 _STEP = SchemeMethod(name="one_step", order=1, weak_order=1.0)
+_NO_STEP = SchemeMethod(name="no_step", order=0, nodes=0, nfe_per_step=0)
 _UP = 1e-9
 """What is added before an index is rounded down, for times that are one up to rounding."""
 _SAME = 1e-6
@@ -172,6 +178,8 @@ def _of_chain(sde: ChainSDE, kind: str, num_steps: int, last_time: float) -> Pub
 
 def _rule(k: ReverseSteps, process: Published, predictor: Predictor) -> Form:
     """One step of a predictor, for predictions of the noise."""
+    if predictor == "none":
+        return 1.0 * k.x
     time, h = k.t.time, 1 / process.num_steps
     score = -1 / process.std(time) * k.m[0]
     if predictor == "euler_maruyama" or process.kind == "subvp":
@@ -192,7 +200,7 @@ def _rule(k: ReverseSteps, process: Published, predictor: Predictor) -> Form:
 
 def _equation(model: ScoreModel, kind: str, num_steps: int, last_time: float, predictor: Predictor) -> Term:
     process = published(model.sde, kind, num_steps, last_time)
-    return scheme(Partial(_rule, process, predictor), "noise", noisy=True)(model)
+    return scheme(Partial(_rule, process, predictor), "noise", noisy=predictor != "none")(model)
 
 
 @dataclass(frozen=True)
@@ -218,12 +226,13 @@ class PublishedTimes:
 
 
 @dataclass(frozen=True)
-class PublishedLangevin(Corrector):
+class PublishedLangevin(AfterStep):
     """score_sde's Langevin steps.
 
     Args:
         snr: signal-to-noise ratio of a step.
         num_steps: steps per time.
+        correction: "langevin", step sizes from norms, or "ald", from the noise level.
         batch_mean_norms: whether norms are means over the batch.
         kind: "vp" or "ve".
         num_times: N.
@@ -232,6 +241,7 @@ class PublishedLangevin(Corrector):
 
     snr: float
     num_steps: int
+    correction: Correction
     batch_mean_norms: bool
     kind: str
     num_times: int
@@ -239,46 +249,67 @@ class PublishedLangevin(Corrector):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self._check()
 
-    def step_size(self, model: ScoreModel, interval: Interval, z: Tensor, score: Tensor) -> Tensor:
-        """Step sizes with shape (B,), or () with means over the batch."""
-        ratio = self.snr * norm_ratio(z, score, self.batch_mean_norms)
-        if self.kind == "ve":
-            return 2 * ratio.square()
+    def __call__(
+        self,
+        model: ScoreModel,
+        interval: Interval,
+        x: Tensor,
+        noise: NoiseSource,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Correct x with shape (B, *), given a condition with B rows or None, at the end of the interval."""
+        t = interval.s
         process = published(model.sde, self.kind, self.num_times, self.last_time)
-        beta = process.betas()[process.index(interval.s)]
-        return 2 * (1 - float(beta)) * ratio.square()
+        a = 1.0 if self.kind == "ve" else 1 - float(process.betas()[process.index(t)])
+        sigma, std = process.sde.sigma(process.clock(t)), process.std(t).to(x)
+
+        def score(x: Tensor) -> Tensor:
+            return -model.noise(x, t, condition) / std
+
+        def step_size(z: Tensor, score: Tensor) -> Tensor:
+            annealed = self.correction == "ald"
+            ratio = sigma.to(x) if annealed else norm_ratio(z, score, self.batch_mean_norms)
+            return 2 * a * (self.snr * ratio).square()
+
+        return langevin_steps(x, langevin_draws(self.num_steps, interval, noise), score, step_size)
 
 
 def _sampler(
-    kind: str, num_steps: int, predictor: Predictor, corrections: int, snr: float, batch_mean_norms: bool,
-    noise_removal: bool, last_time: float,
+    kind: str, num_steps: int, predictor: Predictor, corrections: int, correction: Correction, snr: float,
+    batch_mean_norms: bool, noise_removal: bool, last_time: float,
 ) -> Sampler:  # fmt: skip
     integer("num_steps", num_steps, 1)
     integer("corrections", corrections, 0)
-    if predictor not in ("euler_maruyama", "reverse_diffusion", "ancestral"):
+    for name, value, known in (("predictor", predictor, Predictor), ("correction", correction, Correction)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    if predictor == "none" and not corrections:
         raise ValueError(
-            f"predictor must be one of euler_maruyama, reverse_diffusion, ancestral, got {predictor!r}"
+            'predictor="none" leaves all to the corrections, got none; give corrections=1 or more'
         )
+    if correction == "ald" and batch_mean_norms:
+        raise ValueError('correction="ald" takes no norms; leave batch_mean_norms out')
     if not 0 < last_time < 1:
         raise ValueError(f"last_time must lie in (0, 1), got {last_time}")
     corrector = None
     if corrections:
         if not 0 < snr < math.inf:
             raise ValueError(f"snr must be a finite positive number, got {snr}")
-        corrector = PublishedLangevin(snr, corrections, batch_mean_norms, kind, num_steps, last_time)
+        corrector = PublishedLangevin(
+            snr, corrections, correction, batch_mean_norms, kind, num_steps, last_time
+        )
     return Sampler(
         f"score_sde_{kind}",
         Partial(_equation, kind, num_steps, last_time, predictor),
-        _STEP,
+        _NO_STEP if predictor == "none" else _STEP,
         num_steps,
         0.0,
         PublishedTimes(kind, float(last_time)),
         denoise=False,
         corrector=corrector,
         corrector_first=True,
-        last_draw=not noise_removal,
+        last_draw=not noise_removal or predictor == "none",
         options={"predictor": predictor, "noise_removal": noise_removal, "last_time": float(last_time)},
     )
 
@@ -289,6 +320,7 @@ def score_sde_vp(
     *,
     predictor: Predictor = "euler_maruyama",
     corrections: int = 0,
+    correction: Correction = "langevin",
     snr: float = 0.16,
     batch_mean_norms: bool = False,
     noise_removal: bool = True,
@@ -300,8 +332,11 @@ def score_sde_vp(
     1000 indices, all without corrections.
 
     Args:
-        predictor: "euler_maruyama", "reverse_diffusion" or "ancestral", whose variance is beta.
+        predictor: "euler_maruyama", "reverse_diffusion" or "ancestral", whose variance is beta, or "none",
+            the corrections alone.
         corrections: Langevin steps before every step of the predictor.
+        correction: "langevin", step sizes from norms, or "ald", from the noise level (annealed Langevin
+            dynamics).
         snr: signal-to-noise ratio of a correction.
         batch_mean_norms: take the norms of a correction as means over the batch, as published; samples then
             depend on their neighbours.
@@ -312,7 +347,7 @@ def score_sde_vp(
         ValueError: an option out of range; when sampling: a model under another process.
     """
     return _sampler(
-        "vp", num_steps, predictor, corrections, snr, batch_mean_norms, noise_removal, last_time
+        "vp", num_steps, predictor, corrections, correction, snr, batch_mean_norms, noise_removal, last_time
     )  # fmt: skip
 
 
@@ -322,6 +357,7 @@ def score_sde_ve(
     *,
     predictor: Predictor = "reverse_diffusion",
     corrections: int = 1,
+    correction: Correction = "langevin",
     snr: float = 0.16,
     batch_mean_norms: bool = False,
     noise_removal: bool = True,
@@ -330,8 +366,10 @@ def score_sde_ve(
     """The published sampler of score_sde under VE: reverse diffusion, one correction before every step.
 
     Args:
-        predictor: "reverse_diffusion", "euler_maruyama" or "ancestral".
+        predictor: "reverse_diffusion", "euler_maruyama" or "ancestral", or "none", the corrections alone.
         corrections: Langevin steps before every step of the predictor.
+        correction: "langevin", step sizes from norms, or "ald", from the noise level (annealed Langevin
+            dynamics).
         snr: signal-to-noise ratio of a correction: 0.16 for CIFAR-10, 0.17 for CelebA, 0.075 for LSUN, 0.15
             for images of 1024 x 1024.
         batch_mean_norms: take the norms of a correction as means over the batch, as published; samples then
@@ -343,7 +381,7 @@ def score_sde_ve(
         ValueError: an option out of range; when sampling: a model under another process.
     """
     return _sampler(
-        "ve", num_steps, predictor, corrections, snr, batch_mean_norms, noise_removal, last_time
+        "ve", num_steps, predictor, corrections, correction, snr, batch_mean_norms, noise_removal, last_time
     )  # fmt: skip
 
 
@@ -358,4 +396,6 @@ def score_sde_subvp(num_steps: int = 1000, *, noise_removal: bool = True, last_t
     Raises:
         ValueError: an option out of range; when sampling: a model under another process.
     """
-    return _sampler("subvp", num_steps, "euler_maruyama", 0, 0.16, False, noise_removal, last_time)
+    return _sampler(
+        "subvp", num_steps, "euler_maruyama", 0, "langevin", 0.16, False, noise_removal, last_time
+    )
