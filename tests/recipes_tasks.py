@@ -27,6 +27,10 @@ def tasks() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
         ),
         "guidance.inpaint": (guidance.inpaint, lambda: {"model": MODEL, "images": X, "mask": MASK, **quick}),
         "guidance.impute": (guidance.impute, lambda: {"model": MODEL, "rows": ROWS, **quick}),
+        "guidance.calibrate": (
+            guidance.calibrate,
+            lambda: {"model": MODEL, "observation": SEEN, "num_pairs": 40, "level": 0.3, **quick},
+        ),
         "guidance.in_model_scale": (
             guidance.in_model_scale, lambda: {"observation": SEEN, "y": ROWS, "scaling": Scaling.identity()},
         ),

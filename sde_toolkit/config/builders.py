@@ -416,16 +416,29 @@ METHODS: dict[str, type[guidance.Method]] = {
 """How observations guide, by name: gaussianinformed, mmps, dps, ..."""
 
 
-def build_method(text: str) -> guidance.Method:
-    """The method of guidance of this name, with options where they differ, as in "dps(zeta=0.5)".
+POSTERIOR_SAMPLERS: dict[str, type[guidance.TwistedSMC]] = {"smc": guidance.TwistedSMC}
+"""Samplers that are made for observations, by name."""
+
+
+def build_method(text: str, num_steps: int = 50) -> guidance.Method | guidance.TwistedSMC:
+    """The method of guidance of this name, with options where they differ, as in "dps(zeta=0.5)"; or the
+    sampler that is made for observations, as "smc(particles=32)".
+
+    Args:
+        text: the name.
+        num_steps: of such a sampler, where its options do not say.
 
     Raises:
         ValueError: an unknown name or option, or an option out of range.
     """
     name, options = parse_call(text, "method", "dps(zeta=0.5)")
-    kind = METHODS.get(name.lower().replace("_", ""))
+    key = name.lower().replace("_", "")
+    kind: Any = (METHODS | POSTERIOR_SAMPLERS).get(key)
     if kind is None:
-        raise ValueError(f"method must be one of {', '.join(sorted(METHODS))}, got {name!r}")
+        known = ", ".join(sorted(METHODS | POSTERIOR_SAMPLERS))
+        raise ValueError(f"method must be one of {known}, got {name!r}")
+    if key in POSTERIOR_SAMPLERS:
+        options = {"num_steps": num_steps} | options
     valid = tuple(inspect.signature(kind).parameters)
     for option in options:
         if option not in valid:

@@ -1,6 +1,7 @@
 """What changes a model's prediction while sampling: thresholds, classifier-free guidance, observations, and
 the inverse problems that these solve."""
 
+from sde_toolkit.guidance.calibration import Calibration, calibrate
 from sde_toolkit.guidance.classifier import (
     Classifier,
     ClassifierGuidance,
@@ -21,6 +22,7 @@ from sde_toolkit.guidance.classifier_free import (
     guided,
 )
 from sde_toolkit.guidance.compositions import Composed, Composition, composed, product_law
+from sde_toolkit.guidance.draws import NUM_DRAWS
 from sde_toolkit.guidance.evidence import Conditional, Evidence, conditional_log_prob, log_evidence
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
 from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
@@ -41,7 +43,7 @@ from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, Query
 from sde_toolkit.guidance.inverse.projections import DDNM, DiffPIR, ScoreALD
 from sde_toolkit.guidance.inverse.replacement import DDRM, RePaint, Replacement
 from sde_toolkit.guidance.raw_units import in_model_scale
-from sde_toolkit.guidance.tasks import NUM_DRAWS, Restored, impute, inpaint, restore
+from sde_toolkit.guidance.tasks import Restored, impute, inpaint, restore
 from sde_toolkit.guidance.thresholds import (
     DynamicThreshold,
     StaticThreshold,
@@ -60,6 +62,7 @@ __all__ = [
     "TMPD",
     "AutoGuidance",
     "AutoGuided",
+    "Calibration",
     "Classifier",
     "ClassifierFree",
     "ClassifierFreeGuidance",
@@ -96,6 +99,7 @@ __all__ = [
     "Thresholding",
     "TwistedSMC",
     "blur",
+    "calibrate",
     "classifier_guided",
     "colour_mixing",
     "composed",

@@ -7,8 +7,7 @@
 Each draws K samples of p(x0 | y) for every example by a method of this room and a sampler, and tells their
 mean and the interval of every feature (``sde_toolkit.metrics.interval``: 90% needs 19 draws or more).
 
-Draw k of example i of a seed has the noise of sample i 2^32 + k, whatever else is drawn: more draws, other
-examples and other batches leave it as it is, up to rounding.
+Draw k of example i of a seed is the same whatever else is drawn, up to rounding, see ``draws``.
 
 Not promised: the methods are approximate.  Where p(x0 | x_t) has several modes, draws have the wrong share of
 them, and intervals hold the truth less often than they say; ``sde_toolkit.metrics.coverage`` measures it.
@@ -17,37 +16,29 @@ them, and intervals hold the truth less often than they say; ``sde_toolkit.metri
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_toolkit.guidance.draws import (
+    NUM_DRAWS,
+    Plan,
+    PosteriorSampler,
+    Progress,
+    draw_given,
+    plan_draws,
+)
 from sde_toolkit.guidance.inverse.maps import entries
 from sde_toolkit.guidance.inverse.observations import LinearObservation
-from sde_toolkit.guidance.inverse.observed import Observed, default_method
 from sde_toolkit.guidance.inverse.posterior import Method
 from sde_toolkit.guidance.raw_units import in_model_scale, mixes_rows
 from sde_toolkit.metrics import Interval, interval
-from sde_toolkit.models import Condition, DataScale, ScoreModel, in_run
-from sde_toolkit.samplers import Sampler, ddim
+from sde_toolkit.models import Condition, DataScale, ScoreModel
+from sde_toolkit.samplers import Sampler
 from sde_toolkit.utils import as_tensor, checked
-from solvers import Normals
-
-NUM_DRAWS = 19
-"""Draws of every example: the least whose intervals can hold the truth with probability 90%."""
-
-NUM_STEPS = 50
-"""Steps of the sampler that is taken where none is given."""
-
-Progress = Callable[[int], object]
-"""Told after every batch how many draws it finished."""
-
-MOST_STD = 1e15
-"""The largest noise that tells anything in double precision."""
-
-_APART = 1 << 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +75,7 @@ def restore(
     *,
     num_draws: int = NUM_DRAWS,
     method: Method | None = None,
-    sampler: Sampler | None = None,
+    sampler: Sampler | PosteriorSampler | None = None,
     condition: Condition | None = None,
     level: float = 0.9,
     seed: int = 0,
@@ -100,7 +91,7 @@ def restore(
         y: observations with shape (n, *Y), or one with shape Y.
         num_draws: K, at least 1.
         method: how y guides; when None ``default_method``.
-        sampler: when None, DDIM with 50 steps.
+        sampler: when None, DDIM with 50 steps; ``TwistedSMC`` needs no method.
         condition: of a model that takes one: a class for all, or one row per example.
         level: of the intervals, see ``sde_toolkit.metrics.interval``.
         seed: of the draws.
@@ -118,9 +109,9 @@ def restore(
             "observation must have one mask for all rows under this scaling, got entries; call impute"
         )
     posed, values = in_model_scale(observation, y, scaling)
-    plan = _plan(model, posed, method, sampler, num_draws, level, seed, batch_size)
+    plan = plan_draws(model, posed, method, sampler, num_draws, level, seed, batch_size)
     rows = model.conditions(condition, len(values))
-    x, nfe, seconds = _draw(model, plan, values, torch.arange(len(values)), rows, progress)
+    x, nfe, seconds = draw_given(model, plan, values, torch.arange(len(values)), rows, progress)
     return _told(x, nfe, seconds, scaling, plan)
 
 
@@ -198,9 +189,9 @@ def impute(model: ScoreModel, rows: Any, *, std: float = 0.0, **options: Any) ->
 
 def _by_masks(
     model: ScoreModel, y: Tensor, held: Tensor, std: float, *,
-    num_draws: int = NUM_DRAWS, method: Method | None = None, sampler: Sampler | None = None,
-    condition: Condition | None = None, level: float = 0.9, seed: int = 0, batch_size: int = 256,
-    progress: Progress | None = None,
+    num_draws: int = NUM_DRAWS, method: Method | None = None,
+    sampler: Sampler | PosteriorSampler | None = None, condition: Condition | None = None,
+    level: float = 0.9, seed: int = 0, batch_size: int = 256, progress: Progress | None = None,
 ) -> Restored:  # fmt: skip
     """Imputation of rows with one mask after the other."""
     masks, which = held.unique(dim=0, return_inverse=True)
@@ -209,8 +200,8 @@ def _by_masks(
     for k, mask in enumerate(masks):
         at = (which == k).nonzero().flatten()
         posed, values = in_model_scale(LinearObservation(mask.cpu(), std), y[at], scaling)
-        plan = _plan(model, posed, method, sampler, num_draws, level, seed, batch_size)
-        part, nfe, took = _draw(model, plan, values, at, None if given is None else given[at], progress)
+        plan = plan_draws(model, posed, method, sampler, num_draws, level, seed, batch_size)
+        part, nfe, took = draw_given(model, plan, values, at, None if given is None else given[at], progress)
         x = part.new_empty(num_draws, len(y), *part.shape[2:]) if x is None else x
         x[:, at] = part
         total, seconds = total + nfe * len(at), seconds + took
@@ -219,88 +210,12 @@ def _by_masks(
     return _told(x, total / len(y), seconds, scaling, plan)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What all batches share, checked before the first."""
-
-    observation: LinearObservation
-    method: Method
-    sampler: Sampler
-    num_draws: int
-    level: float
-    seed: int
-    batch_size: int
-
-
-def _plan(
-    model: ScoreModel,
-    observation: LinearObservation,
-    method: Method | None,
-    sampler: Sampler | None,
-    num_draws: int,
-    level: float,
-    seed: int,
-    batch_size: int,
-) -> _Plan:
-    for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
-    if float(observation.std.amax()) > MOST_STD:
-        raise ValueError(
-            f"std must be at most {MOST_STD:g} in model scale, got {float(observation.std.amax()):.4g}"
-        )
-    method = default_method(model, observation) if method is None else method
-    method.check(model, observation)
-    sampler = ddim(NUM_STEPS) if sampler is None else sampler
-    return _Plan(observation, method, sampler, num_draws, level, seed, batch_size)
-
-
-def _draw(
-    model: ScoreModel,
-    plan: _Plan,
-    values: Tensor,
-    numbers: Tensor,
-    condition: Tensor | None,
-    progress: Progress | None,
-) -> tuple[Tensor, float, float]:
-    """Draws with shape (K, n, *D) in model scale, network evaluations per draw, and seconds.
-
-    Args:
-        values: observations with shape (n, *Y).
-        numbers: of the examples, with shape (n,), which key their noise.
-        condition: one row per example, or None.
-    """
-    K, n = plan.num_draws, len(values)
-    example, draw = torch.arange(n).repeat_interleave(K), torch.arange(K).repeat(n)
-    keys = numbers.cpu()[example] * _APART + draw
-    prepared = plan.sampler.prepare(model, Observed(plan.observation, values, plan.method))
-    parts, total, seconds = [], 0.0, 0.0
-    for first in range(0, n * K, plan.batch_size):
-        at = example[first : first + plan.batch_size]
-        noise = Normals(
-            plan.seed, keys[first : first + plan.batch_size], model.event_shape, in_run(model).dtype,
-            model.device,
-        )  # fmt: skip
-        seen = Observed(plan.observation, values[at], plan.method)
-        found = dataclasses.replace(prepared, observation=seen).sample(
-            len(at), condition=None if condition is None else condition[at.to(condition.device)],
-            seed=plan.seed, noise=noise,
-        )  # fmt: skip
-        parts.append(found.x)
-        total, seconds = total + found.nfe * len(at), seconds + found.seconds
-        if progress is not None:
-            progress(len(at))
-    x = torch.cat(parts).unflatten(0, (n, K)).transpose(0, 1)
-    return x.contiguous(), total / (n * K), seconds
-
-
-def _told(x: Tensor, nfe: float, seconds: float, scaling: DataScale | None, plan: _Plan) -> Restored:
+def _told(x: Tensor, nfe: float, seconds: float, scaling: DataScale | None, plan: Plan) -> Restored:
     raw = x if scaling is None else scaling.to_data(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     ends = interval(raw, plan.level) if len(raw) > 1 else Interval(raw[0], raw[0], float("nan"))
+    method = plan.sampler if plan.method is None else plan.method
     settings = {
-        "method": repr(plan.method), "observation": repr(plan.observation), "draws": plan.num_draws,
+        "method": repr(method), "observation": repr(plan.observation), "draws": plan.num_draws,
         "seed": plan.seed, **plan.sampler.settings,
     }  # fmt: skip
     return Restored(x, raw, raw.double().mean(0), *ends, nfe, seconds, settings)

@@ -200,3 +200,15 @@ def test_examples_are_interpolated(digits, tmp_path, capsys):
     assert "t_end must lie above" in refused(capsys, *words, "--t_end=7")
     np.save(tmp_path / "one.npy", np.zeros((1, 8, 8), int))
     assert "two examples or more, got 1" in refused(capsys, *words, f"--input={tmp_path / 'one.npy'}")
+
+
+def test_particles_restore_examples(digits, tmp_path, capsys):
+    out = tmp_path / "out.npz"
+    words = ["inpaint", f"--input={digits / 'x.npy'}", "--box=2,2,4,4", f"--output={out}", "--std=1"]
+    shell(*words, "--method=smc(particles=4, kernel=moments)", *QUICK)
+    assert "2 examples by 3 draws" in capsys.readouterr().out
+    with np.load(out) as arrays:
+        assert arrays["draws"].shape == (3, 2, 1, 8, 8)
+        assert "particles=4" in str(arrays["note"])
+    assert "sampler must be left out" in refused(capsys, *words, "--method=smc", "--sampler=ddim")
+    assert "particles must be an integer >= 1" in refused(capsys, *words, "--method=smc(particles=0)")

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sde_toolkit.guidance import Method, Restored
+    from sde_toolkit.guidance import Method, Restored, TwistedSMC
     from sde_toolkit.models import ScoreModel
     from sde_toolkit.samplers import Sampler
 
 METHODS_HELP = (
-    "gaussian_informed, mmps, tmpd, pigdm, dps, ddnm, diffpir, score_ald; with options: 'dps(zeta=0.5)'"
+    "gaussian_informed, mmps, tmpd, pigdm, dps, ddnm, diffpir, score_ald, or smc (particles); with options: "
+    "'dps(zeta=0.5)', 'smc(particles=32)'"
 )
 
 MOST_DRAWS, MOST_EXAMPLES = 5, 12
@@ -44,12 +45,12 @@ class Task(NamedTuple):
 
     Attributes:
         source: of the model.
-        sampler, method: of the draws.
+        sampler, method: of the draws; no method for a sampler that is made for observations.
     """
 
     source: Source
-    sampler: Sampler
-    method: Method
+    sampler: Sampler | TwistedSMC
+    method: Method | None
 
     @property
     def model(self) -> ScoreModel:
@@ -84,16 +85,23 @@ def open_task(options: argparse.Namespace) -> Task:
         ValueError: what cannot be opened or built, or fewer than 2 draws.
     """
     from sde_toolkit.config import build_method, build_sampler
+    from sde_toolkit.guidance import Method
     from sde_toolkit.runs import need_classes
 
     if options.draws < 2:
         raise ValueError(f"draws must be at least 2, for intervals, got {options.draws}")
-    method = build_method(options.method)
+    method = build_method(options.method, 50 if options.num_steps is None else options.num_steps)
     overrides = {"sampling.sampler": "ddim", "sampling.num_steps": 50}
     overrides |= given(options, "sampling", ("sampler", "num_steps", "seed"))
     source = open_source(options, overrides)
     if options.label is not None:
         need_classes(source.model)
+    if not isinstance(method, Method):
+        if options.sampler is not None:
+            raise ValueError(
+                f"sampler must be left out with method {options.method}, which is one, got {options.sampler}"
+            )
+        return Task(source, method, None)
     return Task(source, build_sampler(source.config, model=source.model), method)
 
 

@@ -1,0 +1,161 @@
+"""Draws of p(x0 | y) for many observations: K of each, by a sampler that a method guides, or by a sampler
+that is made for observations (particles).
+
+Draw k of example i of a seed has the noise of sample i 2^32 + k, whatever else is drawn: more draws, other
+examples and other batches leave it as it is, up to rounding.  The draws of one example by particles are of
+one group, as far as it goes, and depend on each other; ``apart`` takes each from a group of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_toolkit.guidance.inverse.observations import LinearObservation, Observation
+from sde_toolkit.guidance.inverse.observed import Observed, default_method
+from sde_toolkit.guidance.inverse.particles import TwistedSMC
+from sde_toolkit.guidance.inverse.posterior import Method
+from sde_toolkit.models import ScoreModel, in_run
+from sde_toolkit.samplers import Sampler, ddim
+from solvers import Normals
+
+NUM_DRAWS = 19
+"""Draws of every example: the least whose intervals can hold the truth with probability 90%."""
+
+NUM_STEPS = 50
+"""Steps of the sampler that is taken where none is given."""
+
+Progress = Callable[[int], object]
+"""Told after every batch how many draws it finished."""
+
+MOST_STD = 1e15
+"""The largest noise that tells anything in double precision."""
+
+_APART = 1 << 32
+
+PosteriorSampler = TwistedSMC
+"""Samplers that are made for observations: no method guides them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all batches share, checked before the first.
+
+    Attributes:
+        observation: in model scale.
+        method: None for a sampler that is made for observations.
+        sampler, num_draws, level, seed, batch_size: as asked for.
+    """
+
+    observation: Observation
+    method: Method | None
+    sampler: Sampler | PosteriorSampler
+    num_draws: int
+    level: float
+    seed: int
+    batch_size: int
+
+
+def plan_draws(
+    model: ScoreModel,
+    observation: Observation,
+    method: Method | None,
+    sampler: Sampler | PosteriorSampler | None,
+    num_draws: int,
+    level: float,
+    seed: int,
+    batch_size: int,
+) -> Plan:
+    """Refuse, with ValueError, numbers out of range, and a method that cannot have this observation."""
+    for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    if isinstance(observation, LinearObservation) and float(observation.std.amax()) > MOST_STD:
+        raise ValueError(
+            f"std must be at most {MOST_STD:g} in model scale, got {float(observation.std.amax()):.4g}"
+        )
+    if isinstance(sampler, PosteriorSampler):
+        if method is not None:
+            raise ValueError(f"method must be left out for {type(sampler).__name__}, got {method!r}")
+        sampler.on(model, observation)
+        return Plan(observation, None, sampler, num_draws, level, seed, batch_size)
+    method = default_method(model, observation) if method is None else method
+    method.check(model, observation)
+    sampler = ddim(NUM_STEPS) if sampler is None else sampler
+    return Plan(observation, method, sampler, num_draws, level, seed, batch_size)
+
+
+def draw_given(
+    model: ScoreModel,
+    plan: Plan,
+    values: Tensor,
+    numbers: Tensor,
+    condition: Tensor | None,
+    progress: Progress | None,
+    apart: bool = False,
+) -> tuple[Tensor, float, float]:
+    """Draws with shape (K, n, *D) in model scale, network evaluations per draw, and seconds.
+
+    Args:
+        values: observations with shape (n, *Y).
+        numbers: of the examples, with shape (n,), which key their noise.
+        condition: one row per example, or None.
+        apart: the draws of one example are independent.
+    """
+    if isinstance(plan.sampler, PosteriorSampler):
+        return _by_example(model, plan, plan.sampler, values, numbers, condition, progress, apart)
+    K, n = plan.num_draws, len(values)
+    example, draw = torch.arange(n).repeat_interleave(K), torch.arange(K).repeat(n)
+    keys = numbers.cpu()[example] * _APART + draw
+    prepared = plan.sampler.prepare(model, Observed(plan.observation, values, plan.method))
+    parts, total, seconds = [], 0.0, 0.0
+    for first in range(0, n * K, plan.batch_size):
+        at = example[first : first + plan.batch_size]
+        noise = Normals(
+            plan.seed, keys[first : first + plan.batch_size], model.event_shape, in_run(model).dtype,
+            model.device,
+        )  # fmt: skip
+        seen = Observed(plan.observation, values[at], plan.method)
+        found = dataclasses.replace(prepared, observation=seen).sample(
+            len(at), condition=None if condition is None else condition[at.to(condition.device)],
+            seed=plan.seed, noise=noise,
+        )  # fmt: skip
+        parts.append(found.x)
+        total, seconds = total + found.nfe * len(at), seconds + found.seconds
+        if progress is not None:
+            progress(len(at))
+    x = torch.cat(parts).unflatten(0, (n, K)).transpose(0, 1)
+    return x.contiguous(), total / (n * K), seconds
+
+
+def _by_example(
+    model: ScoreModel,
+    plan: Plan,
+    sampler: PosteriorSampler,
+    values: Tensor,
+    numbers: Tensor,
+    condition: Tensor | None,
+    progress: Progress | None,
+    apart: bool,
+) -> tuple[Tensor, float, float]:
+    """The same by a sampler that takes one observation after the other."""
+    every = sampler.particles if apart else 1
+    count, parts, nfe, seconds = plan.num_draws * every, [], 0.0, 0.0
+    for i, number in enumerate(numbers.tolist()):
+        row = None if condition is None else condition[i : i + 1]
+        found = sampler.sample(
+            model, count, observation=Observed(plan.observation, values[i]), seed=plan.seed,
+            condition=None if row is None else row.expand(count, *row.shape[1:]),
+            first_sample=-(-number * _APART // every) * every, batch_size=plan.batch_size,
+        )  # fmt: skip
+        parts.append(found.x[::every])
+        nfe, seconds = nfe + found.nfe * every, seconds + found.seconds
+        if progress is not None:
+            progress(plan.num_draws)
+    return torch.stack(parts, 1), nfe / len(values), seconds
