@@ -82,9 +82,11 @@ def affine(model: ScoreModel, t: Tensor) -> tuple[Tensor, Tensor]:
     D = math.prod(model.event_shape)
     units = torch.eye(D, dtype=torch.float64)
     probe = torch.linspace(-2, 2, D, dtype=torch.float64)
-    out = model.denoise(torch.cat([units.new_zeros(1, D), units, probe[None]]), t)
+    states = torch.cat([units.new_zeros(1, D), units, probe[None]])
+    with torch.no_grad():
+        out = model.denoise(states, t)
     m, M = out[0], (out[1:-1] - out[0]).mT
-    assert torch.allclose(out[-1], M @ probe + m, rtol=1e-7, atol=1e-9)
+    assert float((out[-1] - M @ probe - m).abs().max()) < 1e-6 * float(out[-1].abs().max())
     return M, m
 
 
@@ -117,17 +119,16 @@ def _guided(case: Case, method: guidance.Method) -> ScoreModel:
 
 
 def orders() -> list[dict[str, Any]]:
-    """Errors and fitted orders of the samplers, for every method and for the posterior's own model."""
+    """Errors and fitted orders of the samplers given projections, for every method and for the posterior's
+    own model."""
     rows = []
-    for case in cases(0, (0.3,), ("digits",)):
-        models = {"posterior": case.truth} | {k: _guided(case, v) for k, v in exact_methods().items()}
-        for method, model in models.items():
-            for sampler, errors in flow_errors(case, model).items():
-                fit = -float(np.polyfit(np.log2(STEPS[-3:]), np.log2(errors[-3:]), 1)[0])
-                rows.append({
-                    "observation": case.seen, "method": method, "sampler": sampler,
-                    "errors": [digits(e) for e in errors], "order": digits(fit),
-                })  # fmt: skip
+    case = next(case for case in cases(0, (0.3,), ("digits",)) if case.seen == "projection")
+    models = {"posterior": case.truth} | {k: _guided(case, v) for k, v in exact_methods().items()}
+    for method, model in models.items():
+        for sampler, errors in flow_errors(case, model).items():
+            order = -float(np.polyfit(np.log2(STEPS[-3:]), np.log2(errors[-3:]), 1)[0])
+            found = {"errors": [digits(e) for e in errors], "order": digits(order)}
+            rows.append({"method": method, "sampler": sampler} | found)
     return rows
 
 

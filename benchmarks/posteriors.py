@@ -247,6 +247,15 @@ def _summary(values: list[dict[str, float]]) -> dict[str, Any]:
     return out
 
 
+def common(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the noises and evaluations that every problem and observation has."""
+    cells: dict[tuple[str, str], set[tuple[float, int]]] = {}
+    for row in rows:
+        cells.setdefault((row["problem"], row["observation"]), set()).add((row["noise"], row["nfe"]))
+    of_all = set[tuple[float, int]].intersection(*cells.values()) if cells else set()
+    return [row for row in rows if (row["noise"], row["nfe"]) in of_all]
+
+
 def columns(rows: list[dict[str, Any]], measure: str = "W2") -> list[dict[str, Any]]:
     """Per problem and observation (means over noises and evaluations): the best of ours and of azula's."""
     table: dict[tuple[str, str], dict[str, list[float]]] = {}
@@ -280,17 +289,19 @@ def overall(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
 def report(store: Store) -> None:
     """Print how far every method is from the exact posteriors, and write posteriors.json."""
     rows = rows_of(store)
-    for name, values in overall(rows).items():
+    shared = common(rows)
+    for name, values in overall(shared).items():
         print(f"   {name:20s}" + "".join(f"  {key} {value}" for key, value in values.items()))
-    best = {measure: columns(rows, measure) for measure in ("W2", "energy")}
+    best = {measure: columns(shared, measure) for measure in ("W2", "energy")}
     for row in best["W2"] + best["energy"]:
         print("   " + "  ".join(f"{key} {value}" for key, value in row.items()))
     settings = {
         "evaluations": EVALUATIONS, "noises": NOISES, "seeds": SEEDS, "exact draws": EXACT,
         "samples": {name: {nfe: draws(name, nfe) for nfe in EVALUATIONS} for name in problems()},
         "sde": "VPSDE()", "steps": "ancestral, uniform in time, no denoising at the end",
+        "means over": sorted({(row["noise"], row["nfe"]) for row in shared}),
     }  # fmt: skip
-    write_result("posteriors", settings, {"columns": best, "methods": overall(rows), "rows": rows})
+    write_result("posteriors", settings, {"columns": best, "methods": overall(shared), "rows": rows})
 
 
 def main() -> None:

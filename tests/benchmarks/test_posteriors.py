@@ -81,6 +81,15 @@ def test_columns_tell_the_best_of_both() -> None:
     assert posteriors.overall(rows)["B"] == {"2-D": 0.4}
 
 
+def test_means_are_over_what_every_column_has() -> None:
+    def row(problem: str, noise: float, nfe: int) -> dict[str, object]:
+        return {"problem": problem, "observation": "mask", "noise": noise, "nfe": nfe}
+
+    rows = [row("2-D", 0.3, 20), row("2-D", 0.3, 50), row("8-D", 0.3, 20), row("8-D", 0.1, 50)]
+    assert posteriors.common(rows) == [rows[0], rows[2]]
+    assert posteriors.common([]) == []
+
+
 def test_the_tilted_law_is_the_conditional_one_at_scale_one() -> None:
     data = law_of_guidance.law()
     found = law_of_guidance.tilted_quantiles(data, 1.0, 2001)
