@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_toolkit import guidance, samplers
 from sde_toolkit.likelihood import FlowSolver, log_likelihood
-from sde_toolkit.models import ExactModel, Gaussian, GaussianMixture
+from sde_toolkit.models import ExactModel, Gaussian, GaussianMixture, Moments, NetworkModel
 from sde_toolkit.sdes import VESDE, VPSDE, RectifiedFlow, SubVPSDE
 
 SDES = (VPSDE(), SubVPSDE(), VESDE(), RectifiedFlow())
@@ -69,6 +69,53 @@ def test_methods_with_the_exact_covariance_are_exact_on_gaussians(sde, name, met
         wanted = posterior.denoise(x_t, time)
         torch.testing.assert_close(guided.denoise(x_t, time), wanted, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(guided.denoise(x_t, time.expand(6)), wanted, rtol=1e-8, atol=1e-8)
+
+
+def linear_network(J: Tensor, moments: Moments | None) -> NetworkModel:
+    """A network whose clean prediction has the Jacobian J everywhere."""
+    return NetworkModel(
+        lambda x, t: x @ J.mT, VPSDE(), "data", (len(J),), moments=moments, dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["moments", "none"])
+@pytest.mark.parametrize("std", [0.0, 0.02, 0.3])
+def test_no_jacobian_throws_draws_past_the_observation(known: bool, std: float) -> None:
+    """|y - A x0_hat'| <= |y - A x0_hat| where J is neither symmetric nor positive, as that of networks."""
+    methods = [guidance.MMPS(), guidance.MMPS(1), guidance.TMPD(), guidance.TMPD("full")]
+    methods += [guidance.PiGDM("moments")] if known else []
+    data = gaussian(6)
+    moments = Moments(data.mean, data.covariance) if known else None
+    for seed in range(5):
+        model = linear_network(0.3 * _normals(6, 6, seed=seed), moments)
+        for numbers in (1, 4):
+            observation = guidance.LinearObservation(_normals(numbers, 6, seed=seed + 50), std)
+            y = observation.draw(data.sample(20, seed), seed)
+            for method in methods:
+                guided = guidance.PosteriorModel(model, observation, method)
+                for t in (0.1, 0.5, 0.99):
+                    x_t, time = _normals(20, 6, seed=seed + 90), torch.tensor(t, dtype=torch.float64)
+                    off = [
+                        (y - observation.A.forward(x0)).norm(dim=1)
+                        for x0 in (guided.denoise(x_t, time, y), model.denoise(x_t, time))
+                    ]
+                    assert bool((off[0] <= (1 + 1e-9) * off[1]).all()), (method, t)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["moments", "none"])
+def test_mmps_solves_for_any_covariance_of_the_network(known: bool) -> None:
+    """By the direct formula, for a V that is not that of the moments."""
+    root, data = _normals(6, 6, seed=7), gaussian(6)
+    J = 0.1 * root @ root.mT + 0.05 * torch.eye(6, dtype=torch.float64)
+    model = linear_network(J, Moments(data.mean, data.covariance) if known else None)
+    observation = guidance.LinearObservation(_normals(4, 6, seed=8), 0.2)
+    guided, A = guidance.PosteriorModel(model, observation, guidance.MMPS(4)), observation.A.matrix()
+    x_t, y, t = _normals(3, 6, seed=9), _normals(3, 4, seed=10), torch.tensor(0.4, dtype=torch.float64)
+    V = model.sde.sigma(t) ** 2 / model.sde.alpha(t) * J
+    x0_hat = model.denoise(x_t, t)
+    law = A @ V @ A.mT + 0.04 * torch.eye(4, dtype=torch.float64)
+    wanted = x0_hat + torch.linalg.solve(law, (y - x0_hat @ A.mT).mT).mT @ A @ V
+    torch.testing.assert_close(guided.denoise(x_t, t, y), wanted, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", [guidance.GaussianInformed(), guidance.PiGDM("moments"), guidance.MMPS()])

@@ -12,11 +12,15 @@ alpha:
                or that of N(m, S), S (I + S / n^2)^-1               Gaussians
     TMPD       the diagonal matrix of the sums of the rows of V     Gaussians with independent features
                or V itself, column by column                        Gaussians
-    MMPS       V, by conjugate gradients                            Gaussians
+    MMPS       V, by conjugate residuals                            Gaussians
 
 J is taken as fixed: the derivative of V is left out by all of them, and vanishes for Gaussians.  For other
 data none is exact, since p(x0 | x_t) is no Gaussian: where it has several modes, the weights of the modes of
 the posterior come out wrong.
+
+The Jacobian of a network is neither symmetric nor positive, and its error counts n^2 times in V: at high
+noise x' V x has any sign.  So what TMPD, MMPS and PiGDM with moments add to x0_hat is shortened where it
+would leave |y - A x0_hat'| above |y - A x0_hat|.  Where V is a covariance and W is V this changes nothing.
 
 References: Chung et al., DPS (2209.14687), algorithm 1 and theorem 1; Song et al., "Pseudoinverse-Guided
 Diffusion Models for Inverse Problems" (ICLR 2023), eq. 7-8; Boys et al., "Tweedie Moment Projected
@@ -37,6 +41,7 @@ from torch import Tensor
 from sde_toolkit.guidance.inverse.gains import Gains, gains_of
 from sde_toolkit.guidance.inverse.observations import (
     LinearObservation,
+    Measured,
     NonlinearObservation,
     Observation,
     reciprocal,
@@ -130,13 +135,10 @@ class PiGDM(Method):
         x0_hat, seen = query.tracked(), query.measured
         r = seen.residual(x0_hat)
         if self.needs_moments:
-            g = query.plan.solve(query.nsr, r, seen)
-        else:
-            d2, n2 = query.model.data_std**2, query.nsr.square()
-            v = n2 * d2 / (n2 + d2)
-            v = v if v.ndim == 0 else v[:, None]
-            g = seen.of_gram(lambda e: reciprocal(seen.std**2 + v * e), r)
-        return x0_hat + query.spread(seen.backward(g))
+            return x0_hat + _bounded(
+                seen, r, query.spread(seen.backward(query.plan.solve(query.nsr, r, seen)))
+            )
+        return x0_hat + query.spread(seen.backward(_isotropic(query, seen, r)))
 
 
 @dataclass(frozen=True)
@@ -173,18 +175,18 @@ class TMPD(Method):
             ]
         law = torch.stack(columns, 2)
         law = 0.5 * (law + law.mT) + seen.std**2 * units
-        g = _solve(law, r)
-        return x0_hat + query.spread(seen.backward(g))
+        return x0_hat + _bounded(seen, r, query.spread(seen.backward(_solve(law, r))))
 
 
 @dataclass(frozen=True)
 class MMPS(Method):
-    """Moment matching posterior sampling (2405.13712), by conjugate gradients.
+    """Moment matching posterior sampling (2405.13712), by generalised conjugate residuals.
 
     Preconditioned, where the model has moments, by the covariance of y given x_t for Gaussian data, so that
     one iteration solves the system for these; without, by the isotropic one.  V is the model's own in every
-    case: a network whose Jacobian is not symmetric and positive has none, and the iterations of its rows
-    stop.
+    case.  That of a network is neither symmetric nor positive, as the error of its Jacobian counts n^2 times:
+    the paper's conjugate gradients divide by g M g, M = A V A^T + s^2 I, which is then any small number, and
+    throw draws out of the data; here |M g|^2 stands in its place.
 
     Args:
         iterations: at most; each is one backward pass.
@@ -208,45 +210,60 @@ class MMPS(Method):
         """The guided clean prediction with shape (B, *D)."""
         x0_hat, seen = query.tracked(), query.measured
 
-        def law(g: Tensor) -> Tensor:
-            return seen.std**2 * g + seen.forward(query.spread(seen.backward(g)))
-
         def near(g: Tensor) -> Tensor:
             if query.plan is not None:
                 return query.plan.solve(query.nsr, g, seen)
-            d2, n2 = query.model.data_std**2, query.nsr.square()
-            v = n2 * d2 / (n2 + d2)
-            v = v if v.ndim == 0 else v[:, None]
-            return seen.of_gram(lambda e: reciprocal(seen.std**2 + v * e), g)
+            return _isotropic(query, seen, g)
 
-        g = conjugate_gradients(law, seen.residual(x0_hat), near, self.iterations)
-        return x0_hat + query.spread(seen.backward(g))
+        return x0_hat + _matched(query, seen, seen.residual(x0_hat), near, self.iterations)
 
 
-def conjugate_gradients(law: Any, b: Tensor, near: Any, iterations: int) -> Tensor:
-    """law^-1 b with shape (B, m), row by row; a row stops where its residual or its curvature is nothing.
+def _isotropic(query: Query, seen: Measured, r: Tensor) -> Tensor:
+    """(A W A^T + s^2 I)^-1 r with shape (B, m), W = n^2 d^2 / (n^2 + d^2) I."""
+    d2, n2 = query.model.data_std**2, query.nsr.square()
+    v = n2 * d2 / (n2 + d2)
+    v = v if v.ndim == 0 else v[:, None]
+    return seen.of_gram(lambda e: reciprocal(seen.std**2 + v * e), r)
+
+
+def _bounded(seen: Measured, r: Tensor, move: Tensor) -> Tensor:
+    """c times a move of x0_hat with shape (B, *D): c is the most in [0, 1] with |r - c A move| <= |r|, row by
+    row."""
+    image = seen.forward(move)
+    square = image.square().sum(1)
+    length = 2 * (r * image).sum(1) / torch.where(square > 0, square, 1.0)
+    return expand_like(length.clamp(0, 1), move) * move
+
+
+def _matched(query: Query, seen: Measured, r: Tensor, near: Any, iterations: int) -> Tensor:
+    """V A^T g with shape (B, *D), row by row, for g with the least |r - M g| that is reached, M = A V A^T +
+    s^2 I; bounded.
+
+    Generalised conjugate residuals: every iteration takes from r its part along the next image of M, so that
+    r never grows, whatever M is.
 
     Args:
-        law: a symmetric positive map of rows.
-        b: with shape (B, m).
-        near: what is near its inverse.
-        iterations: at most.
+        r: with shape (B, m).
+        near: what is near the inverse of M.
+        iterations: at most, one backward pass each.
     """
-    x, r = torch.zeros_like(b), b
-    z = near(r)
-    p, rz = z, (r * z).sum(1, keepdim=True)
-    least = rz.detach().abs() * (10 * torch.finfo(b.dtype).eps) ** 2
-    for _ in range(min(iterations, b.shape[1])):
-        q = law(p)
-        curvature = (p * q).sum(1, keepdim=True)
-        going = (curvature > 0) & (rz > least)
-        step = torch.where(going, rz / torch.where(going, curvature, 1.0), 0.0)
-        x, r = x + step * p, r - step * q
-        z = near(r)
-        new = (r * z).sum(1, keepdim=True)
-        p = z + torch.where(going, new / torch.where(going, rz, 1.0), 0.0) * p
-        rz = torch.where(going, new, 0.0)
-    return x
+    rest, shift = r, torch.zeros_like(query.x_t).flatten(1)
+    before: list[tuple[Tensor, Tensor, Tensor]] = []  # images, their squares, and what they move x0_hat by
+    for _ in range(min(iterations, r.shape[1])):
+        g = near(rest)
+        move = query.spread(seen.backward(g))
+        image, move = seen.forward(move) + seen.std**2 * g, move.flatten(1)
+        least = image.detach().square().sum(1, keepdim=True) * (10 * torch.finfo(r.dtype).eps) ** 2
+        for other, square, moved in before:
+            part = (image * other).sum(1, keepdim=True) / square
+            image, move = image - part * other, move - part * moved
+        square = image.square().sum(1, keepdim=True)
+        going = square > least
+        square = torch.where(going, square, 1.0)
+        step = torch.where(going, (rest * image).sum(1, keepdim=True) / square, 0.0)
+        rest, shift = rest - step * image, shift + step * move
+        before.append((image, square, move))
+    return _bounded(seen, r, shift.reshape(query.x_t.shape))
 
 
 def _solve(law: Tensor, r: Tensor) -> Tensor:
