@@ -24,13 +24,12 @@ from sde_toolkit.config.builders import (
     held_out,
     is_adaptive,
     likelihood_options,
-    raw_examples,
     resolve_device,
     resolve_dtype,
     sampler_options,
 )
 from sde_toolkit.config.description import Field, describe_fields, list_fields
-from sde_toolkit.config.likelihood_fields import BOUNDS, DEQUANTIZERS
+from sde_toolkit.config.likelihood_fields import BOUNDS, DEQUANTIZERS, example_conditions, raw_examples
 from sde_toolkit.config.loading import (
     checkpoint_config,
     config_from_json,
@@ -79,6 +78,7 @@ __all__ = [
     "configs",
     "describe_fields",
     "describe_sampler",
+    "example_conditions",
     "held_out",
     "is_adaptive",
     "likelihood_options",

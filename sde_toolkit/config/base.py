@@ -27,11 +27,11 @@ from sde_toolkit.config.trees import ConfigDict
 
 _TOY = {"num_train": 8192, "num_test": 2048, "seed": 0}
 _FILES = {"source": "", "digest": "", "layout": "auto", "shape": (), "levels": 0, "key": "", "labels": "",
-          "columns": "", "colour": "auto", "alpha": "raise", "resize": 0, "crop": 0, "on_error": "raise",
-          "scaling": "auto", "bounds": "", "angles": "", "missing": "raise",
+          "conditions": "", "columns": "", "colour": "auto", "alpha": "raise", "resize": 0, "crop": 0,
+          "on_error": "raise", "scaling": "auto", "bounds": "", "angles": "", "missing": "raise",
           "held_out": "0.1", "split_seed": 0,
           "flip": "none", "training": "uniform", "workers": 0}  # fmt: skip
-_NETWORK = {"predicts": "residual", "num_classes": 0, "max_angle": networks.MAX_ANGLE,
+_NETWORK = {"predicts": "residual", "num_classes": 0, "condition_shape": (), "max_angle": networks.MAX_ANGLE,
             "self_conditioning": False}  # fmt: skip
 _LEVELS = {
     "channels": (32, 64),

@@ -173,10 +173,11 @@ def build_network(config: Config, event_shape: tuple[int, ...], data_std: float 
     if options.get("fourier"):
         options["noise_level"] = NoiseLevel(build_sde(config), data_std)
     if _has_missing(config):
-        if options.get("num_classes") or itself:
+        if options.get("num_classes") or options.get("condition_shape") or itself:
             raise ValueError(
-                "config.model must have num_classes 0 and self_conditioning false where entries may be "
-                f"missing, got {options.get('num_classes')} and {itself}; take a class as a column"
+                "config.model must have num_classes 0, no condition_shape and self_conditioning false where "
+                f"entries may be missing, got {options.get('num_classes')}, {options.get('condition_shape')} "
+                f"and {itself}; take a class or a condition as columns"
             )
         options["condition_shape"] = event_shape
     learned = config.loss.name == "hybrid"
@@ -389,13 +390,6 @@ def held_out(config: Config, dataset: data.Dataset) -> Tensor:
     """The examples of ``config.likelihood``, with shape (M, *) in model scale."""
     x = REAL[config.likelihood.split](dataset)
     return x[: config.likelihood.num_examples] if config.likelihood.num_examples else x
-
-
-def raw_examples(config: Config, dataset: data.Dataset) -> Tensor:
-    """The examples of ``config.likelihood``, with shape (M, *): grey levels, or in model scale."""
-    splits = {"train": (dataset.train,), "test": (dataset.test,), "all": (dataset.train, dataset.test)}
-    count = config.likelihood.num_examples or None
-    return torch.cat([part[:count] for part in splits[config.likelihood.split]])[:count]
 
 
 def likelihood_options(config: Config) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""The section ``likelihood``: its fields, and the objects that its names stand for."""
+"""The section ``likelihood``: its fields, the objects that its names stand for, and the examples it means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from sde_toolkit.config.trees import Config
 from sde_toolkit.data import Dataset
@@ -116,3 +119,21 @@ def build_options(section: Config) -> dict[str, Any]:
         "endpoint": Endpoint(section.endpoint, section.prior),
         "num_diagnostic_samples": count,
     }
+
+
+def raw_examples(config: Config, dataset: Dataset) -> Tensor:
+    """The examples of ``config.likelihood``, with shape (M, *): grey levels, or in model scale."""
+    return _of_split(config, dataset.train, dataset.test)
+
+
+def example_conditions(config: Config, dataset: Dataset) -> Tensor | None:
+    """The conditions of these examples, with shape (M, d) or (M, L, d); None for data without."""
+    train, test = dataset.conditions_train, dataset.conditions_test
+    return None if train is None or test is None else _of_split(config, train, test)
+
+
+def _of_split(config: Config, train: Any, test: Tensor) -> Tensor:
+    """Rows of the split, from a tensor or from examples that are read when they are indexed."""
+    splits = {"train": (train,), "test": (test,), "all": (train, test)}
+    count = config.likelihood.num_examples or None
+    return torch.cat([part[:count] for part in splits[config.likelihood.split]])[:count]

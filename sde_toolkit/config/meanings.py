@@ -52,6 +52,10 @@ ABOUT: dict[str, About] = {
     "data.columns": About("columns of a table, with commas between; empty for all"),
     "data.colour": About("of images; auto is grey if all of them are"),
     "data.alpha": About("what is done with transparent images: refuse them, or put them on white"),
+    "data.conditions": About(
+        "conditions of the examples that are no classes: columns of a table with commas between, a key of an "
+        ".npz file, or an .npy file with a row for each example"
+    ),
     "data.resize": About("shorter side of images in pixels, 0 for their own", 0, 1 << 16),
     "data.crop": About("side of the square from the middle of images in pixels, 0 for all", 0, 1 << 16),
     "data.on_error": About("what is done with images that cannot be read: refuse or leave them out"),
@@ -87,6 +91,11 @@ ABOUT: dict[str, About] = {
     "model.name": About("the network"),
     "model.predicts": About("what the network puts out; diffusers' names are understood"),
     "model.num_classes": About("number of classes of a network with labels, 0 for none", _NATURAL, 10**6),
+    "model.condition_shape": About(
+        "shape of conditions that are no classes, as 3 for vectors or 8,16 for tokens; when empty, that of "
+        "data.conditions",
+        _COUNT,
+    ),
     "model.self_conditioning": About(
         "whether the network sees its own first answer, for twice the evaluations"
     ),

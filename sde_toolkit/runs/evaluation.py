@@ -35,6 +35,7 @@ from sde_toolkit.config import (
     BOUNDS,
     DEQUANTIZERS,
     Config,
+    example_conditions,
     likelihood_options,
     override_config,
     raw_examples,
@@ -109,7 +110,9 @@ class Evaluation:
     @property
     def _given(self) -> str:
         label = self.settings.get("label")
-        return "" if label is None else f" of class {label}, given the class"
+        if label is not None:
+            return f" of class {label}, given the class"
+        return ", given their conditions" if "conditions" in self.settings else ""
 
     @property
     def sentence(self) -> str:
@@ -199,6 +202,8 @@ def evaluate_likelihood(
     """
     section = run.config.likelihood
     given = {} if label is None else {"label": label}
+    if run.model.condition_shape is not None and run.config.data.get("conditions"):
+        given["conditions"] = run.config.data.conditions
     settings = json.loads(json.dumps({**section.to_dict(), "model": run.fingerprint, **given}))
     known = load_evaluation(run, directory, label)
     if known is not None and known.settings == settings:
@@ -209,12 +214,14 @@ def evaluate_likelihood(
         model = run.model.given(label)
     dataset, begin = examples_of_class(run.dataset(), label), time.perf_counter()
     examples = raw_examples(run.config, dataset)
+    rows = example_conditions(run.config, dataset) if "conditions" in given else None
     model = _watched(run, model, dataset, examples, watch)
     compute = _continuous if dataset.levels is None else _discrete
     path = evaluation_path(directory, section.split, label)
     with launched() as processes, kept_parts(path, settings | {"data": dataset.digest}) as parts:
         keeping = KeepingProcesses(processes.rank, processes.count, parts, shard=shard, merging=merging)
-        bits, nfe, budget, bounds = compute(_for_shard(run.config, shard), model, dataset, examples, keeping)
+        config = _for_shard(run.config, shard)
+        bits, nfe, budget, bounds = compute(config, model, dataset, examples, rows, keeping)
         if shard is not None:
             raise ShardFinishedError
     lines = () if budget is None else tuple(budget.lines(examples[0].numel() - dataset.scaling.num_added))
@@ -245,16 +252,19 @@ Found = tuple[Tensor, Tensor, Budget | None, tuple[tuple[str, float, float], ...
 
 
 def _continuous(
-    config: Config, model: ScoreModel, dataset: Dataset, x: Tensor, processes: Processes
+    config: Config, model: ScoreModel, dataset: Dataset, x: Tensor, rows: Tensor | None, processes: Processes
 ) -> Found:
     log_det, x = dataset.scaling.log_det(x), x.to(model.device, model.dtype)
     if bool(x.isnan().any()):
         return _observed(config, model, x, log_det, processes)
     found = log_likelihood(
-        model, x, **likelihood_options(config), log_det_per_dim=log_det / x[0].numel(), processes=processes
-    )
+        model, x, condition=rows, **likelihood_options(config), log_det_per_dim=log_det / x[0].numel(),
+        processes=processes,
+    )  # fmt: skip
     share = x[0].numel() / (x[0].numel() - dataset.scaling.num_added)  # bits per dimension of the data
-    bounds = tuple((n, share * m, share * e) for n, m, e in _bounds(config, model, x, -log_det, processes))
+    bounds = tuple(
+        (n, share * m, share * e) for n, m, e in _bounds(config, model, x, -log_det, rows, processes)
+    )
     return share * found.bits_per_dim, found.nfe, found.budget, bounds
 
 
@@ -281,7 +291,12 @@ def _observed(config: Config, model: ScoreModel, x: Tensor, log_det: Tensor, pro
 
 
 def _discrete(
-    config: Config, model: ScoreModel, dataset: Dataset, values: Tensor, processes: Processes
+    config: Config,
+    model: ScoreModel,
+    dataset: Dataset,
+    values: Tensor,
+    rows: Tensor | None,
+    processes: Processes,
 ) -> Found:
     section, options = config.likelihood, likelihood_options(config)
     dequantizer = DEQUANTIZERS[section.dequantization](model, dataset, options.pop("t_min"))
@@ -294,8 +309,8 @@ def _discrete(
         several = num_samples > 1 and not isinstance(chosen, ExactDivergence)
         second = functools.partial(density, seed=options["seed"] + 1) if several else None
         return discrete_log_likelihood(
-            model, v, dequantizer, num_samples=num_samples, seed=section.seed, log_likelihood=density,
-            second=second,
+            model, v, dequantizer, condition=None if rows is None else rows[: len(v)],
+            num_samples=num_samples, seed=section.seed, log_likelihood=density, second=second,
         )  # fmt: skip
 
     found = bound(values, section.num_importance, processes)
@@ -303,7 +318,8 @@ def _discrete(
     budget = None
     if len(few):
         x, _ = _first_draw(config, model, dequantizer, few)
-        budget = log_likelihood(model, x, **options, t_min=dequantizer.t_min).budget
+        given = None if rows is None else rows[: len(few)]
+        budget = log_likelihood(model, x, condition=given, **options, t_min=dequantizer.t_min).budget
         assert budget is not None
         seen = bound(few, GAP_DRAWS, None)
         shift = seen.gap if section.num_importance == 1 else seen.nats - found.nats[: len(few)]
@@ -314,7 +330,7 @@ def _discrete(
             budget = _without_truncation(budget)
     x, log_q = _first_draw(config, model, dequantizer, values)
     alpha = dequantizer.alpha
-    bounds = _bounds(config, model, x / alpha, log_q + x[0].numel() * math.log(alpha), processes)
+    bounds = _bounds(config, model, x / alpha, log_q + x[0].numel() * math.log(alpha), rows, processes)
     return found.bits_per_dim, found.nfe, budget, bounds
 
 
@@ -335,7 +351,7 @@ def _first_draw(
 
 @torch.no_grad()
 def _bounds(
-    config: Config, model: ScoreModel, x0: Tensor, log_q: Tensor, processes: Processes
+    config: Config, model: ScoreModel, x0: Tensor, log_q: Tensor, rows: Tensor | None, processes: Processes
 ) -> tuple[tuple[str, float, float], ...]:
     """Name, mean and standard error of every bound asked for, in bits per dimension."""
     section, found = config.likelihood, []
@@ -343,12 +359,12 @@ def _bounds(
     draws = BoundDraws(num_draws=_BOUND_DRAWS)
     for name in BOUNDS[section.bounds]:
         if name == "continuous":
-            made = continuous_bound(model, x0, draws=draws, t_min=section.t_min, **options)
+            made = continuous_bound(model, x0, condition=rows, draws=draws, t_min=section.t_min, **options)
         else:
             own = getattr(model.sde, "chain", None)
             chain = model.sde.discretize(_CHAIN_STEPS) if own is None else own
             steps: Literal["learned", "large"] = "learned" if model.learned_variance else "large"
-            made = discrete_bound(model, x0, chain, variance=steps, draws=draws, **options)
+            made = discrete_bound(model, x0, chain, condition=rows, variance=steps, draws=draws, **options)
         bits = (log_q - made.nats.cpu()) / (x0[0].numel() * math.log(2))
         found.append((f"{name} bound", float(bits.mean()), _standard_error(bits.numpy())))
     return tuple(found)

@@ -243,3 +243,20 @@ def test_three_commands_are_enough(tmp_path, capsys, make, count, options) -> No
     if make in (spiral, table):  # trained: the distance is small beside that of a shifted copy
         records = json.loads((workdir / "records.json").read_text())["records"]
         assert min(row["value"] for row in records) < 0.1
+
+
+def test_a_table_with_columns_that_are_conditions(tmp_path, capsys):
+    """x is 2 c with noise: conditions are trained on, evaluated and sampled by, as the data give them."""
+    c = RNG.normal(size=(200, 1))
+    x = 2 * c + 0.3 * RNG.normal(size=(200, 2))
+    path, run = tmp_path / "t.csv", f"--workdir={tmp_path / 'run'}"
+    np.savetxt(path, np.concatenate([x, c], 1), delimiter=",", header="a,b,c", comments="")
+    shell("train", run, f"--data={path}", "--config.data.conditions=c", *FEW, *VECTORS)
+    model = runs.open_run(tmp_path / "run").model
+    assert (model.event_shape, model.condition_shape) == ((2,), (1,))
+    shell("train", run, "--config.training.num_steps=8")  # goes on without saying it again
+    capsys.readouterr()
+    shell("likelihood", run, *BRIEF["likelihood"])
+    assert "given their conditions" in capsys.readouterr().out
+    (tmp_path / "mine.py").write_text("import numpy as np\nasked = np.array([[-1.0], [1.0]])\n")
+    shell("sample", run, f"--conditions={tmp_path / 'mine.py'}:asked", *BRIEF["sample"])

@@ -63,8 +63,7 @@ def test_fields_and_defaults_are_those_of_the_object(fields, made):
     options = {
         p.name: p.default for p in inspect.signature(made).parameters.values() if p.name != "event_shape"
     }
-    # not fields: they follow from the rest of the configuration, whose data have no conditions but labels
-    for built in ("seed", "noise_level", "condition_shape", "ema_traces"):
+    for built in ("seed", "noise_level", "ema_traces"):  # they follow from the rest of the configuration
         options.pop(built, None)
     of_model = ("predicts", "self_conditioning")  # the network is made, and then read or wrapped
     assert {name: value for name, value in fields.items() if name not in of_model} == options

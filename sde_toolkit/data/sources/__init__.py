@@ -8,10 +8,10 @@ from sde_toolkit.data.sources.opening import (
     absolute_places,
     absolute_source,
     is_function,
-    is_share,
     open_data,
     open_rows,
 )
+from sde_toolkit.data.sources.splitting import is_share
 
 __all__ = [
     "ALPHA",

@@ -44,13 +44,14 @@ def read_npy(path: Path) -> np.ndarray | MappedArray:
         raise ValueError(f"{path} must be an .npy file of numbers: {error}") from None
 
 
-def read_npz(path: Path, key: str = "", labels: str = "") -> Raw:
-    """The examples and labels of an .npz file.
+def read_npz(path: Path, key: str = "", labels: str = "", conditions: str = "") -> Raw:
+    """The examples, labels and conditions of an .npz file.
 
     Args:
         path: of the file.
         key: of the examples; it may be left out where one array alone can be meant.
         labels: key of the labels; "" takes one of the usual names if there is one, "none" no labels.
+        conditions: key of the conditions; "" for none.
 
     Raises:
         ValueError: the file is damaged, a key is missing or not given where several could be meant.
@@ -69,14 +70,16 @@ def read_npz(path: Path, key: str = "", labels: str = "") -> Raw:
     except Exception as error:  # numpy and zipfile raise whatever their parsers do
         raise ValueError(f"{path} must be an .npz file of arrays: {error}") from None
     label_key = _label_key(path, labels, list(shapes))
-    key = key or _only_candidate(path, shapes, label_key)
-    if key not in shapes:
-        raise ValueError(f"{path} has no array {key!r}; data.key may be one of {', '.join(shapes)}")
+    key = key or _only_candidate(path, shapes, (label_key, conditions))
+    for field, name in (("key", key), ("conditions", conditions)):
+        if name not in shapes and (name or field == "key"):
+            raise ValueError(f"{path} has no array {name!r}; data.{field} may be one of {', '.join(shapes)}")
     examples = _load(path, key, shapes[key])
+    rows = _load(path, conditions, shapes[conditions]) if conditions else None
     if label_key is None:
-        return Raw(examples)
+        return Raw(examples, conditions=rows)
     numbers, classes = label_numbers(_load(path, label_key, shapes[label_key]), f"{label_key!r} in {path}")
-    return Raw(examples, numbers, classes)
+    return Raw(examples, numbers, classes, conditions=rows)
 
 
 Header = tuple[tuple[int, ...], np.dtype]
@@ -122,8 +125,8 @@ def _label_key(path: Path, labels: str, keys: list[str]) -> str | None:
     return next((name for name in _LABEL_KEYS if name in keys and len(keys) > 1), None)
 
 
-def _only_candidate(path: Path, shapes: dict[str, Header], label_key: str | None) -> str:
-    rest = [name for name, (shape, _) in shapes.items() if name != label_key and len(shape) >= 2]
+def _only_candidate(path: Path, shapes: dict[str, Header], others: tuple[str | None, ...]) -> str:
+    rest = [name for name, (shape, _) in shapes.items() if name not in others and len(shape) >= 2]
     if len(rest) != 1:
         known = ", ".join(f"{name} {shape}" for name, (shape, _) in shapes.items()) or "none"
         raise ValueError(f"{path} must say which array holds the examples: give data.key; arrays: {known}")

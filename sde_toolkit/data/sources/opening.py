@@ -17,28 +17,33 @@ from sde_toolkit.data.dataset import Dataset, Flip, Training, moments_of
 from sde_toolkit.data.missing import Missing, check_incomplete, check_missing, observed_moments
 from sde_toolkit.data.rows import Rows
 from sde_toolkit.data.scaling import Scaling
-from sde_toolkit.data.sources.arrays import read_npy, read_npz
-from sde_toolkit.data.sources.folders import SUFFIXES, ImageOptions, read_folder, read_picture
+from sde_toolkit.data.sources.folders import SUFFIXES, ImageOptions, read_picture
 from sde_toolkit.data.sources.layout import arranged, numbers, stored_rows
 from sde_toolkit.data.sources.named import (
     FUNCTION,
     HUGGING_FACE,
     call_function,
     raw_from,
-    read_hugging_face,
 )
-from sde_toolkit.data.sources.raw import Raw, chunks_of, label_numbers
-from sde_toolkit.data.sources.tables import read_csv, read_parquet
+from sde_toolkit.data.sources.raw import Raw, chunks_of
+from sde_toolkit.data.sources.reading import KINDS, Reading, read_source
+from sde_toolkit.data.sources.splitting import (
+    Parts,
+    beside,
+    divided,
+    is_share,
+    joint_digest,
+    read_held_out,
+    share_of,
+)
 from sde_toolkit.data.support import Support
-from sde_toolkit.utils import Stream, checked, integer, permutation
+from sde_toolkit.utils import checked, integer
 
 SCALINGS = ("auto", "common", "per_coordinate", "whiten", "none")
 """How continuous data can be scaled."""
 
 MAX_HELD_OUT = 1 << 32
 """Most bytes of held-out examples."""
-
-KINDS = ".npy, .npz, .csv, .parquet, a folder of images, hf:NAME, or package.module:function"
 
 
 def is_function(source: str) -> bool:
@@ -66,23 +71,16 @@ def absolute_source(source: str) -> str:
 
 
 def absolute_places(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a configuration with the places of data, "data.source" and "data.held_out", as they are found
-    from any directory; a share of held-out examples stays one."""
+    """Fields of a configuration with the places of data, "data.source", "data.held_out" and a file of
+    "data.conditions", as they are found from any directory; a share of held-out examples stays one."""
     found = dict(fields)
+    if str(found.get("data.conditions", "")).lower().endswith(".npy"):
+        found["data.conditions"] = absolute_source(str(found["data.conditions"]))
     for name in ("data.source", "data.held_out"):
         place = found.get(name)
         if isinstance(place, (str, Path)) and str(place).strip() and not is_share(str(place)):
             found[name] = absolute_source(str(place))
     return found
-
-
-def is_share(text: str) -> bool:
-    """Whether the held-out examples are told by a share of all."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 @checked
@@ -106,6 +104,7 @@ def open_data(
     bounds: str = "",
     missing: Missing = "raise",
     angles: str = "",
+    conditions: str = "",
 ) -> Dataset:
     """A data set from a file, a folder, a named data set or a function.
 
@@ -135,6 +134,8 @@ def open_data(
             random; "raise" refuses them.
         angles: columns of vectors that are angles, with their intervals, as ``Circles.of_text`` reads them:
             "direction=0:360"; "" for none.  In model scale each is a point of a plane.
+        conditions: of the examples, that are no classes: columns of a table with commas between, the key of
+            an array in an .npz file, or the path of an .npy file, (N, d) or (N, L, d); "" for none.
 
     Raises:
         ValueError: the source is missing or damaged, or does not fit the options; every sentence says what
@@ -148,37 +149,47 @@ def open_data(
         _check_there(name)
     made = call_function(name) if is_function(name) else None
     if isinstance(made, Dataset):
-        train = made.train[:].numpy()
-        found = Raw(train, None if made.labels_train is None else made.labels_train.numpy()).digest()
-        _check_digest(source, digest, found)
-        return replace(made, digest=found, workers=workers or made.workers)
-    raw = raw_from(made, name) if made is not None else _read(name, key, labels, columns, images, some)
+        return _of_function(made, source, digest, workers)
+    how = Reading(key, labels, columns, conditions, images, some)
+    raw = raw_from(made, name) if made is not None else read_source(name, how)
+    _check_conditions(conditions, raw, name, some)
     x, known = _examples(raw, layout, shape, levels, name, some)
     circles = _circles(angles, raw.columns, x, known, some)
-    x, share = _on_planes(x, circles, 0), _share(held_out)
+    x, share = _on_planes(x, circles, 0), share_of(held_out)
     if share is None:
-        other = _read_held_out(str(held_out), key, labels, columns, images, some)
+        other = read_held_out(absolute_source(str(held_out)), how)
         held, _ = _examples(other, layout, shape, known or 0, str(held_out), some)
-        held = _on_planes(held, circles, 1)
-        digests = raw.digest(), other.digest()
-        _check_others(digests, held_out, name)
-        parts = (_parts(x), _parts(held), raw.labels, _same_classes(raw, other))
-        found = digests[0][:32] + digests[1][:32]
+        parts = beside(x, raw, _on_planes(held, circles, 1), other)
+        found = joint_digest(raw, other, held_out, name)
     else:
-        train, test = _split(len(x), share, split_seed, name)
-        split = (None, None) if raw.labels is None else (raw.labels[train], raw.labels[test])
-        parts = (_parts(x, train), _parts(x, test), *split)
-        found = raw.digest()
+        parts, found = divided(x, raw, share, split_seed, name), raw.digest()
     _check_digest(source, digest, found)
     kind = ("per_coordinate" if raw.table else "common") if scaling == "auto" else scaling
     try:
         maps = _support(bounds, raw.columns, circles), circles
         made_set = _dataset(name, parts, known, kind, training, maps, some)
         return replace(
-            made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip, workers=workers
-        )
+            made_set, digest=found, classes=raw.classes, columns=raw.columns, flip=flip, workers=workers,
+            conditions_train=parts.conditions[0], conditions_test=parts.conditions[1],
+        )  # fmt: skip
     except ValueError as error:  # of the data set itself, which does not know where it comes from
         raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from None
+
+
+def _of_function(made: Dataset, source: str | Path, digest: str, workers: int) -> Dataset:
+    """A data set that a function has made, with the digest of what it holds."""
+    arrays = (None if part is None else part.numpy() for part in (made.labels_train, made.conditions_train))
+    labels, conditions = arrays
+    found = Raw(made.train[:].numpy(), labels, conditions=conditions).digest()
+    _check_digest(source, digest, found)
+    return replace(made, digest=found, workers=workers or made.workers)
+
+
+def _check_conditions(asked: str, raw: Raw, name: str, missing: bool) -> None:
+    """Refuse conditions where there are none."""
+    if asked and (missing or raw.conditions is None):
+        got = "data.missing=mask" if missing else f"a function, {name}; let it return a Dataset with them"
+        raise ValueError(f"data.conditions must be left out here, got {asked!r} for {got}")
 
 
 def _check_there(name: str) -> None:
@@ -190,49 +201,12 @@ def _check_there(name: str) -> None:
         )
 
 
-def _read_held_out(
-    source: str, key: str, labels: str, columns: str, images: ImageOptions, missing: bool
-) -> Raw:
-    try:
-        return _read(absolute_source(source), key, labels, columns, images, missing)
-    except ValueError as error:
-        raise ValueError(f"data.held_out: {error}") from None
-
-
-def _check_others(digests: tuple[str, str], held_out: float | str | Path, name: str) -> None:
-    if digests[0] == digests[1]:
-        raise ValueError(
-            f"data.held_out must hold other examples than those of training, got the same in {held_out} "
-            f"and {name}; give a share such as 0.1, or another source"
-        )
-
-
 def _check_digest(source: str | Path, expected: str, found: str) -> None:
     if expected not in ("", found):
         raise ValueError(
             f"the data in {source} must be those of the run (digest {expected[:12]}...), got others "
             f"({found[:12]}...); restore them, or start another run"
         )
-
-
-def _read(name: str, key: str, labels: str, columns: str, images: ImageOptions, missing: bool) -> Raw:
-    if name.startswith(HUGGING_FACE):
-        return read_hugging_face(name.removeprefix(HUGGING_FACE), images, key, labels)
-    path = Path(name)
-    if path.is_dir():
-        return read_folder(path, images, labels)
-    if not path.is_file():
-        raise ValueError(f"data source {name} does not exist; it may be {KINDS}")
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return Raw(read_npy(path))
-    if suffix == ".npz":
-        return read_npz(path, key, labels)
-    if suffix in (".csv", ".tsv", ".txt"):
-        return read_csv(path, columns, labels, missing)
-    if suffix in (".parquet", ".pq"):
-        return read_parquet(path, columns, labels, missing)
-    raise ValueError(f"data source {name} has an unknown ending {suffix!r}; it may be {KINDS}")
 
 
 def _examples(
@@ -248,51 +222,16 @@ def _examples(
         raise ValueError(f"{name}: {error}") from None
     if raw.labels is not None and len(raw.labels) != len(x):
         raise ValueError(f"{name} must have one label per example, got {len(raw.labels)} for {len(x)}")
-    return x, known
-
-
-def _parts(x: np.ndarray | Rows, indices: np.ndarray | None = None) -> Tensor | Rows:
-    """The examples of these indices, all without: in memory, or in their store."""
-    if isinstance(x, Rows):
-        return x if indices is None else x.take(indices)
-    return torch.from_numpy(np.array(x if indices is None else x[indices]))
-
-
-def _share(held_out: float | str | Path) -> float | None:
-    """The fraction that is meant, None for a source."""
-    try:
-        share = float(held_out)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    if not 0 < share < 1:
-        raise ValueError(f"data.held_out must be a fraction in (0, 1) or a path, got {held_out}")
-    return share
-
-
-def _split(count: int, share: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    if count < 2:
+    if raw.conditions is not None and len(raw.conditions) != len(x):
         raise ValueError(
-            f"{name} must hold at least 2 examples, one to train on and one held out, got {count}"
+            f"{name} must have one row of data.conditions per example, got {len(raw.conditions)} for {len(x)}"
         )
-    num_test = min(max(round(share * count), 1), count - 1)
-    order = permutation(count, seed, 0, Stream.SPLIT).numpy()
-    return order[num_test:], order[:num_test]
-
-
-def _same_classes(raw: Raw, other: Raw) -> np.ndarray | None:
-    """The held-out labels in the numbers of the training classes."""
-    if raw.labels is None or other.labels is None or raw.classes == other.classes:
-        return other.labels if raw.labels is not None else None
-    names = np.array(other.classes)[other.labels] if other.classes else other.labels.astype(str)
-    unknown = sorted(set(names.tolist()) - set(raw.classes))
-    if unknown:
-        raise ValueError(f"the held-out data have labels that training has not: {', '.join(unknown[:5])}")
-    return label_numbers(np.array([raw.classes.index(name) for name in names]), "labels")[0]
+    return x, known
 
 
 def _dataset(
     name: str,
-    parts: tuple[Tensor | Rows, Tensor | Rows, np.ndarray | None, np.ndarray | None],
+    parts: Parts,
     levels: int | None,
     scaling: str,
     training: Training,
@@ -307,10 +246,9 @@ def _dataset(
         raise ValueError(
             f"data.bounds are those of continuous data that are scaled, got {got}; leave them out"
         )
-    train, test = parts[0], _in_memory(parts[1], name)
+    train, test = parts.train, _in_memory(parts.test, name)
     if missing and isinstance(train, Tensor):
         check_incomplete("training data", train, levels, all_columns=True)
-    labels_train, labels_test = (None if part is None else torch.from_numpy(part) for part in parts[2:])
     if levels is not None:
         law = Scaling.grey(levels)
     else:
@@ -319,7 +257,7 @@ def _dataset(
         train = common.to_model(train) if isinstance(train, Tensor) else train.scaled(common)
         law = common if circles is None else replace(common, circles=circles)
     at = training if levels else "uniform"
-    return Dataset(name, train, test, law, labels_train, labels_test, at, missing=missing)
+    return Dataset(name, train, test, law, *parts.labels, at, missing=missing)
 
 
 def _in_memory(held: Tensor | Rows, name: str) -> Tensor:
@@ -435,7 +373,7 @@ def open_rows(source: str | Path, columns: str = "", missing: bool = False) -> t
     name = absolute_source(str(source))
     if Path(name).suffix.lower() in SUFFIXES and Path(name).is_file():
         return torch.from_numpy(read_picture(Path(name))), ()
-    raw = _read(name, "", "none", columns, ImageOptions(), missing)
+    raw = read_source(name, Reading(labels="none", columns=columns, missing=missing))
     x = np.concatenate([part for _, part in chunks_of(raw.examples)])
     if x.dtype.kind not in "iufb":
         raise ValueError(f"{name} must hold numbers, got {x.dtype}")

@@ -1,7 +1,7 @@
 """What a source holds before any scaling, its digest, and the failures that all sources share.
 
 The digest is SHA-256 over the type, the shape and the bytes of the examples in C order, then the same of the
-labels: it depends on the values alone, not on the file that they lie in.
+labels and of the conditions: it depends on the values alone, not on the file that they lie in.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Raw:
         classes: names of the labels 0, 1, ..., where the source has names.
         columns: names of the features, where the source has names.
         table: whether the features are columns with units of their own.
+        conditions: rows of numbers with shape (N, d) or (N, L, d), or None.
     """
 
     examples: np.ndarray | Stored = field(repr=False)
@@ -36,11 +37,12 @@ class Raw:
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     table: bool = False
+    conditions: np.ndarray | None = field(default=None, repr=False)
 
     def digest(self) -> str:
         """SHA-256 of the values, 64 hexadecimal digits."""
         found = hashlib.sha256()
-        for array in (self.examples, self.labels):
+        for array in (self.examples, self.labels, self.conditions):
             if array is not None:
                 found.update(f"{array.dtype.str} {tuple(array.shape)} ".encode())
                 for _, part in chunks_of(array):

@@ -1,6 +1,6 @@
 """Tables: CSV with or without a line of names, and parquet (pyarrow, the extra ``tables``).
 
-Every column is a feature with a unit of its own, but for the one that holds the labels.  Missing entries,
+Every column is a feature with a unit of its own, but for those of labels and conditions.  Missing entries,
 where they are allowed, are cells that hold one of ``MISSING_CELLS``, and nulls of parquet; they become nan.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,18 @@ MISSING_CELLS = ("", "nan", "na", "n/a", "null", "none", "?")
 """Cells of a missing entry, in any case."""
 
 
-def read_csv(path: Path, columns: str = "", labels: str = "", missing: bool = False) -> Raw:
+def read_csv(
+    path: Path, columns: str = "", labels: str = "", missing: bool = False, conditions: str = ""
+) -> Raw:
     """The numbers of a CSV file.
 
     Args:
         path: of the file, in UTF-8.
-        columns: names (or numbers from 0) of the features, with commas between; all but the labels when "".
+        columns: names (or numbers from 0) of the features, with commas between; all but the labels and
+            conditions when "".
         labels: name or number of the column with the labels; "" or "none" for no labels.
         missing: whether features may have missing entries.
+        conditions: names (or numbers) of the columns of the conditions, with commas between; "" for none.
 
     Raises:
         ValueError: a cell that is no number (its line and column are named), lines of different lengths, a
@@ -53,16 +59,23 @@ def read_csv(path: Path, columns: str = "", labels: str = "", missing: bool = Fa
         if len(row) != len(names):
             raise ValueError(f"{path}, line {number}, must have {len(names)} cells, got {len(row)}")
     label = _column(path, labels, names, "data.labels") if labels not in ("", "none") else None
-    chosen = _chosen(path, columns, names, label)
-    examples = np.empty((len(rows), len(chosen)))
-    for j, k in enumerate(chosen):
-        examples[:, j] = [
-            _number(path, row[k], i, names[k], missing) for i, row in enumerate(rows, 1 + named)
-        ]
-    return _raw(path, examples, chosen, names, None if label is None else [row[label] for row in rows], label)
+    given = _listed(path, conditions, names, "data.conditions")
+    chosen = _chosen(path, columns, names, [label, *given])
+
+    def numbers(which: list[int], gaps: bool) -> np.ndarray:
+        found = np.empty((len(rows), len(which)))
+        for j, k in enumerate(which):
+            found[:, j] = [_number(path, row[k], i, names[k], gaps) for i, row in enumerate(rows, 1 + named)]
+        return found
+
+    cells = None if label is None else [row[label] for row in rows]
+    made = _raw(path, numbers(chosen, missing), chosen, names, cells, label)
+    return replace(made, conditions=numbers(given, False)) if given else made
 
 
-def read_parquet(path: Path, columns: str = "", labels: str = "", missing: bool = False) -> Raw:
+def read_parquet(
+    path: Path, columns: str = "", labels: str = "", missing: bool = False, conditions: str = ""
+) -> Raw:
     """The numbers of a parquet file; arguments as for ``read_csv``.
 
     Raises:
@@ -81,21 +94,28 @@ def read_parquet(path: Path, columns: str = "", labels: str = "", missing: bool 
         raise ValueError(f"{path} must be a parquet file: {error}") from None
     names = list(table.column_names)
     label = _column(path, labels, names, "data.labels") if labels not in ("", "none") else None
-    chosen = _chosen(path, columns, names, label)
-    parts = []
-    for k in chosen:
-        values = table.column(k)
-        if values.null_count and not missing:
-            raise ValueError(
-                f"column {names[k]!r} of {path} must be complete, got {values.null_count} nulls; "
-                "data.missing=mask takes them for missing entries"
-            )
-        array = values.to_numpy()
-        if array.dtype.kind not in "iufb":
-            raise ValueError(f"column {names[k]!r} of {path} must hold numbers, got {values.type}")
-        parts.append(array.astype(np.float64))
+    given = _listed(path, conditions, names, "data.conditions")
+    chosen = _chosen(path, columns, names, [label, *given])
+
+    def numbers(which: list[int], gaps: bool) -> np.ndarray:
+        return np.stack([_column_numbers(path, names[k], table.column(k), gaps) for k in which], 1)
+
     cells = None if label is None else [str(cell) for cell in table.column(label).to_pylist()]
-    return _raw(path, np.stack(parts, 1), chosen, names, cells, label)
+    made = _raw(path, numbers(chosen, missing), chosen, names, cells, label)
+    return replace(made, conditions=numbers(given, False)) if given else made
+
+
+def _column_numbers(path: Path, name: str, values: Any, missing: bool) -> np.ndarray:
+    """A column of a parquet file."""
+    if values.null_count and not missing:
+        raise ValueError(
+            f"column {name!r} of {path} must be complete, got {values.null_count} nulls; "
+            "data.missing=mask takes them for missing entries"
+        )
+    array = values.to_numpy()
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"column {name!r} of {path} must hold numbers, got {values.type}")
+    return array.astype(np.float64)
 
 
 def _raw(
@@ -157,13 +177,19 @@ def _column(path: Path, name: str, names: list[str], field: str) -> int:
     raise ValueError(f"{field} {name!r} is no column of {path}; columns: {', '.join(names)}")
 
 
-def _chosen(path: Path, columns: str, names: list[str], label: int | None) -> list[int]:
-    if columns:
-        chosen = [_column(path, name.strip(), names, "data.columns") for name in columns.split(",")]
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"data.columns must name every column once, got {columns}")
-    else:
-        chosen = [k for k in range(len(names)) if k != label]
+def _listed(path: Path, columns: str, names: list[str], field: str) -> list[int]:
+    """The columns of a list with commas, each once."""
+    found = [_column(path, name.strip(), names, field) for name in columns.split(",")] if columns else []
+    if len(set(found)) < len(found):
+        raise ValueError(f"{field} must name every column once, got {columns}")
+    return found
+
+
+def _chosen(path: Path, columns: str, names: list[str], others: Sequence[int | None]) -> list[int]:
+    """The columns of the features: those listed, or all but the others."""
+    chosen = _listed(path, columns, names, "data.columns")
+    if not columns:
+        chosen = [k for k in range(len(names)) if k not in others]
     if not chosen:
-        raise ValueError(f"{path} must have a column besides that of the labels, got none")
+        raise ValueError(f"{path} must have a column besides those of labels and conditions, got none")
     return chosen

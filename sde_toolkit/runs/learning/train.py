@@ -114,6 +114,8 @@ def train_run(
         dataset, settings, loss = build_dataset(config), config.training, build_loss(config)
         if config.data.name == "files":
             config = override_config(config, {"data.digest": dataset.digest})
+        if (rows := dataset.conditions_train) is not None and not config.model.condition_shape:
+            config = override_config(config, {"model.condition_shape": tuple(rows.shape[1:])})
         if (checkpoint := latest_checkpoint(workdir)) is not None:
             checkpoint, config = with_changes(checkpoint, config, allow)
         processes.wait()  # all have read the same checkpoint
