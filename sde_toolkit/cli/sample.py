@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sde_toolkit.cli.common import (
     SAMPLERS_HELP,
     Source,
-    add_label,
     add_model,
     add_problem,
     add_shards,
@@ -30,9 +29,10 @@ from sde_toolkit.cli.common import (
     path_argument,
     say,
 )
+from sde_toolkit.cli.conditions import add_conditions, given_condition
 
 if TYPE_CHECKING:
-    from sde_toolkit.models import Condition, ScoreModel
+    from sde_toolkit.models import ScoreModel
     from sde_toolkit.runs import StartStates
     from sde_toolkit.samplers import Samples
 
@@ -47,8 +47,6 @@ EXAMPLES = """examples:
   sde-toolkit sample --x_start=strokes.png --t_start=.5    # image to image: from a picture with noise"""
 
 FORMATS = ("npz", "grid", "png")
-NAMED_LABELS = 10
-"""At most this many labels are part of a file's name."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -60,16 +58,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--num_steps", type=int, metavar="N", help="not for adaptive samplers")
     parser.add_argument("--num_samples", type=int, metavar="N")
     parser.add_argument("--seed", type=int, metavar="S", help="sample i of a seed is always the same")
-    classes = parser.add_mutually_exclusive_group()
-    add_label(classes, "the class of all samples")
+    add_conditions(parser)
     parser.add_argument(
         "--guidance_scale",
         type=float,
         metavar="W",
         help="of classifier-free guidance, with a class or condition; 1 is none",
-    )
-    classes.add_argument(
-        "--labels", type=_labels, metavar="K,L,...", help="their classes in turn, again from the first"
     )
     parser.add_argument(
         "--format",
@@ -80,11 +74,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument(
         "--output", type=path_argument, metavar="DIR", help="where to write; else DIR/samples of the workdir"
-    )
-    classes.add_argument(
-        "--conditions",
-        metavar="PATH",
-        help="other conditions in turn: an array (K, *) or a dict of arrays, as in mine.py:conditions",
     )
     _add_start(parser)
     add_shards(parser)
@@ -105,13 +94,6 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _labels(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be integers with commas between them, got {text!r}") from None
-
-
 def _formats(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if not set(names) <= set(FORMATS) or len(set(names)) < len(names):
@@ -130,7 +112,7 @@ def sample(options: argparse.Namespace) -> None:
     source = open_source(options, overrides)
     settings = source.config.sampling
     _warn_without_effect(settings, overrides)
-    condition = _condition(options, source.model, settings.num_samples)
+    condition = given_condition(options, source.model, settings.num_samples)
     if settings.guidance_scale != 1 and condition.rows is None:
         note("sde-toolkit: warning: guidance_scale has no effect without --label, --labels or --conditions")
     need_memory(settings.num_samples, source.model.event_shape)
@@ -238,60 +220,6 @@ def _start(options: argparse.Namespace, model: ScoreModel) -> StartStates | None
         return None
     x = runs.open_states(options.x_start, model, raw=not options.noised)
     return runs.StartStates(x, options.t_start, options.noised)
-
-
-class Given(NamedTuple):
-    """The condition of samples.
-
-    Attributes:
-        rows: for the model: a class for all, one row per sample, or None.
-        told: what files say of it.
-        suffix: what their names say of it.
-    """
-
-    rows: Condition | None
-    told: Any
-    suffix: str
-
-
-def _condition(options: argparse.Namespace, model: ScoreModel, num_samples: int) -> Given:
-    """What ``--label``, ``--labels`` or ``--conditions`` ask for.
-
-    Raises:
-        ValueError: classes or conditions that the model does not take, or a path that names none.
-    """
-    import torch
-
-    from sde_toolkit import runs
-
-    if options.conditions is not None:
-        return _conditions_in_turn(options.conditions, model, num_samples)
-    if options.labels is None:
-        if options.label is not None:
-            runs.need_classes(model)
-        return Given(options.label, options.label, runs.condition_suffix(options.label))
-    runs.need_classes(model)
-    labels = [options.labels[i % len(options.labels)] for i in range(num_samples)]
-    many = len(options.labels) > NAMED_LABELS
-    more = f"-more{runs.digest_of(str(options.labels))}" if many else ""
-    suffix = "-classes" + "-".join(map(str, options.labels[:NAMED_LABELS])) + more
-    return Given(torch.tensor(labels, dtype=torch.int64), labels, suffix)
-
-
-def _conditions_in_turn(path: str, model: ScoreModel, num_samples: int) -> Given:
-    import torch
-
-    from sde_toolkit import runs
-
-    conditions = runs.open_conditions(path)
-    model.conditions(conditions[0].rows(1), 1)
-    if len(conditions) == 1:
-        only = conditions[0]
-        return Given(only.rows(num_samples), str(only), runs.condition_suffix(only))
-    rows = torch.stack([condition.value for condition in conditions])
-    told = list(map(str, conditions))
-    suffix = f"-{len(told)}conditions-{runs.digest_of(str(told))}"
-    return Given(rows[torch.arange(num_samples) % len(rows)], told, suffix)
 
 
 def _warn_without_effect(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

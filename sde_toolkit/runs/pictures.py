@@ -34,7 +34,7 @@ from sde_toolkit.lab import (
     plain_condition,
     short_name,
 )
-from sde_toolkit.models import DataScale
+from sde_toolkit.models import Condition, DataScale
 from sde_toolkit.runs.comparison import Comparison, condition_of, samples_path
 from sde_toolkit.runs.problems import problem_folder, real_examples
 from sde_toolkit.runs.samples import load_samples
@@ -258,6 +258,7 @@ def animation_frames(
     num_samples: int,
     num_frames: int,
     label: int | None = None,
+    condition: Condition | None = None,
 ) -> tuple[dict[str, tuple[tuple[float, ...], np.ndarray]], Samples]:
     """Samples on their way to data, beside data under the forward process at the same times; and the samples.
 
@@ -268,6 +269,7 @@ def animation_frames(
         num_samples: drawn, and as many examples at most.
         num_frames: at most.
         label: the class of all samples and examples; None for no class.
+        condition: of the samples, beside examples of all kinds; that of ``label`` if None.
 
     Raises:
         ValueError: a sampler without a fixed grid; a label for a model without classes; a problem without
@@ -281,8 +283,9 @@ def animation_frames(
         )
     model, recorder = problem.model, Recorder(num_frames, num_samples)
     seed, batch_size = config.sampling.seed, config.sampling.batch_size
+    condition = label if condition is None else condition
     samples = sampler.sample(
-        model, num_samples, condition=label, seed=seed, batch_size=batch_size, callback=recorder
+        model, num_samples, condition=condition, seed=seed, batch_size=batch_size, callback=recorder
     )
     reverse = recorder.trajectory()
     forward = forward_trajectory(model.sde, data[:num_samples], reverse.times[::-1], seed)

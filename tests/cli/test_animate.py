@@ -45,6 +45,18 @@ def test_frames_of_a_problem_hold_data_and_samples_at_the_same_times():
         assert 0.5 < x.std(0).mean() / component.std < 2
 
 
+def test_samples_of_classes_in_turn_move_beside_all_data(tmp_path):
+    words = ["animate", "--problem=ring", "--sampler=ddim", "--num_steps=3", "--num_samples=20", "--frames=2"]
+    assert cli.main([*words, "--labels=1,5", f"--output={tmp_path}"]) == 0
+    assert (tmp_path / "animations" / "ring-ddim-3-classes1-5-seed0.gif").exists()
+    config = parse_config({"comparison": {"problems": "ring"}})
+    (problem,) = runs.open_problems(config, None)
+    labels = torch.tensor([1, 5] * 20)
+    _, samples = runs.animation_frames(problem, samplers.heun(30), config, 40, 2, None, labels)
+    apart = torch.cdist(samples.x.double(), problem.mixture.components.means)
+    assert torch.equal(apart.argmin(1), labels)
+
+
 @pytest.mark.slow
 def test_a_problem_of_the_users_in_one_dimension(tmp_path, capsys):
     """Densities are drawn; without real examples the forward process has nothing to start from."""

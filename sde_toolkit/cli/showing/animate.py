@@ -7,7 +7,6 @@ from typing import Any
 
 from sde_toolkit.cli.common import (
     SAMPLERS_HELP,
-    add_label,
     add_model,
     add_problem,
     add_verb,
@@ -17,6 +16,7 @@ from sde_toolkit.cli.common import (
     path_argument,
     say,
 )
+from sde_toolkit.cli.conditions import add_conditions, given_condition
 
 EXAMPLES = """examples:
   sde-toolkit animate --sampler=ddim --num_steps=50              # the digits that ship with the package
@@ -39,7 +39,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--num_samples", type=int, metavar="N", help="500 points or 25 images if not given")
     parser.add_argument("--seed", type=int, metavar="S", help="sample i of a seed is always the same")
     parser.add_argument("--frames", type=int, default=40, metavar="N", help="at most; default: 40")
-    add_label(parser, "the class of all samples")
+    add_conditions(parser)
     parser.add_argument(
         "--format", type=_formats, default=("gif",), metavar="F,F", help="gif, mp4 (needs ffmpeg); else gif"
     )
@@ -78,9 +78,11 @@ def animate(options: argparse.Namespace) -> None:
     count = _count(options.num_samples, source.model.event_shape)
     sampler = build_sampler(config, model=source.model)
     candidate = Candidate.of(config.sampling.sampler, sampler)
-    frames, samples = runs.animation_frames(problem, sampler, config, count, options.frames, options.label)
-    suffix = runs.condition_suffix(options.label)
-    name = source.prefix + runs.samples_stem(candidate, config, suffix, config.sampling.seed)
+    condition = given_condition(options, source.model, count)
+    frames, samples = runs.animation_frames(
+        problem, sampler, config, count, options.frames, options.label, condition.rows
+    )
+    name = source.prefix + runs.samples_stem(candidate, config, condition.suffix, config.sampling.seed)
     directory.mkdir(parents=True, exist_ok=True)
     for form in options.format:
         write_animation(directory / f"{name}.{form}", frames)
