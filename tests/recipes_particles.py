@@ -21,6 +21,12 @@ def particles() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, An
     smc = guidance.TwistedSMC(3, particles=2)
     return {
         "guidance.TwistedSMC": (guidance.TwistedSMC, the(num_steps=3, particles=2)),
+        "guidance.SplitGibbs": (
+            guidance.SplitGibbs, the(num_iterations=2, rho=0.3, rho_start=1.0, annealed=0.5),
+        ),
+        "SplitGibbs.sample": (
+            guidance.SplitGibbs(2).sample, the(model=CLASSES, num_samples=4, observation=SEEN),
+        ),
         "guidance.log_evidence": (
             guidance.log_evidence, the(model=CLASSES, observation=SEEN, smc=smc, groups=2),
         ),

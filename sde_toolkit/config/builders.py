@@ -410,29 +410,35 @@ METHODS: dict[str, type[guidance.Method]] = {
 """How observations guide, by name: gaussianinformed, mmps, dps, ..."""
 
 
-POSTERIOR_SAMPLERS: dict[str, type[guidance.TwistedSMC]] = {"smc": guidance.TwistedSMC}
-"""Samplers that are made for observations, by name."""
+POSTERIOR_SAMPLERS: dict[str, tuple[type, str]] = {
+    "smc": (guidance.TwistedSMC, "num_steps"),
+    "gibbs": (guidance.SplitGibbs, "num_iterations"),
+}
+"""Samplers that are made for observations, and the names of their numbers of steps."""
 
 
-def build_method(text: str, num_steps: int = 50) -> guidance.Method | guidance.TwistedSMC:
+def build_method(
+    text: str, num_steps: int = 50
+) -> guidance.Method | guidance.TwistedSMC | guidance.SplitGibbs:
     """The method of guidance of this name, with options where they differ, as in "dps(zeta=0.5)"; or the
-    sampler that is made for observations, as "smc(particles=32)".
+    sampler that is made for observations, as "smc(particles=32)" or "gibbs".
 
     Args:
         text: the name.
-        num_steps: of such a sampler, where its options do not say.
+        num_steps: of such a sampler (iterations of "gibbs"), where its options do not say.
 
     Raises:
         ValueError: an unknown name or option, or an option out of range.
     """
     name, options = parse_call(text, "method", "dps(zeta=0.5)")
     key = name.lower().replace("_", "")
-    kind: Any = (METHODS | POSTERIOR_SAMPLERS).get(key)
-    if kind is None:
-        known = ", ".join(sorted(METHODS | POSTERIOR_SAMPLERS))
-        raise ValueError(f"method must be one of {known}, got {name!r}")
+    kind: Any = METHODS.get(key)
     if key in POSTERIOR_SAMPLERS:
-        options = {"num_steps": num_steps} | options
+        kind, steps = POSTERIOR_SAMPLERS[key]
+        options = {steps: num_steps} | options
+    if kind is None:
+        known = ", ".join(sorted([*METHODS, *POSTERIOR_SAMPLERS]))
+        raise ValueError(f"method must be one of {known}, got {name!r}")
     valid = tuple(inspect.signature(kind).parameters)
     for option in options:
         if option not in valid:

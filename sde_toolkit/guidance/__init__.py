@@ -25,6 +25,7 @@ from sde_toolkit.guidance.compositions import Composed, Composition, composed, p
 from sde_toolkit.guidance.draws import NUM_DRAWS
 from sde_toolkit.guidance.evidence import Conditional, Evidence, conditional_log_prob, log_evidence
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
+from sde_toolkit.guidance.inverse.gibbs import SplitGibbs
 from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
 from sde_toolkit.guidance.inverse.maps import (
     LinearMap,
@@ -93,6 +94,7 @@ __all__ = [
     "Replacement",
     "Restored",
     "ScoreALD",
+    "SplitGibbs",
     "StaticThreshold",
     "Threshold",
     "Thresholded",

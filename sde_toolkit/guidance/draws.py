@@ -1,5 +1,5 @@
 """Draws of p(x0 | y) for many observations: K of each, by a sampler that a method guides, or by a sampler
-that is made for observations (particles).
+that is made for observations (particles, split Gibbs).
 
 Draw k of example i of a seed has the noise of sample i 2^32 + k, whatever else is drawn: more draws, other
 examples and other batches leave it as it is, up to rounding.  The draws of one example by particles are of
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_toolkit.guidance.inverse.gibbs import Chains, SplitGibbs
 from sde_toolkit.guidance.inverse.observations import LinearObservation, Observation
 from sde_toolkit.guidance.inverse.observed import Observed, default_method
 from sde_toolkit.guidance.inverse.particles import TwistedSMC
@@ -37,7 +38,7 @@ MOST_STD = 1e15
 
 _APART = 1 << 32
 
-PosteriorSampler = TwistedSMC
+PosteriorSampler = TwistedSMC | SplitGibbs
 """Samplers that are made for observations: no method guides them."""
 
 
@@ -108,43 +109,57 @@ def draw_given(
         condition: one row per example, or None.
         apart: the draws of one example are independent.
     """
-    if isinstance(plan.sampler, PosteriorSampler):
-        return _by_example(model, plan, plan.sampler, values, numbers, condition, progress, apart)
+    if isinstance(plan.sampler, TwistedSMC):
+        return _by_particles(model, plan, plan.sampler, values, numbers, condition, progress, apart)
     K, n = plan.num_draws, len(values)
     example, draw = torch.arange(n).repeat_interleave(K), torch.arange(K).repeat(n)
     keys = numbers.cpu()[example] * _APART + draw
-    prepared = plan.sampler.prepare(model, Observed(plan.observation, values, plan.method))
-    parts, total, seconds = [], 0.0, 0.0
+    run: _Guided | Chains = (
+        plan.sampler.chains(model, plan.observation, plan.seed)
+        if isinstance(plan.sampler, SplitGibbs)
+        else _Guided(model, plan, plan.sampler, values)
+    )
+    parts = []
     for first in range(0, n * K, plan.batch_size):
         at = example[first : first + plan.batch_size]
-        noise = Normals(
-            plan.seed, keys[first : first + plan.batch_size], model.event_shape, in_run(model).dtype,
-            model.device,
-        )  # fmt: skip
-        seen = Observed(plan.observation, values[at], plan.method)
-        found = dataclasses.replace(prepared, observation=seen).sample(
-            len(at), condition=None if condition is None else condition[at.to(condition.device)],
-            seed=plan.seed, noise=noise,
-        )  # fmt: skip
-        parts.append(found.x)
-        total, seconds = total + found.nfe * len(at), seconds + found.seconds
+        given = None if condition is None else condition[at.to(condition.device)]
+        parts.append(run(keys[first : first + plan.batch_size], values[at], given))
         if progress is not None:
             progress(len(at))
     x = torch.cat(parts).unflatten(0, (n, K)).transpose(0, 1)
-    return x.contiguous(), total / (n * K), seconds
+    return x.contiguous(), run.rows / (n * K), run.seconds
 
 
-def _by_example(
+class _Guided:
+    """Runs of a sampler that a method guides, batch by batch, and what they cost by now."""
+
+    def __init__(self, model: ScoreModel, plan: Plan, sampler: Sampler, values: Tensor) -> None:
+        self.model, self.plan, self.rows, self.seconds = model, plan, 0.0, 0.0
+        self._prepared = sampler.prepare(model, Observed(plan.observation, values, plan.method))
+
+    def __call__(self, keys: Tensor, y: Tensor, condition: Tensor | None) -> Tensor:
+        """Samples with the numbers ``keys``, with shape (B, *D), given y with shape (B, *Y)."""
+        model, plan = self.model, self.plan
+        noise = Normals(plan.seed, keys, model.event_shape, in_run(model).dtype, model.device)
+        seen = Observed(plan.observation, y, plan.method)
+        found = dataclasses.replace(self._prepared, observation=seen).sample(
+            len(keys), condition=condition, seed=plan.seed, noise=noise
+        )
+        self.rows, self.seconds = self.rows + found.nfe * len(keys), self.seconds + found.seconds
+        return found.x
+
+
+def _by_particles(
     model: ScoreModel,
     plan: Plan,
-    sampler: PosteriorSampler,
+    sampler: TwistedSMC,
     values: Tensor,
     numbers: Tensor,
     condition: Tensor | None,
     progress: Progress | None,
     apart: bool,
 ) -> tuple[Tensor, float, float]:
-    """The same by a sampler that takes one observation after the other."""
+    """The same by groups of particles, one observation after the other."""
     every = sampler.particles if apart else 1
     count, parts, nfe, seconds = plan.num_draws * every, [], 0.0, 0.0
     for i, number in enumerate(numbers.tolist()):

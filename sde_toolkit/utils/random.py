@@ -63,6 +63,7 @@ class Stream(enum.IntEnum):
     REPLACEMENT = 0x7265706C  # what an observation puts in place of a state
     PARTICLES = 0x70617274  # steps of particles
     ANCESTORS = 0x616E6365  # which particles go on
+    GIBBS = 0x67696262  # Gaussian draws of split Gibbs chains, and the seeds of the others
 
     PERMUTATION = _GENERATORS  # orders of the examples
     DEQUANTIZATION = _GENERATORS + 1  # of grey levels in batches and examples

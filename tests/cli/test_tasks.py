@@ -210,5 +210,8 @@ def test_particles_restore_examples(digits, tmp_path, capsys):
     with np.load(out) as arrays:
         assert arrays["draws"].shape == (3, 2, 1, 8, 8)
         assert "particles=4" in str(arrays["note"])
+    shell(*words, "--method=gibbs(rho=.3)", "--num_steps=2", "--draws=2")
+    with np.load(out) as arrays:
+        assert "split_gibbs" in str(arrays["note"])
     assert "sampler must be left out" in refused(capsys, *words, "--method=smc", "--sampler=ddim")
     assert "particles must be an integer >= 1" in refused(capsys, *words, "--method=smc(particles=0)")

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sde_toolkit.guidance import Method, Restored, TwistedSMC
+    from sde_toolkit.guidance import Method, Restored, SplitGibbs, TwistedSMC
     from sde_toolkit.models import ScoreModel
     from sde_toolkit.samplers import Sampler
 
 METHODS_HELP = (
-    "gaussian_informed, mmps, tmpd, pigdm, dps, ddnm, diffpir, score_ald, or smc (particles); with options: "
-    "'dps(zeta=0.5)', 'smc(particles=32)'"
+    "gaussian_informed, mmps, tmpd, pigdm, dps, ddnm, diffpir, score_ald; or smc (particles), gibbs; with "
+    "options: 'dps(zeta=0.5)', 'smc(particles=32)'"
 )
 
 MOST_DRAWS, MOST_EXAMPLES = 5, 12
@@ -49,7 +49,7 @@ class Task(NamedTuple):
     """
 
     source: Source
-    sampler: Sampler | TwistedSMC
+    sampler: Sampler | TwistedSMC | SplitGibbs
     method: Method | None
 
     @property
@@ -66,7 +66,9 @@ def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str) -> None
     parser.add_argument("--output", required=True, type=path_argument, metavar="PATH", help=outputs)
     parser.add_argument("--method", default="gaussian_informed", metavar="NAME", help=METHODS_HELP)
     parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else ddim")
-    parser.add_argument("--num_steps", type=int, metavar="N", help="of the sampler; else 50")
+    parser.add_argument(
+        "--num_steps", type=int, metavar="N", help="of the sampler, or iterations of gibbs; else 50"
+    )
     parser.add_argument("--draws", type=int, default=19, metavar="K", help="of each example; else 19")
     parser.add_argument(
         "--std", type=float, default=0.0, metavar="S", help="of the noise of what was observed, in raw units"
