@@ -165,12 +165,16 @@ class Dataset:
         return self.train.dtype if self.train.dtype.is_floating_point else torch.float32
 
     @checked
-    def batch(self, step: int, batch_size: int, seed: int) -> Tensor:
-        """Return x0 in model scale, with shape (batch_size, *): a function of the arguments alone."""
+    def batch(self, step: int, batch_size: int, seed: int, own: slice | None = None) -> Tensor:
+        """Return x0 in model scale, with shape (batch_size, *): a function of the arguments alone.
+
+        ``own`` are the rows that are wanted, for a process that shares the batch with others: the rest need
+        not be read, and may be anything.
+        """
         if self.workers:
-            examples = self._ahead.batch(step, batch_size, seed)
+            examples = self._ahead.batch(step, batch_size, seed, own)
         else:
-            examples = read_batch(self.train, step, batch_size, seed)
+            examples = read_batch(self.train, step, batch_size, seed, own)
         if self.flip == "horizontal":
             mirrored = torch.rand(len(examples), generator=step_generator(seed, step, Stream.FLIPS)) < 0.5
             examples = torch.where(mirrored[:, None, None, None], examples.flip(-1), examples)

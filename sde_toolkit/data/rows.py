@@ -41,6 +41,10 @@ class Stored(Protocol):
     def dtype(self) -> np.dtype:
         """Of the values."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a row is the same in every reading, whatever rows are read with it."""
+
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """The rows of these indices, with shape (len(indices), *)."""
 
@@ -53,6 +57,7 @@ class MappedArray:
     """
 
     path: Path
+    fixed = True
 
     @functools.cached_property
     def _array(self) -> np.ndarray:
@@ -162,10 +167,21 @@ def generators_at(seed: int, step: int) -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-def read_batch(examples: Tensor | Rows, step: int, batch_size: int, seed: int) -> Tensor:
-    """The examples of batch ``step`` with shape (batch_size, *), a function of the arguments alone."""
+def read_batch(
+    examples: Tensor | Rows, step: int, batch_size: int, seed: int, own: slice | None = None
+) -> Tensor:
+    """The examples of batch ``step`` with shape (batch_size, *), a function of the arguments alone.
+
+    Of a store whose rows are fixed, those outside ``own`` are not read, and are 0.
+    """
     indices = batch_indices(len(examples), batch_size, step, seed)
-    return examples[indices] if isinstance(examples, Tensor) else examples.read(indices, seed, step)
+    if isinstance(examples, Tensor):
+        return examples[indices]
+    if own is None or not examples.store.fixed:
+        return examples.read(indices, seed, step)
+    batch = torch.zeros(batch_size, *examples.shape[1:], dtype=examples.dtype)
+    batch[own] = examples.read(indices[own], seed, step)
+    return batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,9 +191,10 @@ class _Batches(torch.utils.data.Dataset):
     examples: Tensor | Rows
     batch_size: int
     seed: int
+    own: slice | None
 
     def __getitem__(self, step: int) -> Tensor:
-        return read_batch(self.examples, step, self.batch_size, self.seed)
+        return read_batch(self.examples, step, self.batch_size, self.seed, self.own)
 
 
 @dataclass(frozen=True)
@@ -197,7 +214,7 @@ class ReadAhead:
 
     examples: Tensor | Rows
     workers: int
-    _next: tuple[int, int, int] | None = field(default=None, repr=False)
+    _next: tuple[int, int, int, slice | None] | None = field(default=None, repr=False)
     _batches: Iterator[Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -206,11 +223,11 @@ class ReadAhead:
     def __getstate__(self) -> dict[str, object]:
         return replace(self, _next=None, _batches=None).__dict__
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Tensor:
-        """The examples of batch ``step`` with shape (batch_size, *)."""
-        if self._next != (step, batch_size, seed) or self._batches is None:
+    def batch(self, step: int, batch_size: int, seed: int, own: slice | None = None) -> Tensor:
+        """The examples of batch ``step`` with shape (batch_size, *), as ``read_batch`` reads them."""
+        if self._next != (step, batch_size, seed, own) or self._batches is None:
             loader = torch.utils.data.DataLoader(
-                _Batches(self.examples, batch_size, seed),
+                _Batches(self.examples, batch_size, seed, own),
                 batch_size=None,
                 sampler=_StepsFrom(step),
                 num_workers=self.workers,
@@ -218,5 +235,5 @@ class ReadAhead:
             )
             self._batches = iter(loader)
         found = next(self._batches)
-        self._next = (step + 1, batch_size, seed)
+        self._next = (step + 1, batch_size, seed, own)
         return found

@@ -77,7 +77,7 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
         )
     if x0.ndim < 2:
         raise ValueError(f"x0 must have shape (B, *), got {tuple(x0.shape)}")
-    x0 = x0.to(device=state.model.device, dtype=state.model.dtype)
+    x0 = _moved(x0, state.model.device).to(state.model.dtype)
     state.optimizer.zero_grad(set_to_none=True)
     condition = state.model.conditions(labels, len(x0))
     rest = () if condition is None else (condition,)
@@ -101,6 +101,13 @@ def train_step(state: TrainState, x0: Tensor, loss: Loss, labels: Tensor | None 
     learning_rate = rule.learning_rate_at(state.step)
     state.update()
     return UpdateInfo(state.step, value, norm, learning_rate, len(x0), time.perf_counter() - start)
+
+
+def _moved(x0: Tensor, device: torch.device) -> Tensor:
+    """The examples on the device; to a GPU from pinned memory, so that nothing waits for the copy."""
+    if device.type == "cuda" and x0.device.type == "cpu":
+        return x0.pin_memory().to(device, non_blocking=True)
+    return x0.to(device)
 
 
 @checked
@@ -183,7 +190,7 @@ def fit(
         saver.begin()
         try:
             for _ in _steps(state.step, num_steps, progress):
-                x0 = dataset.batch(state.step, batch_size, state.seed)
+                x0 = dataset.batch(state.step, batch_size, state.seed, state.parallel.own(batch_size))
                 condition = batch_condition(state, dataset, batch_size, label_dropout)
                 info = train_step(state, x0, loss, condition)
                 saver.losses.append(info.loss)

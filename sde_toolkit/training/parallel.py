@@ -5,7 +5,8 @@
 With P processes and K parts of each, S = P K, part s has the rows floor(B s / S) .. floor(B (s + 1) / S) - 1,
 and process r takes the parts r K .. r K + K - 1.  All draws are those of the whole batch, as functions of
 (seed, step): every process has the batch, its times, noises, dropped labels and dropout masks, and evaluates
-the network at its own rows (``OwnRows``), the costly part.  So 1, 2 or 8 processes train on the same draws,
+the network at its own rows (``OwnRows``), the costly part; of examples that stay on the disk it reads those
+rows alone.  So 1, 2 or 8 processes train on the same draws,
 and their weights differ by the rounding of sums alone.  A loss of yours needs nothing for it, as long as
 the loss of a row depends on the network's output in that row.
 
@@ -76,6 +77,13 @@ class Parallel:
         first = self.processes.rank * self.accumulate
         edges = [batch_size * s // count for s in range(first, first + self.accumulate + 1)]
         return [slice(low, high) for low, high in itertools.pairwise(edges)]
+
+    def own(self, batch_size: int) -> slice | None:
+        """The rows of all parts of this process; None for one process, whose rows are all."""
+        if self.processes.count == 1:
+            return None
+        parts = self.parts(batch_size)
+        return slice(parts[0].start, parts[-1].stop)
 
 
 class SharedNetwork:

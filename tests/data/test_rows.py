@@ -67,6 +67,20 @@ def test_batches_do_not_read_an_array_whole(tmp_path, monkeypatch, nothing_fits)
     assert len(pickle.dumps(dataset.train)) < 60_000  # its place and its indices, not its values
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_process_that_shares_a_batch_reads_its_own_rows_alone(tmp_path, monkeypatch, nothing_fits, workers):
+    np.save(tmp_path / "x.npy", IMAGES)
+    dataset = open_data(tmp_path / "x.npy", layout="NHWC", flip="horizontal", workers=workers)
+    whole, own = dataset.batch(3, 16, 1), slice(5, 11)
+    seen: list[int] = []
+    inner = MappedArray.rows
+    monkeypatch.setattr(MappedArray, "rows", lambda self, i: seen.append(len(i)) or inner(self, i))
+    shared = dataset.batch(3, 16, 1, own)
+    assert torch.equal(shared[own], whole[own])
+    assert shared.shape == whole.shape
+    assert seen == ([] if workers else [6])
+
+
 def test_what_is_wrong_in_an_array_on_disk_is_said_with_its_place(tmp_path, nothing_fits) -> None:
     x = POINTS.copy()
     x[41, 2] = np.nan

@@ -72,6 +72,7 @@ class Items:
     source: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    fixed = False
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """The items of these indices, with shape (B, *)."""
