@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +39,15 @@ from torch import Tensor, nn
 
 from sde_toolkit.data import Dataset
 from sde_toolkit.guidance.shifts import gradient, guided_by, shifted
-from sde_toolkit.models import Condition, ExactModel, ScoreModel, Wrapper, class_labels, conversion
+from sde_toolkit.models import (
+    Condition,
+    ExactModel,
+    Moments,
+    ScoreModel,
+    Wrapper,
+    class_labels,
+    conversion,
+)
 from sde_toolkit.samplers import Sampler
 from sde_toolkit.sdes import ForwardSDE
 from sde_toolkit.utils import Stream, check_fields, checked, integer, step_generator
@@ -234,6 +242,19 @@ class ClassifierGuided(Wrapper):
         """That of the classifier."""
         return self.classifier.num_classes
 
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether it is an exact score: that of the model inside, of known data and a known classifier."""
+        known = isinstance(self.classifier, ExactClassifier) and not self.conditional
+        return self.model.exact and (self.scale == 0 or (known and self.scale == 1))
+
+    @property
+    def class_moments(self) -> Sequence[Moments] | None:  # type: ignore[override]
+        """Those of the model inside, where its classes are known to be the classifier's."""
+        known = self.conditional or isinstance(self.classifier, ExactClassifier)
+        same = self.model.num_classes == self.num_classes
+        return self.model.class_moments if known and same else None
+
     def conditions(self, condition: Condition | None, count: int) -> Tensor | None:
         """Labels with shape (count,), or None."""
         if condition is None:
@@ -274,6 +295,11 @@ class EnergyGuided(Wrapper):
         if of not in ("data", "state"):
             raise ValueError(f"of must be 'data' or 'state', got {of!r}")
         self.energy, self.scale, self.of = energy, float(scale), of
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether it is an exact score: only without guidance."""
+        return self.model.exact and self.scale == 0
 
     def _value(self, *arguments: Tensor) -> Tensor:
         value, count = self.energy(*arguments), len(arguments[0])

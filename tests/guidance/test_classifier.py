@@ -10,6 +10,7 @@ from sde_toolkit.guidance import (
     ClassifierGuided,
     EnergyGuided,
     ExactClassifier,
+    NetworkClassifier,
     classifier_guided,
     energy_guided,
     fit_classifier,
@@ -90,6 +91,20 @@ def test_samples_do_not_depend_on_the_batch(sampler: samplers.Sampler) -> None:
         whole = guided.sample(exact, 6, condition=condition, batch_size=6)
         parts = guided.sample(exact, 6, condition=condition, batch_size=2)
         assert torch.equal(whole.x, parts.x)
+
+
+def test_classes_of_another_classifier_have_no_moments_and_guided_scores_are_not_exact() -> None:
+    """Runs that start from the moments of a class must not take those of the mixture's component K."""
+    data = ExactModel(GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.2, 0.2]), VPSDE())
+    other = NetworkClassifier(ClassifierMLP((1,), 3), data.sde, (1,), 3)
+    guided = ClassifierGuided(data, other)
+    assert guided.class_moments is None
+    assert not guided.exact
+    own = ExactClassifier(data)
+    assert ClassifierGuided(data, own).class_moments is data.class_moments
+    assert ClassifierGuided(data, own).exact
+    assert not ClassifierGuided(data, own, 2.0).exact
+    assert not EnergyGuided(data, lambda x0: x0[:, 0]).exact
 
 
 def test_what_cannot_guide_is_refused() -> None:
