@@ -29,12 +29,12 @@ from sde_toolkit.cli.common import (
     path_argument,
     say,
 )
-from sde_toolkit.cli.conditions import add_conditions, given_condition
+from sde_toolkit.cli.conditions import Given, add_conditions, given_condition
 
 if TYPE_CHECKING:
     from sde_toolkit.models import ScoreModel
     from sde_toolkit.runs import StartStates
-    from sde_toolkit.samplers import Samples
+    from sde_toolkit.samplers import Sampler, Samples
 
 EXAMPLES = """examples:
   sde-toolkit sample --sampler=ddim --num_steps=20        # the digits that ship with the package
@@ -44,6 +44,7 @@ EXAMPLES = """examples:
   sde-toolkit sample --problem=ring --sampler=heun --num_samples=1000000 --shard=3/16   # then --merge
   sde-toolkit sample --config=digits_classes --labels=0,1,2,3,4,5,6,7,8,9 --num_samples=100
   sde-toolkit sample --config=digits_classes --label=3 --guidance_scale=2  # classifier-free guidance
+  sde-toolkit sample --config=digits_classes --compose=3:1.5,8:-.5    # like 3 and unlike 8
   sde-toolkit sample --x_start=strokes.png --t_start=.5    # image to image: from a picture with noise"""
 
 FORMATS = ("npz", "grid", "png")
@@ -64,6 +65,12 @@ def add_parser(verbs: Any) -> None:
         type=float,
         metavar="W",
         help="of classifier-free guidance, with a class or condition; 1 is none",
+    )
+    parser.add_argument(
+        "--compose",
+        type=_terms,
+        metavar="K:W,L:W,...",
+        help="classes together, with weights below 0 for a negation; a weight that is left out is 1",
     )
     parser.add_argument(
         "--format",
@@ -94,6 +101,16 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _terms(text: str) -> list[tuple[int, float]]:
+    words = [word.partition(":") for word in text.split(",")]
+    try:
+        return [(int(label), float(weight) if colon else 1.0) for label, colon, weight in words]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be classes with weights, as in 3:1.5,8:-.5, got {text!r}"
+        ) from None
+
+
 def _formats(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if not set(names) <= set(FORMATS) or len(set(names)) < len(names):
@@ -120,6 +137,11 @@ def sample(options: argparse.Namespace) -> None:
     sampler = build_sampler(source.config, model=source.model)
     candidate = Candidate.of(settings.sampler, sampler)
     suffix = condition.suffix + ("" if start is None else start.suffix)
+    if options.compose is not None:
+        sampler, suffix = (
+            _composed(options, source, sampler, condition),
+            suffix + _named(options.compose),
+        )
     name = source.prefix + runs.samples_stem(candidate, source.config, suffix, settings.seed)
     places = _places(options, source, name)
     npz = output_place(options) / "samples" / f"{name}.npz"
@@ -138,6 +160,30 @@ def sample(options: argparse.Namespace) -> None:
     if processes.rank == 0:
         _write(options, source, samples, places, candidate.label, condition.told)
         runs.forget_parts(npz)
+
+
+def _composed(options: argparse.Namespace, source: Source, sampler: Sampler, condition: Given) -> Sampler:
+    """The sampler on the composition that ``--compose`` names."""
+    from sde_toolkit import guidance, runs
+
+    model = source.model
+    runs.need_classes(model)
+    if condition.rows is not None or source.config.sampling.guidance_scale != 1:
+        raise ValueError(
+            "give --compose alone, without --label, --labels, --conditions and --guidance_scale: its terms "
+            "are the conditions, its weights the scales"
+        )
+    terms, weights = zip(*options.compose, strict=True)
+    guidance.Composed(model, terms, weights)  # refuses what is no class, before the work
+    return guidance.composed(sampler, terms, weights)
+
+
+def _named(terms: list[tuple[int, float]]) -> str:
+    """What the names of files say of a composition."""
+    from sde_toolkit import runs
+
+    text = "".join(f"-{label}x{weight:g}" for label, weight in terms)
+    return f"-composed{text}" if len(text) <= 40 else f"-composed-{runs.digest_of(text)}"
 
 
 def _write(

@@ -68,3 +68,20 @@ def test_samples_start_from_pictures_and_from_noised_states(tmp_path: Path, caps
     np.save(tmp_path / "bright.npy", 255 * np.ones((1, 8, 8), np.uint8))
     assert cli.main([*WORDS, f"--x_start={tmp_path / 'bright.npy'}", "--t_start=.5"]) == 2
     assert "must hold grey levels 0 .. 16" in capsys.readouterr().err
+
+
+def test_classes_are_composed(tmp_path: Path, capsys) -> None:
+    words = [*WORDS, "--format=npz", f"--output={tmp_path}"]
+    assert cli.main([*words, "--compose=3,8:-.5"]) == 0
+    x, told = made(tmp_path)
+    assert told["settings"]["guidance"] == "Composition([3, 8], [1.0, -0.5])"
+    assert len(list((tmp_path / "samples").glob("*-composed-3x1-8x-0.5-seed0.npz"))) == 1
+    assert told["nfe"] == 15  # three branches
+    assert bool(x.isfinite().all())
+    for more, sentence in (
+        (["--compose=3", "--label=1"], "give --compose alone"),
+        (["--compose=77"], "class labels must be among 0 .. 9"),
+        (["--compose=3:nan"], "weights must be finite"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert sentence in capsys.readouterr().err
