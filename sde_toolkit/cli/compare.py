@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   sde-toolkit compare --config=digits_classes --labels=3,5 --samplers=ddim --config.comparison.num_samples=150
   sde-toolkit compare --problems=my.py:problem --samplers=ddim,my.py:sampler --metrics=energy,my.py:metric
   sde-toolkit compare --problems=my.py:problem --conditions=my.py:conditions --samplers=ddim,heun
+  sde-toolkit compare --problems=diffusers:sd --prompts="a cat|a dog, oil" --config.sampling.guidance_scale=5
   sde-toolkit compare --plan=plan.json --output=runs/plan
 
 A plan is a configuration as JSON: {"comparison": {"problems": ["ring"], "samplers": ["ddim"], ...}}.
@@ -53,7 +54,7 @@ METRICS_HELP = (
 
 FIELDS = (
     "problems", "samplers", "grids", "num_steps", "num_samples", "seeds", "metrics", "labels", "conditions",
-    "max_nfe",
+    "prompts", "max_nfe",
     "time_budget",
 )  # fmt: skip
 """Flags that are fields of ``config.comparison``."""
@@ -84,6 +85,11 @@ def add_parser(verbs: Any) -> None:
         metavar="PATH",
         help="other conditions, each compared for itself: an array (K, *) or a dict of arrays, as in "
         "mine.py:conditions",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="TEXT|TEXT",
+        help="texts for --problems=diffusers:DIRECTORY with a text encoder, each compared for itself",
     )
     add_label(parser, "the class of all samples, compared with the real data of this class")
     parser.add_argument("--max_nfe", type=int, metavar="N", help="leave out more network evaluations")

@@ -99,7 +99,8 @@ SCHEMA: Schema = {
     "sampling": Variants(sampler_fields.OwnFields(), "sampler", sampler_fields.COMMON),
     "likelihood": dict(likelihood_fields.FIELDS),
     "comparison": {"problems": (names.OWN_MODEL,), "samplers": ("ddim",), "grids": (names.OWN_GRID,),
-                   "num_steps": (5, 10, 20, 50), "labels": (), "conditions": "", "num_samples": 600,
+                   "num_steps": (5, 10, 20, 50), "labels": (), "conditions": "", "prompts": "",
+                   "num_samples": 600,
                    "seeds": (0,),
                    "metrics": ("energy",), "real": "all", "max_nfe": 0, "time_budget": 0.0},
 }  # fmt: skip

@@ -241,8 +241,8 @@ def _checked(config: ConfigDict) -> Config:
     need("config.optimization.ema_profile", config.optimization.ema_profile, EMA_PROFILES)
     for field in ("problems", "samplers", "grids", "num_steps", "labels", "seeds", "metrics"):
         check_distinct(f"comparison.{field}", config.comparison[field])
-    if config.comparison.labels and config.comparison.conditions:
-        raise ValueError("give config.comparison.labels or config.comparison.conditions, not both")
+    if sum(bool(config.comparison[field]) for field in ("labels", "conditions", "prompts")) > 1:
+        raise ValueError("give config.comparison.labels, .conditions or .prompts, one of them")
     _check_objective(config)
     need("config.dtype", config.dtype, DTYPES)
     need("config.training.autocast", config.training.autocast, AUTOCAST)

@@ -281,6 +281,9 @@ ABOUT: dict[str, About] = {
         "conditions that are no classes, each compared for itself: the path of an array (K, *) or a dict of "
         "arrays, as in mine.py:conditions"
     ),
+    "comparison.prompts": About(
+        "texts for a latent diffusion model, each compared for itself, with | between them"
+    ),
     "comparison.max_nfe": About("leave out samplers of more network evaluations; 0 for no limit", 0),
     "comparison.time_budget": About("seconds after which no further cell is begun; 0 for no limit", 0),
     "comparison.samplers": About("the samplers, with options as in ddim(eta=0.5)"),

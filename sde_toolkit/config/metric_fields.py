@@ -136,7 +136,7 @@ def _lacking(problem: Problem, condition: int | NamedCondition | None) -> str:
     if isinstance(condition, NamedCondition):
         return (
             f"which problem {problem.name!r} does not know for condition {condition}; give it "
-            "Problem(real_of_condition=...), a function of the condition"
+            "Problem(real_of_condition=...), a function of the condition, or compare by flow_error"
         )
     return f"which problem {problem.name!r} lacks"
 

@@ -5,8 +5,11 @@ the sampler's error alone: no sampling noise, no error of the network, no finite
 
     e = flow(x_T, T -> t_min),      denoised, x0_hat(e, t_min), where the sampler ends so
 
-The flow is exact where the model knows it (``ExactModel.flow``), else it is that of a sampler with many
-steps.  On samplers with noise the figure is the distance of two coupled draws, which their noise decides.
+The flow is exact where the model knows it (``ExactModel.flow``), else it is that of a fine sampler:
+Dormand-Prince with small tolerances, or Heun's method with many steps for models of a chain, whose process
+has kinks at the indices, over which adaptive steps stumble.  A sampler with guidance or a threshold is
+compared with the flow of the model that it samples, the changed one.  On samplers with noise the figure is
+the distance of two coupled draws, which their noise decides.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from sde_toolkit.lab.experiment import Metric
 from sde_toolkit.lab.problems import NamedCondition, condition_rows
 from sde_toolkit.metrics import Estimate, bootstrap
 from sde_toolkit.models import Condition, ExactModel, ScoreModel
-from sde_toolkit.samplers import Sampler, Samples, Start, dopri5, start_state
+from sde_toolkit.samplers import Sampler, Samples, Start, dopri5, edm, start_state
+from sde_toolkit.sdes import ChainSDE
 from sde_toolkit.utils import Stream, checked
 from solvers import Normals
 
-_TOLERANCE = 1e-6
+_TOLERANCE, _STEPS = 1e-6, 200
 
 
 class FlowEnds:
@@ -33,7 +37,8 @@ class FlowEnds:
     Args:
         model: whose flow.
         condition: of all samples.
-        reference: a sampler with small errors, for models that are not exact; Dormand-Prince at 1e-6 if None.
+        reference: a sampler with small errors, for models that are not exact; if None Dormand-Prince at 1e-6,
+            or 200 of EDM's Heun steps for models of a chain.
     """
 
     @checked
@@ -44,12 +49,12 @@ class FlowEnds:
         reference: Sampler | None = None,
     ) -> None:
         self.model, self.condition = model, condition
-        self.reference = dopri5(rtol=_TOLERANCE, atol=_TOLERANCE) if reference is None else reference
-        self._known: list[tuple[Start, tuple[float, bool, int, int], Tensor]] = []
+        self.reference = _fine(model) if reference is None else reference
+        self._known: list[tuple[Start, tuple[object, ...], Tensor]] = []
 
     def of(self, sampler: Sampler, num_samples: int, seed: int) -> Tensor:
         """The ends of the starts of these samples, at the sampler's end: shape (num_samples, *)."""
-        key, start = (sampler.t_min, sampler.denoise, num_samples, seed), sampler.start
+        key, start = (sampler.t_min, sampler.denoise, num_samples, seed, sampler.guidance), sampler.start
         for known_start, known, ends in self._known:
             same = known_start is start or (isinstance(start, str) and known_start == start)
             if same and known == key:
@@ -60,8 +65,11 @@ class FlowEnds:
 
     def _carried(self, sampler: Sampler, num_samples: int, seed: int) -> Tensor:
         model, condition = self.model, condition_rows(self.condition, num_samples)
-        if not isinstance(model, ExactModel):
-            fine = replace(self.reference, t_min=sampler.t_min, start=sampler.start, denoise=sampler.denoise)
+        if not isinstance(model, ExactModel) or sampler.guidance is not None:
+            fine = replace(
+                self.reference, t_min=sampler.t_min, start=sampler.start, denoise=sampler.denoise,
+                guidance=sampler.guidance,
+            )  # fmt: skip
             return fine.sample(model, num_samples, condition=condition, seed=seed).x
         rows = model.conditions(condition, num_samples)
         normals = Normals(seed, range(num_samples), model.event_shape, model.dtype, model.device)
@@ -75,6 +83,10 @@ class FlowEnds:
             mine = rows == label
             ends[mine] = _ends(model.given(label), x[mine], T, t_min, sampler.denoise)
         return ends
+
+
+def _fine(model: ScoreModel) -> Sampler:
+    return edm(_STEPS) if isinstance(model.sde, ChainSDE) else dopri5(rtol=_TOLERANCE, atol=_TOLERANCE)
 
 
 def _ends(model: ExactModel, x: Tensor, T: Tensor, t_min: Tensor, denoise: bool) -> Tensor:

@@ -116,6 +116,7 @@ class Problem:
         real_of_class: label -> real examples of this class; None where classes are not known.
         real_of_condition: a condition with shape (*c,) -> real examples of it with shape (M, *); None where
             they are not known.
+        of_prompt: a text -> the condition with shape (*c,) that it stands for; None for models without texts.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Problem:
     folder: str = field(default="", repr=False)
     real_of_class: Callable[[int], Tensor] | None = field(default=None, repr=False)
     real_of_condition: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    of_prompt: Callable[[str], Tensor] | None = field(default=None, repr=False)
 
 
 @checked

@@ -33,7 +33,7 @@ from sde_toolkit.lab import (
 )
 from sde_toolkit.runs.classes import condition_suffix, open_conditions
 from sde_toolkit.runs.parts import Shard, ShardFinishedError
-from sde_toolkit.runs.problems import real_examples, run_problem
+from sde_toolkit.runs.problems import prompt_conditions, real_examples, run_problem
 from sde_toolkit.runs.samples import samples_stem, save_samples
 from sde_toolkit.runs.store import Run
 from sde_toolkit.samplers import Samples
@@ -154,16 +154,17 @@ def plan_comparison(
     config: Config, problems: Sequence[Problem], conditions: Sequence[int | NamedCondition | None]
 ) -> Experiment:
     """The experiment of ``config.comparison``: all its samplers on these problems, under each of these
-    conditions.
+    conditions, or of its prompts.
 
     Raises:
         ValueError: a condition that a model does not take, or what ``build_metrics`` and
             ``build_candidates`` refuse.
     """
+    prompts = config.comparison.prompts
     groups = [
         Group(problem, build_candidates(config, problem.model), _metrics(config, problem, given), given)
         for problem in problems
-        for given in conditions
+        for given in (prompt_conditions(problem, prompts) if prompts else conditions)
     ]
     section = config.comparison
     return Experiment(
@@ -236,11 +237,11 @@ def comparison_conditions(config: Config, label: int | None) -> tuple[int | Name
     """The classes or conditions that are compared, each for itself; None alone stands for none.
 
     Raises:
-        ValueError: what ``open_conditions`` refuses, or a label beside conditions.
+        ValueError: what ``open_conditions`` refuses, or a label beside conditions or prompts.
     """
     if label is not None:
-        if config.comparison.conditions:
-            raise ValueError("give --label or --conditions, not both")
+        if config.comparison.conditions or config.comparison.prompts:
+            raise ValueError("give --label, --conditions or --prompts, one of them")
         return (label,)
     if config.comparison.conditions:
         return tuple(open_conditions(config.comparison.conditions))

@@ -4,7 +4,8 @@
     ring, mixture8, ...       ``sde_toolkit.lab.EXACT_PROBLEMS``, under the process of ``config.sde``
     digits, ...               a checkpoint of the package
     runs/a                    the newest checkpoint of a workdir
-    diffusers:DIRECTORY       what diffusers saved there, or a latent diffusion model without prompts
+    diffusers:DIRECTORY       what diffusers saved there; with a vae, a model of latents, which may have
+                              prompts
     file.py:f, package.m:f    what the function f returns: a ``Problem``, or (model, real examples)
 
 Nothing that a file names is imported: a function counts only when it is given with the call
@@ -77,11 +78,32 @@ def _from_diffusers(entry: str, config: Config) -> Problem:
     from sde_toolkit.interop import from_diffusers, open_latent
 
     folder = Path(entry.removeprefix(_DIFFUSERS)).expanduser()
-    latent = (folder / "vae").is_dir()
-    device = resolve_device(config)
-    model = open_latent(folder, device=device).model if latent else from_diffusers(folder, device=device)
-    name = re.sub(r"[^\w.-]+", "-", entry)
-    return Problem(name, model, fingerprint=fingerprint_of(model.state_dict()), scaling=model.scaling)
+    device, name = resolve_device(config), re.sub(r"[^\w.-]+", "-", entry)
+    if not (folder / "vae").is_dir():
+        model = from_diffusers(folder, device=device)
+        return Problem(name, model, fingerprint=fingerprint_of(model.state_dict()), scaling=model.scaling)
+    space = open_latent(folder, device=device)
+    return Problem(
+        name, space.model, fingerprint=fingerprint_of(space.model.state_dict()), scaling=space.model.scaling,
+        of_prompt=None if space.text_encoder is None else lambda text: space.condition(text)[0],
+    )  # fmt: skip
+
+
+def prompt_conditions(problem: Problem, prompts: str) -> list[NamedCondition]:
+    """The conditions that prompts stand for, one text after the other with "|" between them.
+
+    Raises:
+        ValueError: a model without texts, no text, or one that is given twice.
+    """
+    if problem.of_prompt is None:
+        raise ValueError(
+            f"prompts need a latent diffusion model with a text encoder, got problem {problem.name!r}; name "
+            "one as diffusers:DIRECTORY, or leave the prompts out"
+        )
+    texts = [text.strip() for text in prompts.split("|")]
+    if not all(texts) or len(set(texts)) < len(texts):
+        raise ValueError(f"prompts must be different texts with | between them, got {prompts!r}")
+    return [NamedCondition(text, problem.of_prompt(text)) for text in texts]
 
 
 def _use(config: Config) -> dict[str, object]:

@@ -149,8 +149,8 @@ def test_sample_takes_conditions_in_turn(mine, tmp_path):
         ("problem", "ragged", "must have one shape, got [(1,), (2,)]"),
         ("problem", "failing", "failed: KeyError"),
         ("problem", "rowz", "did you mean 'rows'?"),
-        ("problem", "rows --labels=1", "give config.comparison.labels or config.comparison.conditions"),
-        ("problem", "rows --label=1", "give --label or --conditions, not both"),
+        ("problem", "rows --labels=1", "give config.comparison.labels, .conditions or .prompts"),
+        ("problem", "rows --label=1", "give --label, --conditions or --prompts, one of them"),
     ],
 )
 def test_mistakes_are_told_before_the_work(mine, tmp_path, capsys, problem, conditions, said):

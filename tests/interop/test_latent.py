@@ -9,7 +9,8 @@ import torch
 from pipeline_parts import dit, scheduler, stable_diffusion, states, texts, vae
 from torch import Tensor
 
-from sde_toolkit import samplers
+from sde_toolkit import cli, runs, samplers
+from sde_toolkit.config import parse_config
 from sde_toolkit.guidance import guided
 from sde_toolkit.interop import from_diffusers, open_latent, toolkit_scheduler
 from sde_toolkit.likelihood import FlowSolver, Hutchinson, log_likelihood
@@ -176,6 +177,41 @@ def test_latents_have_a_likelihood(place):
     assert found.nats.isfinite().all()
 
 
+def problem_of(folder, prompts: str):
+    """The problem of a directory, and the conditions of its prompts."""
+    fields = {"problems": f"diffusers:{folder}", "prompts": prompts, "metrics": "flow_error"}
+    config = parse_config({f"comparison.{name}": value for name, value in fields.items()})
+    (problem,) = runs.open_problems(config, None)
+    plan = runs.plan_comparison(config, [problem], runs.comparison_conditions(config, None))
+    return problem, [group.condition for group in plan.groups]
+
+
+def test_prompts_are_conditions_of_a_comparison(place):
+    problem, conditions = problem_of(place[0], "a cat | a dog, oil")
+    assert [condition.name for condition in conditions] == ["a cat", "a dog, oil"]
+    wanted = open_latent(place[0]).condition(["a cat", "a dog, oil"])
+    for condition, row in zip(conditions, wanted, strict=True):
+        assert torch.allclose(condition.value, row, atol=1e-6)
+    assert problem.model.conditions(conditions[0].rows(3), 3).shape == (3, 6, 8)
+
+
+@pytest.mark.slow
+def test_samplers_are_compared_under_prompts(place, tmp_path, capsys):
+    """By the error of their maps in the space of latents, with guidance."""
+    line = [
+        "compare", f"--problems=diffusers:{place[0]}", "--prompts=a cat|a dog, oil", "--num_steps=2,8",
+        "--samplers=dpm_solver_pp", "--num_samples=10", "--metrics=flow_error", "--device=cpu",
+        "--config.sampling.guidance_scale=3", f"--output={tmp_path}",
+    ]  # fmt: skip
+    assert cli.main(line) == 0
+    records, _ = runs.read_records(tmp_path)
+    errors = {(record.settings["condition"][:5], record.num_steps): record.value for record in records}
+    assert len(errors) == 4
+    for prompt in ("a cat", "a dog"):
+        assert errors[prompt, 8] < errors[prompt, 2] / 2
+    assert "a dog, oil" in capsys.readouterr().out
+
+
 def changed(folder, to, how):
     """A directory with something wrong."""
     shutil.copytree(folder, to)
@@ -209,7 +245,15 @@ def test_parts_that_do_not_fit_are_refused_with_a_sentence(place, tmp_path, how,
         open_latent(changed(place[0], tmp_path / "changed", how))
 
 
+@pytest.mark.parametrize(("prompts", "said"), [("a||b", "different texts"), ("a|a", "different texts")])
+def test_prompts_that_are_none_are_refused(place, prompts, said):
+    with pytest.raises(ValueError, match=said):
+        problem_of(place[0], prompts)
+
+
 def test_prompts_and_shapes_are_refused_with_a_sentence(place, dit_place):
+    with pytest.raises(ValueError, match="prompts need a latent diffusion model with a text encoder"):
+        problem_of(dit_place[0], "a cat")
     with pytest.raises(ValueError, match="open_latent"):
         from_diffusers(place[0])
     with pytest.raises(ValueError, match="prompts need a text encoder"):

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
+from sde_toolkit.guidance import guided
 from sde_toolkit.lab import Candidate, FlowEnds, FlowMetric, compare, exact_problem, paired_difference
 from sde_toolkit.metrics import FlowError
-from sde_toolkit.models import NetworkModel
+from sde_toolkit.models import IndexedModel, NetworkModel
 from sde_toolkit.networks import MLP
-from sde_toolkit.samplers import ddim, dopri5, euler_maruyama, gaussian_residual, heun
-from sde_toolkit.sdes import VESDE, VPSDE
+from sde_toolkit.samplers import ddim, dopri5, edm, euler_maruyama, gaussian_residual, heun
+from sde_toolkit.sdes import VESDE, VPSDE, Chain
 
 RING = exact_problem("ring", VPSDE()).model
 
@@ -52,6 +53,23 @@ def test_networks_are_held_against_a_fine_run():
         ends = FlowEnds(model).of(sampler, 16, 0)
         errors.append(float((sampler.sample(model, 16).x - ends).square().mean().sqrt()))
     assert errors[1] < errors[0] / 2
+
+
+def test_guided_samplers_are_held_against_the_guided_flow():
+    ends, errors = FlowEnds(RING, 3), []
+    for steps in (20, 40, 80):
+        sampler = guided(edm(steps), 2.0)
+        x = sampler.sample(RING, 8, condition=3).x
+        errors.append(float((x - ends.of(sampler, 8, 0)).square().mean().sqrt()))
+    assert errors[1] < errors[0] / 2
+    assert errors[2] < 5e-3
+    assert float((ends.of(sampler, 8, 0) - ends.of(edm(20), 8, 0)).abs().max()) > 0.05
+
+
+def test_models_of_a_chain_are_held_against_heun_steps():
+    indexed = IndexedModel(MLP((2,)), Chain.cosine(50), "noise", (2,))
+    assert FlowEnds(indexed).reference.name == "edm"
+    assert FlowEnds(NetworkModel(MLP((2,)), VPSDE(), "noise", (2,))).reference.name == "dopri5"
 
 
 def test_differences_are_paired_though_starts_differ():
