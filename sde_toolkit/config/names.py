@@ -17,11 +17,7 @@ REAL: dict[str, Callable[[data.Dataset], Tensor]] = {
 }
 """Part of the data -> its examples in model scale, with shape (M, *)."""
 
-GRIDS: dict[str, grids.Grid] = {
-    "uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "karras": grids.karras,
-    "arctan": grids.arctan, "arcsinh": grids.arcsinh, "rectified": grids.rectified, "cosine": grids.cosine,
-    "trailing": grids.trailing, "leading": grids.leading, "linspace": grids.linspace,
-}  # fmt: skip
+GRIDS = grids.BY_NAME
 
 OWN_GRID = "own"
 """Stands for the grid of the sampler's own paper."""

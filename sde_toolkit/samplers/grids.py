@@ -355,6 +355,14 @@ class Snapped:
         return sde.chain.times[index]
 
 
+BY_NAME: dict[str, Grid] = {
+    "uniform": uniform, "quadratic": quadratic, "log_snr": log_snr, "karras": karras, "arctan": arctan,
+    "arcsinh": arcsinh, "rectified": rectified, "cosine": cosine, "trailing": trailing, "leading": leading,
+    "linspace": linspace,
+}  # fmt: skip
+"""The grids that need no arguments, for configurations."""
+
+
 def label(function: object) -> str:
     """Name of a function, or what the object that takes its place says of itself, for records."""
     return str(getattr(function, "__name__", repr(function)))

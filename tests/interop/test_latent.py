@@ -199,17 +199,16 @@ def test_prompts_are_conditions_of_a_comparison(place):
 def test_samplers_are_compared_under_prompts(place, tmp_path, capsys):
     """By the error of their maps in the space of latents, with guidance."""
     line = [
-        "compare", f"--problems=diffusers:{place[0]}", "--prompts=a cat|a dog, oil", "--num_steps=2,8",
+        "compare", f"--problems=diffusers:{place[0]}", "--prompts=a dog, oil", "--num_steps=2,8",
         "--samplers=dpm_solver_pp", "--num_samples=10", "--metrics=flow_error", "--device=cpu",
         "--config.sampling.guidance_scale=3", f"--output={tmp_path}",
     ]  # fmt: skip
     assert cli.main(line) == 0
     records, _ = runs.read_records(tmp_path)
-    errors = {(record.settings["condition"][:5], record.num_steps): record.value for record in records}
-    assert len(errors) == 4
-    for prompt in ("a cat", "a dog"):
-        assert errors[prompt, 8] < errors[prompt, 2] / 2
-    assert "a dog, oil" in capsys.readouterr().out
+    assert {str(record.settings["condition"]).partition(" (")[0] for record in records} == {"a dog, oil"}
+    errors = {record.num_steps: record.value for record in records}
+    assert errors[8] < errors[2] / 2
+    assert "a-dog-oil" in capsys.readouterr().out
 
 
 def changed(folder, to, how):

@@ -192,6 +192,14 @@ class Exact(torch.nn.Module):
 
 
 RESTART = samplers.Restart(0.3, 1.5, num_steps=4, repeats=2)
+
+
+def pipeline():
+    import diffusers
+
+    return diffusers.DDPMPipeline(unet(), scheduler("DDPM"))
+
+
 OTHER_GRID = samplers.Restart(0.1, 1.0, grid=samplers.grids.Karras(5.0))
 
 
@@ -326,6 +334,9 @@ def test_a_generator_makes_the_noise(network):
         (lambda: toolkit_scheduler(scheduler("DDPM"), "ddim", eta2=1).set_timesteps(3), "got eta2"),
         (lambda: toolkit_scheduler(scheduler("DDPM")).step(states(), 3, states()), "set_timesteps must be"),
         (lambda: toolkit_scheduler(scheduler("DDPM"), restarts=[OTHER_GRID]), "by name"),
+        (lambda: toolkit_scheduler(scheduler("DDPM"), "ddim", grid="karas").set_timesteps(3),
+         "grid must be one of arcsinh, arctan, cosine, karras"),
+        (lambda: toolkit_scheduler(pipeline()), "got DDPMPipeline; give its scheduler"),
         (lambda: toolkit_scheduler(scheduler("DDPM"), "ddpm", restarts=[RESTART]).set_timesteps(3),
          "restarts need a deterministic sampler"),
     ],

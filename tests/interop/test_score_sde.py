@@ -239,6 +239,7 @@ def changed(section, network="NCSNPP", **values):
     ("config", "error", "message"),
     [
         (changed("model", name="ncsnv2_64"), ValueError, "model.name must be one of ncsnpp, ddpm, got"),
+        ({"training": {}, "data": {}, "model": {"name": "ncsn"}, "sampling": {}}, ValueError, "got 'ncsn'"),
         (changed("model", nf=None), TypeError, "config: model.nf must be of type int, got None"),
         (changed("model", nf=6), ValueError, "model.nf by 4, got 8 and 6"),
         (changed("model", nf=0), ValueError, "model.nf must lie in 1 to"),

@@ -34,9 +34,9 @@ from sde_toolkit.interop.libraries import other_library, part_of
 from sde_toolkit.interop.pipelines.programs import Beginning
 from sde_toolkit.interop.pipelines.schedules import Schedule, read_schedule
 from sde_toolkit.interop.pipelines.stepwise import Request, Run, StandIn, stand_in_model
-from sde_toolkit.interop.pipelines.wrappers import described, wrapped
+from sde_toolkit.interop.pipelines.wrappers import described, named_grid, wrapped
 from sde_toolkit.models import ModuleModel, Moments
-from sde_toolkit.samplers import PRESETS, Corrector, Preset, Restart, Sampler, grids
+from sde_toolkit.samplers import PRESETS, Corrector, Preset, Restart, Sampler
 from sde_toolkit.sdes import ChainSDE
 from sde_toolkit.utils import Stream, checked, integer
 from solvers import Normals, expand_like
@@ -111,10 +111,13 @@ class Stepping:
         config = self.config
         options = dict(config["options"] or {})
         if isinstance(options.get("grid"), str):
-            options["grid"] = getattr(grids, options["grid"], None)
+            options["grid"] = named_grid(options["grid"])
         unknown = sorted(set(options) - set(self._preset.parameters))
         if unknown:
-            raise ValueError(f"options must be parameters of {self._preset.name}, got {', '.join(unknown)}")
+            known = ", ".join(name for name in self._preset.parameters if name not in ("model", "num_steps"))
+            raise ValueError(
+                f"options must be parameters of {self._preset.name}, {known}, got {', '.join(unknown)}"
+            )
         made = wrapped(self._preset.make(num_steps, model=model, **options).on(model.sde), config)
         if config["thresholding"]:
             q, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
@@ -418,8 +421,10 @@ def toolkit_scheduler(
         ImportError: diffusers is not installed.
     """
     config = part_of(scheduler, "config")
-    if config is None or not hasattr(config, "items"):
-        raise TypeError(f"scheduler must be one of diffusers' schedulers, got {type(scheduler).__name__}")
+    if config is None or not hasattr(config, "items") or part_of(scheduler, "set_timesteps") is None:
+        inside = "; give its scheduler" if part_of(scheduler, "scheduler") is not None else ""
+        got = type(scheduler).__name__
+        raise TypeError(f"scheduler must be one of diffusers' schedulers, got {got}{inside}")
     made = scheduler_class()
     own = dict(config)
     around = described(corrector, corrector_first, restarts, last_draw)

@@ -18,6 +18,7 @@ from typing import Any
 from sde_toolkit.samplers import (
     AnnealedLangevin,
     Corrector,
+    Grid,
     Langevin,
     Restart,
     Sampler,
@@ -52,9 +53,20 @@ def described(
     }
 
 
+def named_grid(name: str) -> Grid:
+    """The grid of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in grids.BY_NAME:
+        raise ValueError(f"grid must be one of {', '.join(sorted(grids.BY_NAME))}, got {name!r}")
+    return grids.BY_NAME[name]
+
+
 def _plain(restart: Restart) -> dict[str, Any]:
     values = {field.name: getattr(restart, field.name) for field in fields(restart)}
-    names = [name for name in dir(grids) if getattr(grids, name) == restart.grid and not name.startswith("_")]
+    names = [name for name, grid in grids.BY_NAME.items() if grid == restart.grid]
     if not names:
         raise ValueError(
             f"the grid of a restart must be one by name, such as karras, got {grids.label(restart.grid)}, "
@@ -84,7 +96,4 @@ def wrapped(sampler: Sampler, config: Mapping[str, Any]) -> Sampler:
 
 
 def _restart(values: dict[str, Any]) -> Restart:
-    grid = getattr(grids, str(values.get("grid", "karras")), None)
-    if grid is None:
-        raise ValueError(f"the grid of a restart must be the name of one, got {values['grid']!r}")
-    return Restart(**{**values, "grid": grid})
+    return Restart(**{**values, "grid": named_grid(values.get("grid", "karras"))})

@@ -193,6 +193,11 @@ def read_score_sde_config(config: Path | str | Mapping[str, Any] | ScoreSDEConfi
             raise ValueError(f"config must have the section {section!r}, got {sorted(map(str, nested))}")
         if field.name in part:
             found[field.name] = _typed(field.name, part[field.name], str(field.type))
+    if found.get("name", NAMES[0]) not in NAMES:
+        raise ValueError(
+            f"config: model.name must be one of {', '.join(NAMES)}, got {found['name']!r}, a network that is "
+            "not rebuilt here"
+        )
     needed = _needed(found)
     missing = [_where(name) for name in needed if name not in found]
     if missing:
