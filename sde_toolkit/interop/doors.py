@@ -14,6 +14,7 @@ x_t / alpha and sigma / alpha.  guided-diffusion's networks with learned varianc
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -37,7 +38,9 @@ def _called(
     argument: str | None,
     halved: bool = False,
 ) -> CalledNetwork:
-    """The callable as a network; raises ValueError for classes that it cannot have."""
+    """The callable as a network; raises ValueError for classes that it cannot have, TypeError for one that
+    takes fewer than two arguments."""
+    _check_call(network.forward if isinstance(network, nn.Module) else network)
     if num_classes is None:
         own = getattr(network, "num_classes", 0)
         num_classes = own if isinstance(own, int) else 0
@@ -46,6 +49,20 @@ def _called(
     if one_hot and not num_classes:
         raise ValueError("one_hot needs num_classes, the length of a row of labels, got none; give it")
     return CalledNetwork(network, num_classes, one_hot, argument, halved)
+
+
+def _check_call(function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin, whose arguments are not known
+        return
+    try:
+        signature.bind_partial(None, None)
+    except TypeError:
+        raise TypeError(
+            "network must take two arguments, the state and the number that tells it the noise level, got "
+            f"one that is called as {signature}; wrap it, as in lambda x, c: network(x)"
+        ) from None
 
 
 @checked

@@ -268,6 +268,8 @@ def test_networks_at_indices_of_a_chain():
     [
         (lambda: from_denoiser(nn.Linear, (2,)), "denoiser must be a Module or a function"),
         (lambda: from_denoiser(3, (2,)), "denoiser must be"),
+        (lambda: from_denoiser(lambda x: x, (2,)), r"two arguments, .* called as \(x\); wrap it"),
+        (lambda: from_epsilon(nn.Linear(2, 2), VPSDE(), (2,)), r"two arguments, .* called as \(input"),
         (lambda: from_denoiser(lambda x, c: x, (2,), predicts="residual"), "residual"),
         (lambda: from_denoiser(lambda x, c: x, (2,), one_hot=True), "one_hot needs num_classes"),
         (lambda: from_denoiser(lambda x, c: x, (2,), time="tau"), "time must be"),
