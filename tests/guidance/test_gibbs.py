@@ -123,6 +123,16 @@ def test_networks_gaps_and_exact_observations_are_sampled() -> None:
     assert bool(SplitGibbs(2).sample(model, 2, observation=kept).x.isfinite().all())
 
 
+@pytest.mark.parametrize("rows", [False, True], ids=["one", "rows"])
+def test_observations_may_be_lists(rows: bool) -> None:
+    """Of guided samplers and of those that are made for observations, to the same bits as tensors."""
+    model, seen = ExactModel(LAW, VPSDE()), LinearObservation(ROWS, 0.8)
+    tensor = torch.stack([Y, Y + 1]) if rows else Y
+    for sample in (samplers.ddim(3).sample, SplitGibbs(2).sample):
+        found = sample(model, 2, observation=Observed(seen, tensor.tolist())).x
+        assert torch.equal(found, sample(model, 2, observation=Observed(seen, tensor)).x)
+
+
 @pytest.mark.slow
 def test_split_gibbs_is_calibrated() -> None:
     law = GaussianMixture([0.4, 0.6], [[-1.5, 0.0], [1.0, 1.0]], [0.3, 0.5])

@@ -55,7 +55,8 @@ class Observed:
     def model(self, model: ScoreModel) -> PosteriorModel:
         """The guided model; where y differs by row, y is the condition of its calls."""
         method = default_method(model, self.observation) if self.method is None else self.method
-        return PosteriorModel(model, self.observation, method, self.y if self.shared else None)
+        y = self.y if isinstance(self.y, Tensor) else torch.as_tensor(self.y, dtype=torch.float64)
+        return PosteriorModel(model, self.observation, method, y if self.shared else None)
 
     def on(self, sampler: Sampler) -> Sampler:
         """The sampler with what the method does after every step."""
