@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import sde_toolkit as sde
 from sde_toolkit import cli
 
 QUICK = ["--num_steps=3", "--draws=3"]
@@ -101,6 +102,22 @@ def test_boxes_and_masks_are_filled(digits, capsys):
     )
     with np.load(out) as mask:
         assert (mask["draws"] == draws).all()
+
+
+def test_examples_held_out_are_taken_without_a_file(digits, capsys):
+    out, wanted = digits / "held.npz", sde.data.digits().test[:2].numpy()
+    shell("inpaint", "--held_out=2", "--box=2,1,3,6", f"--output={out}", *QUICK)
+    assert re.search(r"^coverage   [01]\.\d{3} \+- ", capsys.readouterr().out, re.M)
+    with np.load(out) as arrays:
+        assert (arrays["clean"] == wanted).all()
+    shell("restore", "--task=denoise", "--std=1", "--held_out=2", f"--output={out}", *QUICK)
+    assert re.search(r"^PSNR       -?\d+\.\d\d \+- ", capsys.readouterr().out, re.M)
+    with np.load(out) as arrays:
+        assert (arrays["clean"] == wanted).all()
+    words = ["inpaint", "--box=2,1,3,6", f"--output={out}"]
+    assert "held_out must be from 1 to 297" in refused(capsys, *words, "--held_out=0")
+    told = refused(capsys, *words, "--held_out=2", "--problem=ring")
+    assert "box is of images" in told or "held_out must be left out" in told
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from sde_toolkit.cli.common import add_verb, say
 from sde_toolkit.cli.tasks.shared import (
     add_task,
     bar_for,
+    clean_or_given,
     open_task,
     output_files,
-    read_examples,
     task_arguments,
+    tell,
     write_arrays,
     write_picture,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXAMPLES = """examples:
+  sde-toolkit inpaint --config=mnist --held_out=4 --box=8,8,12,12 --output=out.npz
   sde-toolkit inpaint --input=digits.npy --box=2,2,4,4 --output=out.npz
   sde-toolkit inpaint --workdir=runs/d --input=images.npy --mask=known.npy --std=5 --draws=39 --output=out.npz
 
@@ -34,7 +36,12 @@ a mask is true (or 1) where a pixel is known; what the images hold elsewhere is 
 def add_parser(verbs: Any) -> None:
     """Add the verb to the program."""
     parser = add_verb(verbs, "inpaint", inpaint, "draw the hidden part of images", EXAMPLES)
-    add_task(parser, "images (n, C, H, W) or (n, H, W), or rows (n, D), in raw units: .npy or .npz", OUTPUT)
+    add_task(
+        parser,
+        "images (n, C, H, W) or (n, H, W), or rows (n, D), in raw units: .npy or .npz",
+        OUTPUT,
+        "in place of --input: N examples that the run has held out; what is drawn is compared",
+    )
     hidden = parser.add_mutually_exclusive_group(required=True)
     hidden.add_argument(
         "--mask",
@@ -59,18 +66,22 @@ def inpaint(options: argparse.Namespace) -> None:
     task = open_task(options)
     shape = tuple(task.model.event_shape)
     mask = _boxed(options.box, shape) if options.mask is None else _read_mask(options.mask)
-    images = read_examples(options.input)
+    images = clean_or_given(options, task)
     with bar_for(len(images) * options.draws) as bar:
         found = guidance.inpaint(
             task.model, images, mask, std=options.std, progress=bar.update, **task_arguments(options, task)
         )
-    known = int(mask.expand(images.shape[1:]).sum())
-    say(f"{len(images)} examples by {options.draws} draws, {known} of {images[0].numel()} features known, "
+    known = mask.expand(images.shape[1:])
+    say(f"{len(images)} examples by {options.draws} draws, {int(known.sum())} of {images[0].numel()} features known, "
         f"{found.nfe:.4g} evaluations each, {found.seconds:.1f} s; intervals of level {found.level:.3g}"
         )  # fmt: skip
-    observed = torch.where(mask.expand(images.shape[1:]), images, torch.nan)
-    write_arrays(output, found, task, {"observed": observed.numpy(), "mask": mask.numpy()})
-    write_picture(beside, found, task, {"observed": observed})
+    observed = torch.where(known, images, torch.nan)
+    arrays, columns = {"observed": observed.numpy(), "mask": mask.numpy()}, {"observed": observed}
+    if options.input is None:
+        tell(found, task, images, options.level, None if bool(known.all()) else ~known)
+        arrays["clean"], columns = images.numpy(), {"clean": images, **columns}
+    write_arrays(output, found, task, arrays)
+    write_picture(beside, found, task, columns)
     say(f"output     {output}")
 
 

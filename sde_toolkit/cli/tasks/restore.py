@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from sde_toolkit.cli.common import add_verb, say
 from sde_toolkit.cli.tasks.shared import (
-    Task,
     add_task,
     bar_for,
+    clean_or_given,
     open_task,
     output_files,
-    read_examples,
-    span,
     task_arguments,
+    tell,
     write_arrays,
     write_picture,
 )
@@ -34,8 +33,7 @@ from sde_toolkit.cli.tasks.shared import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sde_toolkit.guidance import LinearObservation, Restored
-    from sde_toolkit.metrics import Estimate
+    from sde_toolkit.guidance import LinearObservation
 
 TASKS: dict[str, dict[str, float]] = {
     "superresolution": {"factor": 2}, "deblur": {"width": 1.0}, "colourise": {}, "sense": {"count": 0},
@@ -44,6 +42,7 @@ TASKS: dict[str, dict[str, float]] = {
 """What is observed, with the defaults of its numbers; a count of 0 is a quarter of the features."""
 
 EXAMPLES = """examples:
+  sde-toolkit restore --config=mnist --task=superresolution --factor=4 --std=8 --held_out=4 --output=out.npz
   sde-toolkit restore --task=superresolution --input=coarse.npy --factor=2 --std=1 --output=out.npz
   sde-toolkit restore --workdir=runs/d --task=deblur --std=.5 --input=clean.npy --degrade --output=out.npz
   sde-toolkit restore --task=sense --count=32 --std=.5 --input=clean.npy --degrade --output=out.npz
@@ -61,6 +60,7 @@ def add_parser(verbs: Any) -> None:
         parser,
         "observations, or clean examples with --degrade: .npy or .npz",
         "an .npz file; a .png of images is written beside it",
+        "in place of --input: N clean examples that the run has held out, with --degrade",
     )
     parser.add_argument("--degrade", action="store_true", help="the input is clean: observe it, and compare")
     parser.add_argument(
@@ -81,8 +81,9 @@ def restore(options: argparse.Namespace) -> None:
     numbers = _numbers(options)
     task = open_task(options)
     observation = _observation(options, numbers, tuple(task.model.event_shape))
-    given = read_examples(options.input)
-    if options.degrade:
+    degrade = options.degrade or options.held_out is not None
+    given = clean_or_given(options, task)
+    if degrade:
         _check_clean(given, observation.event_shape)
         y = observation.draw(given, task.source.config.sampling.seed)
     else:
@@ -94,8 +95,8 @@ def restore(options: argparse.Namespace) -> None:
     say(f"{len(y)} examples by {options.draws} draws, {observation.A.count} numbers observed of each, "
         f"{found.nfe:.4g} evaluations, {found.seconds:.1f} s; level {found.level:.3g}")  # fmt: skip
     arrays, columns = {"observed": y.numpy()}, _seen(options.task, observation, y)
-    if options.degrade:
-        _tell(found, task, given, options.level)
+    if degrade:
+        tell(found, task, given, options.level)
         arrays["clean"], columns = given.numpy(), {"clean": given, **columns}
     write_arrays(output, found, task, arrays)
     write_picture(beside, found, task, columns)
@@ -175,22 +176,3 @@ def _seen(name: str, observation: LinearObservation, y: Tensor) -> dict[str, Ten
     if name == "fourier":
         return {"zero-fill": observation.A.backward(observation.A.pick(y))}
     return {"observed": y} if y.ndim == 4 and y.shape[1] in (1, 3) else {}
-
-
-def _tell(found: Restored, task: Task, clean: Tensor, level: float) -> None:
-    """Print the error of the mean and the coverage of the intervals."""
-    from sde_toolkit.metrics import coverage, mean_psnr
-
-    low, high = span(task, clean)
-    if high > low:
-        ratio = mean_psnr(found.mean.cpu(), clean, high - low)
-        say(f"PSNR       {_with_error(ratio, '.2f')} dB of the mean, for a range of {high - low:.4g}")
-    held = coverage(found.draws.cpu().to(clean), clean, level)
-    grey = getattr(task.model.scaling, "levels", None) is not None
-    say(f"coverage   {_with_error(held, '.3f')} of the intervals; that of an exact posterior is "
-        f"{found.level:.3g}" + (", or more, as grey levels tie" if grey else ""))  # fmt: skip
-
-
-def _with_error(estimate: Estimate, form: str) -> str:
-    bar = estimate.standard_error
-    return f"{estimate.value:{form}} " + (f"+- {bar:{form}}" if math.isfinite(bar) else "(no error bar)")

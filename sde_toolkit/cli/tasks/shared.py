@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sde_toolkit.guidance import Method, Restored, SplitGibbs, TwistedSMC
+    from sde_toolkit.metrics import Estimate
     from sde_toolkit.models import ScoreModel
     from sde_toolkit.samplers import Sampler
 
@@ -58,11 +60,14 @@ class Task(NamedTuple):
         return self.source.model
 
 
-def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str) -> None:
-    """Add the flags that all inverse problems have."""
+def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str, held_out: str = "") -> None:
+    """Add the flags that all inverse problems have; ``held_out`` says what the run's own examples are for."""
     add_model(parser)
     add_problem(parser)
-    parser.add_argument("--input", required=True, metavar="PATH", help=inputs)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", metavar="PATH", help=inputs)
+    if held_out:
+        given.add_argument("--held_out", type=int, metavar="N", help=held_out)
     parser.add_argument("--output", required=True, type=path_argument, metavar="PATH", help=outputs)
     parser.add_argument("--method", default="gaussian_informed", metavar="NAME", help=METHODS_HELP)
     parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else ddim")
@@ -145,6 +150,23 @@ def read_examples(path: str) -> Tensor:
             f" in {path}"
         )
     return rows.double()
+
+
+def clean_or_given(options: argparse.Namespace, task: Task) -> Tensor:
+    """What ``--input`` holds, or the first examples that the run's training has held out, float64.
+
+    Raises:
+        ValueError: a problem without data, or a count out of range; what ``read_examples`` refuses.
+    """
+    if options.input is not None:
+        return read_examples(options.input)
+    count = options.held_out
+    if task.source.run is None:
+        raise ValueError("held_out must be left out for a problem, which has no data; give --input")
+    test = task.source.run.dataset().test
+    if not 1 <= count <= len(test):
+        raise ValueError(f"held_out must be from 1 to {len(test)}, the examples held out, got {count}")
+    return test[:count].double()
 
 
 @contextlib.contextmanager
@@ -240,3 +262,22 @@ def picture(rows: list[list[Tensor]], titles: list[str], zoom_to: int = 56) -> b
     stream = io.BytesIO()
     sheet.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
+
+
+def tell(found: Restored, task: Task, clean: Tensor, level: float, where: Tensor | None = None) -> None:
+    """Print the error of the mean and the coverage of the intervals, of the features where they count."""
+    from sde_toolkit.metrics import coverage, mean_psnr
+
+    low, high = span(task, clean)
+    if high > low:
+        ratio = mean_psnr(found.mean.cpu(), clean, high - low)
+        say(f"PSNR       {_with_error(ratio, '.2f')} dB of the mean, for a range of {high - low:.4g}")
+    held = coverage(found.draws.cpu().to(clean), clean, level, where)
+    grey = getattr(task.model.scaling, "levels", None) is not None
+    say(f"coverage   {_with_error(held, '.3f')} of the intervals; that of an exact posterior is "
+        f"{found.level:.3g}" + (", or more, as grey levels tie" if grey else ""))  # fmt: skip
+
+
+def _with_error(estimate: Estimate, form: str) -> str:
+    bar = estimate.standard_error
+    return f"{estimate.value:{form}} " + (f"+- {bar:{form}}" if math.isfinite(bar) else "(no error bar)")
