@@ -18,10 +18,10 @@ random           60% of the pixels are hidden, the others known with noise
 superresolution  means of blocks of 2 x 2 (MNIST: 4 x 4) pixels, with noise
 colourise        the mean of the channels, with noise
 
-The noise has a standard deviation of 1/32 of the range.  Every method has 20 steps of DPM-Solver++ and 19 draws,
-so that intervals from the least to the largest draw hold the truth of an exact posterior with probability .9 (or
-more, as grey levels tie).  PSNR is that of the mean of the draws; coverage is that of the pixels that are not
-known without noise.  Standard errors are over images.
+The noise has a standard deviation of 1/32 of the range.  Every method has 20 steps of DPM-Solver++ and 19
+draws, so that intervals from the least to the largest draw hold the truth of an exact posterior with
+probability .9 (or more, as grey levels tie).  PSNR is that of the mean of the draws; coverage is that of the
+pixels that are not known without noise.  Standard errors are over images.
 """
 
 from __future__ import annotations

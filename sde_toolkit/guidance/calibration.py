@@ -118,7 +118,7 @@ def calibrate(
         model: of the data.
         observation: the law of y given x0; the same features for all pairs.
         method: how y guides; when None ``default_method``.
-        sampler: when None, DDIM with 50 steps; ``TwistedSMC`` and ``SplitGibbs`` need no method.
+        sampler: when None, DPM-Solver++ with 50 steps; ``TwistedSMC`` and ``SplitGibbs`` need no method.
         truths: with shape (N, *D), of the law that is tested; drawn from an exact model when None.
         num_pairs: N, where ``truths`` are not given; at least ``LEAST_PAIRS``.
         num_draws: K, at least 2.

@@ -21,7 +21,7 @@ from sde_toolkit.guidance.inverse.observed import Observed, default_method
 from sde_toolkit.guidance.inverse.particles import TwistedSMC
 from sde_toolkit.guidance.inverse.posterior import Method
 from sde_toolkit.models import ScoreModel, in_run
-from sde_toolkit.samplers import Sampler, ddim
+from sde_toolkit.samplers import Sampler, dpm_solver_pp
 from solvers import Normals
 
 NUM_DRAWS = 19
@@ -88,7 +88,7 @@ def plan_draws(
         return Plan(observation, None, sampler, num_draws, level, seed, batch_size)
     method = default_method(model, observation) if method is None else method
     method.check(model, observation)
-    sampler = ddim(NUM_STEPS) if sampler is None else sampler
+    sampler = dpm_solver_pp(NUM_STEPS) if sampler is None else sampler
     return Plan(observation, method, sampler, num_draws, level, seed, batch_size)
 
 

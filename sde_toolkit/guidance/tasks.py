@@ -91,7 +91,7 @@ def restore(
         y: observations with shape (n, *Y), or one with shape Y.
         num_draws: K, at least 1.
         method: how y guides; when None ``default_method``.
-        sampler: when None, DDIM with 50 steps; ``TwistedSMC`` and ``SplitGibbs`` need no method.
+        sampler: when None, DPM-Solver++ with 50 steps; ``TwistedSMC`` and ``SplitGibbs`` need no method.
         condition: of a model that takes one: a class for all, or one row per example.
         level: of the intervals, see ``sde_toolkit.metrics.interval``.
         seed: of the draws.

@@ -206,3 +206,16 @@ def test_what_cannot_be_is_refused_in_a_sentence() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_draws_of_the_default_sampler_are_as_wide_as_the_posterior() -> None:
+    """Of exact means at every level: what is lost is the sampler's (DDIM with 50 steps: 6%)."""
+    root = normals(0, 16, 16) / 4
+    data = sde.models.Gaussian(torch.zeros(16), root @ root.mT + 0.01 * torch.eye(16, dtype=torch.float64))
+    model = sde.models.ExactModel(data, VP)
+    observation = LinearObservation(torch.arange(16) % 2 == 0, 1 / 16)
+    y = observation.draw(data.sample(40, 1), 2)
+    exact = model.posterior(Observed(observation, y[0])).data
+    found = restore(model, observation, y, num_draws=40, method=GaussianInformed())
+    width = float(found.draws.var(0).mean().sqrt())
+    assert abs(width / exact.std - 1) < 0.03

@@ -72,8 +72,9 @@ def inpaint(options: argparse.Namespace) -> None:
             task.model, images, mask, std=options.std, progress=bar.update, **task_arguments(options, task)
         )
     known = mask.expand(images.shape[1:])
-    say(f"{len(images)} examples by {options.draws} draws, {int(known.sum())} of {images[0].numel()} features known, "
-        f"{found.nfe:.4g} evaluations each, {found.seconds:.1f} s; intervals of level {found.level:.3g}"
+    say(f"{len(images)} examples by {options.draws} draws, {int(known.sum())} of {known.numel()} "
+        f"features known, {found.nfe:.4g} evaluations each, {found.seconds:.1f} s; "
+        f"intervals of level {found.level:.3g}"
         )  # fmt: skip
     observed = torch.where(known, images, torch.nan)
     arrays, columns = {"observed": observed.numpy(), "mask": mask.numpy()}, {"observed": observed}

@@ -70,7 +70,7 @@ def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str, held_ou
         given.add_argument("--held_out", type=int, metavar="N", help=held_out)
     parser.add_argument("--output", required=True, type=path_argument, metavar="PATH", help=outputs)
     parser.add_argument("--method", default="gaussian_informed", metavar="NAME", help=METHODS_HELP)
-    parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else ddim")
+    parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else dpm_solver_pp")
     parser.add_argument(
         "--num_steps", type=int, metavar="N", help="of the sampler, or iterations of gibbs; else 50"
     )
@@ -98,7 +98,7 @@ def open_task(options: argparse.Namespace) -> Task:
     if options.draws < 2:
         raise ValueError(f"draws must be at least 2, for intervals, got {options.draws}")
     method = build_method(options.method, 50 if options.num_steps is None else options.num_steps)
-    overrides = {"sampling.sampler": "ddim", "sampling.num_steps": 50}
+    overrides = {"sampling.sampler": "dpm_solver_pp", "sampling.num_steps": 50}
     overrides |= given(options, "sampling", ("sampler", "num_steps", "seed"))
     source = open_source(options, overrides)
     if options.label is not None:
