@@ -5,10 +5,13 @@
                   float64, from one start and one list of draws; largest difference, relative to the largest
                   value; where it is more than rounding, its cause, and the difference that is left when this
                   alone is changed on one side (``CHANGES``)
+    inside        every preset on a fixed grid as the scheduler of a pipeline (``toolkit_scheduler``), beside
+                  our own run from the same start with the same draws, in float64: from noise, from half of
+                  the timesteps on (image to image), and with a corrector; largest difference, relative to the
+                  largest value
     likelihood    a UNet2DModel that diffusers' loop (``add_noise``, mean squared error, AdamW) trained
-    briefly on
-                  the digits, saved and opened by ``from_diffusers``: log p with its error budget and both
-                  bounds, and the same of the same weights wrapped by hand
+                  briefly on the digits, saved and opened by ``from_diffusers``: log p with its error budget
+                  and both bounds, and the same of the same weights wrapped by hand
 
 A cause is where theirs departs from its paper, or where a process of ours ends.
 """
@@ -17,9 +20,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,15 +34,16 @@ from torch import Tensor
 from benchmarks.record import digits as four
 from benchmarks.record import write_result
 from sde_toolkit.data import digits, estimate_moments
-from sde_toolkit.interop import from_diffusers, matching_sampler
+from sde_toolkit.interop import from_diffusers, matching_sampler, toolkit_scheduler
 from sde_toolkit.interop.pipelines.matching import first_steps
 from sde_toolkit.likelihood import BoundDraws, FlowSolver, continuous_bound, discrete_bound, log_likelihood
 from sde_toolkit.models import IndexedModel
-from sde_toolkit.samplers import Sampler
+from sde_toolkit.samplers import PRESETS, AnnealedLangevin, Corrector, Sampler
 from sde_toolkit.samplers.equations import ReverseSteps, scheme
+from sde_toolkit.samplers.grids import Explicit
 from sde_toolkit.samplers.presets.multistep import ipndm_rule, spndm_rule
 from sde_toolkit.utils import Stream
-from solvers import RK4, Form
+from solvers import RK4, Form, Normals
 
 N, BATCH, SEED = 10, 4, 3
 PROBES = 16
@@ -234,6 +239,62 @@ def parity(
     return float((ours - x).abs().max() / x.abs().max()), sampler.name
 
 
+class Started(NamedTuple):
+    """A start, and the draws of a seed."""
+
+    start: Tensor
+    rest: Normals
+
+    def draw(self, index: int, stream: int = Stream.STEPS) -> Tensor:
+        """The start, or a draw, with shape (B, *)."""
+        return self.start if stream == Stream.PRIOR else self.rest.draw(index, stream)
+
+
+@torch.no_grad()
+def inside(network: Any, name: str, corrector: Corrector | None = None, later: bool = False) -> float:
+    """The largest difference of a run inside a pipeline's loop and of our own, relative to the largest
+    value."""
+    trained = diffusers.DDPMScheduler(clip_sample=False)
+    model = from_diffusers(network, trained, dtype=torch.float64)
+    made: Any = toolkit_scheduler(trained, name, seed=SEED, corrector=corrector)
+    made.set_timesteps(N)
+    sampler = replace(PRESETS[name].make(N, model=model), corrector=corrector).on(model.sde)
+    z = torch.randn(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    number = N // 2 if later else 0
+    first = number * made.order
+    if later:
+        ts = sampler.grid(model.sde, int(sampler.num_steps or 0), sampler.t_min, model.sde.T)[number:]
+        sampler = replace(
+            sampler, num_steps=len(ts) - 1, grid=Explicit(ts), t_min=float(ts[-1]), start="prior"
+        )
+    made.set_begin_index(first)
+    x = z
+    for tau in made.timesteps[first:]:
+        x = made.step(network(made.scale_model_input(x, tau), tau.expand(BATCH)).sample, tau, x).prev_sample
+    draws = Started(z, Normals(SEED, BATCH, (1, 8, 8)))
+    given: dict[str, Any] = {"x_start": z, "noised": True} if later else {}
+    ours = sampler.sample(model, BATCH, noise=draws, **given).x
+    return float((ours - x).abs().max() / ours.abs().max())
+
+
+def insides(network: Any) -> list[dict[str, Any]]:
+    """Every preset inside a pipeline's loop."""
+    rows = []
+    for name, preset in PRESETS.items():
+        fixed = preset.kind != "adaptive" and not name.startswith(("torchsde", "score_sde"))
+        if not fixed or name == "default":
+            continue
+        row: dict[str, Any] = {"preset": name, "from noise": four(inside(network, name))}
+        if preset.kind == "fixed" and name != "pndm":  # these begin otherwise, see ``toolkit_scheduler``
+            row["later"] = four(inside(network, name, later=True))
+        row["corrected"] = four(inside(network, name, AnnealedLangevin(0.1)))
+        rows.append(row)
+        print(
+            f"{name:<24}" + "  ".join(f"{key} {value:.1e}" for key, value in row.items() if key != "preset")
+        )
+    return rows
+
+
 def train(network: Any, scheduler: Any, x: Tensor, updates: int) -> float:
     """diffusers' own training loop; returns the mean loss of the last fifth."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
@@ -295,12 +356,12 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['diffusers']:<32}{row['ours']:<22}{row['difference']:>9.1e}{left}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Compare, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--updates", type=int, default=200, help="of the short training")
     parser.add_argument("--examples", type=int, default=2, help="whose likelihood is computed")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     rows = []
     network = unet().double().eval()
@@ -312,15 +373,18 @@ def main() -> None:
             row |= {"cause": CHANGES[label].cause, "difference without it": four(left)}
         rows.append(row)
         print(line(row), flush=True)
+    within = insides(network)
     found = likelihoods(args.updates, args.examples)
     for name in ("from_diffusers", "by hand"):
         print(name, *(f"{key} {value}" for key, value in found[name].items() if key != "budget"), sep="\n  ")
         print("\n".join(found[name]["budget"]))
     print("largest difference in nats", found["largest difference in nats"])
     write_result(
-        "pipelines", {"seed": SEED, "batch": BATCH, "num_steps": N}, {"parity": rows, "likelihood": found}
+        "pipelines",
+        {"seed": SEED, "batch": BATCH, "num_steps": N},
+        {"parity": rows, "inside": within, "likelihood": found},
     )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -324,12 +324,12 @@ def _labels(settings: ScoreSDEConfig, dtype: torch.dtype) -> Tensor:
     return torch.tensor([2.25, 0.7315 * settings.num_scales], dtype=dtype)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Compare, print and record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("path", type=Path, nargs="*", default=[os.environ.get("SDE_TOOLKIT_SCORE_SDE", "")])
     parser.add_argument("--full", action="store_true", help="the published sizes too")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     path = next((p for p in map(Path, args.path) if (p / "sde_lib.py").is_file()), None)
     if path is None:
         print("left out: needs a checkout of score_sde_pytorch, as in python -m benchmarks.score_sde PATH")
@@ -351,4 +351,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
