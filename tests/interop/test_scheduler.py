@@ -336,6 +336,7 @@ def test_a_generator_makes_the_noise(network):
         (lambda: toolkit_scheduler(scheduler("DDPM"), restarts=[OTHER_GRID]), "by name"),
         (lambda: toolkit_scheduler(scheduler("DDPM"), "ddim", grid="karas").set_timesteps(3),
          "grid must be one of arcsinh, arctan, cosine, karras"),
+        (lambda: toolkit_scheduler(scheduler("DDPM"), corrector_first=True), "needs a corrector, got none"),
         (lambda: toolkit_scheduler(pipeline()), "got DDPMPipeline; give its scheduler"),
         (lambda: toolkit_scheduler(scheduler("DDPM"), "ddpm", restarts=[RESTART]).set_timesteps(3),
          "restarts need a deterministic sampler"),

@@ -37,8 +37,10 @@ def described(
     """The values for a configuration.
 
     Raises:
-        ValueError: a corrector or a grid that has no name.
+        ValueError: a corrector or a grid that has no name, or a place for no corrector.
     """
+    if corrector_first and corrector is None:
+        raise ValueError("corrector_first needs a corrector, got none; give corrector=Langevin()")
     kind = type(corrector).__name__
     if corrector is not None and type(corrector) is not _CORRECTORS.get(kind):
         raise ValueError(
