@@ -82,7 +82,7 @@ def linear_network(J: Tensor, moments: Moments | None) -> NetworkModel:
 @pytest.mark.parametrize("std", [0.0, 0.02, 0.3])
 def test_no_jacobian_throws_draws_past_the_observation(known: bool, std: float) -> None:
     """|y - A x0_hat'| <= |y - A x0_hat| where J is neither symmetric nor positive, as that of networks."""
-    methods = [guidance.MMPS(), guidance.MMPS(1), guidance.TMPD(), guidance.TMPD("full")]
+    methods = [guidance.MMPS(), guidance.MMPS(1), guidance.TMPD(), guidance.TMPD("full"), guidance.PiGDM()]
     methods += [guidance.PiGDM("moments")] if known else []
     data = gaussian(6)
     moments = Moments(data.mean, data.covariance) if known else None

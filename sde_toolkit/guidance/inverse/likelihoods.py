@@ -19,8 +19,8 @@ data none is exact, since p(x0 | x_t) is no Gaussian: where it has several modes
 the posterior come out wrong.
 
 The Jacobian of a network is neither symmetric nor positive, and its error counts n^2 times in V: at high
-noise x' V x has any sign.  So what TMPD, MMPS and PiGDM with moments add to x0_hat is shortened where it
-would leave |y - A x0_hat'| above |y - A x0_hat|.  Where V is a covariance and W is V this changes nothing.
+noise x' V x has any sign.  So what PiGDM, TMPD and MMPS add to x0_hat is shortened where it would leave |y -
+A x0_hat'| above |y - A x0_hat|.  Where V is a covariance and W is V this changes nothing.
 
 References: Chung et al., DPS (2209.14687), algorithm 1 and theorem 1; Song et al., "Pseudoinverse-Guided
 Diffusion Models for Inverse Problems" (ICLR 2023), eq. 7-8; Boys et al., "Tweedie Moment Projected
@@ -138,7 +138,7 @@ class PiGDM(Method):
             return x0_hat + _bounded(
                 seen, r, query.spread(seen.backward(query.plan.solve(query.nsr, r, seen)))
             )
-        return x0_hat + query.spread(seen.backward(_isotropic(query, seen, r)))
+        return x0_hat + _bounded(seen, r, query.spread(seen.backward(_isotropic(query, seen, r))))
 
 
 @dataclass(frozen=True)
