@@ -6,11 +6,10 @@ from sde_toolkit.data.sources.layout import LAYOUTS
 from sde_toolkit.data.sources.opening import (
     SCALINGS,
     absolute_places,
-    absolute_source,
-    is_function,
     open_data,
     open_rows,
 )
+from sde_toolkit.data.sources.reading import absolute_source, is_function
 from sde_toolkit.data.sources.splitting import is_share
 
 __all__ = [

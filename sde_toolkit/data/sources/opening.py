@@ -20,13 +20,12 @@ from sde_toolkit.data.scaling import Scaling
 from sde_toolkit.data.sources.folders import SUFFIXES, ImageOptions, read_picture
 from sde_toolkit.data.sources.layout import arranged, numbers, stored_rows
 from sde_toolkit.data.sources.named import (
-    FUNCTION,
     HUGGING_FACE,
     call_function,
     raw_from,
 )
 from sde_toolkit.data.sources.raw import Raw, chunks_of
-from sde_toolkit.data.sources.reading import KINDS, Reading, read_source
+from sde_toolkit.data.sources.reading import Reading, absolute_source, is_function, read_source
 from sde_toolkit.data.sources.splitting import (
     Parts,
     beside,
@@ -44,30 +43,6 @@ SCALINGS = ("auto", "common", "per_coordinate", "whiten", "none")
 
 MAX_HELD_OUT = 1 << 32
 """Most bytes of held-out examples."""
-
-
-def is_function(source: str) -> bool:
-    """Whether the source names a function, which opening it runs."""
-    return FUNCTION.fullmatch(source) is not None
-
-
-def absolute_source(source: str) -> str:
-    """The source as it is found from any directory: paths made absolute, "~" expanded.
-
-    Raises:
-        ValueError: no name and no path that could exist.
-    """
-    if is_function(source):
-        return source
-    if not source.strip():
-        raise ValueError(f"data source must not be empty, got {source!r}; it may be {KINDS}")
-    prefix = HUGGING_FACE if source.startswith(HUGGING_FACE) else ""
-    try:
-        path = Path(source.removeprefix(prefix)).expanduser().resolve()
-        known = path.exists()
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ValueError(f"data source {source!r} must be a path or a name: {error}") from None
-    return source if prefix and not known else prefix + str(path)
 
 
 def absolute_places(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +132,7 @@ def open_data(
     circles = _circles(angles, raw.columns, x, known, some)
     x, share = _on_planes(x, circles, 0), share_of(held_out)
     if share is None:
-        other = read_held_out(absolute_source(str(held_out)), how)
+        other = read_held_out(str(held_out), how)
         held, _ = _examples(other, layout, shape, known or 0, str(held_out), some)
         parts = beside(x, raw, _on_planes(held, circles, 1), other)
         found = joint_digest(raw, other, held_out, name)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sde_toolkit.data.sources.arrays import read_npy, read_npz
 from sde_toolkit.data.sources.folders import ImageOptions, read_folder
-from sde_toolkit.data.sources.named import HUGGING_FACE, read_hugging_face
+from sde_toolkit.data.sources.named import FUNCTION, HUGGING_FACE, read_hugging_face
 from sde_toolkit.data.sources.raw import Raw
 from sde_toolkit.data.sources.tables import read_csv, read_parquet
 
@@ -23,6 +23,30 @@ KINDS = ".npy, .npz, .csv, .parquet, a folder of images, hf:NAME, or package.mod
 
 _LARGEST = 10.0
 """Root mean square of a condition's feature that is said to be too large for a network."""
+
+
+def is_function(source: str) -> bool:
+    """Whether the source names a function, which opening it runs."""
+    return FUNCTION.fullmatch(source) is not None
+
+
+def absolute_source(source: str) -> str:
+    """The source as it is found from any directory: paths made absolute, "~" expanded.
+
+    Raises:
+        ValueError: no name and no path that could exist.
+    """
+    if is_function(source):
+        return source
+    if not source.strip():
+        raise ValueError(f"data source must not be empty, got {source!r}; it may be {KINDS}")
+    prefix = HUGGING_FACE if source.startswith(HUGGING_FACE) else ""
+    try:
+        path = Path(source.removeprefix(prefix)).expanduser().resolve()
+        known = path.exists()
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(f"data source {source!r} must be a path or a name: {error}") from None
+    return source if prefix and not known else prefix + str(path)
 
 
 class Reading(NamedTuple):

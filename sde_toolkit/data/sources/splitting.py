@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sde_toolkit.data.rows import Rows
 from sde_toolkit.data.sources.raw import Raw, label_numbers
-from sde_toolkit.data.sources.reading import Reading, read_source
+from sde_toolkit.data.sources.reading import Reading, absolute_source, read_source
 from sde_toolkit.utils import Stream, permutation
 
 Examples = np.ndarray | Rows
@@ -98,7 +98,7 @@ def read_held_out(source: str, how: Reading) -> Raw:
             f"{source!r} and {how.conditions!r}; keep the conditions inside .npz files or tables"
         )
     try:
-        return read_source(source, how)
+        return read_source(absolute_source(source), how)
     except ValueError as error:
         raise ValueError(f"data.held_out: {error}") from None
 
