@@ -18,7 +18,7 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 def test_there_is_something_to_check():
     assert len(BLOCKS) == 18
-    assert len(COMMANDS) == 26
+    assert len(COMMANDS) == 27
 
 
 @pytest.mark.parametrize(
