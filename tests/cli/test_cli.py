@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -277,6 +278,7 @@ VERBS = [
     "inpaint",
     "restore",
     "impute",
+    "interpolate",
     "likelihood",
     "classify",
     "compare",
@@ -299,7 +301,7 @@ def test_every_example_of_a_verbs_help_parses(verb, capsys):
     commands = [command.split("#")[0].split(">")[0] for line in lines for command in line.split("&&")]
     assert all(line.startswith(f"  sde-toolkit {verb}") for line in lines)
     for command in commands:
-        program, *words = command.split()
+        program, *words = shlex.split(command)
         plain, overrides = cli.split_overrides(words)
         assert program == "sde-toolkit"
         assert cli.build_parser().parse_args(plain).verb == words[0]
