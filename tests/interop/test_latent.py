@@ -59,8 +59,17 @@ def preset(name: str, model) -> samplers.Sampler:
     return samplers.PRESETS[name].make(5, model=model, **more)
 
 
-@pytest.mark.parametrize("name", ["unipc", "gaussian_residual", pytest.param("ddpm", marks=pytest.mark.slow),
-                                  pytest.param("edm", marks=pytest.mark.slow)])  # fmt: skip
+PRESETS = (
+    "unipc", "gaussian_residual", "dpm_solver_pp", "ddim", "ddpm", "edm", "dpm_solver", "sde_dpm_solver_pp",
+)  # fmt: skip
+
+
+def those_quick(*quick: str) -> list:
+    """The eight presets, all but these in slow tests."""
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in PRESETS]
+
+
+@pytest.mark.parametrize("name", those_quick("unipc", "gaussian_residual"))
 def test_stable_diffusion_with_our_presets_is_our_guided_sampler(place, name):
     folder, pipeline = place
     space, law = open_latent(folder), LAW if name == "gaussian_residual" else None
@@ -78,7 +87,7 @@ def test_stable_diffusion_with_our_presets_is_our_guided_sampler(place, name):
     assert (ours - theirs).abs().max() < 1e-4 * max(1.0, float(ours.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["dpm_solver_pp", pytest.param("gaussian_residual", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", those_quick("dpm_solver_pp"))
 def test_dit_with_our_presets_is_our_guided_sampler(dit_place, name):
     folder, pipeline = dit_place
     space, law = open_latent(folder, learned_variance=True), LAW if name == "gaussian_residual" else None

@@ -155,10 +155,8 @@ class Stepping:
         if self._idle:
             times.insert(0, self._told(model, float(run.ts[0])))
         inside = sum(request.key[0] != "denoise" for request in found)
-        self.order, self.num_inference_steps = (
-            max(1, round(inside / num_inference_steps)),
-            num_inference_steps,
-        )
+        self.order = max(1, round(inside / num_inference_steps))
+        self.num_inference_steps = num_inference_steps
         self._plan, self._whole = found, run
         tau = torch.tensor(times, dtype=torch.float64)
         whole = self._schedule.feature == "index" and bool((tau == tau.round()).all())
@@ -240,7 +238,7 @@ class Stepping:
             )
         if self._run is None:
             self._start(timestep, sample, generator)
-        elif self._returned is not None and not torch.equal(sample, self._returned):
+        elif self._returned is not None and not _goes_on(sample, self._returned):
             self._replace(sample)
         assert self._run is not None
         number = self._index - self._idle
@@ -286,9 +284,8 @@ class Stepping:
         assert self._run is not None
         if self._request is None or not self._request.plain:
             raise ValueError(
-                "sample must be what the last step returned, got another inside a step of "
-                f"{self._preset.name}; take "
-                "a preset with one evaluation per step for pipelines that change the state"
+                f"sample must be what the last step gave, got another inside a step of {self._preset.name}; "
+                "take a preset with one evaluation per step for pipelines that change the state"
             )
         self._request = self._run.replace(sample)
 
@@ -300,6 +297,15 @@ class Stepping:
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+
+def _goes_on(sample: Tensor, returned: Tensor) -> bool:
+    """Whether a pipeline steps on from what it was given: all of it, or its first half twice, as DiT's does
+    for guidance, which never looks at the second half."""
+    if torch.equal(sample, returned):
+        return True
+    half = len(sample) // 2
+    return len(sample) == 2 * half and torch.equal(sample, torch.cat([returned[:half]] * 2))
 
 
 def _same_time(planned: Request, asked: Request) -> bool:
