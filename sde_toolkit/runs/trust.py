@@ -96,6 +96,8 @@ def _doubt(path: str, value: object) -> str | None:
     if path in _PATHS:
         return "no path in a file is written to" if value else None
     section, _, name = path.partition(".")
+    if path == "data.conditions":  # columns, a key or an array, of which numbers are read
+        return None
     if path == "sde.name":
         return "nothing that a file names is imported" if ":" in str(value) else None
     if section == "data" and name != "bounds" and isinstance(value, str) and _FUNCTION.fullmatch(value):

@@ -260,3 +260,15 @@ def test_a_table_with_columns_that_are_conditions(tmp_path, capsys):
     assert "given their conditions" in capsys.readouterr().out
     (tmp_path / "mine.py").write_text("import numpy as np\nasked = np.array([[-1.0], [1.0]])\n")
     shell("sample", run, f"--conditions={tmp_path / 'mine.py'}:asked", *BRIEF["sample"])
+
+
+def test_a_file_of_conditions_is_found_again_by_every_verb(tmp_path):
+    c = RNG.normal(size=(200, 2))
+    np.save(tmp_path / "c.npy", c)
+    np.save(tmp_path / "x.npy", c + RNG.normal(size=(200, 2)))
+    run = f"--workdir={tmp_path / 'run'}"
+    shell("train", run, f"--data={tmp_path / 'x.npy'}", f"--config.data.conditions={tmp_path / 'c.npy'}",
+          *FEW, *VECTORS)  # fmt: skip
+    shell("train", run, "--config.training.num_steps=8")
+    shell("likelihood", run, *BRIEF["likelihood"])
+    shell("compare", run, *BRIEF["compare"])
