@@ -78,6 +78,18 @@ def test_what_cannot_be_is_a_sentence(tmp_path, options, message):
         open_data(tmp_path / "d.npz", key="x", **options)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
+def test_a_number_that_is_none_is_told_with_its_place(tmp_path, value):
+    c = C.astype(np.float64)
+    c[3, 1] = value
+    np.savez(tmp_path / "d.npz", x=X, c=c)
+    with pytest.raises(ValueError, match=r"data.conditions must be finite.*at index \(3, 1\) of 'c'"):
+        open_data(tmp_path / "d.npz", key="x", conditions="c")
+    c[3] = np.nan  # no condition
+    np.savez(tmp_path / "d.npz", x=X, c=c)
+    assert open_data(tmp_path / "d.npz", key="x", conditions="c").conditions_train.isnan().any(1).sum() <= 1
+
+
 def test_conditions_of_another_size_than_one_are_warned_of(tmp_path):
     np.savez(tmp_path / "d.npz", x=X, c=1000 * C)
     with pytest.warns(UserWarning, match=r"should be of order one.*root mean square"):

@@ -125,7 +125,15 @@ def _checked(rows: np.ndarray, where: str) -> np.ndarray:
             f"data.conditions must be real numbers with shape (N, d) or (N, L, d), got {rows.dtype} with "
             f"shape {rows.shape} in {where!r}"
         )
-    made = rows.astype(np.float32)
+    with np.errstate(over="ignore"):
+        made = rows.astype(np.float32)
+    bad = ~(np.isfinite(made) | np.isnan(made).all(-1, keepdims=True))
+    if bad.any():
+        at = tuple(int(k) for k in np.argwhere(bad)[0])
+        raise ValueError(
+            "data.conditions must be finite in float32, or nan throughout a row or token for none, got "
+            f"{rows[at]} at index {at} of {where!r}; repair it, or make the whole row nan"
+        )
     flat = np.nan_to_num(made.reshape(-1, made.shape[-1]).astype(np.float64), nan=0.0)
     sizes = np.sqrt((flat**2).mean(0))
     if bool((sizes > _LARGEST).any()):
