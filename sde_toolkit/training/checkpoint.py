@@ -302,10 +302,15 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     """The fields of ``COMPARED_SECTIONS`` outside ``FREE_FIELDS`` that differ, as "name: old -> new"."""
     a, b = (_flat({key: c[key] for key in COMPARED_SECTIONS if key in c}) for c in map(as_json, (old, new)))
     differing = [n for n in a | b if n not in FREE_FIELDS and a.get(n, _ABSENT) != b.get(n, _ABSENT)]
-    held = [str(c.get("data.held_out", "0")) for c in (a, b)]
-    if not any(map(is_share, held)):  # another place of the same values: the digest is that of both
-        differing = [n for n in differing if n != "data.held_out"]
+    places = {"data.held_out": lambda text: not is_share(text), "data.conditions": _is_array}
+    for name, is_place in places.items():  # another place of the same values, which the digest holds
+        if all(is_place(str(c.get(name, "0"))) for c in (a, b)):
+            differing = [n for n in differing if n != name]
     return [f"{n}: {a.get(n, _ABSENT)!r} -> {b.get(n, _ABSENT)!r}" for n in differing]
+
+
+def _is_array(text: str) -> bool:
+    return text.lower().endswith(".npy")
 
 
 def _with_defaults(run: Mapping[str, Any]) -> dict[str, Any]:

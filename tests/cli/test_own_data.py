@@ -272,3 +272,8 @@ def test_a_file_of_conditions_is_found_again_by_every_verb(tmp_path):
     shell("train", run, "--config.training.num_steps=8")
     shell("likelihood", run, *BRIEF["likelihood"])
     shell("compare", run, *BRIEF["compare"])
+    moved = (tmp_path / "c.npy").rename(tmp_path / "moved.npy")
+    assert cli.main(["train", run, "--config.training.num_steps=10"]) == 2
+    shell("train", run, "--config.training.num_steps=10", f"--config.data.conditions={moved}")
+    np.save(moved, c + 1)
+    assert cli.main(["train", run, "--config.training.num_steps=12"]) == 2  # others than the run's
