@@ -8,15 +8,18 @@ exact covariance of x0 given x_t the guided prediction is that of the exact post
     orders      the error of a deterministic sampler's flow from T to t_min against the posterior's own flow,
                 root mean square over states of the prior, in posterior stds, falls with the sampler's order
 
-and every method that is affine in the state has an output that is Gaussian, N(b, C), with N steps of
-``ancestral`` from N(0, I):
+and every method whose prediction is affine in the state, x0_hat(x) = M x + m, has an output that is Gaussian,
+N(b, C), with N steps of ``ancestral`` from N(0, I):
 
     x_s = F x_t + alpha_s (1 - r) m + sigma_s sqrt(1 - r) z,     F = alpha_s ((1 - r) M + r / alpha_t I)
 
-for r = nsr_s^2 / nsr_t^2 and x0_hat(x) = M x + m, which is read off at 0 and the unit vectors.  Its W2 to the
-posterior, in posterior stds and divided by the root of the number of features, is exact; that of the same
-steps on the posterior's own model is the discretisation error, and the noise that is left at t_min is in it.
-DPS, the methods that act after a step, TwistedSMC and azula's iterations are not of that form.
+for r = nsr_s^2 / nsr_t^2; M and m are read off at 0 and the unit vectors.  Methods that act after a step are
+affine in its noise too: their law is that of their impulse response (``sde_toolkit.lab.gaussian_output``),
+up to 100 evaluations, because its cost grows with the square of their number.  W2 to the posterior, in
+posterior stds and divided by the root of the number of features, is exact; its mean and standard error are
+over the y of 3 seeds.  That of the same steps on the posterior's own model is the discretisation error, and
+the noise that is left at t_min is in it.  DPS (steps scaled by norms), TwistedSMC and azula's iterations are
+not of that form; nor are PiGDM's and TMPD's predictions far from y, where their moves are bounded.
 """
 
 from __future__ import annotations
@@ -29,14 +32,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.posteriors import EVALUATIONS, NOISES, Case, cases
+from benchmarks.posteriors import EVALUATIONS, NOISES, SEEDS, Case, cases
 from benchmarks.record import digits, write_result
 from sde_toolkit import guidance, samplers
+from sde_toolkit.lab import gaussian_output
 from sde_toolkit.metrics import gaussian_w2
 from sde_toolkit.models import ScoreModel
 from sde_toolkit.samplers import T_MIN, grids
 
 STEPS, STATES = (16, 32, 64, 128), 8
+IMPULSES = EVALUATIONS[:3]
 
 
 def exact_methods() -> dict[str, guidance.Method]:
@@ -56,10 +61,19 @@ def affine_methods() -> dict[str, guidance.Method]:
         "PiGDM, moments": guidance.PiGDM("moments"),
         "PiGDM": guidance.PiGDM(),
         "TMPD": guidance.TMPD(),
+        "MMPS": guidance.MMPS(),
         "ScoreALD": guidance.ScoreALD(),
         "DDNM": guidance.DDNM(),
         "DiffPIR": guidance.DiffPIR(),
     }
+
+
+def between_methods() -> dict[str, tuple[guidance.Method, int]]:
+    """Methods that act after a step, and the evaluations that they need for one."""
+    return {
+        "DDRM": (guidance.DDRM(), 2), "Replacement": (guidance.Replacement(), 1),
+        "RePaint": (guidance.RePaint(5), 5),
+    }  # fmt: skip
 
 
 def flow_errors(case: Case, model: ScoreModel) -> dict[str, list[float]]:
@@ -106,9 +120,8 @@ def output_law(model: ScoreModel, num_steps: int) -> tuple[Tensor, Tensor]:
     return mean, covariance
 
 
-def distance(case: Case, model: ScoreModel, num_steps: int) -> float:
-    """The exact W2 of the output, in units of the posterior's std and per feature."""
-    mean, covariance = output_law(model, num_steps)
+def distance(case: Case, mean: Tensor, covariance: Tensor) -> float:
+    """The exact W2 of an output's law, in units of the posterior's std and per feature."""
     data = case.truth.data
     scale = data.std * math.sqrt(len(mean))
     return gaussian_w2(mean, covariance, data.mean.flatten(), data.covariance) / scale
@@ -132,17 +145,38 @@ def orders() -> list[dict[str, Any]]:
     return rows
 
 
+def distances_of(case: Case) -> dict[tuple[str, int], float]:
+    """Method and number of evaluations -> the exact W2 given one y."""
+    models = {"posterior": case.truth} | {k: _guided(case, v) for k, v in affine_methods().items()}
+    found = {
+        (method, N): distance(case, *output_law(model, N))
+        for method, model in models.items()
+        for N in EVALUATIONS
+    }
+    for label, (method, each) in between_methods().items():
+        observed = guidance.Observed(case.observation, case.y, method)
+        for N in IMPULSES:
+            sampler = samplers.ancestral(N // each, denoise=False)
+            found[label, N] = distance(case, *gaussian_output(sampler, case.model, observed))
+    return found
+
+
 def distances() -> list[dict[str, Any]]:
-    """Exact W2 of every affine method, for one y."""
+    """Exact W2 of every method that has one: means over the y of the seeds, with standard errors."""
     rows = []
-    for case in cases(0, NOISES, ("digits",)):
-        models = {"posterior": case.truth} | {k: _guided(case, v) for k, v in affine_methods().items()}
-        for method, model in models.items():
-            for N in EVALUATIONS if case.noise == 0.3 else EVALUATIONS[:2]:
-                W2 = digits(distance(case, model, N))
-                of = {"observation": case.seen, "noise": case.noise, "nfe": N}
-                rows.append(of | {"method": method, "W2": W2})
-        print(f"   distances: {case.seen}, noise {case.noise}: done", flush=True)
+    for seen, noise in itertools.product(("mask", "blur", "projection"), NOISES):
+        each = [
+            distances_of(case)
+            for seed in range(SEEDS)
+            for case in cases(seed, (noise,), ("digits",))
+            if case.seen == seen
+        ]
+        for method, N in each[0]:
+            W2 = torch.tensor([values[method, N] for values in each], dtype=torch.float64)
+            error = digits(float(W2.std()) / math.sqrt(SEEDS))
+            of = {"observation": seen, "noise": noise, "nfe": N, "method": method}
+            rows.append(of | {"W2": digits(float(W2.mean())), "W2 error": error})
+        print(f"   distances: {seen}, noise {noise}: done", flush=True)
     return rows
 
 
@@ -155,8 +189,9 @@ def main() -> None:
     for row in exact:
         print("   " + "  ".join(f"{key} {value}" for key, value in row.items()))
     settings = {
-        "steps": STEPS, "states": STATES, "evaluations": EVALUATIONS, "noises": NOISES,
-        "grid of the orders": "log_snr", "grid of the distances": "uniform", "fit": "last three errors",
+        "steps": STEPS, "states": STATES, "evaluations": EVALUATIONS, "noises": NOISES, "seeds": SEEDS,
+        "evaluations of impulse responses": IMPULSES, "grid of the orders": "log_snr", "grid of the "
+        "distances": "uniform", "fit": "last three errors",
     }  # fmt: skip
     write_result("gaussian_posteriors", settings, {"orders": fitted, "distances": exact})
 

@@ -12,7 +12,8 @@ vector j in place of z_k, less b: the impulse response.  Against the data's N(m,
     KL   = 1/2 ( tr(S^-1 C) - D + (m - b)^T S^-1 (m - b) + log det S - log det C )
 
 without sampling: no error bar, and rounding alone limits how small they get.  The noise that is left at t_min
-counts as an error.
+counts as an error.  The same holds given an observation y, by methods whose prediction is affine in the
+state: what comes out is then to be compared with the Gaussian posterior.
 
 Samplers that are not affine in their noise (steps chosen by tolerances, corrector steps scaled by norms,
 thresholds) are refused.
@@ -27,10 +28,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sde_toolkit.guidance import Observed
 from sde_toolkit.lab.experiment import Metric
 from sde_toolkit.metrics import Estimate, gaussian_w2
 from sde_toolkit.models import ExactModel, Gaussian
-from sde_toolkit.samplers import Sampler, Samples
+from sde_toolkit.samplers import PreparedSampler, Sampler, Samples
 from sde_toolkit.utils import check_fields, checked
 
 _ROWS = 4096
@@ -91,46 +93,56 @@ class _Impulses:
 
 
 @checked
-def gaussian_output(sampler: Sampler, model: ExactModel) -> GaussianLaw:
+def gaussian_output(sampler: Sampler, model: ExactModel, observation: Observed | None = None) -> GaussianLaw:
     """The exact law of a sampler's output on Gaussian data, by its impulse response.
 
     Args:
         sampler: on a fixed grid.
         model: of a ``Gaussian``.
+        observation: one y for all samples, that the sampler is given, such as ``Observed(LinearObservation(A,
+            std), y, method)``; None for samples of the data.
 
     Raises:
-        ValueError: data that are not Gaussian, or a sampler that is not affine in its noise.
+        ValueError: data that are not Gaussian, or a sampler that is not affine in its noise: given an
+            observation, one whose method is not affine in the state.
     """
     if not isinstance(model.data, Gaussian):
         raise ValueError(f"model must be an ExactModel of a Gaussian, got {model!r}")
     if sampler.num_steps is None:
         raise ValueError(f"sampler must have a fixed grid, got {sampler!r}, which chooses its own steps")
+    if observation is not None and not observation.shared:
+        raise ValueError(
+            f"observation must be one y with shape {observation.observation.shape} for all samples, got one "
+            "for each sample"
+        )
     silence = _Silence((1, *model.event_shape), model.dtype)
-    mean = sampler.sample(model, 1, noise=silence).x.flatten().double()
+    prepared = sampler.prepare(model, observation)
+    mean = prepared.sample(1, noise=silence).x.flatten().double()
     D, asked = len(mean), silence.asked
     pairs = torch.cartesian_prod(torch.arange(len(asked)), torch.arange(D)).reshape(-1, 2)
     covariance = torch.zeros(D, D, dtype=torch.float64)
     for part in pairs.split(_ROWS):
         source = _Impulses(part[:, 0], part[:, 1], asked, model.event_shape, model.dtype)
-        columns = sampler.sample(model, len(part), noise=source).x.flatten(1).double() - mean
+        columns = prepared.sample(len(part), noise=source).x.flatten(1).double() - mean
         covariance += columns.mT @ columns
     few = pairs[:: max(1, len(pairs) // 16)]
-    _need_affine(sampler, model, _Impulses(few[:, 0], few[:, 1], asked, model.event_shape, model.dtype), mean)
+    _need_affine(prepared, _Impulses(few[:, 0], few[:, 1], asked, model.event_shape, model.dtype), mean)
     return GaussianLaw(mean, (covariance + covariance.mT) / 2)
 
 
-def _need_affine(sampler: Sampler, model: ExactModel, source: _Impulses, mean: Tensor) -> None:
+def _need_affine(prepared: PreparedSampler, source: _Impulses, mean: Tensor) -> None:
     """Refuse, with a ValueError, a sampler whose response to a larger impulse is not as much larger."""
     responses = []
     for size in (1.0, 2.0):
         larger = _Impulses(source.draws, source.features, source.asked, source.shape, source.dtype, size)
-        x = sampler.sample(model, len(source.draws), noise=larger).x.flatten(1).double()
+        x = prepared.sample(len(source.draws), noise=larger).x.flatten(1).double()
         responses.append((x - mean) / size)
     one, other = responses
     if float((one - other).abs().max()) > _AFFINE * max(float(one.abs().max()), 1e-3):
         raise ValueError(
-            f"sampler must be affine in its noise for its exact law, got {sampler.name!r}, whose response to "
-            "a doubled draw is not doubled (steps scaled by norms, or a threshold)"
+            f"sampler must be affine in its noise for its exact law, got {prepared.sampler.name!r}, whose "
+            "response to a doubled draw is not doubled (steps scaled by norms, a threshold, or a method of "
+            "guidance that is not affine)"
         )
 
 

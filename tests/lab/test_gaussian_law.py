@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sde_toolkit.guidance import DDNM, DDRM, DPS, LinearObservation, Observed, RePaint, Replacement
 from sde_toolkit.lab import Candidate, GaussianMetric, compare, exact_problem, gaussian_kl, gaussian_output
 from sde_toolkit.metrics import gaussian_w2
 from sde_toolkit.models import ExactModel, Gaussian
 from sde_toolkit.samplers import (
     Langevin,
+    ancestral,
     ddim,
     dopri5,
     euler_maruyama,
@@ -22,6 +24,8 @@ from sde_toolkit.samplers import (
 from sde_toolkit.sdes import VESDE, VPSDE
 
 ILL = exact_problem("gaussian_ill", VPSDE()).model
+SEEN = LinearObservation(torch.eye(8)[:4] + 0.5 * torch.eye(8)[2:6], 0.3)
+Y = torch.tensor([0.3, -0.5, 0.2, 0.7])
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,24 @@ def test_the_gaussian_sampler_is_exact_and_heun_has_its_order():
     assert exact.standard_error == 0
 
 
+@pytest.mark.parametrize("method", [None, DDNM(), Replacement(), DDRM(), RePaint(2)], ids=repr)
+def test_given_an_observation_draws_have_this_law(method):
+    observed = Observed(SEEN, Y, method)
+    law = gaussian_output(ancestral(5), ILL, observed)
+    x = ancestral(5).sample(ILL, 20_000, seed=3, observation=observed).x
+    error = (law.covariance.diagonal() / len(x)).sqrt()
+    assert float(((x.mean(0) - law.mean) / error).abs().max()) < 5
+    ratio = torch.linalg.solve(law.covariance, torch.cov(x.mT, correction=1))
+    assert float((torch.linalg.eigvals(ratio).real - 1).abs().max()) < 0.08
+
+
+def test_the_exact_method_has_the_law_of_the_posterior_in_the_same_steps():
+    found = gaussian_output(ancestral(5), ILL, Observed(SEEN, Y))
+    exact = gaussian_output(ancestral(5), ILL.posterior(Observed(SEEN, Y)))
+    torch.testing.assert_close(found.mean, exact.mean, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.covariance, exact.covariance, rtol=0, atol=1e-10)
+
+
 def test_kl_of_gaussians():
     zero, one = torch.zeros(2), torch.eye(2)
     assert gaussian_kl(zero, one, zero, one) == pytest.approx(0, abs=1e-12)
@@ -75,6 +97,10 @@ def test_what_has_no_gaussian_law_is_refused():
         gaussian_output(dopri5(), ILL)
     with pytest.raises(ValueError, match="affine in its noise"):
         gaussian_output(predictor_corrector(ddim(4), Langevin(0.16, 1)), ILL)
+    with pytest.raises(ValueError, match="affine in its noise"):
+        gaussian_output(ancestral(4), ILL, Observed(SEEN, Y, DPS()))
+    with pytest.raises(ValueError, match="one y with shape"):
+        gaussian_output(ancestral(4), ILL, Observed(SEEN, Y.expand(2, 4)))
     ring = exact_problem("ring", VPSDE()).model
     with pytest.raises(ValueError, match="of a Gaussian"):
         gaussian_output(ddim(4), ring)
