@@ -2,13 +2,14 @@
 
     python -m benchmarks compositions
 
-The composed score is that of the composed law q at t = 0 and of no noised q at t > 0 (2302.11552).  Four
-problems under VP have q in closed form:
+The composed score is that of the composed law q at t = 0 and of no noised q at t > 0 (2302.11552).  Five
+problems under VP have q in closed form, the last one on a grid:
 
     line          a Gaussian with two mixtures as terms, in one dimension: p1 p2 / p
     plane         the same with two pairs of clusters in the plane: one near a corner is likely, three are not
     negation      a mixture of four clusters without the first: p^2 / p_1
     observations  a mixture with two posteriors as terms, given one number each: p(x | y1, y2)
+    guidance      overlapping clusters, the first with weight 3: p_1^3 / p^2, classifier-free guidance's aim
 
 and are sampled by the flow (Heun, 100 steps), the reverse SDE (ancestral, 200 steps), and the latter with 4
 or 16 Langevin steps at every level.  The distance is the sliced Wasserstein distance of order 2 between 4000
@@ -24,7 +25,7 @@ import torch
 
 from benchmarks.record import digits, write_result
 from sde_toolkit import samplers
-from sde_toolkit.guidance import Composed, LinearObservation, Observed, composed
+from sde_toolkit.guidance import Composed, GridLaw, LinearObservation, Observed, composed
 from sde_toolkit.metrics import SlicedWasserstein
 from sde_toolkit.models import ExactData, ExactModel, Gaussian, GaussianMixture
 from sde_toolkit.samplers import Sampler
@@ -40,11 +41,11 @@ class Problem(NamedTuple):
     model: ExactModel
     terms: list[Any]
     weights: list[float]
-    law: ExactData
+    law: ExactData | GridLaw
 
 
 def problems() -> dict[str, Problem]:
-    """The four, by name."""
+    """The five, by name."""
     sde = VPSDE()
 
     def pairs(first: list[float], second: list[float], variance: list[float]) -> ExactModel:
@@ -69,7 +70,11 @@ def problems() -> dict[str, Problem]:
         return four.posterior(Observed(LinearObservation(rows[chosen], 0.7), y[chosen]))
 
     terms = [posterior(slice(0, 1)), posterior(slice(1, 2))]
-    return made | {"observations": Problem(four, terms, [1.0, 1.0], posterior(slice(0, 2)).data)}
+    near = ExactModel(GaussianMixture([0.25] * 4, [[c / 2 for c in at] for at in corners], [0.4] * 4), sde)
+    return made | {
+        "observations": Problem(four, terms, [1.0, 1.0], posterior(slice(0, 2)).data),
+        "guidance": Problem(near, [0], [3.0], Composed(near, [0], 3.0).grid_law()),
+    }
 
 
 def ways() -> dict[str, Sampler]:

@@ -46,7 +46,7 @@ from sde_toolkit.models import ScoreModel
 from sde_toolkit.runs import Run, open_run, open_shipped, saved_step, train_run
 from sde_toolkit.utils import atomic_write
 
-IMAGES = {"colour": 64, "digits": 16, "mnist": 6}
+IMAGES = {"colour": 64, "digits": 64, "mnist": 32}
 DRAWS, STEPS, SEED, NOISE, KNOWN = 19, 20, 17, 1 / 32, 0.4
 SHOWN, SHOWN_DRAWS = 6, 4
 SAMPLER = samplers.dpm_solver_pp(STEPS)

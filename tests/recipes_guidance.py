@@ -13,6 +13,7 @@ from sde_toolkit.networks import ClassifierMLP
 
 EXACT = guidance.ExactClassifier(CLASSES)
 NETWORK = ClassifierMLP((2,), 2)
+GRID_LAW = guidance.product_on_grid([MODEL.data], [0.5], points=65)
 
 
 def guides() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]]:
@@ -25,6 +26,12 @@ def guides() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]
         "guidance.Composed": (guidance.Composed, the(model=CLASSES, terms=[0, MODEL], weights=[1.0, -0.5])),
         "guidance.Composed.law": (guidance.Composed(MODEL, [MODEL]).law, dict),
         "guidance.composed": (guidance.composed, the(sampler=given, terms=[0, 1], weights=0.5)),
+        "guidance.Composed.grid_law": (guidance.Composed(MODEL, [MODEL]).grid_law, the(points=65)),
+        "guidance.product_on_grid": (
+            guidance.product_on_grid, the(laws=[MODEL.data], powers=[0.5], points=65),
+        ),
+        "guidance.GridLaw.log_prob": (GRID_LAW.log_prob, the(x=X.double())),
+        "guidance.GridLaw.sample": (GRID_LAW.sample, the(num_samples=3, seed=0)),
         "guidance.product_law": (guidance.product_law, the(laws=[MODEL.data], powers=[0.5])),
         "guidance.ExactClassifier": (guidance.ExactClassifier, the(model=CLASSES)),
         "guidance.NetworkClassifier": (

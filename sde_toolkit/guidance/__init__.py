@@ -21,7 +21,7 @@ from sde_toolkit.guidance.classifier_free import (
     ClassifierFreeGuidance,
     guided,
 )
-from sde_toolkit.guidance.compositions import Composed, Composition, composed, product_law
+from sde_toolkit.guidance.compositions import Composed, Composition, composed
 from sde_toolkit.guidance.draws import NUM_DRAWS
 from sde_toolkit.guidance.evidence import Conditional, Evidence, conditional_log_prob, log_evidence
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
@@ -43,6 +43,7 @@ from sde_toolkit.guidance.inverse.particles import Particles, TwistedSMC
 from sde_toolkit.guidance.inverse.posterior import Method, PosteriorModel, Query
 from sde_toolkit.guidance.inverse.projections import DDNM, DiffPIR, ScoreALD
 from sde_toolkit.guidance.inverse.replacement import DDRM, RePaint, Replacement
+from sde_toolkit.guidance.products import GridLaw, product_law, product_on_grid
 from sde_toolkit.guidance.raw_units import in_model_scale
 from sde_toolkit.guidance.tasks import Restored, impute, inpaint, restore
 from sde_toolkit.guidance.thresholds import (
@@ -79,6 +80,7 @@ __all__ = [
     "Evidence",
     "ExactClassifier",
     "GaussianInformed",
+    "GridLaw",
     "LinearMap",
     "LinearObservation",
     "Method",
@@ -119,6 +121,7 @@ __all__ = [
     "inpaint",
     "log_evidence",
     "product_law",
+    "product_on_grid",
     "projection",
     "restore",
     "thresholded",

@@ -14,13 +14,9 @@ One term with the weight w is classifier-free guidance.  If the weights sum to 1
 model's own prediction is not asked for.  Every prediction is linear in the score, so it does not matter which
 of them is combined.  The branches of one network are found in one call; each counts as an evaluation.
 
-What is exact.  If the c_i are independent given x, q for w = 1 is p(x | c_1, ..., c_K).  ``product_law``
-gives prod_i p_i^a_i in closed form where every p_i is a Gaussian, of any power a_i, or a mixture of Gaussians
-with a power that is a whole number: a product of Gaussians is one, with the precision and the shift
-
-    P = sum_i a_i C_i^-1,      P m = sum_i a_i C_i^-1 m_i,
-
-and a product of mixtures is the mixture of the products of their components.  ``Composed.law`` is q so.
+What is exact.  If the c_i are independent given x, q for w = 1 is p(x | c_1, ..., c_K).  Of exact models
+``Composed.law`` is q in closed form where it has one, and ``Composed.grid_law`` on a grid, for one or two
+features and any weights (``products``).
 
 Not promised: samples of the law q.  At t > 0 the composition is the score of p_t prod (p_i,t / p_t)^w_i, and
 this is not the law of q's data with noise, for which the noise would have to be put into the product and not
@@ -28,7 +24,7 @@ into its factors.  So neither the flow nor the reverse SDE ends at q (2302.11552
 at every level bring the samples nearer to q, because the composed score of the last levels is right: take
 ``samplers.predictor_corrector`` with several steps, at more evaluations.  ``python -m benchmarks
 compositions`` measures the distance.  Powers that are no density, such as those of a negation that outweighs
-the rest, are refused by ``product_law``, but no sampler can tell.
+the rest, are refused by both laws, but no sampler can tell.
 
 References: Liu et al., "Compositional Visual Generation with Composable Diffusion Models" (2206.01714); Du et
 al., "Reduce, Reuse, Recycle: Compositional Generation with Energy-Based Diffusion Models and MCMC"
@@ -37,7 +33,6 @@ al., "Reduce, Reuse, Recycle: Compositional Generation with Energy-Based Diffusi
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_toolkit.guidance.products import POINTS, GridLaw, product_law, product_on_grid
 from sde_toolkit.guidance.shifts import Branch, as_prediction, charge, guided_by, predictions
 from sde_toolkit.models import (
     Condition,
@@ -61,9 +57,6 @@ from sde_toolkit.utils import check_fields, checked, shown
 
 Term = ScoreModel | int | Tensor
 """A condition of the model, or another model."""
-
-MOST_COMPONENTS = 4096
-"""Most Gaussians that a product may be made of."""
 
 
 class Composed(Wrapper):
@@ -139,6 +132,19 @@ class Composed(Wrapper):
         Raises:
             ValueError: models of data that are not known in closed form, and what ``product_law`` refuses.
         """
+        return product_law(*self._factors())
+
+    def grid_law(self, points: int = POINTS) -> GridLaw:
+        """The composed law q on a grid, for data of one or two features and any weights.
+
+        Raises:
+            ValueError: models of data that are not known in closed form, and what ``product_on_grid``
+            refuses.
+        """
+        return product_on_grid(*self._factors(), points)
+
+    def _factors(self) -> tuple[list[ExactData], list[float]]:
+        """The laws whose product q is, and their powers."""
         exact = _exact(self.model)
         laws = [exact.data]
         for term in self.terms:
@@ -146,7 +152,7 @@ class Composed(Wrapper):
                 laws.append(_exact(term).data)
             else:
                 laws.append(exact.given(int(_row(exact, term))).data)
-        return product_law(laws, [1 - math.fsum(self.weights), *self.weights])
+        return laws, [1 - math.fsum(self.weights), *self.weights]
 
 
 def checked_weights(terms: Sequence[Term], weights: Sequence[float] | float) -> tuple[float, ...]:
@@ -186,85 +192,6 @@ def _told(terms: Sequence[Term]) -> str:
         else:
             said.append(str(term.tolist()) if isinstance(term, Tensor) else repr(term))
     return f"[{', '.join(said)}]"
-
-
-@checked
-def product_law(laws: Sequence[ExactData], powers: Sequence[float]) -> GaussianMixture:
-    """The law prod_i p_i^a_i, normalised, in closed form.
-
-    Args:
-        laws: p_i, of one event shape.
-        powers: a_i: any number for a Gaussian, a whole number >= 0 for a mixture.
-
-    Raises:
-        ValueError: no law, laws of several event shapes, another number of powers, a power that a mixture
-            cannot have, a law without a density, a product that has no finite mass, or one of more than
-            ``MOST_COMPONENTS`` Gaussians.
-    """
-    if not len(laws) or len({law.event_shape for law in laws}) != 1 or len(powers) != len(laws):
-        raise ValueError(
-            f"laws must be one or more of one event shape, with a power for each, got "
-            f"{[law.event_shape for law in laws]} and {len(powers)} powers"
-        )
-    factors, count = [], 1
-    for law, power in zip(laws, map(float, powers), strict=True):
-        single = len(law.components.weights) == 1
-        if not (math.isfinite(power) if single else power >= 0 and power == int(power)):
-            raise ValueError(
-                f"powers must be finite for a Gaussian, and 0, 1, 2, ... for a mixture, got {power} for "
-                f"{law!r}"
-            )
-        if power == 0:
-            continue
-        count *= len(law.components.weights) ** (1 if single else int(power))
-        if count > MOST_COMPONENTS:
-            raise ValueError(f"laws must have a product of at most {MOST_COMPONENTS} Gaussians, got more")
-        factors += [_naturals(law, power)] if single else [_naturals(law, 1.0)] * int(power)
-    shape = laws[0].event_shape
-    if not factors:
-        raise ValueError("powers must not all be 0: the product 1 is no density")
-    made = [_multiplied(chosen) for chosen in itertools.product(*factors)]
-    log_weights = torch.stack([log for log, _, _ in made])
-    means = torch.stack([mean for _, mean, _ in made])
-    covariances = torch.stack([covariance for _, _, covariance in made])
-    weights = log_weights.softmax(0)
-    kept = weights > 0  # those that underflow are nothing
-    return GaussianMixture(
-        weights[kept] / weights[kept].sum(), means[kept].unflatten(-1, shape), covariances[kept]
-    )
-
-
-_Natural = tuple[Tensor, Tensor, Tensor]
-"""c, h, P of a factor exp(c + h . x - x . P x / 2)."""
-
-
-def _naturals(law: ExactData, power: float) -> list[_Natural]:
-    """The components of a law to a power; its only one, if the power is not 1."""
-    c, found = law.components, []
-    if not bool((c.variances > 0).all()):
-        raise ValueError(f"laws must have densities, got {law!r} with a covariance that is singular")
-    for k, mean in enumerate(c.means):
-        axes = torch.eye(len(mean), dtype=mean.dtype) if c.axes is None else c.axes[k]
-        P = axes / c.variances[k] @ axes.mT
-        h = P @ mean
-        log_norm = 0.5 * (c.variances[k].log().sum() + len(mean) * math.log(2 * math.pi))
-        found.append((power * (-log_norm - 0.5 * mean @ h) + c.weights[k].log(), power * h, power * P))
-    return found
-
-
-def _multiplied(factors: Sequence[_Natural]) -> _Natural:
-    """The logarithm of the mass of a product of Gaussian factors, its mean and its covariance."""
-    c, h, P = (torch.stack(parts).sum(0) for parts in zip(*factors, strict=True))
-    values, axes = torch.linalg.eigh(0.5 * (P + P.mT))
-    if not float(values.min()) > 1e-12 * float(values.abs().max()):
-        raise ValueError(
-            "powers must make a density, got a product without a finite mass: one of its Gaussians has the "
-            f"precision {float(values.min()):.4g}; take a smaller negative power"
-        )
-    covariance = axes / values @ axes.mT
-    mean = covariance @ h
-    log_mass = c + 0.5 * (mean @ h - values.log().sum() + len(h) * math.log(2 * math.pi))
-    return log_mass, mean, 0.5 * (covariance + covariance.mT)
 
 
 @dataclass(frozen=True, repr=False)
