@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.posteriors import EVALUATIONS, NOISES, SEEDS, Case, cases
+from benchmarks.posteriors import EVALUATIONS, NOISES, OBSERVATIONS, SEEDS, Case, cases
 from benchmarks.record import digits, write_result
 from sde_toolkit import guidance, samplers
 from sde_toolkit.lab import gaussian_output
@@ -164,7 +164,7 @@ def distances_of(case: Case) -> dict[tuple[str, int], float]:
 def distances() -> list[dict[str, Any]]:
     """Exact W2 of every method that has one: means over the y of the seeds, with standard errors."""
     rows = []
-    for seen, noise in itertools.product(("mask", "blur", "projection"), NOISES):
+    for seen, noise in itertools.product(OBSERVATIONS, NOISES):
         each = [
             distances_of(case)
             for seed in range(SEEDS)

@@ -17,6 +17,8 @@ are given fewer steps; backward passes are not counted.  The draws of TwistedSMC
 azula's methods (extra ``peers``) run on the same denoiser, observation and number of evaluations, with its
 own time grid, over the same range of noise levels.
 
+Orderings of methods are told by differences on the same y, which have smaller errors than the values.
+
 Every block (a problem, an observation, a noise, a number of evaluations, a seed) is kept in runs/posteriors
 when it is done; a second call goes on from there.
 """
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +47,7 @@ from sde_toolkit.utils import atomic_write
 
 EVALUATIONS, NOISES, SEEDS, EXACT = (20, 50, 100, 500), (0.1, 0.3, 1.0), 3, 4096
 SMALL, LARGE = ("2-D", "8-D"), ("64-D", "digits")
+OBSERVATIONS = ("mask", "blur", "projection")
 STAGES = (
     ((0.3,), (20, 50), SMALL),
     ((0.3,), (20, 50), LARGE),
@@ -59,6 +63,9 @@ STAGES = (
     (NOISES, (500,), LARGE),
 )
 """What is measured first: noises, evaluations and problems."""
+
+T_QUANTILE = 2.31
+"""Of Student's law with 8 degrees of freedom, two-sided 5%."""
 
 STORE = Path("runs/posteriors/blocks.json")
 Draw = Callable[["Case", int, int, int], Tensor]
@@ -247,61 +254,124 @@ def _summary(values: list[dict[str, float]]) -> dict[str, Any]:
     return out
 
 
-def common(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the noises and evaluations that every problem and observation has."""
-    cells: dict[tuple[str, str], set[tuple[float, int]]] = {}
-    for row in rows:
-        cells.setdefault((row["problem"], row["observation"]), set()).add((row["noise"], row["nfe"]))
-    of_all = set[tuple[float, int]].intersection(*cells.values()) if cells else set()
-    return [row for row in rows if (row["noise"], row["nfe"]) in of_all]
+Columns = dict[tuple[str, str], dict[str, Tensor]]
+"""Problem and observation -> method -> its means, one for each seed."""
 
 
-def columns(rows: list[dict[str, Any]], measure: str = "W2") -> list[dict[str, Any]]:
-    """Per problem and observation (means over noises and evaluations): the best of ours and of azula's."""
-    table: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        values = table.setdefault((row["problem"], row["observation"]), {})
-        values.setdefault(row["method"], []).append(math.inf if row[measure] is None else row[measure])
+def columns_of(store: Store, measure: str) -> Columns:
+    """Means over the noises and evaluations that every problem and observation has, with shape (SEEDS,)."""
+    shared = cells_of_all(store)
+    table: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
+    for (problem, seen, noise, nfe, seed), block in store.blocks.items():
+        if (noise, nfe) in shared:
+            for method, values in block.items():
+                seeds = table.setdefault((problem, seen), {}).setdefault(method, [[] for _ in range(SEEDS)])
+                seeds[seed].append(values[measure])
+    return {
+        column: {method: torch.tensor(seeds).mean(1) for method, seeds in table[column].items()}
+        for column in itertools.product((*SMALL, *LARGE), OBSERVATIONS)
+        if column in table
+    }
+
+
+def cells_of_all(store: Store) -> set[tuple[float, int]]:
+    """The noises and evaluations that every problem and observation has, with all seeds."""
+    seeds: dict[tuple[Any, ...], set[int]] = {}
+    for (problem, seen, noise, nfe, seed), _ in store.blocks.items():
+        seeds.setdefault((problem, seen, noise, nfe), set()).add(seed)
+    cells: dict[tuple[str, str], set[tuple[float, int]]] = {key[:2]: set() for key in seeds}
+    for (problem, seen, noise, nfe), found in seeds.items():
+        if len(found) == SEEDS:
+            cells[problem, seen].add((noise, nfe))
+    return set.intersection(*cells.values()) if cells else set()
+
+
+def _told(each: Tensor, name: str) -> dict[str, float | None]:
+    """Mean and standard error over seeds."""
+    error = float(each.std() / math.sqrt(len(each))) if len(each) > 1 else math.nan
+    return {name: digits(float(each.mean())), f"{name} error": digits(error)}
+
+
+def best_of(columns: Columns, measure: str) -> list[dict[str, Any]]:
+    """Per problem and observation: the best of ours and of azula's."""
     out = []
-    for (problem, seen), methods in table.items():
-        mean = {name: sum(v) / len(v) for name, v in methods.items()}
-        peers = {name: v for name, v in mean.items() if name.startswith("azula")}
-        own = {name: v for name, v in mean.items() if name != "floor" and name not in peers}
-        best, peer = min(own, key=own.__getitem__), min(peers, key=peers.__getitem__, default="")
-        out.append({
-            "problem": problem, "observation": seen, "floor": digits(mean["floor"]), "best of ours": best,
-            measure: digits(own[best]), "best of azula": peer,
-            f"azula {measure}": digits(peers.get(peer, math.nan)),
-            "ratio": digits(own[best] / peers[peer]) if peers else None,
-        })  # fmt: skip
+    for (problem, seen), methods in columns.items():
+        mean = {name: float(each.mean()) for name, each in methods.items()}
+        peers = [name for name in mean if name.startswith("azula")]
+        best = min((name for name in mean if name != "floor" and name not in peers), key=mean.__getitem__)
+        row = {"problem": problem, "observation": seen, "floor": digits(mean["floor"]), "best of ours": best}
+        row |= _told(methods[best], measure)
+        if peers:
+            peer = min(peers, key=mean.__getitem__)
+            row |= {"best of azula": peer} | _told(methods[peer], f"azula {measure}")
+            row["ratio"] = digits(mean[best] / mean[peer])
+        out.append(row)
     return out
 
 
-def overall(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Per method and problem: mean of W2 over observations, noises and evaluations."""
-    table: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        value = math.inf if row["W2"] is None else row["W2"]
-        table.setdefault(row["method"], {}).setdefault(row["problem"], []).append(value)
-    return {method: {name: digits(sum(v) / len(v)) for name, v in by.items()} for method, by in table.items()}
+def overall(columns: Columns) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Per method and problem: the mean of W2 over observations, with its standard error over seeds."""
+    table: dict[str, dict[str, list[Tensor]]] = {}
+    for (problem, _), methods in columns.items():
+        for method, each in methods.items():
+            table.setdefault(method, {}).setdefault(problem, []).append(each)
+    return {
+        method: {name: _told(torch.stack(parts).mean(0), "W2") for name, parts in by.items()}
+        for method, by in table.items()
+    }
+
+
+def orderings(columns: Columns) -> list[dict[str, Any]]:
+    """For pairs of methods in all columns: the difference of their W2 on the same y, and in how many columns
+    the first is ahead.
+
+    The difference is the mean over problems; its standard error is that of the seeds within problems, with
+    (SEEDS - 1) x problems degrees of freedom, and it holds where it is below 0 by more than ``T_QUANTILE``
+    of them.
+    """
+    everywhere = set.intersection(*(set(methods) for methods in columns.values())) - {"floor"}
+    order = sorted(everywhere, key=lambda m: float(torch.stack([c[m] for c in columns.values()]).mean()))
+    rows = []
+    for a, b in itertools.combinations(order, 2):
+        away = {column: methods[a] - methods[b] for column, methods in columns.items()}
+        problems_ = sorted({problem for problem, _ in columns})
+        each = [torch.stack([d for (p, _), d in away.items() if p == name]).mean(0) for name in problems_]
+        difference = torch.stack(each).mean()
+        error = torch.stack([d.var() / SEEDS for d in each]).sum().sqrt() / len(each)
+        ahead = sum(bool(d.mean() < 0) for d in away.values())
+        rows.append({
+            "ahead": a, "behind": b, "difference": digits(float(difference)), "error": digits(float(error)),
+            "holds": bool(difference < -T_QUANTILE * error), "columns": f"{ahead} of {len(away)}",
+        })  # fmt: skip
+    return rows
 
 
 def report(store: Store) -> None:
-    """Print how far every method is from the exact posteriors, and write posteriors.json."""
-    rows = rows_of(store)
-    shared = common(rows)
-    for name, values in overall(shared).items():
-        print(f"   {name:20s}" + "".join(f"  {key} {value}" for key, value in values.items()))
-    best = {measure: columns(shared, measure) for measure in ("W2", "energy")}
-    for row in best["W2"] + best["energy"]:
+    """Print how far every method is from the exact posteriors and which orderings do not hold, and write
+    posteriors.json."""
+    columns = {measure: columns_of(store, measure) for measure in ("W2", "energy", "coverage")}
+    methods, ordered = overall(columns["W2"]), orderings(columns["W2"])
+    for name, values in methods.items():
+        print(f"   {name:20s}" + "".join(
+            f"  {key} {found['W2']} +- {found['W2 error']}" for key, found in values.items()
+        ))  # fmt: skip
+    best = {measure: best_of(columns[measure], measure) for measure in ("W2", "energy")}
+    for row in best["W2"] + best["energy"] + [row for row in ordered if not row["holds"]]:
         print("   " + "  ".join(f"{key} {value}" for key, value in row.items()))
+    coverages = {
+        method: digits(
+            float(torch.stack([c[method] for c in columns["coverage"].values() if method in c]).mean())
+        )
+        for method in methods
+    }
     settings = {
         "evaluations": EVALUATIONS, "noises": NOISES, "seeds": SEEDS, "exact draws": EXACT,
         "samples": {name: {nfe: draws(name, nfe) for nfe in EVALUATIONS} for name in problems()},
         "sde": "VPSDE()", "steps": "ancestral, uniform in time, no denoising at the end",
-        "means over": sorted({(row["noise"], row["nfe"]) for row in shared}),
+        "means over": sorted(cells_of_all(store)), "t quantile of orderings": T_QUANTILE,
     }  # fmt: skip
-    write_result("posteriors", settings, {"columns": best, "methods": overall(shared), "rows": rows})
+    results = {"columns": best, "methods": methods, "coverage": coverages, "orderings": ordered}
+    write_result("posteriors", settings, results | {"rows": rows_of(store)})
 
 
 def main() -> None:

@@ -71,23 +71,42 @@ def test_a_second_run_goes_on_from_the_blocks_of_the_first(
     assert again == {tuple(key): block for key, block in json.loads(first)}
 
 
-def test_columns_tell_the_best_of_both() -> None:
-    row = {"problem": "2-D", "observation": "mask", "noise": 0.1, "nfe": 20}
-    rows = [
-        row | {"method": m, "W2": w} for m, w in (("floor", 0.1), ("A", 0.2), ("B", 0.4), ("azula C", 0.8))
-    ]
-    (column,) = posteriors.columns(rows)
-    assert (column["best of ours"], column["best of azula"], column["ratio"]) == ("A", "azula C", 0.25)
-    assert posteriors.overall(rows)["B"] == {"2-D": 0.4}
+def _store(path: Path, values: dict[str, list[float]]) -> posteriors.Store:
+    """W2 of methods by seed; each worse by .1 given a blur, and in 8-D."""
+    store = posteriors.Store(path)
+    for k, (problem, seen) in enumerate(itertools.product(("2-D", "8-D"), ("mask", "blur"))):
+        for seed in range(posteriors.SEEDS):
+            store.blocks[problem, seen, 0.3, 20, seed] = {
+                m: {"W2": w[seed] + 0.1 * k, "energy": 0.0, "coverage": 0.9} for m, w in values.items()
+            }
+    return store
 
 
-def test_means_are_over_what_every_column_has() -> None:
-    def row(problem: str, noise: float, nfe: int) -> dict[str, object]:
-        return {"problem": problem, "observation": "mask", "noise": noise, "nfe": nfe}
+def test_columns_tell_the_best_of_both(tmp_path: Path) -> None:
+    values = {"floor": [0.1] * 3, "A": [0.1, 0.2, 0.3], "B": [0.4] * 3, "azula C": [0.8] * 3}
+    store = _store(tmp_path / "blocks.json", values)
+    store.blocks["2-D", "mask", 0.1, 20, 0] = store.blocks["2-D", "mask", 0.3, 20, 0]  # not in all columns
+    assert posteriors.cells_of_all(store) == {(0.3, 20)}
+    first, *_ = posteriors.best_of(posteriors.columns_of(store, "W2"), "W2")
+    assert (first["problem"], first["observation"]) == ("2-D", "mask")
+    assert (first["best of ours"], first["best of azula"]) == ("A", "azula C")
+    assert first["ratio"] == pytest.approx(0.25)
+    assert first["W2 error"] == pytest.approx(0.1 / math.sqrt(3), abs=1e-3)
+    found = posteriors.overall(posteriors.columns_of(store, "W2"))["B"]
+    assert found["8-D"]["W2"] == pytest.approx(0.4 + 0.25)
 
-    rows = [row("2-D", 0.3, 20), row("2-D", 0.3, 50), row("8-D", 0.3, 20), row("8-D", 0.1, 50)]
-    assert posteriors.common(rows) == [rows[0], rows[2]]
-    assert posteriors.common([]) == []
+
+def test_orderings_compare_on_the_same_observations(tmp_path: Path) -> None:
+    """Values that differ by seed more than methods do; a difference that is everywhere the same holds."""
+    values = {"floor": [0.1] * 3, "A": [0.1, 1.0, 3.0], "B": [0.2, 1.1, 3.1], "C": [3.0, 1.0, 0.3]}
+    rows = posteriors.orderings(posteriors.columns_of(_store(tmp_path / "blocks.json", values), "W2"))
+    found = {(row["ahead"], row["behind"]): row for row in rows}
+    assert found["A", "B"]["difference"] == pytest.approx(-0.1)
+    assert found["A", "B"]["holds"]
+    assert found["A", "B"]["columns"] == "4 of 4"
+    assert not found["A", "C"]["holds"]
+    wanted = torch.tensor([-2.9, 0.0, 2.7]).std() / math.sqrt(3) / math.sqrt(2)  # two problems
+    assert found["A", "C"]["error"] == pytest.approx(float(wanted), rel=1e-3)
 
 
 def test_the_tilted_law_is_the_conditional_one_at_scale_one() -> None:
