@@ -120,6 +120,29 @@ def test_examples_held_out_are_taken_without_a_file(digits, capsys):
     assert "box is of images" in told or "held_out must be left out" in told
 
 
+def test_ranks_of_examples_held_out_are_tested(digits, capsys):
+    """And refused before the work where there are too few, or none that are clean, or dependent draws."""
+    out = digits / "ranks.npz"
+    shell("inpaint", "--held_out=40", "--box=2,1,3,6", "--calibrate", f"--output={out}", *QUICK)
+    assert re.search(
+        r"^ranks      uniform in every feature with p-value \S+ \(SBC\), in distance with \S+ \(TARP\); 40",
+        capsys.readouterr().out,
+        re.M,
+    )
+    with np.load(out) as arrays:
+        K = len(arrays["draws"])
+        assert arrays["ranks"].shape == (40, 18)  # the box alone
+        assert arrays["distance_ranks"].shape == (40,)
+        assert 0 <= arrays["ranks"].min() <= arrays["ranks"].max() <= K
+    words = [f"--output={out}", "--calibrate", *QUICK]
+    box = ["inpaint", "--box=2,1,3,6", *words]
+    assert "calibrate needs 40 examples or more, got 39" in refused(capsys, *box, "--held_out=39")
+    assert "calibrate needs clean examples" in refused(capsys, *box, f"--input={digits / 'x.npy'}")
+    assert "independent draws" in refused(capsys, *box, "--held_out=40", "--method=smc")
+    told = refused(capsys, "restore", "--task=denoise", "--std=1", f"--input={digits / 'x.npy'}", *words)
+    assert "calibrate needs clean examples" in told
+
+
 @pytest.mark.parametrize(
     ("task", "more", "shape"),
     [

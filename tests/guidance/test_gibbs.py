@@ -141,6 +141,18 @@ def test_split_gibbs_is_calibrated() -> None:
     assert found.p_value > 1e-5, found.sentence
 
 
+def test_data_narrower_than_the_noise_at_t_min_have_a_default_split() -> None:
+    """The default is a part of the data's std; here that is below the ratio at t_min."""
+    model = ExactModel(Gaussian(torch.zeros(2), 0.4**2 * torch.ones(2)), VPSDE())
+    seen = LinearObservation(torch.tensor([True, False]), 0.0)
+    chains = SplitGibbs(2).on(model, seen)
+    assert chains.rho is not None
+    assert chains.rho > float(model.sde.nsr(torch.tensor(1e-3, dtype=torch.float64)))
+    y = torch.tensor([0.3, 0.0])
+    x = SplitGibbs(2).sample(model, 4, observation=Observed(seen, y)).x
+    assert bool(x.isfinite().all())
+
+
 def test_what_cannot_be_split_is_refused() -> None:
     model, seen = ExactModel(LAW, VPSDE()), LinearObservation(ROWS, 0.8)
     with pytest.raises(ValueError, match="sampler must draw x0 given x_t"):

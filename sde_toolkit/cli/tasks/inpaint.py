@@ -13,11 +13,13 @@ from sde_toolkit.cli.common import add_verb, say
 from sde_toolkit.cli.tasks.shared import (
     add_task,
     bar_for,
+    check_calibrate,
     clean_or_given,
     open_task,
     output_files,
     task_arguments,
     tell,
+    tell_ranks,
     write_arrays,
     write_picture,
 )
@@ -67,6 +69,7 @@ def inpaint(options: argparse.Namespace) -> None:
     shape = tuple(task.model.event_shape)
     mask = _boxed(options.box, shape) if options.mask is None else _read_mask(options.mask)
     images = clean_or_given(options, task)
+    check_calibrate(options, task, None if options.held_out is None else images)
     with bar_for(len(images) * options.draws) as bar:
         found = guidance.inpaint(
             task.model, images, mask, std=options.std, progress=bar.update, **task_arguments(options, task)
@@ -79,7 +82,10 @@ def inpaint(options: argparse.Namespace) -> None:
     observed = torch.where(known, images, torch.nan)
     arrays, columns = {"observed": observed.numpy(), "mask": mask.numpy()}, {"observed": observed}
     if options.input is None:
-        tell(found, task, images, options.level, None if bool(known.all()) else ~known)
+        hidden = None if bool(known.all()) else ~known
+        tell(found, task, images, options.level, hidden)
+        if options.calibrate:
+            arrays |= {name: x.numpy() for name, x in tell_ranks(found, task, images, hidden).items()}
         arrays["clean"], columns = images.numpy(), {"clean": images, **columns}
     write_arrays(output, found, task, arrays)
     write_picture(beside, found, task, columns)

@@ -8,7 +8,8 @@
     denoise           everything, with noise
 
 With --degrade the input are clean examples, which are observed here, and the error of the mean and the
-coverage of the intervals are told.
+coverage of the intervals are told; with --calibrate also whether the examples' ranks among the draws are
+uniform.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from sde_toolkit.cli.common import add_verb, say
 from sde_toolkit.cli.tasks.shared import (
     add_task,
     bar_for,
+    check_calibrate,
     clean_or_given,
     open_task,
     output_files,
     task_arguments,
     tell,
+    tell_ranks,
     write_arrays,
     write_picture,
 )
@@ -45,6 +48,7 @@ EXAMPLES = """examples:
   sde-toolkit restore --config=mnist --task=superresolution --factor=4 --std=8 --held_out=4 --output=out.npz
   sde-toolkit restore --task=superresolution --input=coarse.npy --factor=2 --std=1 --output=out.npz
   sde-toolkit restore --workdir=runs/d --task=deblur --std=.5 --input=clean.npy --degrade --output=out.npz
+  sde-toolkit restore --task=denoise --std=4 --held_out=200 --calibrate --output=out.npz
   sde-toolkit restore --task=sense --count=32 --std=.5 --input=clean.npy --degrade --output=out.npz
 
 observations are in raw units, with the shape that the task gives one example; a wrong one is told"""
@@ -83,6 +87,7 @@ def restore(options: argparse.Namespace) -> None:
     observation = _observation(options, numbers, tuple(task.model.event_shape))
     degrade = options.degrade or options.held_out is not None
     given = clean_or_given(options, task)
+    check_calibrate(options, task, given if degrade else None)
     if degrade:
         _check_clean(given, observation.event_shape)
         y = observation.draw(given, task.source.config.sampling.seed)
@@ -97,6 +102,8 @@ def restore(options: argparse.Namespace) -> None:
     arrays, columns = {"observed": y.numpy()}, _seen(options.task, observation, y)
     if degrade:
         tell(found, task, given, options.level)
+        if options.calibrate:
+            arrays |= {name: x.numpy() for name, x in tell_ranks(found, task, given).items()}
         arrays["clean"], columns = given.numpy(), {"clean": given, **columns}
     write_arrays(output, found, task, arrays)
     write_picture(beside, found, task, columns)

@@ -68,6 +68,11 @@ def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str, held_ou
     given.add_argument("--input", metavar="PATH", help=inputs)
     if held_out:
         given.add_argument("--held_out", type=int, metavar="N", help=held_out)
+        parser.add_argument(
+            "--calibrate",
+            action="store_true",
+            help="test the ranks of clean examples among draws: uniform if exact (SBC, TARP); 40 or more",
+        )
     parser.add_argument("--output", required=True, type=path_argument, metavar="PATH", help=outputs)
     parser.add_argument("--method", default="gaussian_informed", metavar="NAME", help=METHODS_HELP)
     parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else dpm_solver_pp")
@@ -276,6 +281,63 @@ def tell(found: Restored, task: Task, clean: Tensor, level: float, where: Tensor
     grey = getattr(task.model.scaling, "levels", None) is not None
     say(f"coverage   {_with_error(held, '.3f')} of the intervals; that of an exact posterior is "
         f"{found.level:.3g}" + (", or more, as grey levels tie" if grey else ""))  # fmt: skip
+
+
+def check_calibrate(options: argparse.Namespace, task: Task, clean: Tensor | None) -> None:
+    """Refuse, before the work, a calibration without enough clean examples or independent draws.
+
+    Args:
+        options: the flags.
+        task: that is asked for.
+        clean: the examples that are known, with shape (n, *D); None where there are none.
+
+    Raises:
+        ValueError: either.
+    """
+    from sde_toolkit.guidance import TwistedSMC
+    from sde_toolkit.guidance.calibration import LEAST_PAIRS
+
+    if not options.calibrate:
+        return
+    if clean is None:
+        raise ValueError("calibrate needs clean examples to compare with; give --held_out or --degrade")
+    if len(clean) < LEAST_PAIRS:
+        raise ValueError(f"calibrate needs {LEAST_PAIRS} examples or more, got {len(clean)}")
+    if isinstance(task.sampler, TwistedSMC):
+        raise ValueError(
+            "calibrate needs independent draws, and those of one group of particles are not; call "
+            "sde_toolkit.guidance.calibrate, which draws each from a group of its own"
+        )
+
+
+def tell_ranks(found: Restored, task: Task, clean: Tensor, where: Tensor | None = None) -> dict[str, Tensor]:
+    """Print whether the ranks of clean examples among their draws are uniform, and return them.
+
+    Grey levels tie: each is taken at a random place in its bin, which orders equal ones at random.
+
+    Args:
+        found: what was drawn.
+        task: that drew it.
+        clean: the examples with shape (n, *D).
+        where: bool with shape D, the features that were not known; all when None.
+    """
+    import torch
+
+    from sde_toolkit.metrics import rank_test, tarp_ranks, truth_ranks
+
+    draws, truths = found.draws.cpu().double(), clean.cpu().double()
+    if getattr(task.model.scaling, "levels", None) is not None:
+        generator = torch.Generator().manual_seed(task.source.config.sampling.seed)
+        draws, truths = (x + torch.rand(x.shape, generator=generator).double() for x in (draws, truths))
+    if where is not None:
+        at = where.expand(truths.shape[1:]).flatten()
+        draws, truths = draws.flatten(2)[..., at], truths.flatten(1)[:, at]
+    ranks, distances = truth_ranks(truths, draws), tarp_ranks(truths, draws)
+    K = len(draws)
+    say(f"ranks      uniform in every feature with p-value {rank_test(ranks, K).p_value:.3g} (SBC), in "
+        f"distance with {rank_test(distances, K).p_value:.3g} (TARP); {len(truths)} examples by {K} draws"
+        )  # fmt: skip
+    return {"ranks": ranks, "distance_ranks": distances}
 
 
 def _with_error(estimate: Estimate, form: str) -> str:

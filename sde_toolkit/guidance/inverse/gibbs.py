@@ -55,6 +55,9 @@ from solvers import FixedGrid, Normals
 LEAST_RHO = 0.02
 """The least default of rho, in units of the data's standard deviation: below, chains hardly move."""
 
+_ABOVE = 1.1
+"""The least default of rho, in units of the noise-to-signal ratio at t_min, which it must be above."""
+
 START_RHO = 2.0
 """The default of ``rho_start``, in units of the data's standard deviation."""
 
@@ -69,7 +72,7 @@ class SplitGibbs:
     Args:
         num_iterations: of both steps; each costs a run of the sampler.
         rho: the distance in law of x from z at the end, in model scale; when None s / (largest e)^(1/2), as
-            the module says, and at least ``LEAST_RHO`` times the data's std.
+            the module says, and at least ``LEAST_RHO`` times the data's std, and above the ratio at t_min.
         rho_start: at the first iteration; when None ``START_RHO`` times the data's std.
         annealed: the part of the iterations in which rho falls, 0 to 1.
         sampler: with draws of its own, of x0 given x_t; when None ``sde_dpm_solver_pp`` with ``NUM_STEPS``.
@@ -125,13 +128,14 @@ class SplitGibbs:
             )
         std = model.data_std
         map_, s = observation.scaled
+        sampler = (sde_dpm_solver_pp(NUM_STEPS) if self.sampler is None else self.sampler).on(model.sde)
+        ends = model.sde.nsr(torch.tensor([sampler.t_min, model.sde.T], dtype=torch.float64)).tolist()
         rho = self.rho
         if rho is None:
             most = 1.0 if isinstance(map_, EntriesMap) else math.sqrt(max(float(map_.gram[0].max()), 1e-300))
-            rho = min(max(float(s) / most, LEAST_RHO * std), START_RHO * std)
+            least = max(LEAST_RHO * std, _ABOVE * ends[0])
+            rho = min(max(float(s) / most, least), START_RHO * std)
         start = max(rho, START_RHO * std if self.rho_start is None else self.rho_start)
-        sampler = (sde_dpm_solver_pp(NUM_STEPS) if self.sampler is None else self.sampler).on(model.sde)
-        ends = model.sde.nsr(torch.tensor([sampler.t_min, model.sde.T], dtype=torch.float64)).tolist()
         if not ends[0] < rho < ends[1]:
             raise ValueError(
                 f"rho must lie between the noise-to-signal ratios {ends[0]:.4g} at t_min and {ends[1]:.4g} "
