@@ -13,8 +13,10 @@ straight line.
 
 ``interpolate_data`` goes from data to data: encode, great circle, decode.  With ``t_end`` below T the flow
 turns back there: the latents are whitened states x_t, the points stay nearer to the ends, and their law is
-that of the data only as far as x_t is Gaussian.  A guided model, or one given an observation, encodes and
-decodes under it; so do classes and other conditions.
+that of the data only as far as x_t is Gaussian.  A guided model encodes and decodes under its guidance; so do
+classes and other conditions.  A ``decoder``, such as the model given an observation, decodes what the model
+has
+encoded: all points, the ends too, then have what was observed.
 
 Values do not depend on batches or processes: bit for bit for models that compute rows independently of each
 other, as exact models do, and to rounding for networks.
@@ -222,19 +224,30 @@ def interpolate_data(
     moments: Moments | None = None,
     batch_size: int | None = None,
     processes: Processes = ALONE,
+    decoder: ScoreModel | None = None,
 ) -> Tensor:
     """Data between x_a and x_b, each with shape (B, *), through their latents; returns shape (W, B, *).
 
     Args:
-        model: any ``ScoreModel``; a guided one, or one given an observation, to stay under it.
+        model: any ``ScoreModel``.
         x_a, x_b: data in model scale.
         weights: W numbers, 0 for x_a and 1 for x_b.
         condition: a tensor with one row for each of the B pairs, or a class for all.
         solver, t_min, t_end, moments, batch_size, processes: as for ``encode``.
+        decoder: a model of the same process and event shape that decodes, with moments of its own, such as
+            ``Observed(observation, y).model(model)``, whose points share the observation; the model itself
+            when None.
 
     Raises:
         ValueError, TypeError, solvers.SolverError: as for ``encode`` and ``interpolate``.
     """
+    decoder = model if decoder is None else decoder
+    if decoder.event_shape != model.event_shape or decoder.sde != model.sde:
+        raise ValueError(
+            f"decoder must be of samples with shape {model.event_shape} under {model.sde!r}, as the model, "
+            f"got "
+            f"{decoder.event_shape} under {decoder.sde!r}"
+        )
     check_states(model, x_a, "x_a")
     check_states(model, x_b, "x_b")
     if x_a.shape != x_b.shape:
@@ -249,7 +262,7 @@ def interpolate_data(
     points = interpolate(z[: len(x_a)], z[len(x_a) :], weights)
     every = None if rows is None else torch.cat([rows] * len(points))
     x = decode(
-        model, points.flatten(0, 1), condition=every, solver=solver, t_min=t_min, t_end=t_end,
-        moments=moments, batch_size=batch_size, processes=processes,
+        decoder, points.flatten(0, 1), condition=every, solver=solver, t_min=t_min, t_end=t_end,
+        moments=moments if decoder is model else None, batch_size=batch_size, processes=processes,
     )  # fmt: skip
     return x.reshape(points.shape)

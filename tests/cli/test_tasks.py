@@ -242,6 +242,26 @@ def test_examples_are_interpolated(digits, tmp_path, capsys):
     assert "two examples or more, got 1" in refused(capsys, *words, f"--input={tmp_path / 'one.npy'}")
 
 
+def test_interpolated_examples_share_what_is_given(digits, tmp_path, capsys):
+    out, known = tmp_path / "path.npz", np.load(digits / "x.npy")[:1].astype(float)
+    known[:, 3:] = np.nan
+    np.save(tmp_path / "top.npy", known)
+    words = ["interpolate", f"--input={digits / 'x.npy'}", f"--output={out}", "--points=3"]
+    shell(*words, f"--given={tmp_path / 'top.npy'}", "--config.likelihood.num_steps=12",
+          "--config.likelihood.method=ab4")  # fmt: skip
+    with np.load(out) as arrays:
+        assert np.abs(arrays["data"][..., :3, :] - known[:, :3]).max() <= 1  # grey levels are rounded
+        assert "top.npy" in json.loads(str(arrays["note"]))["given"]
+    assert "give --given" in refused(capsys, *words, "--std=1")
+    told = refused(capsys, *words, f"--given={tmp_path / 'top.npy'}", "--method=gibbs")
+    assert "method must guide the flow by its prediction alone" in told
+    assert "given must hold one example, got 2" in refused(capsys, *words, f"--given={digits / 'x.npy'}")
+    np.save(tmp_path / "none.npy", np.full((1, 8, 8), np.nan))
+    assert "nan alone" in refused(capsys, *words, f"--given={tmp_path / 'none.npy'}")
+    np.save(tmp_path / "small.npy", np.zeros((1, 4, 4)))
+    assert "must" in refused(capsys, *words, f"--given={tmp_path / 'small.npy'}")
+
+
 def test_particles_restore_examples(digits, tmp_path, capsys):
     out = tmp_path / "out.npz"
     words = ["inpaint", f"--input={digits / 'x.npy'}", "--box=2,2,4,4", f"--output={out}", "--std=1"]

@@ -1,6 +1,7 @@
 """``sde-toolkit interpolate``: data between examples, through the latents of the probability flow.
 
 Each example and the next one make a pair; its points lie on the great circle between the latents of both.
+With --given all points share what was observed, the ends too: they are decoded by the model given it.
 The output is an .npz file with the points of every pair in raw units, ends included, and for images a picture
 beside it, a pair in each row.
 """
@@ -20,7 +21,7 @@ from sde_toolkit.cli.common import (
     path_argument,
     say,
 )
-from sde_toolkit.cli.tasks.shared import MOST_EXAMPLES, output_files, picture, savez
+from sde_toolkit.cli.tasks.shared import METHODS_HELP, MOST_EXAMPLES, output_files, picture, savez
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   sde-toolkit interpolate --input=digits.npy --output=path.npz
   sde-toolkit interpolate --workdir=runs/d --input=pictures --points=11 --t_end=.6 --output=path.npz
-  sde-toolkit interpolate --config=digits_classes --input=threes.npy --label=3 --output=path.npz"""
+  sde-toolkit interpolate --config=digits_classes --input=threes.npy --label=3 --output=path.npz
+  sde-toolkit interpolate --input=digits.npy --given=top.npy --std=.5 --output=path.npz
+
+top.npy is one example with nan where a value is not known"""
 
 
 def add_parser(verbs: Any) -> None:
@@ -58,6 +62,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--guidance_scale", type=float, metavar="W", help="of classifier-free guidance, with --label"
     )
+    parser.add_argument(
+        "--given", metavar="PATH", help="one example in raw units, nan where it is not known: for all points"
+    )
+    parser.add_argument("--std", type=float, default=0.0, metavar="S", help="of its noise, in raw units")
+    parser.add_argument("--method", metavar="NAME", help=f"how it guides, {METHODS_HELP}")
     add_label(parser, "the class of all examples")
 
 
@@ -71,23 +80,27 @@ def interpolate(options: argparse.Namespace) -> None:
     output, beside = output_files(options)
     if options.points < 2:
         raise ValueError(f"points must be at least 2, the ends, got {options.points}")
+    if options.given is None and (options.method is not None or options.std != 0):
+        raise ValueError("method and std are of an observation; give --given")
     source = open_source(options, given(options))
     model, how = source.model, likelihood_options(source.config)
     guided = _guided(options, model)
+    decoder = _observing(options, guided)
     x = runs.open_states(options.input, model)
     if len(x) < 2:
         raise ValueError(f"input must hold two examples or more, got {len(x)} in {options.input}")
     weights = torch.linspace(0, 1, options.points, dtype=torch.float64)
     points = likelihood.interpolate_data(
         guided, x[:-1], x[1:], weights, condition=options.label, t_end=options.t_end, t_min=how["t_min"],
-        solver=how["solver"], batch_size=how["batch_size"],
+        solver=how["solver"], batch_size=how["batch_size"], decoder=decoder,
     )  # fmt: skip
     made = points.transpose(0, 1)  # pair, point
     raw = made if model.scaling is None else model.scaling.to_data(made.flatten(0, 1)).unflatten(
         0, made.shape[:2]
     )  # fmt: skip
     note = {"model": source.fingerprint, "t_end": options.t_end, "label": options.label,
-            "guidance_scale": options.guidance_scale}  # fmt: skip
+            "guidance_scale": options.guidance_scale, "given": options.given, "std": options.std,
+            "method": options.method}  # fmt: skip
     savez(output, {"x": made, "data": raw, "weights": weights}, note)
     say(f"{len(made)} pairs by {options.points} points")
     _write_picture(beside, raw)
@@ -105,6 +118,32 @@ def _guided(options: argparse.Namespace, model: ScoreModel) -> ScoreModel:
     if options.label is None:
         raise ValueError("guidance_scale needs a class; give --label")
     return ClassifierFree(model, options.guidance_scale)
+
+
+def _observing(options: argparse.Namespace, model: ScoreModel) -> ScoreModel:
+    """The model given what ``--given`` holds."""
+    from sde_toolkit.config import build_method
+    from sde_toolkit.data import open_rows
+    from sde_toolkit.guidance import LinearObservation, Method, Observed, in_model_scale
+
+    if options.given is None:
+        return model
+    method = build_method(options.method or "gaussian_informed", 50)
+    if not isinstance(method, Method) or method.after_step() is not None:
+        raise ValueError(
+            f"method must guide the flow by its prediction alone to interpolate, got {options.method}; take "
+            "gaussian_informed or mmps"
+        )
+    rows, _ = open_rows(options.given, missing=True)
+    if len(rows) != 1 and rows.ndim == len(model.event_shape):
+        rows = rows[None]
+    if len(rows) != 1:
+        raise ValueError(f"given must hold one example, got {len(rows)} in {options.given}")
+    known = ~rows[0].isnan()
+    if not bool(known.any()):
+        raise ValueError(f"given must hold a value that is known, got nan alone in {options.given}")
+    posed, y = in_model_scale(LinearObservation(known, options.std), rows, model.scaling)
+    return Observed(posed, y[0], method).model(model)
 
 
 def _write_picture(path: Any, raw: Tensor) -> None:
