@@ -17,7 +17,7 @@ COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (sde-toolki
 
 
 def test_there_is_something_to_check():
-    assert len(BLOCKS) == 18
+    assert len(BLOCKS) == 19
     assert len(COMMANDS) == 27
 
 
@@ -41,6 +41,7 @@ def test_there_is_something_to_check():
         "metrics",
         "solvers",
         "inverse",
+        "compared-given",
         "calibration",
         "guests",
     ],
