@@ -13,14 +13,15 @@ against the exact posterior:
     coverage   part of the exact draws' coordinates inside the samples' 90% intervals
 
 The floor is what as many exact draws have as a method has.  Methods that need more than one evaluation a step
-are given fewer steps; backward passes are not counted.  The draws of TwistedSMC are one group of particles.
+are given fewer steps; backward passes are not counted.  The draws of TwistedSMC are one group of particles;
+with its kernel "jacobian" it makes as many backward passes as there are features, with "moments" none.
 azula's methods (extra ``peers``) run on the same denoiser, observation and number of evaluations, with its
 own time grid, over the same range of noise levels.
 
 Orderings of methods are told by differences on the same y, which have smaller errors than the values.
 
 Every block (a problem, an observation, a noise, a number of evaluations, a seed) is kept in runs/posteriors
-when it is done; a second call goes on from there.
+when it is done; a second call goes on from there, and measures in old blocks what methods they lack.
 """
 
 from __future__ import annotations
@@ -145,10 +146,13 @@ def _ours(method: guidance.Method, per_step: int = 1) -> Draw:
     return draw
 
 
-def _particles(case: Case, nfe: int, seed: int, count: int) -> Tensor:
-    smc = guidance.TwistedSMC(nfe, particles=count)
-    observed = guidance.Observed(case.observation, case.y)
-    return smc.sample(case.model, count, observation=observed, seed=seed).x
+def _particles(kernel: str) -> Draw:
+    def draw(case: Case, nfe: int, seed: int, count: int) -> Tensor:
+        smc = guidance.TwistedSMC(nfe, particles=count, kernel=kernel)
+        observed = guidance.Observed(case.observation, case.y)
+        return smc.sample(case.model, count, observation=observed, seed=seed).x
+
+    return draw
 
 
 def _dps(case: Case, nfe: int, seed: int, count: int) -> Tensor:
@@ -158,7 +162,8 @@ def _dps(case: Case, nfe: int, seed: int, count: int) -> Tensor:
 def ours() -> dict[str, Draw]:
     """Our methods, on ancestral steps."""
     return {
-        "TwistedSMC": _particles,
+        "TwistedSMC": _particles("jacobian"),
+        "TwistedSMC, moments": _particles("moments"),
         "GaussianInformed": _ours(guidance.GaussianInformed()),
         "MMPS": _ours(guidance.MMPS()),
         "PiGDM": _ours(guidance.PiGDM()),
@@ -187,15 +192,21 @@ def measured(case: Case, x: Tensor, exact: Tensor, seed: int) -> dict[str, float
     }
 
 
-def measure_block(case: Case, nfe: int, seed: int, methods: dict[str, Draw]) -> Block:
-    """Method -> its distances, and those of the floor."""
+def measure_block(case: Case, nfe: int, seed: int, methods: dict[str, Draw], found: Block) -> Block:
+    """Method -> its distances, and those of the floor; ``found`` with those that it lacks."""
+    every = {"floor": lambda case, nfe, seed, count: case.truth.data.sample(count, 7000 + seed)} | methods
+    missing = [label for label in every if label not in found and not _left_out(label, case.seen)]
+    if not missing:
+        return found
     count, exact = draws(case.problem, nfe), case.truth.data.sample(EXACT, 5000 + seed)
-    found = {"floor": measured(case, case.truth.data.sample(count, 7000 + seed), exact, seed)}
-    for label, draw in methods.items():
-        if label == "azula RePaint" and case.seen != "mask":
-            continue
-        found[label] = measured(case, draw(case, nfe, seed, count), exact, seed)
-    return found
+    return found | {
+        label: measured(case, every[label](case, nfe, seed, count), exact, seed) for label in missing
+    }
+
+
+def _left_out(label: str, seen: str) -> bool:
+    """Whether a method cannot have an observation."""
+    return label == "azula RePaint" and seen != "mask"
 
 
 class Store:
@@ -225,8 +236,10 @@ def run(methods: dict[str, Draw], store: Store) -> None:
             for seed in range(SEEDS):
                 for case in cases(seed, noises, names):
                     key = (case.problem, case.seen, case.noise, nfe, seed)
-                    if not methods.keys() <= {*store.blocks.get(key, ()), "azula RePaint"}:
-                        store[key] = measure_block(case, nfe, seed, methods)
+                    had = store.blocks.get(key, {})
+                    block = measure_block(case, nfe, seed, methods, had)
+                    if block is not had:
+                        store[key] = block
             print(f"   noise {noises}, {nfe} evaluations, {', '.join(names)}: done", flush=True)
 
 

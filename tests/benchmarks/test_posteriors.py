@@ -69,6 +69,11 @@ def test_a_second_run_goes_on_from_the_blocks_of_the_first(
     again = posteriors.Store(path).blocks
     assert len(again) == 2 * 3
     assert again == {tuple(key): block for key, block in json.loads(first)}
+    both = method | {"DDNM": posteriors.ours()["DDNM"]}
+    posteriors.run(both, posteriors.Store(path))  # one that old blocks lack: the others stay as they are
+    for key, block in posteriors.Store(path).blocks.items():
+        assert block.keys() == {"floor", "GaussianInformed", "DDNM"}
+        assert {name: block[name] for name in again[key]} == again[key]
 
 
 def _store(path: Path, values: dict[str, list[float]]) -> posteriors.Store:
