@@ -15,6 +15,7 @@ SUBROOMS = (
     "samplers.presets",
     "samplers.gaussian",
     "guidance.inverse",
+    "guidance.inverse.particles",
     "config.configs",
     "data.sources",
     "metrics.errors",

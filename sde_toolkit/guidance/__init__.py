@@ -1,7 +1,7 @@
 """What changes a model's prediction while sampling: thresholds, classifier-free guidance, observations, and
 the inverse problems that these solve."""
 
-from sde_toolkit.guidance.calibration import Calibration, calibrate
+from sde_toolkit.guidance.calibration import LEAST_PAIRS, Calibration, calibrate
 from sde_toolkit.guidance.classifier import (
     Classifier,
     ClassifierGuidance,
@@ -59,6 +59,7 @@ __all__ = [
     "DDNM",
     "DDRM",
     "DPS",
+    "LEAST_PAIRS",
     "MMPS",
     "NUM_DRAWS",
     "TMPD",

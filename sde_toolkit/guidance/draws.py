@@ -159,18 +159,18 @@ def _by_particles(
     progress: Progress | None,
     apart: bool,
 ) -> tuple[Tensor, float, float]:
-    """The same by groups of particles, one observation after the other."""
+    """The same by groups of particles."""
     every = sampler.particles if apart else 1
-    count, parts, nfe, seconds = plan.num_draws * every, [], 0.0, 0.0
-    for i, number in enumerate(numbers.tolist()):
-        row = None if condition is None else condition[i : i + 1]
-        found = sampler.sample(
-            model, count, observation=Observed(plan.observation, values[i]), seed=plan.seed,
-            condition=None if row is None else row.expand(count, *row.shape[1:]),
-            first_sample=-(-number * _APART // every) * every, batch_size=plan.batch_size,
-        )  # fmt: skip
-        parts.append(found.x[::every])
-        nfe, seconds = nfe + found.nfe * every, seconds + found.seconds
+    count = plan.num_draws * every
+    starts = [-(-number * _APART // every) * every for number in numbers.tolist()]
+
+    def told(samples: int) -> None:
         if progress is not None:
-            progress(plan.num_draws)
-    return torch.stack(parts, 1), nfe / len(values), seconds
+            progress(samples // every)
+
+    parts, rows, seconds = sampler.sample_given(
+        model, plan.observation, values, condition, [range(first, first + count) for first in starts],
+        plan.seed, plan.batch_size, told,
+    )  # fmt: skip
+    x = torch.stack([part[::every] for part in parts], 1).to(model.dtype)
+    return x, rows / (plan.num_draws * len(values)), seconds

@@ -217,3 +217,22 @@ def test_models_that_are_refused() -> None:
         TwistedSMC(4, grid=grids.Explicit((1.0, 0.5))).sample(exact, 2, observation=seen_of())
     with pytest.raises(ValueError, match="t_min must be smaller than T"):
         TwistedSMC(4, t_min=2.0).sample(exact, 2, observation=seen_of())
+
+
+@pytest.mark.parametrize("kernel", ["moments", "jacobian"])
+def test_many_observations_are_sampled_at_once(kernel: str) -> None:
+    """Each has the samples that it has alone, and progress counts them, for groups that parts do not fill."""
+    model, smc = sde.ExactModel(mixture(), sde.VPSDE()), TwistedSMC(6, particles=6, kernel=kernel)
+    observation = LinearObservation(torch.tensor([[1.0, 0.5]], dtype=DOUBLE), 0.2)
+    y = torch.tensor([[0.3], [-1.0], [0.8], [0.0]], dtype=DOUBLE)
+    parts = [range(3, 17), range(60, 61), range(1 << 40, (1 << 40) + 6), range(600, 613)]
+    done: list[int] = []
+    found, rows, _ = smc.sample_given(model, observation, y, None, parts, 5, 20, done.append)
+    assert sum(done) == sum(len(x) for x in found) == 14 + 1 + 6 + 13
+    assert rows == 6 * 6 * (3 + 1 + len({i // 6 for i in parts[2]}) + 3)
+    for x, part, seen in zip(found, parts, y, strict=True):
+        alone = smc.sample(
+            model, len(part), observation=Observed(observation, seen.expand(len(part), 1)), seed=5,
+            first_sample=part.start,
+        )  # fmt: skip
+        torch.testing.assert_close(x, alone.x, rtol=0, atol=1e-12)

@@ -294,8 +294,7 @@ def check_calibrate(options: argparse.Namespace, task: Task, clean: Tensor | Non
     Raises:
         ValueError: either.
     """
-    from sde_toolkit.guidance import TwistedSMC
-    from sde_toolkit.guidance.calibration import LEAST_PAIRS
+    from sde_toolkit.guidance import LEAST_PAIRS, TwistedSMC
 
     if not options.calibrate:
         return

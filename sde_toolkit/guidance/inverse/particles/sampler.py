@@ -16,8 +16,7 @@ weights has the mean p(y), for every P; errors of averages fall like P^(-1/2).  
 error of the model in N steps, p(x0) as the kernel makes it; with "moments" that is 0 for Gaussian data, and
 with proposals given y all weights are then equal.  The bias of a group of P particles falls like 1 / P.
 
-Sample i is particle i modulo P of group i // P.  Groups are independent of each other, and are computed whole
-also where a part of their samples is asked for.  Every draw is keyed by (seed, sample) or (seed, group).
+Groups are independent of each other, and are computed whole also where a part of their samples is asked for.
 
 Reference: Wu et al., "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models"
 (2306.17775), algorithm 1 and section 3.
@@ -27,17 +26,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.guidance.inverse.gains import Gains
-from sde_toolkit.guidance.inverse.kernels import KERNELS, TWISTS, Steps
 from sde_toolkit.guidance.inverse.observations import LinearObservation, Observation
 from sde_toolkit.guidance.inverse.observed import Observed
+from sde_toolkit.guidance.inverse.particles.groups import (
+    Draws,
+    batches,
+    check_groups,
+    effective,
+    failures,
+    groups_of,
+    resampled,
+    weighed,
+)
+from sde_toolkit.guidance.inverse.particles.kernels import KERNELS, TWISTS, Steps
 from sde_toolkit.models import (
     Condition,
     ScoreModel,
@@ -47,9 +56,7 @@ from sde_toolkit.models import (
     without_autocast,
 )
 from sde_toolkit.samplers import T_MIN, CountedModel, Grid, Samples, check_draw, grids, label
-from sde_toolkit.utils import Stream, check_fields, checked, integer, require
-from solvers import Normals, Solution, Stats, Status
-from solvers.solution import finish
+from sde_toolkit.utils import check_fields, checked, integer, require
 
 MOST_JACOBIAN = 64
 """Most features of which the covariance of x0 given x_t is taken from the network, row by row."""
@@ -170,28 +177,98 @@ class TwistedSMC:
         check_draw(num_samples, batch_size, None, None, seed, first_sample, throw, False)
         require("observation", observation, Observed)
         P, wanted = self.particles, range(first_sample, first_sample + num_samples)
-        groups = range(first_sample // P, -(-wanted.stop // P))
-        at_once = max(1, (batch_size or len(groups) * P) // P)
-        counted, start = CountedModel(in_run(model)), time.perf_counter()
-        parts = []
-        with outside_inference_mode(), evaluating(model), without_autocast(), torch.no_grad():
-            run = _Run(self.on(model, observation.observation), counted, observation.observation)
-            y, rows = self._rows(model, observation, condition, wanted)
-            for first in range(0, len(groups), at_once):
-                part = groups[first : first + at_once]
-                mine = [None if v is None else of_groups(v, part, wanted, P) for v in (y, rows)]
-                assert mine[0] is not None
-                parts.append(run(seed, part, mine[0], mine[1]))
-        seconds = time.perf_counter() - start
-        x, log_evidence, log_weights = (torch.cat(v) for v in zip(*parts, strict=True))
-        skipped = wanted.start - groups.start * P
-        x = x[skipped : skipped + num_samples].to(model.dtype)
-        failed = _failed(log_evidence, x, wanted, P, float(run.times[-1]), throw)
-        return Particles(
-            x, counted.rows / num_samples, seconds, seed, first_sample, run.smc.settings, model.scaling,
-            failed, particles=P, first_group=groups.start, log_evidence=log_evidence,
-            log_weights=log_weights,
+        groups = groups_of(wanted, P)
+        y, rows = self._rows(model, observation, condition, wanted)
+        shared = len(y) == 1 and num_samples > 1
+        first = (groups * P).clamp(min=wanted.start) - wanted.start  # a sample of every group
+        found = self.run_groups(
+            model, observation.observation, groups, y if shared else y[first],
+            None if rows is None else rows[first.to(rows.device)], seed, batch_size or len(groups) * P,
         )  # fmt: skip
+        x = found.x[wanted.start - int(groups[0]) * P :][:num_samples].to(model.dtype)
+        failed = failures(found.log_evidence, x, wanted, P, self.t_min, throw)
+        return Particles(
+            x, found.rows / num_samples, found.seconds, seed, first_sample, found.smc.settings, model.scaling,
+            failed, particles=P, first_group=int(groups[0]), log_evidence=found.log_evidence,
+            log_weights=found.log_weights,
+        )  # fmt: skip
+
+    def sample_given(
+        self,
+        model: ScoreModel,
+        observation: Observation,
+        y: Tensor,
+        condition: Tensor | None,
+        parts: Sequence[range],
+        seed: int,
+        batch_size: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[list[Tensor], float, float]:
+        """For each of n observations the samples with the indices of its part, with shape (len(part), *D);
+        network evaluations in all, and seconds.
+
+        Args:
+            model, observation, seed, batch_size: as for ``sample``.
+            y: with shape (n, *Y).
+            condition: of the model, with shape (n, ...), or None.
+            parts: of the samples, n of them without a group in common.
+            progress: told how many samples are finished, batch by batch.
+
+        Raises:
+            ValueError, solvers.SolverError: as for ``sample``.
+        """
+        P, found, rows, seconds = self.particles, list[Tensor](), 0.0, 0.0
+        groups = [groups_of(part, P) for part in parts]
+        sizes = [len(own) for own in groups]
+        for some in batches(sizes, max(1, batch_size // P)):
+            every = torch.tensor(some).repeat_interleave(torch.tensor([sizes[i] for i in some]))
+            own = None if condition is None else condition[every.to(condition.device)]
+            run = self.run_groups(
+                model, observation, torch.cat([groups[i] for i in some]), y[every.to(y.device)], own, seed,
+                batch_size,
+            )  # fmt: skip
+            split = zip(run.x.split([n * P for n in (sizes[i] for i in some)]),
+                        run.log_evidence.split([sizes[i] for i in some]), some, strict=True)  # fmt: skip
+            for x, log_evidence, i in split:
+                x = x[parts[i].start - int(groups[i][0]) * P :][: len(parts[i])]
+                failures(log_evidence, x, parts[i], P, self.t_min, True)
+                found.append(x)
+            rows, seconds = rows + run.rows, seconds + run.seconds
+            if progress is not None:
+                progress(sum(len(parts[i]) for i in some))
+        return found, rows, seconds
+
+    def run_groups(
+        self,
+        model: ScoreModel,
+        observation: Observation,
+        groups: Tensor,
+        y: Tensor,
+        condition: Tensor | None,
+        seed: int,
+        batch_size: int,
+    ) -> _Found:
+        """Whole groups of particles with the numbers ``groups``, with shape (G,).
+
+        Args:
+            model, observation, seed: as for ``sample``.
+            groups: numbers of the groups.
+            y: with shape (1, *Y) for all, or (G, *Y).
+            condition: of the model, with shape (G, ...), or None.
+            batch_size: samples per evaluation, at least one group.
+        """
+        counted, start, P = CountedModel(in_run(model)), time.perf_counter(), self.particles
+        shared, parts = len(y) == 1 and len(groups) > 1, []
+        y = y.to(model.device, counted.dtype)
+        with outside_inference_mode(), evaluating(model), without_autocast(), torch.no_grad():
+            run = _Run(self.on(model, observation), counted, observation)
+            for at in torch.arange(len(groups)).split(max(1, batch_size // P)):
+                own = y if shared else y[at.to(y.device)].repeat_interleave(P, 0)
+                rows = None if condition is None else condition[at.to(condition.device)]
+                rows = None if rows is None else rows.repeat_interleave(P, 0)
+                parts.append(run(seed, groups[at], own, rows))
+        x, log_evidence, log_weights = (torch.cat(v) for v in zip(*parts, strict=True))
+        return _Found(x, log_evidence, log_weights, counted.rows, time.perf_counter() - start, run.smc)
 
     def on(self, model: ScoreModel, observation: Observation) -> TwistedSMC:
         """The same with the kernel, the twist, the grid and the end that are taken for this model.
@@ -253,8 +330,20 @@ class TwistedSMC:
         rows = model.conditions(condition, len(wanted))
         for name, value in (("y", y), ("condition", rows)):
             if value is not None and len(value) == len(wanted):
-                _check_groups(name, value, wanted, self.particles)
+                check_groups(name, value, wanted, self.particles)
         return y.to(model.device, in_run(model).dtype), rows
+
+
+class _Found(NamedTuple):
+    """Samples with shape (G P, *D), log evidences (G,), log weights (G, P), evaluations, seconds, and the
+    sampler as it was taken."""
+
+    x: Tensor
+    log_evidence: Tensor
+    log_weights: Tensor
+    rows: float
+    seconds: float
+    smc: TwistedSMC
 
 
 class _Run:
@@ -276,14 +365,14 @@ class _Run:
             self.gains = Gains(model.moments, observation)
 
     def __call__(
-        self, seed: int, groups: range, y: Tensor, condition: Tensor | None
+        self, seed: int, groups: Tensor, y: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Samples with shape (G P, *D), log evidences with shape (G,) and log weights with shape (G, P)."""
         smc, P, model = self.smc, self.smc.particles, self.model
         assert smc.kernel is not None
         assert smc.twist is not None
         steps = Steps(model, self.observation, (smc.kernel, smc.twist), y, condition, self.gains)
-        draws = _Draws(seed, groups, P, model, steps)
+        draws = Draws(seed, groups, P, model, steps)
         u, log_w = self._start(steps, draws)
         cloud = steps.evaluate(u, self.times[0])
         log_w = (log_w + cloud.twist).reshape(len(groups), P)
@@ -303,7 +392,7 @@ class _Run:
         where = resampled(log_w, draws.uniforms(len(self.levels)), draws.uniforms(len(self.levels) + 1))
         return x[where.flatten()], log_evidence, log_w - total[:, None].to(log_w)
 
-    def _start(self, steps: Steps, draws: _Draws) -> tuple[Tensor, Tensor]:
+    def _start(self, steps: Steps, draws: Draws) -> tuple[Tensor, Tensor]:
         """States u with shape (B, *D) at the first level, and log p / q with shape (B,)."""
         model, t = self.model, self.times[0]
         z = draws.normals(0)
@@ -328,99 +417,3 @@ class _Run:
         own = torch.arange(G * P, device=log_w.device).reshape(G, P)
         index = torch.where(uneven[:, None], resampled(log_w, u), own)
         return index.flatten(), torch.where(uneven[:, None], 0.0, log_w), gained
-
-
-class _Draws:
-    """The random numbers of groups: normals keyed by sample, uniforms keyed by group."""
-
-    def __init__(self, seed: int, groups: range, P: int, model: ScoreModel, steps: Steps) -> None:
-        samples = range(groups.start * P, groups.stop * P)
-        self._shape, self._n = model.event_shape, math.prod(model.event_shape)
-        linear = isinstance(steps.observation, LinearObservation)
-        self._m = steps.seen.values.shape[1] if linear else 0
-        each = (2 * self._n + self._m,)
-        self._normals = Normals(seed, samples, each, model.dtype, model.device)
-        self._uniforms = Normals(seed, groups, (1,), torch.float64, model.device)
-
-    def normals(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For x0, y and the noise that is added, with shapes (B, *D), (B, m) and (B, *D)."""
-        z = self._normals.draw(step, Stream.PARTICLES)
-        first, seen, last = z.split((self._n, self._m, self._n), 1)
-        return first.reshape(-1, *self._shape), seen, last.reshape(-1, *self._shape)
-
-    def uniforms(self, step: int) -> Tensor:
-        """With shape (G,)."""
-        return torch.special.ndtr(self._uniforms.draw(step, Stream.ANCESTORS))[:, 0]
-
-
-def weighed(log_w: Tensor) -> Tensor:
-    """Log weights in which a particle that is not finite has weight 0."""
-    return log_w.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-
-
-def effective(log_w: Tensor) -> Tensor:
-    """The effective numbers of particles, (sum w)^2 / sum w^2, with shape (G,)."""
-    w = (log_w - log_w.amax(1, keepdim=True)).double().exp()
-    return w.sum(1).square() / w.square().sum(1)
-
-
-def resampled(log_w: Tensor, u: Tensor, turn: Tensor | None = None) -> Tensor:
-    """Systematic resampling: the numbers in the batch, with shape (G, P), of the particles that go on.
-
-    Args:
-        log_w: log weights with shape (G, P).
-        u: one uniform per group, with shape (G,).
-        turn: another, by which the places within the group are turned, so that the particle in every place
-            has the law of the weights.
-    """
-    G, P = log_w.shape
-    w = log_w.double().softmax(1).nan_to_num()
-    above = w.cumsum(1)
-    above = above / above[:, -1:].clamp(min=1e-300)
-    place = torch.arange(P, dtype=torch.float64, device=w.device)
-    points = (place + u[:, None]) / P
-    index = torch.searchsorted(above, points).clamp(max=P - 1)
-    if turn is not None:
-        moved = (place.long() + (turn[:, None] * P).long()) % P
-        index = index.gather(1, moved)
-    return index + P * torch.arange(G, device=w.device)[:, None]
-
-
-def _check_groups(name: str, rows: Tensor, wanted: range, P: int) -> None:
-    """Refuse rows with shape (B, ...) that differ within a group."""
-    flat = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
-    group = torch.tensor([i // P for i in wanted], device=rows.device)
-    same = group[1:] == group[:-1]
-    alike = ((flat[1:] == flat[:-1]) | (flat[1:].isnan() & flat[:-1].isnan())).all(1)
-    if bool((same & ~alike).any()):
-        raise ValueError(
-            f"{name} must be the same for the {P} samples of a group of particles, got rows that differ; "
-            f"give {name}.repeat_interleave({P}, 0), which makes one group for each, or one {name} for all"
-        )
-
-
-def of_groups(rows: Tensor, groups: range, wanted: range, P: int) -> Tensor:
-    """The rows of all particles of ``groups``, of those with shape (B, ...) of the wanted samples; a row for
-    all stays one."""
-    if len(rows) == 1 and len(wanted) > 1:
-        return rows
-    first = [max(g * P, wanted.start) - wanted.start for g in groups]
-    return rows[first].repeat_interleave(P, 0)
-
-
-def _failed(
-    log_evidence: Tensor, x: Tensor, wanted: range, P: int, t: float, throw: bool
-) -> Mapping[int, str]:
-    """Global index -> why, of the samples of groups without any weight; raises where ``throw`` is True."""
-    group = torch.tensor([i // P - wanted.start // P for i in wanted], device=x.device)
-    broken = ~log_evidence.isfinite()[group] | ~x.flatten(1).isfinite().all(1)
-    if not bool(broken.any()):
-        return {}
-    status = torch.where(broken, int(Status.NONFINITE), int(Status.SUCCESS)).cpu()
-    none = torch.zeros_like(status)
-    ts = torch.tensor([t, 0.0], dtype=torch.float64)
-    try:
-        finish(Solution(ts, x[None], Stats(none, none, none), status), ts[:1].expand(len(x)), None, throw)
-    except RuntimeError as error:
-        raise error.located(wanted) from None  # type: ignore[attr-defined]
-    return {i: Status(int(kind)).name for i, kind in zip(wanted, status, strict=True) if kind}
