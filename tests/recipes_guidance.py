@@ -32,6 +32,7 @@ def guides() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]
         ),
         "guidance.GridLaw.log_prob": (GRID_LAW.log_prob, the(x=X.double())),
         "guidance.GridLaw.sample": (GRID_LAW.sample, the(num_samples=3, seed=0)),
+        "guidance.default_sampler": (guidance.default_sampler, the(model=MODEL, num_steps=5)),
         "guidance.product_law": (guidance.product_law, the(laws=[MODEL.data], powers=[0.5])),
         "guidance.ExactClassifier": (guidance.ExactClassifier, the(model=CLASSES)),
         "guidance.NetworkClassifier": (

@@ -37,5 +37,12 @@ def particles() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, An
         "metrics.truth_ranks": (metrics.truth_ranks, the(truths=X, draws=X[None])),
         "metrics.tarp_ranks": (metrics.tarp_ranks, the(truths=X, draws=X[None])),
         "metrics.rank_test": (metrics.rank_test, the(ranks=torch.arange(40) % 3, draws=2)),
+        "TwistedSMC.sample_given": (
+            smc.sample_given,
+            the(
+                model=CLASSES, observation=SEEN.observation, y=torch.ones(2, 1), condition=None,
+                parts=[range(2), range(8, 10)], seed=0, batch_size=4,
+            ),
+        ),
         "TwistedSMC.sample": (smc.sample, the(model=CLASSES, num_samples=4, observation=SEEN)),
     }  # fmt: skip

@@ -22,7 +22,7 @@ from sde_toolkit.guidance.classifier_free import (
     guided,
 )
 from sde_toolkit.guidance.compositions import Composed, Composition, composed
-from sde_toolkit.guidance.draws import NUM_DRAWS
+from sde_toolkit.guidance.draws import NUM_DRAWS, default_sampler
 from sde_toolkit.guidance.evidence import Conditional, Evidence, conditional_log_prob, log_evidence
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
 from sde_toolkit.guidance.inverse.gibbs import SplitGibbs
@@ -110,6 +110,7 @@ __all__ = [
     "composed",
     "conditional_log_prob",
     "default_method",
+    "default_sampler",
     "downsampling",
     "energy_guided",
     "entries",

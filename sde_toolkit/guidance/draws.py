@@ -22,6 +22,7 @@ from sde_toolkit.guidance.inverse.particles import TwistedSMC
 from sde_toolkit.guidance.inverse.posterior import Method
 from sde_toolkit.models import ScoreModel, in_run
 from sde_toolkit.samplers import Sampler, dpm_solver_pp
+from sde_toolkit.utils import checked
 from solvers import Normals
 
 NUM_DRAWS = 19
@@ -29,6 +30,12 @@ NUM_DRAWS = 19
 
 NUM_STEPS = 50
 """Steps of the sampler that is taken where none is given."""
+
+NUM_PARTICLES = 128
+"""Particles of every example, where they are taken without being asked for."""
+
+MOST_FEATURES = 64
+"""Most features of vectors that are drawn by particles without being asked for."""
 
 Progress = Callable[[int], object]
 """Told after every batch how many draws it finished."""
@@ -40,6 +47,27 @@ _APART = 1 << 32
 
 PosteriorSampler = TwistedSMC | SplitGibbs
 """Samplers that are made for observations: no method guides them."""
+
+
+@checked
+def default_sampler(model: ScoreModel, num_steps: int = NUM_STEPS) -> Sampler | TwistedSMC:
+    """What draws given a linear observation where neither a sampler nor a method is named.
+
+    ``TwistedSMC`` with ``NUM_PARTICLES`` particles for vectors of at most ``MOST_FEATURES`` features of a
+    model that has moments: on tables its conditional means are several times nearer to the exact ones than
+    those of guided samplers (``python -m benchmarks imputation``), with more evaluations.  Else
+    DPM-Solver++, which ``default_method`` guides.
+
+    Args:
+        model: of the data.
+        num_steps: of the sampler, at least 2.
+
+    Raises:
+        ValueError: fewer steps.
+    """
+    if len(model.event_shape) == 1 and model.event_shape[0] <= MOST_FEATURES and model.moments is not None:
+        return TwistedSMC(num_steps, particles=NUM_PARTICLES)
+    return dpm_solver_pp(num_steps)
 
 
 @dataclass(frozen=True)
@@ -86,7 +114,8 @@ def plan_draws(
             raise ValueError(f"method must be left out for {type(sampler).__name__}, got {method!r}")
         sampler.on(model, observation)
         return Plan(observation, None, sampler, num_draws, level, seed, batch_size)
-    method = default_method(model, observation) if method is None else method
+    if method is None:
+        method = default_method(model, observation)
     method.check(model, observation)
     sampler = dpm_solver_pp(NUM_STEPS) if sampler is None else sampler
     return Plan(observation, method, sampler, num_draws, level, seed, batch_size)

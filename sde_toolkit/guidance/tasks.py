@@ -9,8 +9,12 @@ mean and the interval of every feature (``sde_toolkit.metrics.interval``: 90% ne
 
 Draw k of example i of a seed is the same whatever else is drawn, up to rounding, see ``draws``.
 
-Not promised: the methods are approximate.  Where p(x0 | x_t) has several modes, draws have the wrong share of
-them, and intervals hold the truth less often than they say; ``sde_toolkit.metrics.coverage`` measures it.
+Short vectors, such as rows of a table, are drawn by particles (``default_sampler``), whose law is that of the
+model as their number grows.
+
+Not promised: methods that guide a sampler are approximate.  Where p(x0 | x_t) has several modes, draws have
+the wrong share of them, and intervals hold the truth less often than they say;
+``sde_toolkit.metrics.coverage`` measures it.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from sde_toolkit.guidance.draws import (
     Plan,
     PosteriorSampler,
     Progress,
+    default_sampler,
     draw_given,
     plan_draws,
 )
@@ -91,7 +96,8 @@ def restore(
         y: observations with shape (n, *Y), or one with shape Y.
         num_draws: K, at least 1.
         method: how y guides; when None ``default_method``.
-        sampler: when None, DPM-Solver++ with 50 steps; ``TwistedSMC`` and ``SplitGibbs`` need no method.
+        sampler: ``TwistedSMC`` and ``SplitGibbs`` need no method; when None, DPM-Solver++ with 50 steps for a
+            method, and ``default_sampler`` without one.
         condition: of a model that takes one: a class for all, or one row per example.
         level: of the intervals, see ``sde_toolkit.metrics.interval``.
         seed: of the draws.
@@ -109,6 +115,7 @@ def restore(
             "observation must have one mask for all rows under this scaling, got entries; call impute"
         )
     posed, values = in_model_scale(observation, y, scaling)
+    sampler = default_sampler(model) if sampler is None and method is None else sampler
     plan = plan_draws(model, posed, method, sampler, num_draws, level, seed, batch_size)
     rows = model.conditions(condition, len(values))
     x, nfe, seconds = draw_given(model, plan, values, torch.arange(len(values)), rows, progress)
@@ -196,6 +203,7 @@ def _by_masks(
     """Imputation of rows with one mask after the other."""
     masks, which = held.unique(dim=0, return_inverse=True)
     given, scaling = model.conditions(condition, len(y)), model.scaling
+    sampler = default_sampler(model) if sampler is None and method is None else sampler
     x, total, seconds, plan = None, 0.0, 0.0, None
     for k, mask in enumerate(masks):
         at = (which == k).nonzero().flatten()

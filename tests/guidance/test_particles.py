@@ -236,3 +236,13 @@ def test_many_observations_are_sampled_at_once(kernel: str) -> None:
             first_sample=part.start,
         )  # fmt: skip
         torch.testing.assert_close(x, alone.x, rtol=0, atol=1e-12)
+
+
+def test_the_kernel_of_a_network_is_that_of_its_moments() -> None:
+    """Its derivative is not the covariance of x0: with it, filled tables were as wrong as by guidance."""
+    observation = LinearObservation(torch.tensor([True, False]), 0.1)
+    network = sde.NetworkModel(sde.networks.MLP((2,), width=8, depth=1), sde.VPSDE(), "noise", (2,))
+    assert TwistedSMC(5).on(network, observation).kernel == "jacobian"  # nothing else is known
+    network.moments = sde.ExactModel(mixture(), sde.VPSDE()).moments
+    assert TwistedSMC(5).on(network, observation).kernel == "moments"
+    assert TwistedSMC(5).on(sde.ExactModel(mixture(), sde.VPSDE()), observation).kernel == "jacobian"

@@ -14,6 +14,8 @@ from sde_toolkit.guidance import (
     GaussianInformed,
     LinearObservation,
     Observed,
+    TwistedSMC,
+    default_sampler,
     downsampling,
     entries,
     impute,
@@ -219,3 +221,36 @@ def test_draws_of_the_default_sampler_are_as_wide_as_the_posterior() -> None:
     found = restore(model, observation, y, num_draws=40, method=GaussianInformed())
     width = float(found.draws.var(0).mean().sqrt())
     assert abs(width / exact.std - 1) < 0.03
+
+
+def test_short_vectors_are_drawn_by_particles_without_being_asked_for() -> None:
+    """Their conditional law on a mixture is the exact one, which that of a guided sampler is not."""
+    data = sde.GaussianMixture([0.4, 0.6], [[-1.0, 1.0, 0.0], [1.0, -1.0, 0.5]], [[0.1] * 3, [0.2] * 3])
+    model = sde.ExactModel(data, VP)
+    rows = data.sample(40, 3)
+    rows[:, 1:] = math.nan
+    rows[::2, 0] = torch.linspace(-0.6, 0.6, 20)  # where both components are likely
+    exact = torch.stack([
+        model.posterior(Observed(LinearObservation(torch.tensor([True, False, False]), 0.0), row)).data.mean
+        for row in rows
+    ])  # fmt: skip
+    found = impute(model, rows, num_draws=60, seed=1)
+    guided = impute(model, rows, num_draws=60, seed=1, method=GaussianInformed())
+    assert found.settings["sampler"] == "twisted_smc"
+    assert guided.settings["sampler"] == "dpm_solver_pp"
+    errors = [float((of.mean - exact)[:, 1:].square().mean().sqrt()) for of in (found, guided)]
+    assert errors[0] < 0.2 < errors[1], errors
+    again = impute(model, rows, num_draws=60, seed=1, batch_size=300)
+    torch.testing.assert_close(again.x, found.x, rtol=0, atol=1e-12)
+
+
+def test_images_and_long_vectors_are_drawn_by_a_guided_sampler_unless_asked_for() -> None:
+    for shape in ((1, 2, 2), (65,)):
+        model = sde.ExactModel(sde.Gaussian(torch.zeros(shape), torch.ones(shape)), VP)
+        assert default_sampler(model).num_steps == 50
+        assert not isinstance(default_sampler(model), TwistedSMC)
+    short = sde.ExactModel(sde.Gaussian(torch.zeros(64), torch.ones(64)), VP)
+    assert isinstance(default_sampler(short, 7), TwistedSMC)
+    assert default_sampler(short, 7).num_steps == 7
+    without = sde.NetworkModel(sde.networks.MLP((2,), width=8, depth=1), VP, "noise", (2,))
+    assert not isinstance(default_sampler(without), TwistedSMC)

@@ -47,7 +47,8 @@ class Task(NamedTuple):
 
     Attributes:
         source: of the model.
-        sampler, method: of the draws; no method for a sampler that is made for observations.
+        sampler, method: of the draws; no method for a sampler that is made for observations, or where the
+            library chooses.
     """
 
     source: Source
@@ -74,7 +75,9 @@ def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str, held_ou
             help="test the ranks of clean examples among draws: uniform if exact (SBC, TARP); 40 or more",
         )
     parser.add_argument("--output", required=True, type=path_argument, metavar="PATH", help=outputs)
-    parser.add_argument("--method", default="gaussian_informed", metavar="NAME", help=METHODS_HELP)
+    parser.add_argument(
+        "--method", metavar="NAME", help=f"{METHODS_HELP}; else smc for short vectors, and gaussian_informed"
+    )
     parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else dpm_solver_pp")
     parser.add_argument(
         "--num_steps", type=int, metavar="N", help="of the sampler, or iterations of gibbs; else 50"
@@ -97,24 +100,30 @@ def open_task(options: argparse.Namespace) -> Task:
         ValueError: what cannot be opened or built, or fewer than 2 draws.
     """
     from sde_toolkit.config import build_method, build_sampler
-    from sde_toolkit.guidance import Method
+    from sde_toolkit.guidance import Method, TwistedSMC, default_sampler
     from sde_toolkit.runs import need_classes
 
     if options.draws < 2:
         raise ValueError(f"draws must be at least 2, for intervals, got {options.draws}")
-    method = build_method(options.method, 50 if options.num_steps is None else options.num_steps)
+    steps = 50 if options.num_steps is None else options.num_steps
+    named = None if options.method is None else build_method(options.method, steps)
     overrides = {"sampling.sampler": "dpm_solver_pp", "sampling.num_steps": 50}
     overrides |= given(options, "sampling", ("sampler", "num_steps", "seed"))
     source = open_source(options, overrides)
     if options.label is not None:
         need_classes(source.model)
-    if not isinstance(method, Method):
+    if named is not None and not isinstance(named, Method):
         if options.sampler is not None:
             raise ValueError(
                 f"sampler must be left out with method {options.method}, which is one, got {options.sampler}"
             )
-        return Task(source, method, None)
-    return Task(source, build_sampler(source.config, model=source.model), method)
+        return Task(source, named, None)
+    sampling = source.config.sampling
+    if named is None and options.sampler is None and sampling.sampler == overrides["sampling.sampler"]:
+        chosen = default_sampler(source.model, sampling.num_steps)
+        if isinstance(chosen, TwistedSMC):
+            return Task(source, chosen, None)
+    return Task(source, build_sampler(source.config, model=source.model), named)
 
 
 def task_arguments(options: argparse.Namespace, task: Task) -> dict[str, Any]:
@@ -304,8 +313,9 @@ def check_calibrate(options: argparse.Namespace, task: Task, clean: Tensor | Non
         raise ValueError(f"calibrate needs {LEAST_PAIRS} examples or more, got {len(clean)}")
     if isinstance(task.sampler, TwistedSMC):
         raise ValueError(
-            "calibrate needs independent draws, and those of one group of particles are not; call "
-            "sde_toolkit.guidance.calibrate, which draws each from a group of its own"
+            "calibrate needs independent draws, and those of one group of particles are not; give another "
+            "--method, such as gaussian_informed, or call sde_toolkit.guidance.calibrate, which draws each "
+            "from a group of its own"
         )
 
 

@@ -95,9 +95,10 @@ class TwistedSMC:
         num_steps: evaluations of the network per particle, at least 2.
         particles: P, in every group.  The particles of a group depend on each other.  Where y is sharp and
             the twist poor, as "likelihood" is, few keep their weight (``Particles.effective``): take more.
-        kernel: what x0 given x_t is taken to be, "jacobian", "moments" or "small", see ``kernels``; when None
-            the first of them that can be had: "jacobian" for linear observations of at most
-            ``MOST_JACOBIAN`` features, "moments" where the model has them.
+        kernel: what x0 given x_t is taken to be, "jacobian", "moments" or "small", see ``kernels``; when
+            None, for linear observations, "jacobian" for exact models of at most ``MOST_JACOBIAN`` features,
+            whose derivatives are right, "moments" where the model has them, and "jacobian" again; else
+            "small".
         twist: "jacobian", "moments", "isotropic" or "likelihood"; when None as the kernel, "isotropic" with
             "small", and "likelihood" for observations that are not linear.
         grid: times of the evaluations; when None equal steps of arctan(nsr / c), c half the std of the data.
@@ -181,7 +182,7 @@ class TwistedSMC:
         y, rows = self._rows(model, observation, condition, wanted)
         shared = len(y) == 1 and num_samples > 1
         first = (groups * P).clamp(min=wanted.start) - wanted.start  # a sample of every group
-        found = self.run_groups(
+        found = self._run_groups(
             model, observation.observation, groups, y if shared else y[first],
             None if rows is None else rows[first.to(rows.device)], seed, batch_size or len(groups) * P,
         )  # fmt: skip
@@ -193,6 +194,7 @@ class TwistedSMC:
             log_weights=found.log_weights,
         )  # fmt: skip
 
+    @checked
     def sample_given(
         self,
         model: ScoreModel,
@@ -217,13 +219,18 @@ class TwistedSMC:
         Raises:
             ValueError, solvers.SolverError: as for ``sample``.
         """
+        if not len(parts) or not all(len(part) and part.step == 1 and part.start >= 0 for part in parts):
+            raise ValueError("parts must be one or more ranges of indices from 0 up, none of them empty")
+        integer("batch_size", batch_size, 1)
+        y = observation.rows(y, len(parts))
+        condition = model.conditions(condition, len(parts))
         P, found, rows, seconds = self.particles, list[Tensor](), 0.0, 0.0
         groups = [groups_of(part, P) for part in parts]
         sizes = [len(own) for own in groups]
         for some in batches(sizes, max(1, batch_size // P)):
             every = torch.tensor(some).repeat_interleave(torch.tensor([sizes[i] for i in some]))
             own = None if condition is None else condition[every.to(condition.device)]
-            run = self.run_groups(
+            run = self._run_groups(
                 model, observation, torch.cat([groups[i] for i in some]), y[every.to(y.device)], own, seed,
                 batch_size,
             )  # fmt: skip
@@ -238,7 +245,7 @@ class TwistedSMC:
                 progress(sum(len(parts[i]) for i in some))
         return found, rows, seconds
 
-    def run_groups(
+    def _run_groups(
         self,
         model: ScoreModel,
         observation: Observation,
@@ -279,10 +286,10 @@ class TwistedSMC:
         linear, moments = isinstance(observation, LinearObservation), model.moments is not None
         n = math.prod(model.event_shape)
         kernel, twist = self.kernel, self.twist
+        if kernel is None and linear and moments and not (model.exact and n <= MOST_JACOBIAN):
+            kernel = "moments"
         if kernel is None:
-            kernel = "small"
-            if linear and (n <= MOST_JACOBIAN or moments):
-                kernel = "jacobian" if n <= MOST_JACOBIAN else "moments"
+            kernel = "jacobian" if linear and n <= MOST_JACOBIAN else "small"
         if twist is None:
             twist = ("isotropic" if kernel == "small" else kernel) if linear else "likelihood"
         self._check(model, observation, kernel, twist)
