@@ -227,9 +227,9 @@ def test_short_vectors_are_drawn_by_particles_without_being_asked_for() -> None:
     """Their conditional law on a mixture is the exact one, which that of a guided sampler is not."""
     data = sde.GaussianMixture([0.4, 0.6], [[-1.0, 1.0, 0.0], [1.0, -1.0, 0.5]], [[0.1] * 3, [0.2] * 3])
     model = sde.ExactModel(data, VP)
-    rows = data.sample(40, 3)
+    rows = data.sample(12, 3)
     rows[:, 1:] = math.nan
-    rows[::2, 0] = torch.linspace(-0.6, 0.6, 20)  # where both components are likely
+    rows[::2, 0] = torch.linspace(-0.6, 0.6, 6)  # where both components are likely
     exact = torch.stack([
         model.posterior(Observed(LinearObservation(torch.tensor([True, False, False]), 0.0), row)).data.mean
         for row in rows
@@ -240,8 +240,8 @@ def test_short_vectors_are_drawn_by_particles_without_being_asked_for() -> None:
     assert guided.settings["sampler"] == "dpm_solver_pp"
     errors = [float((of.mean - exact)[:, 1:].square().mean().sqrt()) for of in (found, guided)]
     assert errors[0] < 0.2 < errors[1], errors
-    again = impute(model, rows, num_draws=60, seed=1, batch_size=300)
-    torch.testing.assert_close(again.x, found.x, rtol=0, atol=1e-12)
+    again = impute(model, rows[:4], num_draws=60, seed=1, batch_size=300)
+    torch.testing.assert_close(again.x, found.x[:, :4], rtol=0, atol=1e-12)
 
 
 def test_images_and_long_vectors_are_drawn_by_a_guided_sampler_unless_asked_for() -> None:
