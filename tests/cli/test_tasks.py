@@ -262,6 +262,19 @@ def test_interpolated_examples_share_what_is_given(digits, tmp_path, capsys):
     assert "must" in refused(capsys, *words, f"--given={tmp_path / 'small.npy'}")
 
 
+def test_rows_of_tables_are_drawn_by_particles_unless_a_sampler_or_method_is_named(table, tmp_path):
+    out, words = tmp_path / "out.npz", ["impute", f"--input={table / 'gaps.csv'}", *QUICK]
+
+    def sampler(*more: str) -> str:
+        shell(*words, f"--workdir={table / 'run'}", f"--output={out}", *more)
+        with np.load(out) as arrays:
+            return json.loads(str(arrays["note"]))["settings"]["sampler"]
+
+    assert sampler() == "twisted_smc"
+    assert sampler("--sampler=heun") == sampler("--config.sampling.sampler=heun") == "heun"
+    assert sampler("--method=mmps") == "dpm_solver_pp"
+
+
 def test_particles_restore_examples(digits, tmp_path, capsys):
     out = tmp_path / "out.npz"
     words = ["inpaint", f"--input={digits / 'x.npy'}", "--box=2,2,4,4", f"--output={out}", "--std=1"]

@@ -76,7 +76,9 @@ def add_task(parser: argparse.ArgumentParser, inputs: str, outputs: str, held_ou
         )
     parser.add_argument("--output", required=True, type=path_argument, metavar="PATH", help=outputs)
     parser.add_argument(
-        "--method", metavar="NAME", help=f"{METHODS_HELP}; else smc for short vectors, and gaussian_informed"
+        "--method",
+        metavar="NAME",
+        help=f"{METHODS_HELP}; when left out smc for vectors of at most 64 features, else gaussian_informed",
     )
     parser.add_argument("--sampler", metavar="NAME", help=f"{SAMPLERS_HELP}; else dpm_solver_pp")
     parser.add_argument(
@@ -107,9 +109,8 @@ def open_task(options: argparse.Namespace) -> Task:
         raise ValueError(f"draws must be at least 2, for intervals, got {options.draws}")
     steps = 50 if options.num_steps is None else options.num_steps
     named = None if options.method is None else build_method(options.method, steps)
-    overrides = {"sampling.sampler": "dpm_solver_pp", "sampling.num_steps": 50}
-    overrides |= given(options, "sampling", ("sampler", "num_steps", "seed"))
-    source = open_source(options, overrides)
+    asked = given(options, "sampling", ("sampler", "num_steps", "seed"))
+    source = open_source(options, {"sampling.sampler": "dpm_solver_pp", "sampling.num_steps": 50} | asked)
     if options.label is not None:
         need_classes(source.model)
     if named is not None and not isinstance(named, Method):
@@ -118,9 +119,8 @@ def open_task(options: argparse.Namespace) -> Task:
                 f"sampler must be left out with method {options.method}, which is one, got {options.sampler}"
             )
         return Task(source, named, None)
-    sampling = source.config.sampling
-    if named is None and options.sampler is None and sampling.sampler == overrides["sampling.sampler"]:
-        chosen = default_sampler(source.model, sampling.num_steps)
+    if named is None and "sampling.sampler" not in asked:
+        chosen = default_sampler(source.model, source.config.sampling.num_steps)
         if isinstance(chosen, TwistedSMC):
             return Task(source, chosen, None)
     return Task(source, build_sampler(source.config, model=source.model), named)
