@@ -246,3 +246,17 @@ def test_the_kernel_of_a_network_is_that_of_its_moments() -> None:
     network.moments = sde.ExactModel(mixture(), sde.VPSDE()).moments
     assert TwistedSMC(5).on(network, observation).kernel == "moments"
     assert TwistedSMC(5).on(sde.ExactModel(mixture(), sde.VPSDE()), observation).kernel == "jacobian"
+
+
+def test_a_group_is_the_same_alone_and_among_others_for_rows_with_gaps() -> None:
+    """One y for all, or one for each sample: the bits of a group do not depend on the other groups."""
+    model, smc = sde.ExactModel(gaussian(), sde.VPSDE()), TwistedSMC(4, particles=3)
+    observation = LinearObservation(guidance.entries((3,)), 0.1)
+    y = torch.tensor([0.3, math.nan, -0.2], dtype=DOUBLE)
+    for given in (lambda n: y, lambda n: y.expand(n, 3)):
+        whole = smc.sample(model, 9, observation=Observed(observation, given(9)), seed=2)
+        for first in (0, 3, 6):
+            part = smc.sample(
+                model, 3, observation=Observed(observation, given(3)), seed=2, first_sample=first
+            )
+            assert torch.equal(part.x, whole.x[first : first + 3])

@@ -28,7 +28,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,20 +178,21 @@ class TwistedSMC:
         check_draw(num_samples, batch_size, None, None, seed, first_sample, throw, False)
         require("observation", observation, Observed)
         P, wanted = self.particles, range(first_sample, first_sample + num_samples)
-        groups = groups_of(wanted, P)
+        groups, start = groups_of(wanted, P), time.perf_counter()
+        run = _Run(self.on(model, observation.observation), model, observation.observation)
         y, rows = self._rows(model, observation, condition, wanted)
-        shared = len(y) == 1 and num_samples > 1
         first = (groups * P).clamp(min=wanted.start) - wanted.start  # a sample of every group
-        found = self._run_groups(
-            model, observation.observation, groups, y if shared else y[first],
-            None if rows is None else rows[first.to(rows.device)], seed, batch_size or len(groups) * P,
-        )  # fmt: skip
-        x = found.x[wanted.start - int(groups[0]) * P :][:num_samples].to(model.dtype)
-        failed = failures(found.log_evidence, x, wanted, P, self.t_min, throw)
+        y = y if observation.shared else y[first.to(y.device)]
+        rows = None if rows is None else rows[first.to(rows.device)]
+        x, log_evidence, log_weights = run(
+            seed, groups, y, rows, batch_size or len(groups) * P, each=not observation.shared
+        )
+        x = x[wanted.start - int(groups[0]) * P :][:num_samples].to(model.dtype)
+        failed = failures(log_evidence, x, wanted, P, self.t_min, throw)
         return Particles(
-            x, found.rows / num_samples, found.seconds, seed, first_sample, found.smc.settings, model.scaling,
-            failed, particles=P, first_group=int(groups[0]), log_evidence=found.log_evidence,
-            log_weights=found.log_weights,
+            x, run.model.rows / num_samples, time.perf_counter() - start, seed, first_sample,
+            run.smc.settings, model.scaling, failed, particles=P, first_group=int(groups[0]),
+            log_evidence=log_evidence, log_weights=log_weights,
         )  # fmt: skip
 
     @checked
@@ -224,58 +225,24 @@ class TwistedSMC:
         integer("batch_size", batch_size, 1)
         y = observation.rows(y, len(parts))
         condition = model.conditions(condition, len(parts))
-        P, found, rows, seconds = self.particles, list[Tensor](), 0.0, 0.0
+        P, found, start = self.particles, list[Tensor](), time.perf_counter()
+        run = _Run(self.on(model, observation), model, observation)
         groups = [groups_of(part, P) for part in parts]
-        sizes = [len(own) for own in groups]
-        for some in batches(sizes, max(1, batch_size // P)):
-            every = torch.tensor(some).repeat_interleave(torch.tensor([sizes[i] for i in some]))
-            own = None if condition is None else condition[every.to(condition.device)]
-            run = self._run_groups(
-                model, observation, torch.cat([groups[i] for i in some]), y[every.to(y.device)], own, seed,
-                batch_size,
-            )  # fmt: skip
-            split = zip(run.x.split([n * P for n in (sizes[i] for i in some)]),
-                        run.log_evidence.split([sizes[i] for i in some]), some, strict=True)  # fmt: skip
-            for x, log_evidence, i in split:
-                x = x[parts[i].start - int(groups[i][0]) * P :][: len(parts[i])]
-                failures(log_evidence, x, parts[i], P, self.t_min, True)
-                found.append(x)
-            rows, seconds = rows + run.rows, seconds + run.seconds
+        for some in batches([len(own) for own in groups], max(1, batch_size // P)):
+            sizes = [len(groups[i]) for i in some]
+            at = torch.tensor(some).repeat_interleave(torch.tensor(sizes))
+            own = None if condition is None else condition[at.to(condition.device)]
+            x, log_evidence, _ = run(
+                seed, torch.cat([groups[i] for i in some]), y[at.to(y.device)], own, batch_size, each=True
+            )
+            of_parts = zip(x.split([P * n for n in sizes]), log_evidence.split(sizes), some, strict=True)
+            for of_part, evidence, i in of_parts:
+                mine = of_part[parts[i].start - int(groups[i][0]) * P :][: len(parts[i])]
+                failures(evidence, mine, parts[i], P, self.t_min, True)
+                found.append(mine)
             if progress is not None:
                 progress(sum(len(parts[i]) for i in some))
-        return found, rows, seconds
-
-    def _run_groups(
-        self,
-        model: ScoreModel,
-        observation: Observation,
-        groups: Tensor,
-        y: Tensor,
-        condition: Tensor | None,
-        seed: int,
-        batch_size: int,
-    ) -> _Found:
-        """Whole groups of particles with the numbers ``groups``, with shape (G,).
-
-        Args:
-            model, observation, seed: as for ``sample``.
-            groups: numbers of the groups.
-            y: with shape (1, *Y) for all, or (G, *Y).
-            condition: of the model, with shape (G, ...), or None.
-            batch_size: samples per evaluation, at least one group.
-        """
-        counted, start, P = CountedModel(in_run(model)), time.perf_counter(), self.particles
-        shared, parts = len(y) == 1 and len(groups) > 1, []
-        y = y.to(model.device, counted.dtype)
-        with outside_inference_mode(), evaluating(model), without_autocast(), torch.no_grad():
-            run = _Run(self.on(model, observation), counted, observation)
-            for at in torch.arange(len(groups)).split(max(1, batch_size // P)):
-                own = y if shared else y[at.to(y.device)].repeat_interleave(P, 0)
-                rows = None if condition is None else condition[at.to(condition.device)]
-                rows = None if rows is None else rows.repeat_interleave(P, 0)
-                parts.append(run(seed, groups[at], own, rows))
-        x, log_evidence, log_weights = (torch.cat(v) for v in zip(*parts, strict=True))
-        return _Found(x, log_evidence, log_weights, counted.rows, time.perf_counter() - start, run.smc)
+        return found, run.model.rows, time.perf_counter() - start
 
     def on(self, model: ScoreModel, observation: Observation) -> TwistedSMC:
         """The same with the kernel, the twist, the grid and the end that are taken for this model.
@@ -338,26 +305,15 @@ class TwistedSMC:
         for name, value in (("y", y), ("condition", rows)):
             if value is not None and len(value) == len(wanted):
                 check_groups(name, value, wanted, self.particles)
-        return y.to(model.device, in_run(model).dtype), rows
-
-
-class _Found(NamedTuple):
-    """Samples with shape (G P, *D), log evidences (G,), log weights (G, P), evaluations, seconds, and the
-    sampler as it was taken."""
-
-    x: Tensor
-    log_evidence: Tensor
-    log_weights: Tensor
-    rows: float
-    seconds: float
-    smc: TwistedSMC
+        return y, rows
 
 
 class _Run:
     """The runs of one sampler on one model and one observation."""
 
-    def __init__(self, smc: TwistedSMC, model: CountedModel, observation: Observation) -> None:
-        self.smc, self.model, self.observation = smc, model, observation
+    def __init__(self, smc: TwistedSMC, model: ScoreModel, observation: Observation) -> None:
+        self.smc, self.original, self.observation = smc, model, observation
+        self.model = CountedModel(in_run(model))
         sde = model.sde
         assert smc.grid is not None
         self.times = smc.grid(sde, smc.num_steps - 1, smc.t_min, sde.T)
@@ -372,9 +328,33 @@ class _Run:
             self.gains = Gains(model.moments, observation)
 
     def __call__(
+        self, seed: int, groups: Tensor, y: Tensor, condition: Tensor | None, batch_size: int, each: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples with shape (G P, *D), log evidences with shape (G,) and log weights with shape (G, P).
+
+        Args:
+            seed: of all.
+            groups: their numbers, with shape (G,).
+            y: with shape (1, *Y) for all, or (G, *Y) where ``each`` has its own.
+            condition: of the model, with shape (G, ...), or None.
+            batch_size: samples per evaluation, at least one group.
+            each: see y.
+        """
+        P, parts = self.smc.particles, []
+        y = y.to(self.model.device, self.model.dtype)
+        with outside_inference_mode(), evaluating(self.original), without_autocast(), torch.no_grad():
+            for at in torch.arange(len(groups)).split(max(1, batch_size // P)):
+                own = y[at.to(y.device)].repeat_interleave(P, 0) if each else y
+                rows = None if condition is None else condition[at.to(condition.device)]
+                rows = None if rows is None else rows.repeat_interleave(P, 0)
+                parts.append(self._groups(seed, groups[at], own, rows))
+        x, log_evidence, log_weights = (torch.cat(v) for v in zip(*parts, strict=True))
+        return x, log_evidence, log_weights
+
+    def _groups(
         self, seed: int, groups: Tensor, y: Tensor, condition: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples with shape (G P, *D), log evidences with shape (G,) and log weights with shape (G, P)."""
+        """The same for one evaluation's groups, y with shape (1, *Y) or (G P, *Y)."""
         smc, P, model = self.smc, self.smc.particles, self.model
         assert smc.kernel is not None
         assert smc.twist is not None
