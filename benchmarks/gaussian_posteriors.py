@@ -59,8 +59,6 @@ def affine_methods() -> dict[str, guidance.Method]:
     return {
         "GaussianInformed": guidance.GaussianInformed(),
         "PiGDM, moments": guidance.PiGDM("moments"),
-        "PiGDM": guidance.PiGDM(),
-        "TMPD": guidance.TMPD(),
         "MMPS": guidance.MMPS(),
         "ScoreALD": guidance.ScoreALD(),
         "DDNM": guidance.DDNM(),
