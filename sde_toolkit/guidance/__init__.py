@@ -26,9 +26,7 @@ from sde_toolkit.guidance.draws import NUM_DRAWS, default_sampler
 from sde_toolkit.guidance.evidence import Conditional, Evidence, conditional_log_prob, log_evidence
 from sde_toolkit.guidance.inverse.gains import GaussianInformed
 from sde_toolkit.guidance.inverse.gibbs import SplitGibbs
-from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
-from sde_toolkit.guidance.inverse.maps import (
-    LinearMap,
+from sde_toolkit.guidance.inverse.instruments import (
     blur,
     colour_mixing,
     downsampling,
@@ -37,6 +35,8 @@ from sde_toolkit.guidance.inverse.maps import (
     gaussian_blur,
     projection,
 )
+from sde_toolkit.guidance.inverse.likelihoods import DPS, MMPS, TMPD, PiGDM
+from sde_toolkit.guidance.inverse.maps import LinearMap
 from sde_toolkit.guidance.inverse.observations import LinearObservation, NonlinearObservation, Observation
 from sde_toolkit.guidance.inverse.observed import Observed, default_method
 from sde_toolkit.guidance.inverse.particles import Particles, TwistedSMC

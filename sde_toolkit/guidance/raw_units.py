@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.data import Scaling
-from sde_toolkit.guidance.inverse.maps import EntriesMap, LinearMap, MaskMap, MatrixMap, entries
+from sde_toolkit.guidance.inverse.instruments import entries
+from sde_toolkit.guidance.inverse.maps import EntriesMap, LinearMap, MaskMap, MatrixMap
 from sde_toolkit.guidance.inverse.observations import LinearObservation
 from sde_toolkit.models import DataScale
 from sde_toolkit.utils import checked, shown

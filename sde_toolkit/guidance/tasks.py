@@ -36,7 +36,7 @@ from sde_toolkit.guidance.draws import (
     draw_given,
     plan_draws,
 )
-from sde_toolkit.guidance.inverse.maps import entries
+from sde_toolkit.guidance.inverse.instruments import entries
 from sde_toolkit.guidance.inverse.observations import LinearObservation
 from sde_toolkit.guidance.inverse.posterior import Method
 from sde_toolkit.guidance.raw_units import in_model_scale, mixes_rows

@@ -8,7 +8,17 @@ U^T, in the axes in which the moments are held, and
 
 Both depend on the level alone: on a fixed grid one factorisation of an (m, m) matrix serves all samples.
 
-References: Kalman's gain; Wang and Vastola (2412.09726) for how well N(m, S) does at high noise.
+Where S is of low rank beside one variance for all other axes (or that variance alone), V = v I + L diag(d)
+L^T with r columns of L, and no (m, m) matrix is formed.  In the eigenvectors of A A^T, with its eigenvalues
+e,
+
+    N = v e + s^2,    M = N + B diag(d) B^T,    B = A L with shape (m, r)
+    M^-1 = N^-1 - N^-1 B diag(d) (I + B^T N^-1 B diag(d))^-1 B^T N^-1
+
+is found in O(m r^2) for a level and O(m r) for a sample.
+
+References: Kalman's gain; Woodbury's identity; Wang and Vastola (2412.09726) for how well N(m, S) does at
+high noise.
 """
 
 from __future__ import annotations
@@ -19,10 +29,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.inverse.maps import EntriesMap, MaskMap
+from sde_toolkit.guidance.inverse.maps import EntriesMap, LinearMap, MaskMap
 from sde_toolkit.guidance.inverse.observations import LinearObservation, Measured, Observation
 from sde_toolkit.guidance.inverse.posterior import Method, Query
-from sde_toolkit.models import Moments, ScoreModel, row_product
+from sde_toolkit.models import LowRank, Moments, ScoreModel, row_product
+
+_SMALL = 1e-14
+"""Eigenvalues of N below this part of the largest are those of rounding: nothing is observed along them."""
 
 _JITTER = 1e-15
 """Added to the diagonal of M, in units of its mean: rows of A that say the same twice."""
@@ -43,12 +56,15 @@ class Gains:
         map_, _ = observation.scaled
         self._diagonal = moments.kind in ("scalar", "diagonal") and isinstance(map_, MaskMap)
         self._seen: Tensor | None = None  # A U, with shape (m, n)
+        self._narrow: _Narrow | None = None
         self._axes: Tensor | None = None
         if self._diagonal:
             self._picked = map_.forward(self._variances.reshape(1, *moments.event_shape))[0]
         elif self._rowwise:
             n = moments.mean.numel()
             self._axes = torch.eye(n, dtype=torch.float64) if moments.axes is None else moments.axes
+        elif moments.kind in ("scalar", "low_rank"):
+            self._narrow = _Narrow(moments, map_)
         else:
             A = map_.matrix()
             self._seen = moments.project(A.unflatten(-1, moments.event_shape)).contiguous()
@@ -56,6 +72,8 @@ class Gains:
     def solve(self, nsr: Tensor, r: Tensor, measured: Measured) -> Tensor:
         """M^-1 r with shape (B, m), for r with shape (B, m) and a ratio with shape () or (B,)."""
         n2 = nsr.double().square()[..., None]
+        if self._narrow is not None:
+            return self._narrow.solve(n2, r, measured)
         if self._diagonal:
             v = self._picked.to(n2.device)
             return r / (n2 * v / (n2 + v) + measured.std**2).clamp(min=1e-300).to(r)
@@ -78,6 +96,9 @@ class Gains:
         n2 = nsr.double().square()[..., None]
         held = measured.map.held if isinstance(measured.map, EntriesMap) else None
         many = r.shape[1] if held is None else held.to(r).sum(1)
+        if self._narrow is not None:
+            g, scales = self._narrow.solve(n2, r, measured), self._narrow.log_scale(n2, measured)
+            return -0.5 * (r * g).sum(1) - many * 0.5 * math.log(2 * math.pi) - scales.to(r)
         if self._diagonal:
             v = self._picked.to(n2.device)
             law = n2 * v / (n2 + v) + measured.std**2
@@ -114,6 +135,62 @@ class Gains:
         law = 0.5 * (law + law.mT)
         each = law.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
         return law + torch.diag_embed((measured.std**2 + _JITTER * each).expand(law.shape[:-1]))
+
+
+class _Narrow:
+    """M^-1 for moments of low rank beside one variance, and for that variance alone.
+
+    Args:
+        moments: of kind "low_rank" or "scalar".
+        map_: A, with the noise's standard deviations divided out.
+    """
+
+    def __init__(self, moments: Moments, map_: LinearMap) -> None:
+        self._map = map_
+        covariance = moments.covariance
+        if isinstance(covariance, LowRank):
+            self._variances, self._rest = covariance.variances, covariance.rest
+            axes = covariance.axes.mT.unflatten(-1, moments.event_shape)
+            self._columns = map_.turn(map_.forward(axes.contiguous())).mT.contiguous()  # B, with shape (m, r)
+        else:
+            self._variances, self._rest = covariance.new_empty(0), covariance
+            self._columns = covariance.new_empty(map_.count, 0)
+
+    def solve(self, n2: Tensor, r: Tensor, measured: Measured) -> Tensor:
+        """M^-1 r with shape (B, m), for a squared ratio with shape (1,) or (B, 1)."""
+        N, d, K = self._level(n2, measured)
+        reciprocals, B = _reciprocals(N), self._columns.to(r.device)
+        w = self._map.turn(r.double()) * reciprocals
+        if B.shape[1]:
+            c = row_product(w, B)
+            if K.ndim == 2:
+                c = row_product(c, torch.linalg.inv(K).mT.contiguous())
+            else:
+                c = torch.linalg.solve(K, c[:, :, None])[:, :, 0]
+            w = w - row_product(d * c, B.mT.contiguous()) * reciprocals
+        return self._map.turn_back(w).to(r)
+
+    def log_scale(self, n2: Tensor, measured: Measured) -> Tensor:
+        """1/2 log det M with shape ()."""
+        N, _, K = self._level(n2, measured)
+        least = _SMALL * N.amax(-1, keepdim=True)
+        return 0.5 * (torch.linalg.slogdet(K).logabsdet + N.clamp(min=least).log().sum(-1))
+
+    def _level(self, n2: Tensor, measured: Measured) -> tuple[Tensor, Tensor, Tensor]:
+        """N with shape (m,) or (B, m), d with shape (r,) or (B, r), and I + B^T N^-1 B diag(d)."""
+        B, e = self._columns.to(n2.device), self._map.spectrum.to(n2)
+        variances, rest = self._variances.to(n2.device), self._rest.to(n2.device)
+        v = n2 * rest / (n2 + rest)
+        d = n2 * variances / (n2 + variances) - v
+        N = v * e + measured.std**2
+        inside = (B * _reciprocals(N)[..., None]).mT @ B * d[..., None, :]
+        return N, d, inside + torch.eye(B.shape[1], dtype=B.dtype, device=B.device)
+
+
+def _reciprocals(N: Tensor) -> Tensor:
+    """1 / N, and 0 for eigenvalues of rounding."""
+    small = _SMALL * N.amax(-1, keepdim=True) >= N
+    return torch.where(small, 0.0, 1 / torch.where(small, 1.0, N))
 
 
 def _inverse(law: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class SplitGibbs:
         ends = model.sde.nsr(torch.tensor([sampler.t_min, model.sde.T], dtype=torch.float64)).tolist()
         rho = self.rho
         if rho is None:
-            most = 1.0 if isinstance(map_, EntriesMap) else math.sqrt(max(float(map_.gram[0].max()), 1e-300))
+            most = 1.0 if isinstance(map_, EntriesMap) else math.sqrt(max(float(map_.spectrum.max()), 1e-300))
             least = max(LEAST_RHO * std, _ABOVE * ends[0])
             rho = min(max(float(s) / most, least), START_RHO * std)
         start = max(rho, START_RHO * std if self.rho_start is None else self.rho_start)

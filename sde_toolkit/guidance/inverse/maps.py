@@ -1,11 +1,13 @@
 """Linear maps A of samples x with shape (B, *D) to m numbers: what an instrument sees of its object.
 
-A map is a matrix on the flattened sample, or a mask, which picks features and needs no matrix, or the mask
-that every row of an observation brings with it (what is missing is nan).  Any other linear function is made
-a matrix once, column by column, so that its adjoint and its singular values are at hand:
+A map is a matrix on the flattened sample, or one matrix for each of its dimensions, or a mask, which picks
+features and needs no matrix, or the mask that every row of an observation brings with it (what is missing is
+nan).  Any other linear function is made a matrix once, column by column, so that its adjoint and its singular
+values are at hand:
 
     matrix       A x,   A^T r                  mask         x_i for i in the mask,   r at i and 0 elsewhere
-    function     A_ij = (A e_j)_i
+    separable    (C x H x W) x,                function     A_ij = (A e_j)_i
+                 C the matrix of the channels, H and W those of the sides
 
 The bits of a row do not depend on the other rows of its batch.
 
@@ -18,14 +20,12 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sde_toolkit.models import row_product
-from sde_toolkit.utils import checked, host_tensor, shown
 
 MOST_ENTRIES = 1 << 25
 """Most entries of the matrix of a map: 256 MiB."""
@@ -75,12 +75,22 @@ class LinearMap(ABC):
 
     @functools.cached_property
     @torch.inference_mode(False)
-    def gram(self) -> tuple[Tensor, Tensor | None]:
-        """The eigenvalues of A A^T with shape (m,), and its eigenvectors in columns, None for the identity;
-        eigenvalues of rounding are 0."""
+    def _gram(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.matrix() @ self.matrix().mT)
-        least = 1e-13 * self.count * float(values[-1].clamp(min=0))
-        return torch.where(values > least, values, 0.0), vectors.contiguous()
+        return _without_rounding(values, self.count), vectors.contiguous()
+
+    @property
+    def spectrum(self) -> Tensor:
+        """The eigenvalues of A A^T with shape (m,), or (B, m) where rows differ; those of rounding are 0."""
+        return self._gram[0]
+
+    def turn(self, r: Tensor) -> Tensor:
+        """U^T r with shape (B, m), for A A^T = U diag(spectrum) U^T."""
+        return row_product(r, self._gram[1].to(r))
+
+    def turn_back(self, r: Tensor) -> Tensor:
+        """U r with shape (B, m)."""
+        return row_product(r, self._gram[1].mT.to(r).contiguous())
 
     def _check_size(self) -> None:
         n = math.prod(self.event_shape)
@@ -122,6 +132,156 @@ class MatrixMap(LinearMap):
         return self._matrix
 
 
+class SeparableMap(LinearMap):
+    """A Kronecker product of one matrix for every dimension of the samples, so that no matrix on flattened
+    samples is formed: channels, rows and columns are mapped one after the other.
+
+    Args:
+        factors: one for every dimension of D, with shape (y_i, d_i); None for the identity.
+        event_shape: D.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(self, factors: Sequence[Tensor | None], event_shape: tuple[int, ...]) -> None:
+        self.event_shape = tuple(event_shape)
+        self._factors = [None if F is None else F.double().contiguous() for F in factors]
+        sides = zip(self._factors, self.event_shape, strict=True)
+        self.shape = tuple(side if F is None else len(F) for F, side in sides)
+        self.count = math.prod(self.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x with shape (B, m)."""
+        return _along(x, [None if F is None else F.mT for F in self._factors]).flatten(1)
+
+    def backward(self, r: Tensor) -> Tensor:
+        """A^T r with shape (B, *D)."""
+        return _along(r.unflatten(-1, self.shape), self._factors)
+
+    def matrix(self) -> Tensor:
+        """A with shape (m, n)."""
+        self._check_size()
+        whole = torch.ones(1, 1, dtype=torch.float64)
+        for F, side in zip(self._factors, self.event_shape, strict=True):
+            whole = torch.kron(whole, torch.eye(side, dtype=torch.float64) if F is None else F)
+        return whole
+
+    @functools.cached_property
+    @torch.inference_mode(False)
+    def _grams(self) -> list[tuple[Tensor, Tensor] | None]:
+        """Of every factor."""
+        return [None if F is None else torch.linalg.eigh(F @ F.mT) for F in self._factors]
+
+    @functools.cached_property
+    @torch.inference_mode(False)
+    def spectrum(self) -> Tensor:
+        """The products of the factors' eigenvalues, with shape (m,)."""
+        values = torch.ones(1, dtype=torch.float64)
+        for gram, side in zip(self._grams, self.shape, strict=True):
+            values = torch.kron(values, torch.ones(side, dtype=torch.float64) if gram is None else gram[0])
+        return _without_rounding(values, self.count)
+
+    def turn(self, r: Tensor) -> Tensor:
+        """U^T r with shape (B, m)."""
+        turns = [None if gram is None else gram[1] for gram in self._grams]
+        return _along(r.unflatten(-1, self.shape), turns).flatten(1)
+
+    def turn_back(self, r: Tensor) -> Tensor:
+        """U r with shape (B, m)."""
+        turns = [None if gram is None else gram[1].mT for gram in self._grams]
+        return _along(r.unflatten(-1, self.shape), turns).flatten(1)
+
+
+def _along(x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """x with shape (B, *D) times a matrix (d_i, y_i) along every dimension, with shape (B, *Y)."""
+    for k, F in enumerate(factors, start=1):
+        if F is not None:
+            moved = x.movedim(k, -1)
+            rows = row_product(moved.reshape(-1, moved.shape[-1]), F.to(x).contiguous())
+            x = rows.reshape(*moved.shape[:-1], F.shape[1]).movedim(-1, k)
+    return x
+
+
+def _without_rounding(values: Tensor, count: int) -> Tensor:
+    """Eigenvalues in which those of rounding are 0."""
+    return torch.where(values > 1e-13 * count * float(values.amax().clamp(min=0)), values, 0.0)
+
+
+class FourierMap(LinearMap):
+    """Fourier coefficients of every channel inside a mask: real parts, then imaginary ones.
+
+    Samples are real, so that the coefficients of frequencies k and -k are conjugate.  Where both are in the
+    mask, a and b,
+
+        (Re a + Re b) / 2^1/2,   (Im a - Im b) / 2^1/2     have the eigenvalue 1 of A A^T
+        (Re a - Re b) / 2^1/2,   (Im a + Im b) / 2^1/2     have 0
+
+    and where one is, both parts have 1/2; a k that is its own -k has 1 and 0.
+
+    Args:
+        event_shape: D, (C, H, W) or (n,).
+        kept: the mask, bool with shape (H, W) or (n,), zero frequency first.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(self, event_shape: tuple[int, ...], kept: Tensor) -> None:
+        self.event_shape, self._sides = event_shape, tuple(kept.shape)
+        self._axes = tuple(range(-kept.ndim, 0))
+        self._index = kept.flatten().nonzero().flatten()
+        places = torch.full((kept.numel(),), -1).index_copy(0, self._index, torch.arange(len(self._index)))
+        opposite = [(-torch.arange(side)) % side for side in self._sides]
+        grid = torch.arange(kept.numel()).reshape(self._sides)[torch.meshgrid(*opposite, indexing="ij")]
+        self._other = places[grid.flatten()[self._index]]  # the place of -k among those kept, -1 for none
+        own = torch.arange(len(self._other))
+        self._order = (self._other - own).sign() * (self._other >= 0)  # 1 first of a pair, -1 second, 0 alone
+        alone = torch.where(self._other == own, 1.0, 0.5).double()
+        self._real = torch.where(self._order == 0, alone, (self._order > 0).double())
+        self._imaginary = torch.where(self._order == 0, torch.where(alone == 1, 0.0, alone), self._real)
+        self._channels = math.prod(event_shape) // kept.numel()
+        self.count = 2 * self._channels * len(self._index)
+        self.shape = (self.count,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x with shape (B, m)."""
+        whole = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        found = torch.fft.fftn(whole.reshape(len(x), -1, *self._sides), dim=self._axes, norm="ortho")
+        found = found.flatten(2)[..., self._index.to(x.device)].flatten(1)
+        return torch.cat([found.real, found.imag], 1).to(x.dtype)
+
+    def backward(self, r: Tensor) -> Tensor:
+        """A^T r with shape (B, *D)."""
+        whole = r if r.dtype in (torch.float32, torch.float64) else r.float()
+        parts = whole.reshape(len(r), 2, self._channels, -1)
+        values = torch.complex(parts[:, 0], parts[:, 1])
+        placed = values.new_zeros(len(r), self._channels, math.prod(self._sides))
+        placed = placed.index_copy(2, self._index.to(r.device), values).unflatten(2, self._sides)
+        found = torch.fft.ifftn(placed, dim=self._axes, norm="ortho").real
+        return found.reshape(len(r), *self.event_shape).to(r.dtype)
+
+    def matrix(self) -> Tensor:
+        """A with shape (m, n)."""
+        self._check_size()
+        n = math.prod(self.event_shape)
+        return self.forward(torch.eye(n, dtype=torch.float64).unflatten(-1, self.event_shape)).mT.contiguous()
+
+    @property
+    def spectrum(self) -> Tensor:
+        """0, 1/2 and 1, with shape (m,)."""
+        parts = torch.stack([self._real, self._imaginary])[:, None].expand(-1, self._channels, -1)
+        return parts.flatten()
+
+    def turn(self, r: Tensor) -> Tensor:
+        """U^T r with shape (B, m)."""
+        parts = r.reshape(len(r), 2, self._channels, -1)
+        order, other = self._order.to(r.device), self._other.clamp(min=0).to(r.device)
+        sign = torch.tensor([1.0, -1.0], dtype=r.dtype, device=r.device)[:, None, None]
+        pairs = (order * parts + sign * parts[..., other]) / math.sqrt(2)
+        return torch.where(order == 0, parts, pairs).flatten(1)
+
+    def turn_back(self, r: Tensor) -> Tensor:
+        """U r with shape (B, m): U is its own inverse."""
+        return self.turn(r)
+
+
 class MaskMap(LinearMap):
     """The features inside a mask.  An observation has the shape D; what it holds outside the mask is not
     looked at, and what is drawn there is nan.
@@ -159,10 +319,18 @@ class MaskMap(LinearMap):
         blank = torch.full((len(r), math.prod(self.event_shape)), math.nan, dtype=r.dtype, device=r.device)
         return blank.index_copy(1, self._index.to(r.device), r).unflatten(-1, self.shape)
 
-    @functools.cached_property
-    def gram(self) -> tuple[Tensor, Tensor | None]:
-        """Ones, and no rotation."""
-        return torch.ones(self.count, dtype=torch.float64), None
+    @property
+    def spectrum(self) -> Tensor:
+        """Ones."""
+        return torch.ones(self.count, dtype=torch.float64)
+
+    def turn(self, r: Tensor) -> Tensor:
+        """r."""
+        return r
+
+    def turn_back(self, r: Tensor) -> Tensor:
+        """r."""
+        return r
 
 
 class EntriesMap(LinearMap):
@@ -203,11 +371,18 @@ class EntriesMap(LinearMap):
         """The numbers, 0 for those that are missing, with shape (B, n)."""
         return y.flatten(1).nan_to_num(nan=0.0)
 
-    @functools.cached_property
-    def gram(self) -> tuple[Tensor, Tensor | None]:
-        """0 and 1 with shape (B, n), and no rotation."""
-        held = torch.ones(1, self.count, dtype=torch.float64) if self.held is None else self.held
-        return held, None
+    @property
+    def spectrum(self) -> Tensor:
+        """0 and 1 with shape (B, n)."""
+        return torch.ones(1, self.count, dtype=torch.float64) if self.held is None else self.held
+
+    def turn(self, r: Tensor) -> Tensor:
+        """r."""
+        return r
+
+    def turn_back(self, r: Tensor) -> Tensor:
+        """r."""
+        return r
 
 
 @torch.inference_mode(False)
@@ -248,161 +423,3 @@ def function_map(function: Callable[[Tensor], Tensor], event_shape: tuple[int, .
                 "does to the features; give it as NonlinearObservation(function, std, event_shape)"
             )
     return MatrixMap(matrix, event_shape, shape)
-
-
-def _check_shape(event_shape: tuple[int, ...]) -> None:
-    """Refuse, with ValueError, what is neither images nor signals."""
-    if len(event_shape) not in (1, 3) or any(side < 1 for side in event_shape):
-        raise ValueError(f"event_shape must be (C, H, W) or (n,), got {tuple(event_shape)}")
-
-
-@checked
-def blur(event_shape: tuple[int, ...], kernel: Any) -> LinearMap:
-    """Every channel convolved with a kernel, with zeros outside the image.
-
-    Args:
-        event_shape: (C, H, W), or (n,) for signals.
-        kernel: with shape (h, w), or (h,) for signals, of odd sides.
-
-    Raises:
-        ValueError: a kernel of other dimensions than the image, or of even sides.
-    """
-    _check_shape(event_shape)
-    k = host_tensor("kernel", kernel)
-    dims = 2 if len(event_shape) == 3 else 1
-    if k.ndim != dims or any(side % 2 == 0 for side in k.shape):
-        raise ValueError(
-            f"kernel must have {dims} odd sides for samples with shape {tuple(event_shape)}, got "
-            f"{tuple(k.shape)}; images have shape (C, H, W), signals (n,)"
-        )
-    convolve = torch.nn.functional.conv2d if dims == 2 else torch.nn.functional.conv1d
-
-    def blurred(x: Tensor) -> Tensor:
-        flat = x.reshape(-1, 1, *event_shape[-dims:])
-        out = convolve(flat, k.flip(tuple(range(dims)))[None, None], padding=[side // 2 for side in k.shape])
-        return out.reshape(x.shape)
-
-    return function_map(blurred, tuple(event_shape))
-
-
-@checked
-def gaussian_blur(event_shape: tuple[int, ...], width: float) -> LinearMap:
-    """Blur with a Gaussian kernel of standard deviation ``width`` in pixels, cut at three of it and at the
-    largest side.
-
-    Raises:
-        ValueError: a width that is not positive.
-    """
-    _check_shape(event_shape)
-    if not 0 < width < math.inf:
-        raise ValueError(f"width must be positive, got {width}")
-    reach = min(max(1, math.ceil(3 * min(width, 1e6))), max(event_shape))
-    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / width).square())
-    line = line / line.sum()
-    return blur(event_shape, line[:, None] * line if len(event_shape) == 3 else line)
-
-
-@checked
-def downsampling(event_shape: tuple[int, ...], factor: int) -> LinearMap:
-    """Means over blocks of ``factor`` pixels in every direction: what super-resolution goes back from.
-
-    Raises:
-        ValueError: sides that the factor does not divide.
-    """
-    sides = event_shape[-2:] if len(event_shape) == 3 else event_shape
-    _check_shape(event_shape)
-    if factor < 1 or any(side % factor for side in sides):
-        raise ValueError(
-            f"factor must divide the sides of samples with event_shape {tuple(event_shape)}, got {factor}"
-        )
-    pool = torch.nn.functional.avg_pool2d if len(event_shape) == 3 else torch.nn.functional.avg_pool1d
-
-    def pooled(x: Tensor) -> Tensor:
-        return pool(x if len(event_shape) == 3 else x[:, None], factor).reshape(len(x), *shape)
-
-    shape = (*event_shape[:-2], *(side // factor for side in sides)) if len(event_shape) == 3 else (
-        event_shape[0] // factor,
-    )  # fmt: skip
-    return function_map(pooled, tuple(event_shape))
-
-
-@checked
-def colour_mixing(event_shape: tuple[int, ...], weights: Any = None) -> LinearMap:
-    """One channel, a weighted sum of all: what colourisation goes back from.
-
-    Args:
-        event_shape: (C, H, W).
-        weights: with shape (C,); equal ones that sum to 1 when None.
-
-    Raises:
-        ValueError: another event shape, or weights of another shape.
-    """
-    if len(event_shape) != 3 or any(side < 1 for side in event_shape):
-        raise ValueError(f"event_shape must be (C, H, W), got {tuple(event_shape)}")
-    channels = event_shape[0]
-    w = torch.full((channels,), 1 / channels).double() if weights is None else host_tensor("weights", weights)
-    if tuple(w.shape) != (channels,):
-        raise ValueError(f"weights must have shape ({channels},), one per channel, got {tuple(w.shape)}")
-    return function_map(lambda x: (x * w[:, None, None]).sum(1, keepdim=True), tuple(event_shape))
-
-
-@checked
-def fourier_mask(event_shape: tuple[int, ...], mask: Any) -> LinearMap:
-    """The Fourier coefficients inside a mask, as in magnetic resonance imaging: real parts, then imaginary.
-
-    The transform is orthonormal, over the last two sides of (C, H, W), or the side of (n,).
-
-    Args:
-        event_shape: of the samples.
-        mask: bool with shape (H, W) or (n,), True where a coefficient is measured; zero frequency first.
-
-    Raises:
-        ValueError: a mask of another shape, or without a True.
-    """
-    _check_shape(event_shape)
-    sides = tuple(event_shape[-2:]) if len(event_shape) == 3 else tuple(event_shape)
-    try:
-        kept = torch.as_tensor(mask).cpu()
-    except (TypeError, ValueError, RuntimeError, OverflowError, NotImplementedError):
-        raise TypeError(f"mask must hold True and False, got {shown(mask)}") from None
-    if kept.dtype != torch.bool:
-        raise TypeError(f"mask must hold True and False, got {kept.dtype}; compare it, as in mask > 0")
-    if tuple(kept.shape) != sides or not bool(kept.any()):
-        raise ValueError(
-            f"mask must have the sides {sides} of event_shape {tuple(event_shape)} and a True somewhere, got "
-            f"{tuple(kept.shape)}"
-        )
-    axes = tuple(range(-len(sides), 0))
-
-    def measured(x: Tensor) -> Tensor:
-        found = torch.fft.fftn(x, dim=axes, norm="ortho")[..., kept].flatten(1)
-        return torch.cat([found.real, found.imag], 1)
-
-    return function_map(measured, tuple(event_shape))
-
-
-@checked
-def projection(event_shape: tuple[int, ...], count: int, seed: int = 0) -> LinearMap:
-    """``count`` random projections with entries N(0, 1/n), n the number of features: compressed sensing.
-
-    Raises:
-        ValueError: a count below 1.
-    """
-    from sde_toolkit.utils import Stream
-    from solvers import Normals
-
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    n = math.prod(event_shape)
-    if not event_shape or n < 1:
-        raise ValueError(f"event_shape must hold a feature or more, got {tuple(event_shape)}")
-    rows = Normals(seed, count, (n,)).draw(0, Stream.OBSERVATION)
-    return MatrixMap(rows / math.sqrt(n), tuple(event_shape))
-
-
-@checked
-def entries(event_shape: tuple[int, ...]) -> LinearMap:
-    """The features that are not nan in every row of the observation: imputation of missing values."""
-    if not event_shape or math.prod(event_shape) < 1:
-        raise ValueError(f"event_shape must hold a feature or more, got {tuple(event_shape)}")
-    return EntriesMap(tuple(event_shape))

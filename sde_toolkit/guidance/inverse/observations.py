@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from sde_toolkit.guidance.inverse.maps import EntriesMap, LinearMap, MaskMap, MatrixMap, function_map
-from sde_toolkit.models import row_product
 from sde_toolkit.utils import Stream, as_tensor, checked, host_tensor, integer, shown
 from solvers import Normals
 
@@ -260,12 +259,7 @@ class Measured:
         Args:
             gain: from the eigenvalues of A A^T, with shape (m,) or (B, m), to factors of such a shape.
         """
-        values, vectors = self.map.gram
-        factors = gain(values.to(r))
-        if vectors is None:
-            return factors * r
-        turned = row_product(r, vectors.to(r)) * factors
-        return row_product(turned, vectors.mT.to(r).contiguous())
+        return self.map.turn_back(gain(self.map.spectrum.to(r)) * self.map.turn(r))
 
     def pseudo_inverse(self, r: Tensor) -> Tensor:
         """A^+ r with shape (B, *D), for r with shape (B, m)."""

@@ -164,7 +164,7 @@ class _Restore(AfterStep):
 def _still_replaced(model: ScoreModel, time: Tensor, x: Tensor, condition: Tensor | None) -> bool:
     """Whether the state is noisier than the observation along some singular vector."""
     seen, n, _ = _levels(model, time, x, condition)
-    return float(n) ** 2 * float(seen.map.gram[0].amax()) >= seen.std**2
+    return float(n) ** 2 * float(seen.map.spectrum.amax()) >= seen.std**2
 
 
 def _levels(

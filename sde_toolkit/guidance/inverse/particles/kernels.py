@@ -273,7 +273,7 @@ class Steps:
             return reciprocal(variance + v * e)
 
         g = self.seen.of_gram(precision, r)
-        e = self.seen.map.gram[0].to(r)
+        e = self.seen.map.spectrum.to(r)
         law = variance + v * e
         held = held_of(self.seen)
         logs = law.log() + math.log(2 * math.pi)
