@@ -158,6 +158,22 @@ def test_narrow_moments_have_the_gains_of_their_matrix(name: str, rank: int, std
             torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_pixels_of_a_mask_may_have_noise_of_their_own_without_a_matrix() -> None:
+    mask, std = torch.arange(12) % 3 > 0, 0.1 + normals(1, 12).abs()
+    map_, s = LinearObservation(mask, std).scaled
+    dense = MatrixMap(map_.matrix(), (12,))
+    r = normals(2, 3, map_.count)
+    assert s == 1
+    torch.testing.assert_close(
+        map_.turn_back(map_.spectrum * map_.turn(r)), r @ map_.matrix() @ map_.matrix().mT
+    )
+    torch.testing.assert_close(map_.spectrum.sort().values, dense.spectrum)
+    whole = LinearObservation(
+        torch.arange(3 * 64 * 64).reshape(3, 64, 64) % 2 == 0, normals(3, 3, 64, 64).abs()
+    )
+    assert len(whole.scaled[0].spectrum) == 3 * 64 * 32
+
+
 def test_large_images_are_restored_without_a_matrix() -> None:
     """Where A has a hundred million entries; half of the features were refused before."""
     shape = (3, 64, 64)

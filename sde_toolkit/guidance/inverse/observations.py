@@ -270,7 +270,7 @@ class _Divided(LinearMap):
     """A map whose numbers are divided by the std of their noise, with shape (m,)."""
 
     def __init__(self, A: LinearMap, std: Tensor) -> None:
-        self._map, self._std = A, std
+        self._map, self._std, self._masks = A, std, isinstance(A, MaskMap)
         self.event_shape, self.shape, self.count = A.event_shape, A.shape, A.count
 
     def forward(self, x: Tensor) -> Tensor:
@@ -284,6 +284,19 @@ class _Divided(LinearMap):
     def matrix(self) -> Tensor:
         """A / s with shape (m, n)."""
         return self._map.matrix() / self._std[:, None]
+
+    @property
+    def spectrum(self) -> Tensor:
+        """The eigenvalues of A A^T / s^2 with shape (m,), those of a mask without a matrix."""
+        return self._std.square().reciprocal() if self._masks else super().spectrum
+
+    def turn(self, r: Tensor) -> Tensor:
+        """U^T r with shape (B, m)."""
+        return r if self._masks else super().turn(r)
+
+    def turn_back(self, r: Tensor) -> Tensor:
+        """U r with shape (B, m)."""
+        return r if self._masks else super().turn_back(r)
 
 
 def _examples(x0: Any, event_shape: tuple[int, ...]) -> Tensor:
