@@ -158,6 +158,24 @@ def test_narrow_moments_have_the_gains_of_their_matrix(name: str, rank: int, std
             torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_data_on_a_few_axes_are_moved_along_these(name: str) -> None:
+    """No variance beside the axes, and no noise: M has the rank of the axes."""
+    axes = torch.linalg.qr(normals(2, 32, 3)).Q
+    variances = torch.tensor([4.0, 1.0, 0.3], dtype=torch.float64)
+    mean = normals(1, *SHAPE)
+    narrow = Moments(mean, LowRank(axes, variances, 0.0))
+    whole = Moments(mean, axes * variances @ axes.mT)
+    observation = LinearObservation(MAPS[name], 0.0, event_shape=SHAPE)
+    x0 = (normals(7, 6, 3) @ axes.mT).unflatten(-1, SHAPE)
+    r = observation.A.forward(x0)
+    measured = observation.measured(observation.A.place(r), r)
+    for nsr in (torch.tensor(0.05), torch.tensor(1.0), torch.tensor(150.0), torch.linspace(0.1, 3, 6)):
+        got = Gains(narrow, observation).gain(nsr.double(), r, measured)
+        wanted = textbook(whole, observation.A.matrix(), 0.0, nsr.double(), r)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_pixels_of_a_mask_may_have_noise_of_their_own_without_a_matrix() -> None:
     mask, std = torch.arange(12) % 3 > 0, 0.1 + normals(1, 12).abs()
     map_, s = LinearObservation(mask, std).scaled

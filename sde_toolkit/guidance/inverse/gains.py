@@ -34,8 +34,8 @@ from sde_toolkit.guidance.inverse.observations import LinearObservation, Measure
 from sde_toolkit.guidance.inverse.posterior import Method, Query
 from sde_toolkit.models import LowRank, Moments, ScoreModel, row_product
 
-_SMALL = 1e-14
-"""Eigenvalues of N below this part of the largest are those of rounding: nothing is observed along them."""
+_SMALL = 1e-9
+"""The least eigenvalue of N, in units of the mean of those of M, where only a few axes have variance."""
 
 _JITTER = 1e-15
 """Added to the diagonal of M, in units of its mean: rows of A that say the same twice."""
@@ -158,39 +158,36 @@ class _Narrow:
 
     def solve(self, n2: Tensor, r: Tensor, measured: Measured) -> Tensor:
         """M^-1 r with shape (B, m), for a squared ratio with shape (1,) or (B, 1)."""
-        N, d, K = self._level(n2, measured)
-        reciprocals, B = _reciprocals(N), self._columns.to(r.device)
-        w = self._map.turn(r.double()) * reciprocals
+        inverse, d, K = self._level(n2, measured)
+        B, w = self._columns.to(r.device), self._map.turn(r.double()) * inverse
         if B.shape[1]:
             c = row_product(w, B)
             if K.ndim == 2:
                 c = row_product(c, torch.linalg.inv(K).mT.contiguous())
             else:
                 c = torch.linalg.solve(K, c[:, :, None])[:, :, 0]
-            w = w - row_product(d * c, B.mT.contiguous()) * reciprocals
+            w = w - row_product(d * c, B.mT.contiguous()) * inverse
         return self._map.turn_back(w).to(r)
 
     def log_scale(self, n2: Tensor, measured: Measured) -> Tensor:
-        """1/2 log det M with shape ()."""
-        N, _, K = self._level(n2, measured)
-        least = _SMALL * N.amax(-1, keepdim=True)
-        return 0.5 * (torch.linalg.slogdet(K).logabsdet + N.clamp(min=least).log().sum(-1))
+        """1/2 log det M with shape (), without what is not observed at all."""
+        inverse, _, K = self._level(n2, measured)
+        logs = torch.where(inverse > 0, inverse, 1.0).log()
+        return 0.5 * (torch.linalg.slogdet(K).logabsdet - logs.sum(-1))
 
     def _level(self, n2: Tensor, measured: Measured) -> tuple[Tensor, Tensor, Tensor]:
-        """N with shape (m,) or (B, m), d with shape (r,) or (B, r), and I + B^T N^-1 B diag(d)."""
+        """N^-1 with shape (m,) or (B, m), 0 where A sees nothing and there is no noise, d with shape (r,) or
+        (B, r), and I + B^T N^-1 B diag(d)."""
         B, e = self._columns.to(n2.device), self._map.spectrum.to(n2)
         variances, rest = self._variances.to(n2.device), self._rest.to(n2.device)
         v = n2 * rest / (n2 + rest)
         d = n2 * variances / (n2 + variances) - v
         N = v * e + measured.std**2
-        inside = (B * _reciprocals(N)[..., None]).mT @ B * d[..., None, :]
-        return N, d, inside + torch.eye(B.shape[1], dtype=B.dtype, device=B.device)
-
-
-def _reciprocals(N: Tensor) -> Tensor:
-    """1 / N, and 0 for eigenvalues of rounding."""
-    small = _SMALL * N.amax(-1, keepdim=True) >= N
-    return torch.where(small, 0.0, 1 / torch.where(small, 1.0, N))
+        each = N.mean(-1, keepdim=True) + (d @ B.square().mean(0))[..., None]
+        N = N.clamp(min=_SMALL * each.clamp(min=1e-280))
+        inverse = torch.where((e == 0) & (measured.std == 0), 0.0, 1 / N)
+        inside = (B * inverse[..., None]).mT @ B * d[..., None, :]
+        return inverse, d, inside + torch.eye(B.shape[1], dtype=B.dtype, device=B.device)
 
 
 def _inverse(law: Tensor) -> Tensor:
