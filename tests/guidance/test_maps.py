@@ -108,6 +108,17 @@ def test_a_kernel_that_is_no_product_stays_a_matrix() -> None:
     torch.testing.assert_close(found.matrix(), convolved(kernel, (2, 4, 5)).matrix())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_of_a_map_that_are_not_finite_are_refused(bad: float) -> None:
+    for call, words in (
+        (lambda: guidance.blur((5,), [1.0, bad, 1.0]), "kernel must be finite"),
+        (lambda: guidance.blur((1, 4, 4), [[bad]]), "kernel must be finite"),
+        (lambda: guidance.colour_mixing((2, 3, 3), [bad, 1.0]), "weights must be finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
 SHAPE = (2, 4, 4)
 MAPS: dict[str, object] = {
     "mask": torch.arange(32).reshape(SHAPE) % 3 > 0,

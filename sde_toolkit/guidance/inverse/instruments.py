@@ -39,7 +39,7 @@ def blur(event_shape: tuple[int, ...], kernel: Any) -> LinearMap:
         kernel: with shape (h, w), or (h,) for signals, of odd sides.
 
     Raises:
-        ValueError: a kernel of other dimensions than the image, or of even sides.
+        ValueError: a kernel of other dimensions than the image, of even sides, or that is not finite.
     """
     _check_shape(event_shape)
     k = host_tensor("kernel", kernel)
@@ -49,6 +49,8 @@ def blur(event_shape: tuple[int, ...], kernel: Any) -> LinearMap:
             f"kernel must have {dims} odd sides for samples with shape {tuple(event_shape)}, got "
             f"{tuple(k.shape)}; images have shape (C, H, W), signals (n,)"
         )
+    if not bool(k.isfinite().all()):
+        raise ValueError("kernel must be finite, got nan or inf")
     parts = _separated(k)
     if parts is not None:
         sides = event_shape[-dims:]
@@ -127,7 +129,7 @@ def colour_mixing(event_shape: tuple[int, ...], weights: Any = None) -> LinearMa
         weights: with shape (C,); equal ones that sum to 1 when None.
 
     Raises:
-        ValueError: another event shape, or weights of another shape.
+        ValueError: another event shape, or weights of another shape or that are not finite.
     """
     if len(event_shape) != 3 or any(side < 1 for side in event_shape):
         raise ValueError(f"event_shape must be (C, H, W), got {tuple(event_shape)}")
@@ -135,6 +137,8 @@ def colour_mixing(event_shape: tuple[int, ...], weights: Any = None) -> LinearMa
     w = torch.full((channels,), 1 / channels).double() if weights is None else host_tensor("weights", weights)
     if tuple(w.shape) != (channels,):
         raise ValueError(f"weights must have shape ({channels},), one per channel, got {tuple(w.shape)}")
+    if not bool(w.isfinite().all()):
+        raise ValueError("weights must be finite, got nan or inf")
     return SeparableMap([w[None], None, None], tuple(event_shape))
 
 
