@@ -31,13 +31,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_toolkit.guidance.draws import NUM_DRAWS, PosteriorSampler, Progress, draw_given, plan_draws
+from sde_toolkit.guidance.draws import (
+    NUM_DRAWS,
+    NUM_STEPS,
+    PosteriorSampler,
+    Progress,
+    draw_given,
+    plan_draws,
+)
 from sde_toolkit.guidance.inverse.maps import EntriesMap, MaskMap
 from sde_toolkit.guidance.inverse.observations import LinearObservation, Observation
 from sde_toolkit.guidance.inverse.posterior import Method
 from sde_toolkit.metrics import Estimate, RankTest, coverage, interval, rank_test, tarp_ranks, truth_ranks
 from sde_toolkit.models import ExactModel, ScoreModel, check_states
-from sde_toolkit.samplers import Sampler
+from sde_toolkit.samplers import Sampler, dpm_solver_pp
 from sde_toolkit.utils import checked
 
 LEAST_PAIRS = 40
@@ -134,6 +141,7 @@ def calibrate(
     """
     if num_draws < 2:
         raise ValueError(f"num_draws must be at least 2, for intervals, got {num_draws}")
+    sampler = dpm_solver_pp(NUM_STEPS) if sampler is None else sampler  # whose draws are independent
     plan = plan_draws(model, observation, method, sampler, num_draws, level, seed, batch_size)
     unknown = _unknown(observation)
     x = _truths(model, truths, num_pairs, seed)

@@ -99,7 +99,12 @@ def plan_draws(
     seed: int,
     batch_size: int,
 ) -> Plan:
-    """Refuse, with ValueError, numbers out of range, and a method that cannot have this observation."""
+    """What is asked for, with what is taken where nothing is said: ``default_sampler`` without a sampler and
+    a method, DPM-Solver++ for a method, and ``default_method`` for a sampler.
+
+    Raises:
+        ValueError: numbers out of range, and a method that cannot have this observation.
+    """
     for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -109,15 +114,15 @@ def plan_draws(
         raise ValueError(
             f"std must be at most {MOST_STD:g} in model scale, got {float(observation.std.amax()):.4g}"
         )
+    if sampler is None:
+        sampler = default_sampler(model) if method is None else dpm_solver_pp(NUM_STEPS)
     if isinstance(sampler, PosteriorSampler):
         if method is not None:
             raise ValueError(f"method must be left out for {type(sampler).__name__}, got {method!r}")
         sampler.on(model, observation)
         return Plan(observation, None, sampler, num_draws, level, seed, batch_size)
-    if method is None:
-        method = default_method(model, observation)
+    method = default_method(model, observation) if method is None else method
     method.check(model, observation)
-    sampler = dpm_solver_pp(NUM_STEPS) if sampler is None else sampler
     return Plan(observation, method, sampler, num_draws, level, seed, batch_size)
 
 

@@ -32,7 +32,6 @@ from sde_toolkit.guidance.draws import (
     Plan,
     PosteriorSampler,
     Progress,
-    default_sampler,
     draw_given,
     plan_draws,
 )
@@ -115,7 +114,6 @@ def restore(
             "observation must have one mask for all rows under this scaling, got entries; call impute"
         )
     posed, values = in_model_scale(observation, y, scaling)
-    sampler = default_sampler(model) if sampler is None and method is None else sampler
     plan = plan_draws(model, posed, method, sampler, num_draws, level, seed, batch_size)
     rows = model.conditions(condition, len(values))
     x, nfe, seconds = draw_given(model, plan, values, torch.arange(len(values)), rows, progress)
@@ -203,7 +201,6 @@ def _by_masks(
     """Imputation of rows with one mask after the other."""
     masks, which = held.unique(dim=0, return_inverse=True)
     given, scaling = model.conditions(condition, len(y)), model.scaling
-    sampler = default_sampler(model) if sampler is None and method is None else sampler
     x, total, seconds, plan = None, 0.0, 0.0, None
     for k, mask in enumerate(masks):
         at = (which == k).nonzero().flatten()

@@ -255,7 +255,9 @@ def test_interpolated_examples_share_what_is_given(digits, tmp_path, capsys):
     assert "give --given" in refused(capsys, *words, "--std=1")
     told = refused(capsys, *words, f"--given={tmp_path / 'top.npy'}", "--method=gibbs")
     assert "method must guide the flow by its prediction alone" in told
-    assert "given must hold one example, got 2" in refused(capsys, *words, f"--given={digits / 'x.npy'}")
+    assert "given must hold one example, with shape (1, ...), got (2, " in refused(
+        capsys, *words, f"--given={digits / 'x.npy'}"
+    )
     np.save(tmp_path / "none.npy", np.full((1, 8, 8), np.nan))
     assert "nan alone" in refused(capsys, *words, f"--given={tmp_path / 'none.npy'}")
     np.save(tmp_path / "small.npy", np.zeros((1, 4, 4)))

@@ -128,8 +128,8 @@ def _observing(options: argparse.Namespace, model: ScoreModel) -> ScoreModel:
 
     if options.given is None:
         return model
-    method = build_method(options.method or "gaussian_informed", 50)
-    if not isinstance(method, Method) or method.after_step() is not None:
+    method = None if options.method is None else build_method(options.method, 50)
+    if method is not None and (not isinstance(method, Method) or method.after_step() is not None):
         raise ValueError(
             f"method must guide the flow by its prediction alone to interpolate, got {options.method}; take "
             "gaussian_informed or mmps"
@@ -138,7 +138,9 @@ def _observing(options: argparse.Namespace, model: ScoreModel) -> ScoreModel:
     if len(rows) != 1 and rows.ndim == len(model.event_shape):
         rows = rows[None]
     if len(rows) != 1:
-        raise ValueError(f"given must hold one example, got {len(rows)} in {options.given}")
+        raise ValueError(
+            f"given must hold one example, with shape (1, ...), got {tuple(rows.shape)} in {options.given}"
+        )
     known = ~rows[0].isnan()
     if not bool(known.any()):
         raise ValueError(f"given must hold a value that is known, got nan alone in {options.given}")
