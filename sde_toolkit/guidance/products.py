@@ -217,9 +217,8 @@ def product_on_grid(laws: Sequence[ExactData], powers: Sequence[float], points: 
     half, _, _ = _summed(laws, powers, box, points // 2)
     if abs(log_mass - half) > _AGREEMENT:
         raise ValueError(
-            f"points must be more than {points} for these laws: with half of them log Z is {half:.6f}, and "
-            f"not "
-            f"{log_mass:.6f}"
+            f"points must be more than {points} for these laws: with half of them log Z is {half:.6f}, with "
+            f"all {log_mass:.6f}"
         )
     return GridLaw(tuple(laws), tuple(map(float, powers)), log_mass, axes, masses)
 
@@ -245,8 +244,7 @@ def _need_mass(laws: Sequence[ExactData], powers: Sequence[float]) -> None:
     if not bool((total > 1e-9 * scale).all()):
         raise ValueError(
             "powers must make a density, got a product without a finite mass, which does not fall off far "
-            "out; "
-            "take a smaller negative power"
+            "out; take a smaller negative power"
         )
 
 

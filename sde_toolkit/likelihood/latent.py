@@ -15,8 +15,7 @@ straight line.
 turns back there: the latents are whitened states x_t, the points stay nearer to the ends, and their law is
 that of the data only as far as x_t is Gaussian.  A guided model encodes and decodes under its guidance; so do
 classes and other conditions.  A ``decoder``, such as the model given an observation, decodes what the model
-has
-encoded: all points, the ends too, then have what was observed.
+has encoded: all points, the ends too, then have what was observed.
 
 Values do not depend on batches or processes: bit for bit for models that compute rows independently of each
 other, as exact models do, and to rounding for networks.
@@ -245,8 +244,7 @@ def interpolate_data(
     if decoder.event_shape != model.event_shape or decoder.sde != model.sde:
         raise ValueError(
             f"decoder must be of samples with shape {model.event_shape} under {model.sde!r}, as the model, "
-            f"got "
-            f"{decoder.event_shape} under {decoder.sde!r}"
+            f"got {decoder.event_shape} under {decoder.sde!r}"
         )
     check_states(model, x_a, "x_a")
     check_states(model, x_b, "x_b")

@@ -9,7 +9,7 @@ U^T, in the axes in which the moments are held, and
 Both depend on the level alone: on a fixed grid one factorisation of an (m, m) matrix serves all samples.
 
 Where S is of low rank beside one variance for all other axes (or that variance alone), V = v I + L diag(d)
-L^T with r columns of L, and no (m, m) matrix is formed.  In the eigenvectors of A A^T, with its eigenvalues
+L^T with r columns of L, and no (m, m) matrix is formed.  In the eigenvectors of A A^T, whose eigenvalues are
 e,
 
     N = v e + s^2,    M = N + B diag(d) B^T,    B = A L with shape (m, r)

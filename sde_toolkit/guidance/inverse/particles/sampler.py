@@ -188,7 +188,7 @@ class TwistedSMC:
             seed, groups, y, rows, batch_size or len(groups) * P, each=not observation.shared
         )
         x = x[wanted.start - int(groups[0]) * P :][:num_samples].to(model.dtype)
-        failed = failures(log_evidence, x, wanted, P, self.t_min, throw)
+        failed = failures(log_evidence, x, wanted, P, float(run.times[-1]), throw)
         return Particles(
             x, run.model.rows / num_samples, time.perf_counter() - start, seed, first_sample,
             run.smc.settings, model.scaling, failed, particles=P, first_group=int(groups[0]),
@@ -238,7 +238,7 @@ class TwistedSMC:
             of_parts = zip(x.split([P * n for n in sizes]), log_evidence.split(sizes), some, strict=True)
             for of_part, evidence, i in of_parts:
                 mine = of_part[parts[i].start - int(groups[i][0]) * P :][: len(parts[i])]
-                failures(evidence, mine, parts[i], P, self.t_min, True)
+                failures(evidence, mine, parts[i], P, float(run.times[-1]), True)
                 found.append(mine)
             if progress is not None:
                 progress(sum(len(parts[i]) for i in some))
